@@ -1,0 +1,172 @@
+"""Gaussian latents and the discretized mixture of logistics, the two distributions of VD-VAE."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class DiagonalGaussian(NamedTuple):
+    """N(mean, exp(log_sigma)^2), elementwise.
+
+    Args:
+        mean: `[B, C, H, W]`, fp32.
+        log_sigma: `[B, C, H, W]`, fp32: the logarithm of the standard deviation.
+    """
+
+    mean: Tensor
+    log_sigma: Tensor
+
+    @classmethod
+    def from_parameters(cls, parameters: Tensor) -> "DiagonalGaussian":
+        """Splits `[B, 2C, H, W]` into mean and log_sigma, in fp32 whatever the network's dtype."""
+        mean, log_sigma = parameters.float().chunk(2, dim=1)
+        return cls(mean, log_sigma)
+
+    def sample(self, noise: Tensor, temperature: float = 1.0) -> Tensor:
+        """z = mean + temperature * exp(log_sigma) * noise: the temperature scales the standard deviation."""
+        if temperature == 0.0:
+            return self.mean
+        return self.mean + torch.exp(self.log_sigma) * (temperature * noise)
+
+    def kl(self, other: "DiagonalGaussian") -> Tensor:
+        """KL(self || other) of every element in nats, `[B, C, H, W]`."""
+        difference = self.mean - other.mean
+        ratio = torch.exp(2 * (self.log_sigma - other.log_sigma))
+        scaled = difference * torch.exp(-other.log_sigma)
+        return other.log_sigma - self.log_sigma - 0.5 + 0.5 * (ratio + scaled * scaled)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log N(z; mean, exp(log_sigma)^2) of every element in nats, `[B, C, H, W]`."""
+        scaled = (z - self.mean) * torch.exp(-self.log_sigma)
+        return -0.5 * scaled * scaled - self.log_sigma - 0.9189385332046727
+
+    def select(self, start: int, stop: int) -> "DiagonalGaussian":
+        """Rows `start:stop` of the batch."""
+        return DiagonalGaussian(self.mean[start:stop], self.log_sigma[start:stop])
+
+
+LOG_SCALE_FLOOR = -7.0
+"""Smallest log-scale of a logistic, as in PixelCNN++ and VD-VAE."""
+
+
+@dataclass
+class DiscretizedLogisticMixture:
+    """Mixture of discretized logistics over RGB pixels, with linear coupling of the colours.
+
+    p(x|z) = sum_k pi_k prod_c [F((x_c + h - m_kc) / s_kc) - F((x_c - h - m_kc) / s_kc)], F the logistic function,
+    with m_k = (mu_r, mu_g + a x_r, mu_b + b x_r + c x_g), the end bins open, h half a bin (PixelCNN++, eq. 2-3;
+    VD-VAE's code). Where a bin's mass is below 1e-5, it is the density at its centre times the bin width.
+
+    Args:
+        parameters: `[B, 10 * num_mixtures, H, W]`; VD-VAE's order: the logits of pi, then for each of R, G, B the
+            means, log-scales and coupling coefficients (before tanh) of all mixtures.
+        num_mixtures: K.
+        output_bits: 8 (levels 2/255 apart on [-1, 1]) or 5 (VD-VAE's "low_bit": half-bins of 1/31).
+        location: `[B, 3, H, W]` on [-1, 1] or None. With a location, the mixture models x - location: means are
+            offsets from it and the colours are coupled by what each adds to it.
+    """
+
+    parameters: Tensor
+    num_mixtures: int
+    output_bits: int = 8
+    location: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        b, channels, h, w = self.parameters.shape
+        if channels != 10 * self.num_mixtures:
+            raise ValueError(
+                f"`parameters` must have 10 * num_mixtures = {10 * self.num_mixtures} channels, got {channels}"
+            )
+        parameters = self.parameters.float()
+        k = self.num_mixtures
+        self.logits = parameters[:, :k]  # [B, K, H, W]
+        per_colour = parameters[:, k:].reshape(b, 3, 3, k, h, w)  # [B, colour, kind, K, H, W]
+        self.means = per_colour[:, :, 0]  # [B, 3, K, H, W]
+        self.log_scales = per_colour[:, :, 1].clamp(min=LOG_SCALE_FLOOR)
+        self.coefficients = torch.tanh(per_colour[:, :, 2])
+
+    @property
+    def half_bin(self) -> float:
+        return 1 / 255 if self.output_bits == 8 else 1 / 31
+
+    def _residual(self, x: Tensor) -> Tensor:
+        return x.float() if self.location is None else x.float() - self.location.float()
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x|z) in nats, `[B, H, W]`, summed over the colours.
+
+        Args:
+            x: `[B, 3, H, W]` on [-1, 1], at the centres of the bins.
+        """
+        r = self._residual(x)
+        red, green = r[:, 0:1], r[:, 1:2]  # [B, 1, H, W], broadcast over the mixtures
+        a, b, c = self.coefficients.unbind(1)  # [B, K, H, W] each
+        centred = r[:, :, None] - self.means
+        centred = torch.stack(
+            (centred[:, 0], centred[:, 1] - a * red, centred[:, 2] - b * red - c * green), dim=1
+        )  # [B, 3, K, H, W]
+        inverse_scale = torch.exp(-self.log_scales)
+        plus = inverse_scale * (centred + self.half_bin)
+        minus = inverse_scale * (centred - self.half_bin)
+        mass = torch.sigmoid(plus) - torch.sigmoid(minus)
+        middle = inverse_scale * centred
+        log_width = -torch.log(torch.tensor(15.5 if self.output_bits == 5 else 127.5)).item()
+        log_density = middle - self.log_scales - 2 * F.softplus(middle) + log_width
+        log_mass = torch.where(mass > 1e-5, torch.log(mass.clamp(min=1e-12)), log_density)
+        ends = x.float()[:, :, None]
+        log_mass = torch.where(ends < -0.999, F.logsigmoid(plus), log_mass)
+        log_mass = torch.where(ends > 0.999, -F.softplus(minus), log_mass)
+        return torch.logsumexp(log_mass.sum(dim=1) + torch.log_softmax(self.logits, dim=1), dim=1)
+
+    def mean(self) -> Tensor:
+        """E[x|z] = sum_k pi_k m_k of the mixture (before clipping to [-1, 1]), `[B, 3, H, W]`, fp32."""
+        pi = torch.softmax(self.logits, dim=1)
+        a, b, c = self.coefficients.unbind(1)
+        red, green, blue = self.means.unbind(1)
+        green = green + a * red
+        blue = blue + b * red + c * green
+        mean = torch.stack([(pi * colour).sum(dim=1) for colour in (red, green, blue)], dim=1)
+        return mean if self.location is None else mean + self.location.float()
+
+    def sample(self, uniform_mixture: Tensor, uniform_logistic: Tensor) -> Tensor:
+        """A draw of pixels from p(x|z), clipped to [-1, 1], `[B, 3, H, W]`.
+
+        Args:
+            uniform_mixture: `[B, K, H, W]` in (0, 1), chooses the mixture by Gumbel's trick.
+            uniform_logistic: `[B, 3, H, W]` in (0, 1), drives the logistics.
+        """
+        gumbel = -torch.log(-torch.log(uniform_mixture))
+        chosen = torch.argmax(self.logits + gumbel, dim=1, keepdim=True)  # [B, 1, H, W]
+        index = chosen[:, None].expand(-1, 3, -1, -1, -1)
+        mean = self.means.gather(2, index)[:, :, 0]  # [B, 3, H, W]
+        log_scale = self.log_scales.gather(2, index)[:, :, 0]
+        coefficient = self.coefficients.gather(2, index)[:, :, 0]
+        draw = mean + torch.exp(log_scale) * (torch.log(uniform_logistic) - torch.log1p(-uniform_logistic))
+        location = torch.zeros_like(draw) if self.location is None else self.location.float()
+        red = (draw[:, 0] + location[:, 0]).clamp(-1, 1)
+        green = (draw[:, 1] + location[:, 1] + coefficient[:, 0] * (red - location[:, 0])).clamp(-1, 1)
+        blue = draw[:, 2] + location[:, 2] + coefficient[:, 1] * (red - location[:, 0])
+        blue = (blue + coefficient[:, 2] * (green - location[:, 1])).clamp(-1, 1)
+        return torch.stack((red, green, blue), dim=1)
+
+
+def quantise(x: Tensor, output_bits: int) -> Tensor:
+    """The likelihood's target: x on [-1, 1] at its 8-bit levels, or, for 5 bits, floor(level / 8) * 8 of them.
+
+    Levels are rounded to integers before the floor: a float32 round trip through [-1, 1] would break it.
+    """
+    levels = torch.round((x.float() + 1) * 127.5).clamp(0, 255)
+    if output_bits == 5:
+        levels = torch.floor(levels / 8) * 8
+    return levels / 127.5 - 1
+
+
+def half_bin_shift(output_bits: int) -> float:
+    """What to add on [-1, 1] to an image of `output_bits` levels that were floored: the mean of the levels lost.
+
+    For 5 bits, floor(level / 8) * 8 loses 3.5 grey levels on average; for 8 bits nothing is lost.
+    """
+    return 3.5 / 127.5 if output_bits == 5 else 0.0

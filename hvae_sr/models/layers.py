@@ -1,0 +1,219 @@
+"""Building blocks that the HR encoder, the decoder and the LR networks share."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "silu": F.silu}
+
+
+class BlockSpec(NamedTuple):
+    """One residual block of VD-VAE's block notation: its resolution, and how it changes resolution, if it does."""
+
+    resolution: int
+    down_rate: int | None = None
+    mixin: int | None = None
+
+
+def parse_blocks(blocks: str, argument: str = "blocks") -> list[BlockSpec]:
+    """Reads VD-VAE's block notation.
+
+    "32x3" is three blocks at resolution 32; "32d2" a block at 32 followed by average pooling by 2; "32m16" a block
+    at 32 that adds the stream of resolution 16, upsampled; "32" a single block.
+
+    Args:
+        blocks: comma-separated items, such as `"1x2,4m1,4x3"`.
+        argument: the name to use in errors.
+
+    Raises:
+        ValueError: an item that does not follow the notation; the message names it.
+    """
+    specs: list[BlockSpec] = []
+    for item in (part.strip() for part in blocks.split(",")):
+        kind = next((letter for letter in "xdm" if letter in item), None)
+        try:
+            numbers = [int(number) for number in (item.split(kind) if kind else [item])]
+        except ValueError:
+            numbers = []
+        if len(numbers) != (2 if kind else 1) or any(number < 1 for number in numbers):
+            raise ValueError(f"`{argument}`: {item!r} is not block notation such as '32x3', '32d2' or '32m16'")
+        if kind == "d":
+            specs.append(BlockSpec(numbers[0], down_rate=numbers[1]))
+        elif kind == "m":
+            specs.append(BlockSpec(numbers[0], mixin=numbers[1]))
+        else:
+            specs.extend([BlockSpec(numbers[0])] * (numbers[1] if kind else 1))
+    return specs
+
+
+def parse_widths(width: int, custom_widths: str | None) -> dict[int, int]:
+    """Channels at each resolution: `width`, unless "32:64,16:96" names another.
+
+    Raises:
+        ValueError: an item that is not "resolution:width".
+    """
+    widths: dict[int, int] = defaultdict(lambda: width)
+    for item in filter(None, (part.strip() for part in (custom_widths or "").split(","))):
+        try:
+            resolution, channels = (int(number) for number in item.split(":"))
+        except ValueError:
+            raise ValueError(f"`custom_widths`: {item!r} is not 'resolution:width', such as '32:64'") from None
+        widths[resolution] = channels
+    return widths
+
+
+def set_channels(x: Tensor, channels: int) -> Tensor:
+    """Pads with zeros, or truncates, to `channels`: VD-VAE's change of width between resolutions."""
+    if x.shape[1] < channels:
+        return F.pad(x, (0, 0, 0, 0, 0, channels - x.shape[1]))
+    return x[:, :channels]
+
+
+def stream_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that convolutions of x give: autocast's where it is on, else x's own."""
+    kind = x.device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return x.dtype
+
+
+def convolution(in_channels: int, out_channels: int, kernel_size: int = 1, zero_weights: bool = False) -> nn.Conv2d:
+    """A "same" convolution with torch's default weights and zero bias, as VD-VAE initialises it."""
+    layer = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    if zero_weights:
+        nn.init.zeros_(layer.weight)
+    return layer
+
+
+class Bottleneck(nn.Module):
+    """VD-VAE's block: four convolutions (1x1, kxk, kxk, 1x1), each after the activation; optional residual, pooling.
+
+    Args:
+        in_channels, middle_channels, out_channels: widths.
+        kernel_size: of the two middle convolutions: 3, or 1 where the map is too small for 3.
+        residual: whether the input is added to the output.
+        down_rate: average pooling after the block, or None.
+        zero_last: zero weights in the last convolution at the start.
+        activation: "gelu" or "silu".
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        middle_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        residual: bool = False,
+        down_rate: int | None = None,
+        zero_last: bool = False,
+        activation: str = "gelu",
+    ) -> None:
+        super().__init__()
+        self.residual = residual
+        self.down_rate = down_rate
+        self.activation = activation
+        self.c1 = convolution(in_channels, middle_channels)
+        self.c2 = convolution(middle_channels, middle_channels, kernel_size)
+        self.c3 = convolution(middle_channels, middle_channels, kernel_size)
+        self.c4 = convolution(middle_channels, out_channels, zero_weights=zero_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, in_channels, H, W]` -> `[B, out_channels, H / down_rate, W / down_rate]`."""
+        act = ACTIVATIONS[self.activation]
+        h = self.c4(act(self.c3(act(self.c2(act(self.c1(act(x))))))))
+        if self.residual:
+            h = x + h
+        if self.down_rate is not None:
+            h = F.avg_pool2d(h, kernel_size=self.down_rate, stride=self.down_rate)
+        return h
+
+
+def kernel_size_at(resolution: int) -> int:
+    """3, but 1 at resolutions 1 and 2, where a 3x3 kernel would mostly see padding (VD-VAE)."""
+    return 3 if resolution > 2 else 1
+
+
+class BottomUp(nn.Module):
+    """VD-VAE's bottom-up network: a stem and residual blocks; one feature map for each resolution.
+
+    Args:
+        blocks: block notation from the finest resolution down, such as `"32x2,32d2,16x2"`.
+        widths: channels at each nominal resolution.
+        bottleneck_multiple: inner width of a block as a share of its width.
+        patch_size: space-to-depth factor before the stem (1 as published).
+        skip: adds the stem's output after the last block at the finest resolution (EDSR's long skip).
+        activation: "gelu" or "silu".
+        argument: the name of `blocks` in errors.
+    """
+
+    def __init__(
+        self,
+        blocks: str,
+        widths: dict[int, int],
+        bottleneck_multiple: float = 0.25,
+        patch_size: int = 1,
+        skip: bool = False,
+        activation: str = "gelu",
+        argument: str = "encoder_blocks",
+    ) -> None:
+        super().__init__()
+        specs = parse_blocks(blocks, argument)
+        self.patch_size = patch_size
+        self.widths = {spec.resolution: widths[spec.resolution] for spec in specs}
+        self.resolution = specs[0].resolution
+        self.skip_after = max(
+            (i for i, spec in enumerate(specs) if spec.resolution == self.resolution and spec.down_rate is None),
+            default=None,
+        )
+        if not skip:
+            self.skip_after = None
+        self.in_conv = convolution(3 * patch_size**2, widths[self.resolution], 3)
+        layers = []
+        for i, spec in enumerate(specs):
+            width = widths[spec.resolution]
+            after = spec.resolution // (spec.down_rate or 1)
+            following = specs[i + 1].resolution if i + 1 < len(specs) else after
+            if spec.mixin is not None or after != following or after < 1:
+                raise ValueError(f"`{argument}`: resolution {after} cannot be followed by {following} in {blocks!r}")
+            self.widths[after] = widths[after]
+            layers.append(
+                Bottleneck(
+                    width,
+                    int(width * bottleneck_multiple),
+                    width,
+                    kernel_size_at(spec.resolution),
+                    residual=True,
+                    down_rate=spec.down_rate,
+                    activation=activation,
+                )
+            )
+        for layer in layers:
+            with torch.no_grad():
+                layer.c4.weight.mul_((1 / len(layers)) ** 0.5)
+        self.blocks = nn.ModuleList(layers)
+        self.resolutions_after = [spec.resolution // (spec.down_rate or 1) for spec in specs]
+        self.gradient_checkpointing = False
+
+    def forward(self, x: Tensor) -> dict[int, Tensor]:
+        """`[B, 3, H, W]` -> the last feature map of each nominal resolution, `{resolution: [B, width, h, w]}`."""
+        if self.patch_size > 1:
+            x = F.pixel_unshuffle(x, self.patch_size)
+        x = self.in_conv(x)
+        stem = x
+        features = {self.resolution: x}
+        for i, block in enumerate(self.blocks):
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+            if i == self.skip_after:
+                x = x + stem
+            x = set_channels(x, self.widths[self.resolutions_after[i]])
+            features[self.resolutions_after[i]] = x
+        return features

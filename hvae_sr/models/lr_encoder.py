@@ -1,0 +1,377 @@
+"""Low-resolution networks: how an observation y enters VD-VAE's top-down pass.
+
+`LREncoder` gives q_psi(z_l | z_<l, y) for the first k groups of a frozen prior (CVDVAE, eq. 10-12). `LRConditioner`
+adds gated features of y to the stream, before prior and posterior (VDVAE-SR, section 5.7). Both are a bottom-up
+network over y, and both are seen by `VDVAE.top_down` through the same small interface, `Condition`.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import Tensor, nn
+
+from ..operators import Downsampling
+from .distributions import DiagonalGaussian
+from .layers import BlockSpec, Bottleneck, BottomUp, convolution, kernel_size_at, parse_blocks, parse_widths
+
+
+@dataclass
+class LRFeatures(BaseOutput):
+    """What the `forward` of an LR network returns.
+
+    Args:
+        sample: `[B, width, h, w]`, the finest feature map.
+        features: the feature map of each nominal resolution, coarse to fine.
+    """
+
+    sample: Tensor
+    features: tuple[Tensor, ...]
+
+
+@dataclass
+class Condition:
+    """Features of a batch of observations y, bound to the network that knows how each group uses them.
+
+    Args:
+        network: the LR network.
+        features: `{nominal resolution: [B, width, h, w]}`.
+        location: `[B, 3, H, W]` on [-1, 1], what the likelihood is centred on, or None.
+    """
+
+    network: "LREncoder | LRConditioner"
+    features: dict[int, Tensor]
+    location: Tensor | None = None
+
+    def add_to_stream(self, group: int, x: Tensor) -> Tensor:
+        """The stream `[B, width, h, w]` of the group, with what the network adds to it."""
+        return self.network.add_to_stream(self.features, group, x)
+
+    def posterior(self, group: int, x: Tensor) -> DiagonalGaussian | None:
+        """q_psi(z_group | z_<group, y), or None where the network has none."""
+        return self.network.posterior(self.features, group, x)
+
+    def select(self, index: Tensor) -> "Condition":
+        """The condition of the batch rows `index` (int64, may repeat): many samples share one bottom-up pass."""
+        return replace(
+            self,
+            features={resolution: x[index] for resolution, x in self.features.items()},
+            location=None if self.location is None else self.location[index],
+        )
+
+
+class Upsampler(nn.Module):
+    """A 3x3 convolution and a pixel shuffle: features of y at a resolution above y's own."""
+
+    def __init__(self, in_channels: int, out_channels: int, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+        self.conv = convolution(in_channels, out_channels * factor**2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.conv(x), self.factor)
+
+
+class LRFeatureNetwork(nn.Module):
+    """Feature maps of y at its own resolution and below (bottom-up), and above it (upsampling blocks).
+
+    Args:
+        blocks: bottom-up block notation in nominal resolutions, starting at y's.
+        upsampling_blocks: such as `"32m16,32x1"`: resolution 32 made from 16, then a block there; None for none.
+        widths: channels at each nominal resolution.
+        bottleneck_multiple, skip, activation: see `BottomUp`.
+    """
+
+    def __init__(
+        self,
+        blocks: str,
+        upsampling_blocks: str | None,
+        widths: dict[int, int],
+        bottleneck_multiple: float,
+        skip: bool,
+        activation: str,
+    ) -> None:
+        super().__init__()
+        self.bottom_up = BottomUp(
+            blocks, widths, bottleneck_multiple, skip=skip, activation=activation, argument="blocks"
+        )
+        self.widths = dict(self.bottom_up.widths)
+        self.up_specs = parse_blocks(upsampling_blocks, "upsampling_blocks") if upsampling_blocks else []
+        up_layers: list[nn.Module] = []
+        for spec in self.up_specs:
+            width = widths[spec.resolution]
+            if spec.mixin is not None and spec.mixin in self.widths and spec.resolution % spec.mixin == 0:
+                up_layers.append(Upsampler(self.widths[spec.mixin], width, spec.resolution // spec.mixin))
+            elif spec.mixin is None and spec.down_rate is None and spec.resolution in self.widths:
+                middle = int(width * bottleneck_multiple)
+                kernel_size = kernel_size_at(spec.resolution)
+                up_layers.append(
+                    Bottleneck(width, middle, width, kernel_size, residual=True, activation=activation)
+                )
+            else:
+                raise ValueError(f"`upsampling_blocks`: nothing to make {spec} from in {upsampling_blocks!r}")
+            self.widths[spec.resolution] = width
+        self.up_blocks = nn.ModuleList(up_layers)
+
+    def forward(self, y: Tensor) -> dict[int, Tensor]:
+        """`[B, 3, h, w]`, normalised -> `{nominal resolution: [B, width, ...]}`."""
+        features = self.bottom_up(y)
+        for spec, block in zip(self.up_specs, self.up_blocks, strict=True):
+            features[spec.resolution] = block(features[spec.mixin if spec.mixin is not None else spec.resolution])
+        return features
+
+
+class _LRNetwork:
+    """What `LREncoder` and `LRConditioner` share: normalisation, features and their binding to a decoder."""
+
+    config: Any
+    network: LRFeatureNetwork
+    dtype: torch.dtype
+
+    def _build(self) -> list[BlockSpec]:
+        """Makes the feature network from the configuration; returns the blocks of the conditioned groups."""
+        c = self.config
+        specs = parse_blocks(c.decoder_blocks, "decoder_blocks")
+        self.network = LRFeatureNetwork(
+            c.blocks,
+            c.upsampling_blocks,
+            parse_widths(c.width, c.custom_widths),
+            c.bottleneck_multiple,
+            c.long_skip,
+            c.activation,
+        )
+        if self.network.bottom_up.resolution != c.image_size:
+            raise ValueError(f"`blocks` must start at image_size = {c.image_size}, got {c.blocks!r}")
+        k = c.num_conditioned_groups
+        if k is None:
+            k = len(specs)
+        if not 0 < k <= len(specs):
+            raise ValueError(f"`num_conditioned_groups` must be between 1 and {len(specs)}, got {k}")
+        return specs[:k]
+
+    @property
+    def size_multiple(self) -> int:
+        """What the sides of y must be multiples of, for every feature map to have a whole size."""
+        return self.config.image_size // min(self.network.widths)
+
+    def _features(self, sample: Tensor) -> dict[int, Tensor]:
+        if sample.ndim != 4 or sample.shape[1] != 3:
+            raise ValueError(f"`sample` must be [B, 3, h, w], got {tuple(sample.shape)}")
+        multiple = self.size_multiple
+        if sample.shape[-2] % multiple or sample.shape[-1] % multiple or not sample.numel():
+            raise ValueError(f"`sample` must have sides that are multiples of {multiple}, got {tuple(sample.shape)}")
+        y = ((sample.float() + 1) * 127.5 + self.config.input_shift) * self.config.input_scale
+        return self.network(y.to(self.dtype))
+
+    def _output(self, sample: Tensor, return_dict: bool) -> LRFeatures | tuple[Any, ...]:
+        features = self._features(sample)
+        ordered = tuple(features[resolution] for resolution in sorted(features))
+        output = LRFeatures(sample=ordered[-1], features=ordered)
+        return output if return_dict else output.to_tuple()
+
+
+class LREncoder(_LRNetwork, ModelMixin, ConfigMixin):
+    """CVDVAE's stochastic encoder q_psi(z_<k | y): a bottom-up network over y and one posterior head per group.
+
+    Heads of groups finer than y read features that `upsampling_blocks` make. Resolutions are nominal, as in `VDVAE`:
+    `image_size` here is the nominal side of y, the VDVAE's divided by the scale.
+
+    Args:
+        image_size: nominal side of y.
+        blocks: bottom-up block notation, such as `"16x3,16d2,8x2"`.
+        upsampling_blocks: such as `"32m16,32x1"`, or None.
+        width, custom_widths, bottleneck_multiple, activation: of the bottom-up network.
+        long_skip: adds the stem's features after the blocks at y's resolution (EDSR).
+        input_shift, input_scale: the network reads (y + input_shift) * input_scale, y on 0..255.
+        num_conditioned_groups: k; None means every group.
+        decoder_blocks, decoder_width, decoder_custom_widths, decoder_bottleneck_multiple, latent_channels: as in the
+            VDVAE's configuration.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["Bottleneck"]
+    _repeated_blocks = ["Bottleneck"]
+
+    @register_to_config
+    def __init__(
+        self,
+        image_size: int = 8,
+        blocks: str = "8x2,8d2,4x2",
+        upsampling_blocks: str | None = None,
+        width: int = 32,
+        custom_widths: str | None = None,
+        bottleneck_multiple: float = 0.25,
+        activation: str = "gelu",
+        long_skip: bool = False,
+        input_shift: float = -127.5,
+        input_scale: float = 1 / 127.5,
+        num_conditioned_groups: int | None = 6,
+        decoder_blocks: str = "4x2,8m4,8x2,16m8,16x2,32m16,32x2",
+        decoder_width: int = 32,
+        decoder_custom_widths: str | None = None,
+        decoder_bottleneck_multiple: float = 0.25,
+        latent_channels: int = 16,
+    ) -> None:
+        super().__init__()
+        specs = self._build()
+        widths = parse_widths(decoder_width, decoder_custom_widths)
+        heads = []
+        for index, spec in enumerate(specs):
+            if spec.resolution not in self.network.widths:
+                raise ValueError(
+                    f"`num_conditioned_groups`: group {index} works at resolution {spec.resolution}, where there are "
+                    "no features of y; extend `blocks` or `upsampling_blocks`, or condition fewer groups"
+                )
+            heads.append(
+                Bottleneck(
+                    widths[spec.resolution] + self.network.widths[spec.resolution],
+                    int(widths[spec.resolution] * decoder_bottleneck_multiple),
+                    2 * latent_channels,
+                    kernel_size_at(spec.resolution),
+                    activation=activation,
+                )
+            )
+        self.heads = nn.ModuleList(heads)
+        self.resolutions = [spec.resolution for spec in specs]
+
+    @apply_forward_hook
+    def encode(self, sample: Tensor) -> Condition:
+        """Features of y for a top-down pass.
+
+        Args:
+            sample: y, `[B, 3, h, w]` on [-1, 1].
+
+        Raises:
+            ValueError: not [B, 3, h, w], or sides that are no multiples of `size_multiple`.
+        """
+        return Condition(self, self._features(sample))
+
+    def add_to_stream(self, features: dict[int, Tensor], group: int, x: Tensor) -> Tensor:
+        """CVDVAE leaves the prior's stream as it is."""
+        return x
+
+    def posterior(self, features: dict[int, Tensor], group: int, x: Tensor) -> DiagonalGaussian | None:
+        """q_psi(z_l | z_<l, y) for l < k (eq. 12), None beyond."""
+        if group >= len(self.heads):
+            return None
+        inputs = torch.cat((x, features[self.resolutions[group]].to(x.dtype)), dim=1)
+        return DiagonalGaussian.from_parameters(self.heads[group](inputs))
+
+    def forward(self, sample: Tensor, return_dict: bool = True) -> LRFeatures | tuple[Any, ...]:
+        """The features of y, `[B, 3, h, w]` on [-1, 1]."""
+        return self._output(sample, return_dict)
+
+
+class Gate(nn.Module):
+    """x * gate for each channel (thesis, section 5.7.2; after ReZero)."""
+
+    def __init__(self, channels: int, initial: float) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(torch.full((1, channels, 1, 1), initial))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate.to(x.dtype)
+
+
+class LRConditioner(_LRNetwork, ModelMixin, ConfigMixin):
+    """VDVAE-SR's conditioning: features of y, times a learned gate per group, are added to the top-down stream.
+
+    Prior and posterior of a group both see the addition, so the model is trained with the conditional ELBO (thesis,
+    eq. 4.5). With gates at zero, a new conditioner leaves a pretrained VDVAE exactly as it is.
+
+    Args:
+        image_size, blocks, upsampling_blocks, width, custom_widths, bottleneck_multiple, activation, long_skip,
+            input_shift, input_scale: see `LREncoder`. Widths must be the decoder's at each conditioned resolution.
+        num_conditioned_groups: conditions the first so many groups; None means every group that has features of y.
+        gate_init: value the gates start at; 0 protects a pretrained prior.
+        scale_factor: sides of x over sides of y.
+        likelihood_location: None, "bicubic" (the likelihood's means are offsets from y resized), or "projection"
+            (offsets from y resized and projected on the images consistent with y).
+        downsampling_kernel: H of the projection, see `Downsampling`.
+        decoder_blocks, decoder_width, decoder_custom_widths: as in the VDVAE's configuration.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["Bottleneck"]
+    _repeated_blocks = ["Bottleneck"]
+
+    @register_to_config
+    def __init__(
+        self,
+        image_size: int = 8,
+        blocks: str = "8x2,8d2,4x2",
+        upsampling_blocks: str | None = None,
+        width: int = 32,
+        custom_widths: str | None = None,
+        bottleneck_multiple: float = 0.25,
+        activation: str = "gelu",
+        long_skip: bool = False,
+        input_shift: float = -127.5,
+        input_scale: float = 1 / 127.5,
+        num_conditioned_groups: int | None = None,
+        gate_init: float = 0.0,
+        scale_factor: int = 4,
+        likelihood_location: str | None = None,
+        downsampling_kernel: str = "bicubic",
+        decoder_blocks: str = "4x2,8m4,8x2,16m8,16x2,32m16,32x2",
+        decoder_width: int = 32,
+        decoder_custom_widths: str | None = None,
+    ) -> None:
+        super().__init__()
+        if likelihood_location not in (None, "bicubic", "projection"):
+            raise ValueError(
+                f"`likelihood_location` must be None, 'bicubic' or 'projection', got {likelihood_location!r}"
+            )
+        specs = self._build()
+        widths = parse_widths(decoder_width, decoder_custom_widths)
+        self.gates = nn.ModuleDict()
+        self.resolutions = [spec.resolution for spec in specs]
+        for index, resolution in enumerate(self.resolutions):
+            if resolution not in self.network.widths:
+                continue
+            if self.network.widths[resolution] != widths[resolution]:
+                raise ValueError(
+                    f"`custom_widths`: {self.network.widths[resolution]} channels at resolution {resolution}, where "
+                    f"the decoder has {widths[resolution]}; what is added to its stream must have the same"
+                )
+            self.gates[str(index)] = Gate(widths[resolution], gate_init)
+        self.operator = Downsampling(scale_factor, downsampling_kernel)
+
+    @apply_forward_hook
+    def encode(self, sample: Tensor) -> Condition:
+        """Features of y for a top-down pass, and the location of the likelihood.
+
+        Args:
+            sample: y, `[B, 3, h, w]` on [-1, 1].
+
+        Raises:
+            ValueError: not [B, 3, h, w], or sides that are no multiples of `size_multiple`.
+        """
+        return Condition(self, self._features(sample), self._location(sample.float()))
+
+    def _location(self, y: Tensor) -> Tensor | None:
+        if self.config.likelihood_location is None:
+            return None
+        location = F.interpolate(y, scale_factor=self.config.scale_factor, mode="bicubic", align_corners=False)
+        if self.config.likelihood_location == "projection":
+            location = self.operator.project(location, y)
+        return location
+
+    def add_to_stream(self, features: dict[int, Tensor], group: int, x: Tensor) -> Tensor:
+        """x + gate_l * features of y at the group's resolution, where there are any."""
+        if str(group) not in self.gates:
+            return x
+        return x + self.gates[str(group)](features[self.resolutions[group]]).to(x.dtype)
+
+    def posterior(self, features: dict[int, Tensor], group: int, x: Tensor) -> DiagonalGaussian | None:
+        """None: VDVAE-SR samples from its conditioned prior."""
+        return None
+
+    def forward(self, sample: Tensor, return_dict: bool = True) -> LRFeatures | tuple[Any, ...]:
+        """The features of y, `[B, 3, h, w]` on [-1, 1]."""
+        return self._output(sample, return_dict)

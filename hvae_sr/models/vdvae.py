@@ -1,0 +1,531 @@
+"""VD-VAE (Child, "Very deep VAEs generalize autoregressive models", ICLR 2021): the hierarchical image prior."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import Tensor, nn
+
+from ..noise import GeneratorNoise, NoiseSource, as_noise_source
+from .distributions import DiagonalGaussian, DiscretizedLogisticMixture, half_bin_shift, quantise
+from .layers import (
+    BlockSpec,
+    Bottleneck,
+    BottomUp,
+    convolution,
+    kernel_size_at,
+    parse_blocks,
+    parse_widths,
+    set_channels,
+    stream_dtype,
+)
+from .lr_encoder import Condition
+
+
+@dataclass
+class VDVAEOutput(BaseOutput):
+    """What `VDVAE.forward` returns.
+
+    Args:
+        sample: `[B, 3, H, W]` on [-1, 1]: E[x|z], the reconstruction.
+        loss: `[B]`, the negative ELBO = distortion + rate, nats per dimension.
+        distortion: `[B]`, -log p(x|z), nats per dimension.
+        rate: `[B]`, KL(q(z|x) || p(z)), nats per dimension.
+        group_kl: one `[B]` tensor for each group, nats.
+    """
+
+    sample: Tensor
+    loss: Tensor
+    distortion: Tensor
+    rate: Tensor
+    group_kl: tuple[Tensor, ...]
+
+
+@dataclass
+class VDVAESample(BaseOutput):
+    """What `VDVAE.sample` returns.
+
+    Args:
+        sample: `[B, 3, H, W]`, nominally on [-1, 1], fp32, not clamped.
+        latents: the values z of every group, one `[B, latent_channels, h, w]` tensor each.
+    """
+
+    sample: Tensor
+    latents: tuple[Tensor, ...]
+
+
+@dataclass
+class GroupStatistics:
+    """One latent group of one top-down pass; a distribution is None where the pass had no use for it.
+
+    Args:
+        z: `[B, C, h, w]`, the value that was passed on.
+        prior: p(z_l | z_<l), given y too if the stream was conditioned.
+        posterior: q(z_l | z_<l, x).
+        lr_posterior: q_psi(z_l | z_<l, y).
+    """
+
+    z: Tensor
+    prior: DiagonalGaussian
+    posterior: DiagonalGaussian | None = None
+    lr_posterior: DiagonalGaussian | None = None
+
+
+@dataclass
+class TopDownOutput:
+    """The end of a top-down pass: the stream at the finest resolution, and what happened in each group."""
+
+    stream: Tensor
+    groups: list[GroupStatistics] = field(default_factory=list)
+
+
+class Bias(nn.Module):
+    """The learned start of the stream of one resolution: `[1, C, h, w]` of a fixed size, or `[1, C, 1, 1]`."""
+
+    def __init__(self, channels: int, side: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(1, channels, side, side))
+
+    def forward(self, batch_size: int, height: int, width: int) -> Tensor:
+        return self.bias.expand(batch_size, -1, height, width)
+
+
+class Affine(nn.Module):
+    """x * gain + bias for each channel, before the likelihood's convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(1, channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gain.to(x.dtype) + self.bias.to(x.dtype)
+
+
+class TopDownBlock(nn.Module):
+    """One latent group: prior and posterior heads, the projection of z, and a residual block (VD-VAE, figure 3).
+
+    Args:
+        spec: resolution, and the coarser resolution whose stream is mixed in.
+        width: channels of the stream.
+        latent_channels: channels of z.
+        bottleneck_multiple: inner width of the blocks as a share of `width`.
+        num_blocks: blocks of the whole decoder; scales the initial weights.
+        with_posterior: whether the head q(z_l | z_<l, x) is built.
+        activation: "gelu" or "silu".
+    """
+
+    def __init__(
+        self,
+        spec: BlockSpec,
+        width: int,
+        latent_channels: int,
+        bottleneck_multiple: float,
+        num_blocks: int,
+        with_posterior: bool,
+        activation: str,
+    ) -> None:
+        super().__init__()
+        self.resolution = spec.resolution
+        self.mixin = spec.mixin
+        self.width = width
+        self.latent_channels = latent_channels
+        middle = int(width * bottleneck_multiple)
+        kernel_size = kernel_size_at(spec.resolution)
+        self.posterior_head = (
+            Bottleneck(2 * width, middle, 2 * latent_channels, kernel_size, activation=activation)
+            if with_posterior
+            else None
+        )
+        self.prior_head = Bottleneck(
+            width, middle, 2 * latent_channels + width, kernel_size, zero_last=True, activation=activation
+        )
+        self.z_projection = convolution(latent_channels, width)
+        self.resnet = Bottleneck(width, middle, width, kernel_size, residual=True, activation=activation)
+        with torch.no_grad():
+            self.z_projection.weight.mul_((1 / num_blocks) ** 0.5)
+            self.resnet.c4.weight.mul_((1 / num_blocks) ** 0.5)
+
+    def prior(self, x: Tensor) -> tuple[DiagonalGaussian, Tensor]:
+        """p(z_l | z_<l) and the deterministic residual, from the stream `[B, width, h, w]`."""
+        features = self.prior_head(x)
+        c = 2 * self.latent_channels
+        return DiagonalGaussian.from_parameters(features[:, :c]), features[:, c:]
+
+    def posterior(self, x: Tensor, activation: Tensor) -> DiagonalGaussian:
+        """q(z_l | z_<l, x) from the stream and the HR activation, `[B, width, h, w]` each."""
+        if self.posterior_head is None:
+            raise ValueError("this VDVAE was made without an encoder (`encoder_blocks=None`): it has no q(z|x)")
+        return DiagonalGaussian.from_parameters(self.posterior_head(torch.cat((x, activation), dim=1)))
+
+    def merge(self, x: Tensor, residual: Tensor, z: Tensor) -> Tensor:
+        """The stream after the group: the residual and the projected z are added, then the residual block."""
+        return self.resnet(x + residual + self.z_projection(z.to(x.dtype)))
+
+
+class VDVAE(ModelMixin, ConfigMixin):
+    """Hierarchical VAE with groups z_0..z_{L-1}, coarse to fine, in one top-down pass (VD-VAE).
+
+    The configuration speaks VD-VAE's own language. With `bias_type="channel"` nothing depends on the image's size:
+    the resolutions of the block strings are those at the nominal `image_size`, so at image_size=64 the block "16x2"
+    works at stride 4, and any image whose sides are multiples of the coarsest stride will do.
+
+    Args:
+        image_size: side of the image, or nominal side for `bias_type="channel"`.
+        width: channels of every resolution that `custom_widths` does not name.
+        custom_widths: such as `"32:64,16:96"`.
+        encoder_blocks: bottom-up network, such as `"32x2,32d2,16x2,16d2,8x2"`; None builds no encoder and no
+            posterior heads (for inference).
+        decoder_blocks: top-down groups, such as `"8x2,16m8,16x2,32m16,32x2"`.
+        bottleneck_multiple: inner width of a block as a share of its width.
+        latent_channels: channels of each z_l.
+        num_mixtures: logistics of the likelihood.
+        bias_type: "spatial" (as published) or "channel".
+        no_bias_above: finest resolution that starts from a learned bias; finer ones start from zero.
+        input_shift, input_scale: the encoder reads (image + input_shift) * input_scale, image on 0..255.
+        output_bits: 8, or 5 for VD-VAE's "low_bit" likelihood.
+        patch_size: space-to-depth at the stem and its inverse at the head; 1 as published.
+        activation: "gelu" (published) or "silu".
+        initial_log_scale: log-scale of the logistics (on [-1, 1]) that the output layer's bias starts at.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["Bottleneck"]
+    _repeated_blocks = ["Bottleneck"]
+    _skip_layerwise_casting_patterns = ["out_conv", "affine", "biases"]
+
+    @register_to_config
+    def __init__(
+        self,
+        image_size: int = 32,
+        width: int = 32,
+        custom_widths: str | None = None,
+        encoder_blocks: str | None = "32x2,32d2,16x2,16d2,8x2,8d2,4x2",
+        decoder_blocks: str = "4x2,8m4,8x2,16m8,16x2,32m16,32x2",
+        bottleneck_multiple: float = 0.25,
+        latent_channels: int = 16,
+        num_mixtures: int = 10,
+        bias_type: str = "channel",
+        no_bias_above: int = 64,
+        input_shift: float = -127.5,
+        input_scale: float = 1 / 127.5,
+        output_bits: int = 8,
+        patch_size: int = 1,
+        activation: str = "gelu",
+        initial_log_scale: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if bias_type not in ("spatial", "channel"):
+            raise ValueError(f"`bias_type` must be 'spatial' or 'channel', got {bias_type!r}")
+        if output_bits not in (5, 8):
+            raise ValueError(f"`output_bits` must be 5 or 8, got {output_bits}")
+        widths = parse_widths(width, custom_widths)
+        specs = parse_blocks(decoder_blocks, "decoder_blocks")
+        finest = specs[-1].resolution
+        if finest * patch_size != image_size:
+            raise ValueError(
+                f"`decoder_blocks` must end at image_size / patch_size = {image_size // patch_size}, ends at {finest}"
+            )
+        self.encoder = (
+            BottomUp(encoder_blocks, widths, bottleneck_multiple, patch_size, activation=activation)
+            if encoder_blocks
+            else None
+        )
+        self.blocks = nn.ModuleList(
+            TopDownBlock(
+                spec,
+                widths[spec.resolution],
+                latent_channels,
+                bottleneck_multiple,
+                len(specs),
+                with_posterior=encoder_blocks is not None,
+                activation=activation,
+            )
+            for spec in specs
+        )
+        resolutions = sorted({spec.resolution for spec in specs} | {spec.mixin for spec in specs if spec.mixin})
+        self.biases = nn.ModuleDict(
+            {
+                str(resolution): Bias(widths[resolution], resolution if bias_type == "spatial" else 1)
+                for resolution in resolutions
+                if resolution <= no_bias_above
+            }
+        )
+        self.affine = Affine(widths[finest])
+        self.out_conv = convolution(widths[finest], 10 * num_mixtures * patch_size**2)
+        with torch.no_grad():
+            log_scales = self.out_conv.bias.view(10, num_mixtures, patch_size**2)[[2, 5, 8]]  # type: ignore[union-attr]
+            log_scales += initial_log_scale
+            self.out_conv.bias.view(10, num_mixtures, patch_size**2)[[2, 5, 8]] = log_scales  # type: ignore[union-attr]
+        self.resolutions = [spec.resolution for spec in specs]
+        self.num_groups = len(specs)
+
+    @property
+    def size_multiple(self) -> int:
+        """The coarsest stride: what the sides of an image must be multiples of."""
+        return self.config.image_size // min(self.resolutions)
+
+    def stride(self, group: int) -> int:
+        """Pixels of the image for each element of the group."""
+        return self.config.image_size // self.resolutions[group]
+
+    def latent_shape(self, group: int, batch_size: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """`(B, C, h, w)` of z_group for an image of `size` = (H, W)."""
+        s = self.stride(group)
+        return batch_size, self.config.latent_channels, size[0] // s, size[1] // s
+
+    def check_size(self, size: tuple[int, int], argument: str = "sample") -> None:
+        """Raises a ValueError that names `argument` if the model cannot work at `size` = (H, W)."""
+        if self.config.bias_type == "spatial" and size != (self.config.image_size,) * 2:
+            raise ValueError(
+                f"`{argument}` must be {self.config.image_size}x{self.config.image_size} (height x width): this model "
+                f"has biases of a fixed size; got {size[0]}x{size[1]}"
+            )
+        multiple = self.size_multiple
+        if size[0] % multiple or size[1] % multiple or not all(size):
+            raise ValueError(f"`{argument}` must have sides that are multiples of {multiple}, got {size[0]}x{size[1]}")
+
+    @apply_forward_hook
+    def encode(self, sample: Tensor) -> dict[int, Tensor]:
+        """Bottom-up activations of x.
+
+        Args:
+            sample: `[B, 3, H, W]` on [-1, 1].
+
+        Returns:
+            `{nominal resolution: [B, width, h, w]}`.
+
+        Raises:
+            ValueError: the sides do not fit, or the model was made without an encoder.
+        """
+        if self.encoder is None:
+            raise ValueError("this VDVAE was made without an encoder (`encoder_blocks=None`)")
+        self.check_size((sample.shape[-2], sample.shape[-1]))
+        x = ((sample.float() + 1) * 127.5 + self.config.input_shift) * self.config.input_scale
+        return self.encoder(x.to(self.dtype))
+
+    @apply_forward_hook
+    def top_down(
+        self,
+        batch_size: int,
+        size: tuple[int, int],
+        noise: NoiseSource | Sequence[Tensor] | None = None,
+        activations: dict[int, Tensor] | None = None,
+        condition: Condition | None = None,
+        latents: Sequence[Tensor | None] | None = None,
+        temperature: float | Sequence[float] = 1.0,
+        lr_posterior_temperature: float | Sequence[float] | None = None,
+        num_conditioned_groups: int | None = None,
+        num_groups: int | None = None,
+        record: bool = True,
+    ) -> TopDownOutput:
+        """The one top-down pass, whatever it is for: ELBO, distillation, sampling from the prior, super-resolution.
+
+        z_l is, in this order: `latents[l]` where given; a draw from q(z_l | z_<l, x) where `activations` are given; a
+        draw from q_psi(z_l | z_<l, y) where the `condition` has one for group l (CVDVAE, eq. 10-12); else a draw from
+        the prior. Whether or not it is drawn from, every distribution that exists is computed and recorded.
+
+        Args:
+            batch_size: B.
+            size: (H, W) of the image.
+            noise: standard normal draws, one tensor for each group or a function (`hvae_sr.noise`); None draws from
+                torch's global generator.
+            activations: what `encode` returned.
+            condition: what an LR network's `encode` returned.
+            latents: values z_l, at most one for each group, None where it is to be drawn.
+            temperature: factor of the standard deviations, one for all groups or one for each; q(z|x) is not scaled.
+            lr_posterior_temperature: the same for the groups drawn from q_psi; None means `temperature`.
+            num_conditioned_groups: uses q_psi in the first groups only; None means wherever the condition has one.
+            num_groups: stops after so many groups.
+            record: whether the statistics of each group are kept; False saves memory.
+
+        Raises:
+            ValueError: sizes, latents or temperatures that do not fit the model.
+        """
+        self.check_size(size, "size")
+        source = as_noise_source(noise)
+        prior_temperatures = self._temperatures(temperature, "temperature")
+        lr_temperatures = (
+            prior_temperatures
+            if lr_posterior_temperature is None
+            else self._temperatures(lr_posterior_temperature, "lr_posterior_temperature")
+        )
+        given = list(latents) if latents is not None else []
+        if len(given) > self.num_groups:
+            raise ValueError(f"`latents` has {len(given)} entries; the model has {self.num_groups} groups")
+        conditioned = self.num_groups if num_conditioned_groups is None else num_conditioned_groups
+
+        streams: dict[int, Tensor] = {}
+        groups: list[GroupStatistics] = []
+        x = torch.empty(0)
+        for index, block in enumerate(self.blocks[:num_groups]):
+            assert isinstance(block, TopDownBlock)
+            x = self._start(block, streams, batch_size, size)
+            if condition is not None:
+                x = condition.add_to_stream(index, x)
+            prior, residual = block.prior(x)
+            posterior = block.posterior(x, activations[block.resolution]) if activations is not None else None
+            lr_posterior = condition.posterior(index, x) if condition is not None and index < conditioned else None
+
+            shape = self.latent_shape(index, batch_size, size)
+            if index < len(given) and given[index] is not None:
+                z = self._check_latent(given[index], index, shape).to(x.device)
+            elif posterior is not None:
+                z = posterior.sample(source(index, self.stride(index), shape, x.device))
+            else:
+                chosen, tau = (
+                    (lr_posterior, lr_temperatures[index])
+                    if lr_posterior is not None
+                    else (prior, prior_temperatures[index])
+                )
+                z = chosen.sample(source(index, self.stride(index), shape, x.device), tau) if tau else chosen.mean
+
+            if record:
+                groups.append(GroupStatistics(z, prior, posterior, lr_posterior))
+            x = block.merge(x, residual, z)
+            streams[block.resolution] = x
+        return TopDownOutput(x, groups)
+
+    def _start(
+        self, block: TopDownBlock, streams: dict[int, Tensor], batch_size: int, size: tuple[int, int]
+    ) -> Tensor:
+        """The stream of the block's resolution, started from its bias or zero, with the coarser stream mixed in."""
+        x = streams.get(block.resolution)
+        if x is None:
+            x = self._bias(block.resolution, block.width, batch_size, size)
+        if block.mixin is not None:
+            coarse = streams.get(block.mixin)
+            if coarse is None:
+                raise ValueError(f"`decoder_blocks`: resolution {block.mixin} is mixed in before it has a block")
+            factor = block.resolution // block.mixin
+            x = x + F.interpolate(set_channels(coarse, block.width), scale_factor=factor)
+        return x
+
+    def _bias(self, resolution: int, width: int, batch_size: int, size: tuple[int, int]) -> Tensor:
+        stride = self.config.image_size // resolution
+        height, columns = size[0] // stride, size[1] // stride
+        if str(resolution) in self.biases:
+            x = self.biases[str(resolution)](batch_size, height, columns)
+        else:
+            x = torch.zeros(batch_size, width, height, columns, dtype=self.dtype, device=self.out_conv.weight.device)
+        # The stream's dtype is decided here: an fp32 start would promote every sum under autocast to fp32.
+        return x.to(stream_dtype(x), memory_format=torch.channels_last)
+
+    def _temperatures(self, temperature: float | Sequence[float], argument: str) -> list[float]:
+        values = [temperature] * self.num_groups if isinstance(temperature, (int, float)) else list(temperature)
+        if len(values) != self.num_groups:
+            raise ValueError(f"`{argument}` must be a number or one for each of {self.num_groups} groups, got {values}")
+        for value in values:
+            if not (isinstance(value, (int, float)) and 0 <= value < float("inf")):
+                raise ValueError(f"`{argument}` must be a finite number >= 0, got {value!r}")
+        return [float(value) for value in values]
+
+    def _check_latent(self, z: Tensor | None, group: int, shape: tuple[int, int, int, int]) -> Tensor:
+        if not isinstance(z, Tensor) or tuple(z.shape) != shape:
+            found = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+            raise ValueError(f"`latents[{group}]` must have shape {shape}, got {found}")
+        return z.float()
+
+    @apply_forward_hook
+    def likelihood(self, stream: Tensor, condition: Condition | None = None) -> DiscretizedLogisticMixture:
+        """p(x|z) from the end of the top-down pass, `[B, width, h, w]`; centred on the condition's location, if any."""
+        parameters = self.out_conv(self.affine(stream))
+        if self.config.patch_size > 1:
+            parameters = F.pixel_shuffle(parameters, self.config.patch_size)
+        location = condition.location if condition is not None else None
+        return DiscretizedLogisticMixture(parameters, self.config.num_mixtures, self.config.output_bits, location)
+
+    @apply_forward_hook
+    def sample(
+        self,
+        batch_size: int = 1,
+        size: tuple[int, int] | None = None,
+        noise: NoiseSource | Sequence[Tensor] | None = None,
+        condition: Condition | None = None,
+        sample_pixels: bool = False,
+        generator: torch.Generator | None = None,
+        return_latents: bool = True,
+        **top_down_arguments: Any,
+    ) -> VDVAESample:
+        """Images from p(x|z), z from the prior, or given y (`condition`), or given, or in part each.
+
+        Args:
+            batch_size: B.
+            size: (H, W); None means the nominal size.
+            noise, generator: the draws of z (see `top_down`); at most one of them.
+            condition: what an LR network's `encode` returned; of batch size B.
+            sample_pixels: draws x from p(x|z), as VD-VAE's code does, instead of returning E[x|z].
+            return_latents: whether the values z are kept.
+            **top_down_arguments: `latents`, `temperature`, `lr_posterior_temperature`, `num_conditioned_groups`.
+
+        Returns:
+            Images nominally on [-1, 1], not clamped. Those of a 5-bit model have the mean of the lost levels added
+            back (`half_bin_shift`).
+        """
+        size = size or (self.config.image_size, self.config.image_size)
+        source = as_noise_source(noise, generator)
+        out = self.top_down(
+            batch_size, size, source, condition=condition, record=return_latents, **top_down_arguments
+        )
+        likelihood = self.likelihood(out.stream, condition)
+        if sample_pixels:
+            device = out.stream.device
+            shapes = [(batch_size, channels, *size) for channels in (self.config.num_mixtures, 3)]
+            draw = getattr(source, "uniform", None) or GeneratorNoise(generator).uniform
+            x = likelihood.sample(*(draw(number, shape, device) for number, shape in enumerate(shapes)))
+        else:
+            x = likelihood.mean()
+        return VDVAESample(
+            sample=x + half_bin_shift(self.config.output_bits), latents=tuple(group.z for group in out.groups)
+        )
+
+    def forward(
+        self,
+        sample: Tensor,
+        noise: NoiseSource | Sequence[Tensor] | None = None,
+        generator: torch.Generator | None = None,
+        condition: Condition | None = None,
+        return_dict: bool = True,
+    ) -> VDVAEOutput | tuple[Any, ...]:
+        """The negative ELBO of images: distortion + rate (VD-VAE, eq. 1; given y, the thesis' eq. 4.5).
+
+        Args:
+            sample: `[B, 3, H, W]` on [-1, 1], 8-bit levels.
+            noise, generator: the draws of z ~ q(z|x) (see `top_down`); at most one of them.
+            condition: what an LR network's `encode` returned; its stream additions condition prior and posterior.
+
+        Raises:
+            ValueError: sides that do not fit, values that are not finite or a wrong number of channels.
+        """
+        if sample.ndim != 4 or sample.shape[1] != 3:
+            raise ValueError(f"`sample` must be [B, 3, H, W], got {tuple(sample.shape)}")
+        batch_size, _, height, width = sample.shape
+        out = self.top_down(
+            batch_size,
+            (height, width),
+            as_noise_source(noise, generator),
+            activations=self.encode(sample),
+            condition=condition,
+        )
+        likelihood = self.likelihood(out.stream, condition)
+        dimensions = 3 * height * width
+        target = quantise(sample, self.config.output_bits)
+        distortion = -likelihood.log_prob(target).sum(dim=(1, 2)) / dimensions
+        group_kl = tuple(
+            group.posterior.kl(group.prior).sum(dim=(1, 2, 3)) for group in out.groups if group.posterior is not None
+        )
+        rate = torch.stack(group_kl).sum(dim=0) / dimensions
+        output = VDVAEOutput(
+            sample=likelihood.mean() + half_bin_shift(self.config.output_bits),
+            loss=distortion + rate,
+            distortion=distortion,
+            rate=rate,
+            group_kl=group_kl,
+        )
+        return output if return_dict else output.to_tuple()

@@ -1,0 +1,380 @@
+"""Linear degradations: downsampling H, its adjoint Hᵀ, its pseudo-inverse H⁺, the projection onto Hx = y."""
+
+from __future__ import annotations
+
+import math
+import operator
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+
+KERNELS = ("bicubic", "matlab-bicubic", "box", "gaussian")
+MAX_CONDITION = 1e10  # of RRᵀ; beyond it float64 leaves fewer than six digits of H⁺
+CACHE_ENTRIES = 32
+
+_Function = TypeVar("_Function", bound=Callable[..., object])
+_outside_graphs: Callable[[_Function], _Function] = torch.compiler.disable  # itself without annotations
+
+
+class Downsampling:
+    """Downsampling by an integer factor, and the exact projection onto the images that agree with y.
+
+    H is separable: y = Hx = R_h x R_wᵀ, where each R is the [ceil(n / s), n] matrix of the resizer in one
+    dimension, built in float64. Hence H⁺ = Hᵀ(HHᵀ)⁻¹ is separable too, R⁺ = Rᵀ(RRᵀ)⁻¹, and
+
+        x̂ = (I - H⁺H) x + H⁺ y        (CVDVAE slides, eq. 14)
+
+    holds Hx̂ = y to rounding, for every kernel, size and border.
+
+    Tensors are [..., H, W] with any leading dimensions, in any range of values: every method is linear and
+    none of them clamps. float16 and bfloat16 are computed in float32 and float64 in float64; the result has
+    the dtype and device of its (first) argument. All methods are differentiable. The matrices of a side are
+    computed when it is first met (seconds for sides of several thousand pixels) and kept for the next images;
+    before `torch.export`, call the method once with the sizes to export.
+
+    Args:
+        scale_factor: integer s >= 1. The LR sides are ceil(H / s) and ceil(W / s).
+        kernel: the resizer.
+
+            - `"bicubic"`: `F.interpolate(mode="bicubic", antialias=True)`, which is PIL's bicubic on mode F.
+              For sides that are not multiples of s, its kernel stretches to n / ceil(n / s).
+            - `"matlab-bicubic"`: MATLAB's `imresize(x, 1/s)`: stretched by s exactly, symmetric borders.
+            - `"box"`: the mean of each s x s block; a last, partial block is the mean of what is there.
+            - `"gaussian"`: sigma = s / 2, truncated at 4 sigma, sum 1, symmetric borders.
+            - a 1-D tensor or sequence k of K taps: y_i = sum_j k_j x_(c_i + j - (K - 1) / 2) in both
+              dimensions, c_i the centre of block i, symmetric borders, k as it is (not normalised). The
+              centre of a block lies on a pixel when s is odd and between two when s is even, so that K must
+              be odd or even as s is.
+
+    Raises:
+        ValueError: if `scale_factor` is not an integer >= 1 or `kernel` is none of the above.
+
+    Example:
+        >>> import torch
+        >>> op = Downsampling(scale_factor=4, kernel="bicubic")
+        >>> x, y = torch.rand(1, 3, 30, 41), torch.rand(1, 3, 8, 11)
+        >>> op(x).shape
+        torch.Size([1, 3, 8, 11])
+        >>> torch.allclose(op(op.project(x, y)), y, atol=1e-5)
+        True
+    """
+
+    def __init__(
+        self, scale_factor: int = 4, kernel: str | Sequence[float] | torch.Tensor = "bicubic"
+    ) -> None:
+        self.scale_factor: int = _check_scale_factor(scale_factor)
+        self.kernel: str | tuple[float, ...] = _check_kernel(kernel, self.scale_factor)
+        self._cache: OrderedDict[tuple[object, ...], _BandedMatrix] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """`apply`."""
+        return self.apply(x)
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        """Hx = R_h x R_wᵀ: the LR image, [..., ceil(H / s), ceil(W / s)], of x [..., H, W].
+
+        Raises:
+            ValueError: if x is not a floating-point tensor of two or more dimensions.
+        """
+        _check_image("x", x)
+        return self._transform("apply", x, (x.shape[-2], x.shape[-1]))
+
+    def adjoint(self, y: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Hᵀy = R_hᵀ y R_w, [..., H, W]: the linear map for which <Hx, y> = <x, Hᵀy>.
+
+        Args:
+            y: [..., ceil(H / s), ceil(W / s)].
+            size: (H, W) of the HR image.
+
+        Raises:
+            ValueError: if y is not a floating-point image of that size.
+        """
+        size = self._check_lr("y", y, size)
+        return self._transform("adjoint", y, size)
+
+    def pseudo_inverse(self, y: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """H⁺y = Hᵀ(HHᵀ)⁻¹y = R_h⁺ y (R_w⁺)ᵀ, [..., H, W]: of all x with Hx = y, the one of least norm.
+
+        Args:
+            y: [..., ceil(H / s), ceil(W / s)].
+            size: (H, W) of the HR image.
+
+        Raises:
+            ValueError: if y is not a floating-point image of that size, or if RRᵀ of either side is singular or
+                its condition number (in the 1-norm) is above 1e10.
+        """
+        size = self._check_lr("y", y, size)
+        return self._transform("pseudo_inverse", y, size)
+
+    def project(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """x̂ = x + H⁺(y - Hx) = (I - H⁺H) x + H⁺ y (CVDVAE slides, eq. 14): the nearest image with Hx̂ = y.
+
+        Half types return x̂ rounded to them, which limits how well Hx̂ = y holds: project in float32 or
+        float64, then round.
+
+        Args:
+            x: [..., H, W].
+            y: [..., ceil(H / s), ceil(W / s)]; the leading dimensions of x and y broadcast.
+
+        Raises:
+            ValueError: as `pseudo_inverse`, for y and the size of x.
+        """
+        _check_image("x", x)
+        size = self._check_lr("y", y, (x.shape[-2], x.shape[-1]))
+        dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+        x_wide, y_wide = x.to(dtype), y.to(dtype)
+        residual = y_wide - self._transform("apply", x_wide, size)
+        return (x_wide + self._transform("pseudo_inverse", residual, size)).to(x.dtype)
+
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(ceil(H / s), ceil(W / s)), the size of the LR image of an HR image of `size` = (H, W).
+
+        Raises:
+            ValueError: if `size` is not two integers >= 1.
+        """
+        height, width = _check_size(size)
+        return self._output_side(height), self._output_side(width)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(scale_factor={self.scale_factor}, kernel={self.kernel!r})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Downsampling):
+            return NotImplemented
+        return (self.scale_factor, self.kernel) == (other.scale_factor, other.kernel)
+
+    def __hash__(self) -> int:
+        return hash((self.scale_factor, self.kernel))
+
+    def __reduce__(self) -> tuple[type[Downsampling], tuple[object, ...]]:
+        # Copies and pickles carry the two arguments: the cache is rebuilt, and a lock cannot travel.
+        return type(self), (self.scale_factor, self.kernel)
+
+    def _output_side(self, n: int) -> int:
+        return -(-n // self.scale_factor)
+
+    def _check_lr(self, name: str, y: torch.Tensor, size: tuple[int, int]) -> tuple[int, int]:
+        _check_image(name, y)
+        height, width = _check_size(size)
+        expected = (self._output_side(height), self._output_side(width))
+        if tuple(y.shape[-2:]) != expected:
+            raise ValueError(
+                f"`{name}` must be [..., {expected[0]}, {expected[1]}] for an HR image of {height} x {width} "
+                f"and scale_factor={self.scale_factor}, but has shape {tuple(y.shape)}"
+            )
+        return height, width
+
+    def _transform(self, kind: str, image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """A_h image A_wᵀ with the `kind` of A that belongs to HR sides `size`."""
+        rows, columns = self._matrices(kind, size, image.device, image.dtype)
+        has_autocast = torch.amp.is_autocast_available(image.device.type)
+        with torch.autocast(image.device.type, enabled=False) if has_autocast else nullcontext():
+            return columns.multiply_width(rows.multiply_height(image.to(rows.dtype))).to(image.dtype)
+
+    @_outside_graphs
+    def _matrices(
+        self, kind: str, size: tuple[int, int], device: torch.device, dtype: torch.dtype
+    ) -> tuple[_BandedMatrix, _BandedMatrix]:
+        """R, Rᵀ or R⁺ of both sides, in the dtype that images of `dtype` are computed in."""
+        dtype = _product_dtype(device, dtype)
+        return self._matrix(kind, size[0], device, dtype), self._matrix(kind, size[1], device, dtype)
+
+    def _matrix(self, kind: str, n: int, device: torch.device, dtype: torch.dtype) -> _BandedMatrix:
+        """R, Rᵀ or R⁺ for HR side n, from the cache (the least recently used entry leaves it first)."""
+        key = (kind, n, device, dtype)
+        with self._lock:
+            matrix = self._cache.get(key)
+            if matrix is not None:
+                self._cache.move_to_end(key)
+                return matrix
+        # Built outside the lock: two threads may build the same matrix, none waits for another's. And tensors
+        # made in inference mode could not serve a later backward pass.
+        with torch.inference_mode(False), torch.no_grad():
+            dense = self._resizing_matrix(n)
+            if kind == "adjoint":
+                dense = dense.T
+            elif kind == "pseudo_inverse":
+                dense = self._pseudo_inverse_matrix(dense)
+            matrix = _BandedMatrix(dense, dtype, device)
+        with self._lock:
+            self._cache[key] = matrix
+            while len(self._cache) > CACHE_ENTRIES:
+                self._cache.popitem(last=False)
+        return matrix
+
+    def _resizing_matrix(self, n: int) -> torch.Tensor:
+        """R, [ceil(n / s), n]: the resizer applied to the n unit impulses, in float64 on the CPU."""
+        m, s = self._output_side(n), self.scale_factor
+        if self.kernel == "bicubic":
+            return _interpolation_matrix(m, n)
+        if self.kernel == "box":
+            return _box_matrix(m, n, s)
+        if self.kernel == "matlab-bicubic":
+            taps = _sample(_keys_cubic, s, support=2 * s)
+        elif self.kernel == "gaussian":
+            taps = _sample(lambda t: math.exp(-2 * t * t), s, support=2 * s)  # t = d / s = d / (2 sigma)
+        else:
+            taps = [float(weight) for weight in self.kernel]
+        return _tap_matrix(taps, m, n, s)
+
+    def _pseudo_inverse_matrix(self, r: torch.Tensor) -> torch.Tensor:
+        """R⁺ = Rᵀ(RRᵀ)⁻¹, [n, m]. Raises ValueError where RRᵀ cannot be inverted."""
+        m, n = r.shape
+        if m == n and torch.equal(r, torch.eye(n, dtype=r.dtype, device="cpu")):
+            return r
+        gram = _BandedMatrix(r, r.dtype, r.device).multiply_height(r.T)
+        factor, failed = torch.linalg.cholesky_ex(gram)
+        condition = math.inf
+        if not failed.item():
+            inverse = torch.cholesky_inverse(factor)
+            condition = (torch.linalg.matrix_norm(gram, 1) * torch.linalg.matrix_norm(inverse, 1)).item()
+        if not condition <= MAX_CONDITION:
+            raise ValueError(
+                f"HHᵀ is singular or nearly so for {self!r} and an HR side of {n}, and has no usable inverse:"
+                f" the condition number of RRᵀ is {condition:.1e}, and must be {MAX_CONDITION:.0e} at most"
+            )
+        return _BandedMatrix(r.T, r.dtype, r.device).multiply_height(inverse)
+
+
+class _BandedMatrix:
+    """A matrix [r, c] as tiles of rows, each cut to the columns where its entries are not negligible.
+
+    R has about 4 s entries per row, and the entries of R⁺ decay exponentially away from its diagonal, so that
+    the cost of a product grows with the number of pixels and not with its power 3/2.
+    """
+
+    def __init__(self, dense: torch.Tensor, dtype: torch.dtype, device: torch.device) -> None:
+        rows, columns = dense.shape
+        tile = 32 if rows < columns else 128  # a tile spans `tile * columns / rows` columns at the least
+        negligible = dense.abs().max() * torch.finfo(dtype).eps / 16
+        self.dtype = dtype
+        self.tiles: list[tuple[int, int, torch.Tensor]] = []
+        for start in range(0, rows, tile):
+            block = dense[start : start + tile]
+            used = (block.abs() > negligible).any(dim=0).nonzero()
+            low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
+            # float64 is left behind before the device, which may not have it; clone() lets go of `dense`.
+            self.tiles.append((low, high, block[:, low:high].clone().to(dtype).to(device)))
+
+    def multiply_height(self, x: torch.Tensor) -> torch.Tensor:
+        """A x: [..., c, W] -> [..., r, W]."""
+        return torch.cat([block @ x[..., low:high, :] for low, high, block in self.tiles], dim=-2)
+
+    def multiply_width(self, x: torch.Tensor) -> torch.Tensor:
+        """x Aᵀ: [..., H, c] -> [..., H, r]."""
+        return torch.cat([x[..., low:high] @ block.T for low, high, block in self.tiles], dim=-1)
+
+
+def _interpolation_matrix(m: int, n: int) -> torch.Tensor:
+    """[m, n]: `F.interpolate` from n to m samples, in float64."""
+    columns = []
+    for start in range(0, n, 256):  # a few impulses at a time: the identity of 8192 samples takes 512 MB
+        width = min(256, n - start)
+        impulses = torch.zeros(1, 1, n, width, dtype=torch.float64, device="cpu")
+        impulses[0, 0, start : start + width].fill_diagonal_(1)
+        resized = F.interpolate(impulses, (m, width), mode="bicubic", antialias=True, align_corners=False)
+        columns.append(resized[0, 0])
+    return torch.cat(columns, dim=1)
+
+
+def _box_matrix(m: int, n: int, s: int) -> torch.Tensor:
+    """[m, n]: means of blocks of s samples, the last block cut at the border."""
+    block = torch.arange(n, device="cpu") // s
+    member = (block == torch.arange(m, device="cpu")[:, None]).to(torch.float64)
+    return member / member.sum(dim=1, keepdim=True)
+
+
+def _tap_matrix(taps: Sequence[float], m: int, n: int, s: int) -> torch.Tensor:
+    """[m, n]: row i has the taps around the centre of block i, folded back at symmetric borders."""
+    first = (s - len(taps)) // 2  # position of the first tap relative to the first sample of its block
+    position = torch.arange(m, device="cpu")[:, None] * s + first + torch.arange(len(taps), device="cpu")
+    position = position % (2 * n)  # x_0 ... x_(n-1) x_(n-1) ... x_0, repeated
+    position = torch.where(position < n, position, 2 * n - 1 - position)
+    weights = torch.tensor(taps, dtype=torch.float64, device="cpu").expand(m, -1)
+    return torch.zeros(m, n, dtype=torch.float64, device="cpu").scatter_add_(1, position, weights)
+
+
+def _sample(function: Callable[[float], float], s: int, support: int) -> list[float]:
+    """`function(d / s)` at the distances |d| <= support of the pixels from a block's centre, with sum 1."""
+    count = 2 * support + s % 2  # s even: d = ±1/2, ±3/2, ...; s odd: d = 0, ±1, ...
+    values = [function((j - (count - 1) / 2) / s) for j in range(count)]
+    return [value / math.fsum(values) for value in values]
+
+
+def _keys_cubic(t: float) -> float:
+    """Keys' cubic convolution kernel with a = -1/2, on |t| <= 2."""
+    t = abs(t)
+    return 1.5 * t**3 - 2.5 * t**2 + 1 if t <= 1 else -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2
+
+
+def _product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """float32; float64 for float64 images and where float32 products may be rounded to TF32 or bfloat16."""
+    if dtype == torch.float64:
+        return torch.float64
+    if device.type == "mps":  # has no float64, and no such rounding
+        return torch.float32
+    settings = [
+        getattr(getattr(backend, "matmul", None), "fp32_precision", None)
+        for backend in (torch.backends.cuda, torch.backends.mkldnn)
+    ]
+    if None in settings:  # a torch older than the settings by backend
+        exact = torch.get_float32_matmul_precision() == "highest"
+    else:
+        exact = all(setting in ("none", "ieee") for setting in settings)
+    return torch.float32 if exact else torch.float64
+
+
+def _check_scale_factor(scale_factor: int) -> int:
+    try:
+        value = operator.index(scale_factor)
+    except TypeError:
+        value = 0
+    if value < 1 or isinstance(scale_factor, bool):
+        raise ValueError(f"`scale_factor` must be an integer >= 1, but is {scale_factor!r}")
+    return value
+
+
+def _check_kernel(kernel: str | Sequence[float] | torch.Tensor, s: int) -> str | tuple[float, ...]:
+    if isinstance(kernel, str):
+        if kernel not in KERNELS:
+            raise ValueError(f"`kernel` must be one of {KERNELS} or a 1-D tensor, but is {kernel!r}")
+        return kernel
+    try:
+        if isinstance(kernel, torch.Tensor):
+            taps = kernel.detach().cpu().to(torch.float64)
+        else:
+            taps = torch.as_tensor(kernel, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"`kernel` must be one of {KERNELS} or a 1-D tensor, but is {kernel!r}") from error
+    if taps.ndim != 1 or taps.numel() == 0 or not bool(taps.isfinite().all()):
+        raise ValueError(f"`kernel` must be 1-D, finite and not empty, but is {kernel!r}")
+    if (taps.numel() - s) % 2:
+        raise ValueError(
+            f"`kernel` must have an {'odd' if s % 2 else 'even'} number of taps to be centred on blocks of "
+            f"scale_factor={s}, but has {taps.numel()}"
+        )
+    return tuple(taps.tolist())
+
+
+def _check_size(size: tuple[int, int]) -> tuple[int, int]:
+    try:
+        height, width = (operator.index(side) for side in size)
+    except (TypeError, ValueError):
+        height = width = 0
+    if height < 1 or width < 1:
+        raise ValueError(f"`size` must be (H, W), two integers >= 1, but is {size!r}")
+    return height, width
+
+
+def _check_image(name: str, image: torch.Tensor) -> None:
+    if not isinstance(image, torch.Tensor) or not image.is_floating_point():
+        kind = image.dtype if isinstance(image, torch.Tensor) else type(image).__name__
+        raise ValueError(f"`{name}` must be a floating-point tensor, but is {kind}")
+    if image.ndim < 2 or 0 in image.shape[-2:]:
+        raise ValueError(f"`{name}` must be [..., H, W] with sides >= 1, but has shape {tuple(image.shape)}")

@@ -1,0 +1,136 @@
+"""Options of `train.py`: one dataclass, filled from a recipe file and the command line."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+STAGES = ("vdvae", "lr-encoder", "vdvae-sr")
+
+
+def option(default: Any, help: str) -> Any:
+    """A field with its help text."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class TrainingConfig:
+    """Options of `train.py`. Names are those of diffusers' training scripts where they mean the same."""
+
+    stage: str = option("vdvae", "vdvae (ELBO), lr-encoder (distillation) or vdvae-sr (conditional ELBO).")
+    train_data_dir: list[str] = option([], "Folders of photographs, searched recursively.")
+    output_dir: str = option("", "Where checkpoints and, at the end, the trained folder are written.")
+    vdvae_config: str | None = option(None, "JSON configuration of the VDVAE to train from scratch.")
+    pretrained_vdvae: str | None = option(None, "Folder or Hub id of a trained VDVAE (needed for lr-encoder).")
+    lr_config: str | None = option(None, "JSON configuration of the LREncoder or LRConditioner.")
+    pretrained_lr_encoder: str | None = option(None, "Folder of a trained LR network to go on from.")
+    scale_factor: int = option(4, "Sides of x over sides of y.")
+    downsampling_kernel: str = option("bicubic", "Kernel that makes y from x (see Downsampling).")
+    default_temperature: float = option(0.8, "Temperature that the saved pipeline uses by default.")
+    kl_reduction: str = option("sum", "lr-encoder: sum (the paper's eq. 14) or group_mean (the published code).")
+    train_decoder: bool = option(True, "vdvae-sr: whether the VDVAE is trained with the LR network.")
+
+    resolution: int = option(64, "Side of the training crops.")
+    rotate: bool = option(True, "Quarter turns as augmentation.")
+    crops_per_image: int = option(1, "Crops of each image in an epoch.")
+    seed: int = option(0, "Seed of initialisation, augmentation, order and latent noise.")
+    train_batch_size: int = option(32, "Crops per step and process.")
+    gradient_accumulation_steps: int = option(1, "Batches added up before an update.")
+    max_train_steps: int = option(1000, "Updates in all.")
+    learning_rate: float = option(1e-3, "Peak learning rate.")
+    lr_scheduler: str = option("cosine", "constant, constant_with_warmup, linear or cosine.")
+    lr_warmup_steps: int = option(100, "Updates of linear warm-up.")
+    adam_beta1: float = option(0.9, "AdamW.")
+    adam_beta2: float = option(0.95, "AdamW.")
+    adam_weight_decay: float = option(0.01, "AdamW.")
+    adam_epsilon: float = option(1e-8, "AdamW.")
+    max_grad_norm: float = option(20.0, "Gradients are clipped to this norm.")
+    skip_threshold: float = option(1000.0, "Updates with a larger gradient norm, or one that is not finite, are left out.")
+    use_ema: bool = option(True, "Averages the weights; the average is what is saved at the end.")
+    ema_decay: float = option(0.999, "Decay of the average.")
+    mixed_precision: str = option("no", "no, bf16 or fp16.")
+    gradient_checkpointing: bool = option(False, "Less memory, about a third more time.")
+    dataloader_num_workers: int = option(0, "Processes that read images.")
+    checkpointing_steps: int = option(500, "Updates between checkpoints.")
+    checkpoints_total_limit: int = option(2, "Checkpoints kept.")
+    resume_from_checkpoint: str | None = option(
+        None, "Folder of a checkpoint, or latest: the newest in output_dir, a fresh start when there is none."
+    )
+    logging_steps: int = option(50, "Updates between lines in output_dir/log.jsonl.")
+    report_to: str | None = option(None, "Trackers of accelerate: tensorboard, wandb, trackio.")
+
+    def __post_init__(self) -> None:
+        if self.stage not in STAGES:
+            raise ValueError(f"`stage` must be one of {', '.join(STAGES)}; got {self.stage!r}")
+        if not self.train_data_dir:
+            raise ValueError("`train_data_dir` must name at least one folder of photographs")
+        if not self.output_dir:
+            raise ValueError("`output_dir` must be given")
+        for name in (
+            "resolution",
+            "crops_per_image",
+            "train_batch_size",
+            "gradient_accumulation_steps",
+            "max_train_steps",
+            "scale_factor",
+            "checkpointing_steps",
+            "checkpoints_total_limit",
+            "logging_steps",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        if self.resolution % self.scale_factor:
+            raise ValueError(f"`resolution` must be a multiple of scale_factor = {self.scale_factor}")
+        if self.vdvae_config is None and self.pretrained_vdvae is None:
+            raise ValueError("`vdvae_config` or `pretrained_vdvae` must be given")
+        if self.stage == "lr-encoder" and self.pretrained_vdvae is None:
+            raise ValueError("`pretrained_vdvae` must be given for stage lr-encoder: the prior stays frozen")
+        if self.stage != "vdvae" and self.lr_config is None and self.pretrained_lr_encoder is None:
+            raise ValueError(f"`lr_config` or `pretrained_lr_encoder` must be given for stage {self.stage}")
+
+    def save(self, path: Path) -> None:
+        """Writes the resolved options as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+
+def parse_arguments(arguments: list[str] | None = None) -> TrainingConfig:
+    """Options from `--config FILE` (YAML or JSON), overridden by the command line.
+
+    Paths of configurations inside a recipe are relative to the recipe's folder.
+
+    Raises:
+        ValueError: an option that does not exist, or a value that does not fit.
+    """
+    parser = HfArgumentParser(TrainingConfig, description="Trains the networks of hvae-sr.", prog="train.py")  # type: ignore[arg-type]
+    parser.add_argument("--config", help="Recipe: a YAML or JSON file with any of the options below.")
+    known, _ = parser.parse_known_args(arguments)
+    if known.config:
+        parser.set_defaults(**read_recipe(Path(known.config)))
+    namespace = vars(parser.parse_args(arguments))
+    namespace.pop("config")
+    return TrainingConfig(**namespace)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The options in a recipe file.
+
+    Raises:
+        ValueError: no such file, not a mapping, or an option that does not exist.
+    """
+    if not path.is_file():
+        raise ValueError(f"`config`: there is no file {path}")
+    options = yaml.safe_load(path.read_text())
+    if not isinstance(options, dict):
+        raise ValueError(f"`config`: {path} must hold a mapping of options, got {type(options).__name__}")
+    unknown = set(options) - {entry.name for entry in fields(TrainingConfig)}
+    if unknown:
+        raise ValueError(f"`config`: {path} names options that do not exist: {', '.join(sorted(unknown))}")
+    for name in ("vdvae_config", "lr_config"):
+        if options.get(name) and not Path(options[name]).is_absolute():
+            options[name] = str(path.parent / options[name])
+    return options

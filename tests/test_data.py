@@ -1,0 +1,292 @@
+"""Training crops depend on (seed, epoch, index) alone, cover the images, and survive bad files."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from hvae_sr.data import ImageFolder, make_pairs
+
+
+def noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def write(path, array, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **options)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i in range(6):
+        write(tmp_path / "photos" / f"set{i % 2}" / f"{i}.png", noise(40 + 5 * i, 70 - 3 * i, i))
+    return tmp_path / "photos"
+
+
+def items(dataset):
+    return torch.stack([dataset[i]["image"] for i in range(len(dataset))])
+
+
+def test_items_are_uint8_crops_of_the_images(folder):
+    dataset = ImageFolder(folder, 16, scales=(1.0,), horizontal_flip=False)
+    assert len(dataset) == 6
+    for i in range(6):
+        crop = dataset[i]["image"]
+        assert crop.dtype == torch.uint8 and crop.shape == (3, 16, 16) and crop.is_contiguous()
+        whole = torch.from_numpy(np.array(Image.open(dataset.paths[i]))).permute(2, 0, 1)
+        windows = whole.unfold(1, 16, 1).unfold(2, 16, 1).permute(1, 2, 0, 3, 4)
+        assert (windows == crop).all(-1).all(-1).all(-1).any()
+
+
+def test_several_folders_are_joined(folder):
+    both = ImageFolder([folder / "set0", folder / "set1"], 16)
+    assert len(both) == 6
+    assert len(ImageFolder(folder / "set0", 16)) == 3
+
+
+def test_an_epoch_may_hold_many_crops_of_an_image(folder):
+    dataset = ImageFolder(folder, 16, crops_per_image=7)
+    assert len(dataset) == 42
+    assert len(list(dataset)) == 42  # iteration ends
+    with pytest.raises(IndexError):
+        dataset[42]
+    with pytest.raises(IndexError):
+        dataset[-1]
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 2**30])
+def test_items_do_not_depend_on_workers_order_or_instance(folder, cache_bytes):
+    options = {"crops_per_image": 4, "vertical_flip": True, "rotate": True, "cache_bytes": cache_bytes}
+    dataset = ImageFolder(folder, 16, **options)
+    expected = items(dataset)
+    for workers in (0, 2):
+        batches = [batch["image"] for batch in DataLoader(dataset, batch_size=5, num_workers=workers)]
+        assert torch.equal(torch.cat(batches), expected)
+    again = ImageFolder(folder, 16, **options)
+    backwards = torch.stack([again[i]["image"] for i in reversed(range(len(again)))])
+    assert torch.equal(backwards.flip(0), expected)
+
+
+def test_the_cache_changes_nothing(folder):
+    cached = ImageFolder(folder, 16, crops_per_image=8)
+    lazy = ImageFolder(folder, 16, crops_per_image=8, cache_bytes=0)
+    assert torch.equal(items(cached), items(lazy))
+
+
+def test_the_cache_limit_counts_the_bytes_of_all_scales(tmp_path, caplog):
+    write(tmp_path / "a.png", noise(32, 48))
+    need = 3 * (32 * 48 + 16 * 24)
+    with caplog.at_level(logging.INFO, logger="hvae_sr.data"):
+        ImageFolder(tmp_path, 16, scales=(1.0, 0.5, 0.25), cache_bytes=need)
+        assert not caplog.records
+        ImageFolder(tmp_path, 16, scales=(1.0, 0.5, 0.25), cache_bytes=need - 1)
+    assert str(need) in caplog.text
+
+
+def test_seed_epoch_and_index_each_change_the_crop(folder):
+    dataset = ImageFolder(folder, 16, crops_per_image=2)
+    first = items(dataset)
+    assert not torch.equal(first[0], first[6])  # the same image, another crop
+    dataset.set_epoch(1)
+    second = items(dataset)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, items(ImageFolder(folder, 16, seed=1, crops_per_image=2)))
+    dataset.set_epoch(0)
+    assert torch.equal(items(dataset), first)
+
+
+def test_persistent_workers_follow_the_epoch(folder):
+    dataset = ImageFolder(folder, 16)
+    loader = DataLoader(dataset, batch_size=6, num_workers=2, persistent_workers=True)
+    for epoch in (0, 3):
+        dataset.set_epoch(epoch)
+        (batch,) = loader
+        assert torch.equal(batch["image"], items(dataset))
+
+
+def test_crops_cover_the_whole_image_evenly(tmp_path):
+    rows, columns = np.mgrid[:20, :28].astype(np.uint8)
+    write(tmp_path / "a.png", np.stack([rows, columns, rows], -1))
+    dataset = ImageFolder(tmp_path, 8, scales=(1.0,), horizontal_flip=False, crops_per_image=2730)
+    corners = items(dataset)[:, :2, 0, 0].numpy()
+    counts = np.zeros((13, 21))
+    np.add.at(counts, (corners[:, 0], corners[:, 1]), 1)
+    assert counts.min() >= 1  # every position, corners included; 10 are expected
+    assert counts.max() < 30
+    assert np.abs(counts.sum(0) / 130 - 1).max() < 0.4 and np.abs(counts.sum(1) / 210 - 1).max() < 0.4
+
+
+def test_flips_and_turns_give_the_eight_symmetries_equally_often(tmp_path):
+    square = noise(8, 8)
+    write(tmp_path / "a.png", square)
+    options = {"scales": (1.0,), "vertical_flip": True, "rotate": True, "crops_per_image": 400}
+    found = {crop.numpy().tobytes() for crop in items(ImageFolder(tmp_path, 8, **options))}
+    assert len(found) == 8
+    plain = ImageFolder(tmp_path, 8, scales=(1.0,), crops_per_image=400)
+    original = torch.from_numpy(square).permute(2, 0, 1)
+    same = (items(plain) == original).flatten(1).all(1)
+    mirrored = (items(plain) == original.flip(2)).flatten(1).all(1)
+    assert bool((same | mirrored).all()) and 150 < int(mirrored.sum()) < 250
+
+
+def test_scales_are_those_that_hold_a_crop_and_equally_likely(tmp_path):
+    # The number of grey bars in a crop tells the scale.
+    bars = np.tile(np.repeat(np.array([0, 255], dtype=np.uint8), 8), (64, 8))
+    write(tmp_path / "a.png", np.repeat(bars[..., None], 3, -1))
+    dataset = ImageFolder(tmp_path, 32, scales=(1.0, 0.5, 0.25), horizontal_flip=False, crops_per_image=300)
+    edges = (items(dataset)[:, 0, 0].float() > 127).diff().ne(0).sum(1)
+    counts = {"1.0": int((edges <= 4).sum()), "0.5": int((edges > 4).sum())}
+    assert int(edges.max()) <= 8  # 0.25 leaves 16 rows, too few
+    assert min(counts.values()) > 110
+
+
+def test_downsizing_is_antialiased(tmp_path):
+    checks = np.indices((64, 64)).sum(0) % 2 * 255
+    write(tmp_path / "a.png", np.repeat(checks[..., None], 3, -1).astype(np.uint8))
+    crops = items(ImageFolder(tmp_path, 16, scales=(0.25,), crops_per_image=20)).int()
+    assert crops.min() > 100 and crops.max() < 155
+
+
+def test_every_mode_becomes_three_channels(tmp_path):
+    gradient = noise(20, 24)
+    write(tmp_path / "grey.png", gradient[..., 0])
+    write(tmp_path / "sixteen.png", gradient[..., 0].astype(np.uint16) * 257)
+    write(tmp_path / "alpha.png", np.concatenate([gradient, gradient[..., :1]], -1))
+    Image.fromarray(gradient).convert("CMYK").save(tmp_path / "cmyk.jpg")
+    frames = [Image.fromarray(noise(20, 24, i)).convert("P") for i in range(2)]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    dataset = ImageFolder(tmp_path, 16)
+    assert len(dataset) == 5 and not dataset.skipped
+    assert items(dataset).shape == (5, 3, 16, 16)
+    by_name = {path.name: i for i, path in enumerate(dataset.paths)}
+    for name in ("grey.png", "sixteen.png"):
+        crop = dataset[by_name[name]]["image"]
+        assert torch.equal(crop[0], crop[1]) and crop.max() > 200
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 2**30])
+def test_photographs_that_lie_on_their_side_are_turned_upright(tmp_path, cache_bytes):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = noise(40, 16)
+    Image.fromarray(upright).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.png", exif=exif)
+    dataset = ImageFolder(tmp_path, 16, scales=(1.0,), horizontal_flip=False, cache_bytes=cache_bytes)
+    whole = torch.from_numpy(upright).permute(2, 0, 1)
+    assert any(torch.equal(dataset[0]["image"], whole[:, y : y + 16]) for y in range(25))
+
+
+def test_bad_and_small_files_are_skipped_with_a_count_and_names(folder, caplog):
+    (folder / "broken.png").write_bytes(b"no image")
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "notes.txt").write_text("not looked at")
+    write(folder / "small.png", noise(15, 90))
+    with caplog.at_level(logging.WARNING, logger="hvae_sr.data"):
+        dataset = ImageFolder(folder, 16)
+    assert len(dataset) == 6
+    assert sorted(path.name for path in dataset.skipped) == ["broken.png", "empty.jpg", "small.png"]
+    assert len(caplog.records) == 1
+    message = caplog.records[0].getMessage()
+    assert message.startswith("3 of 9 image files are skipped")
+    assert all(name in message for name in ("broken.png", "empty.jpg", "small.png", "90x15"))
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 2**30])
+def test_a_truncated_body_is_logged_once_and_replaced_by_the_next_image(folder, caplog, cache_bytes):
+    bad = folder / "set0" / "2.png"
+    bad.write_bytes(bad.read_bytes()[:3000])
+    with caplog.at_level(logging.WARNING, logger="hvae_sr.data"):
+        dataset = ImageFolder(folder, 16, crops_per_image=3, cache_bytes=cache_bytes)
+        first, second = items(dataset), items(dataset)
+    assert torch.equal(first, second)
+    assert len(dataset) == 18
+    assert [record.getMessage().count("2.png") for record in caplog.records] == [1]
+    other = ImageFolder(folder, 16, crops_per_image=3, cache_bytes=2**30 - cache_bytes)
+    assert torch.equal(items(other), first)
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 2**30])
+def test_a_folder_without_usable_images_is_refused(tmp_path, cache_bytes):
+    for options in ({}, {"crop_size": 64}):
+        with pytest.raises(ValueError, match="train_data_dir.*no usable image"):
+            ImageFolder(tmp_path, **options)
+        write(tmp_path / "small.png", noise(32, 32))
+    with pytest.raises(ValueError, match="train_data_dir.*not a folder"):
+        ImageFolder(tmp_path / "none")
+    (tmp_path / "small.png").write_bytes((tmp_path / "small.png").read_bytes()[:500])
+    with pytest.raises(ValueError, match="train_data_dir.*can be decoded"):
+        ImageFolder(tmp_path, 16, cache_bytes=cache_bytes)[0]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"crop_size": 0},
+        {"crops_per_image": 0},
+        {"seed": -1},
+        {"scales": ()},
+        {"scales": (1.5,)},
+        {"scales": (0.0,)},
+        {"scales": (float("nan"),)},
+    ],
+)
+def test_wrong_arguments_are_named(folder, wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        ImageFolder(folder, **wrong)
+
+
+def test_a_negative_epoch_is_refused(folder):
+    with pytest.raises(ValueError, match="epoch"):
+        ImageFolder(folder, 16).set_epoch(-1)
+
+
+def mean_of_blocks(x):
+    return torch.nn.functional.avg_pool2d(x, 4)
+
+
+def test_pairs_are_eight_bit_levels_in_minus_one_to_one():
+    images = torch.randint(0, 256, (2, 3, 16, 12), dtype=torch.uint8)
+    x, y = make_pairs(images, mean_of_blocks)
+    assert x.dtype == y.dtype == torch.float32
+    assert x.shape == (2, 3, 16, 12) and y.shape == (2, 3, 4, 3)
+    assert torch.equal(((x + 1) * 127.5).round(), images.float())
+    levels = (y.double() + 1) * 127.5
+    assert (levels - levels.round()).abs().max() < 1e-4
+    assert (levels - mean_of_blocks(images.double())).abs().max() < 0.5 + 1e-4
+    extremes = make_pairs(torch.tensor([0, 255]).byte().view(2, 1, 1, 1).expand(2, 3, 4, 4), mean_of_blocks)
+    assert all(t.unique().tolist() == [-1.0, 1.0] for t in extremes)
+
+
+def test_an_operator_that_overshoots_is_clipped():
+    images = torch.full((1, 3, 4, 4), 200, dtype=torch.uint8)
+    assert make_pairs(images, lambda x: 2 * x)[1].max() == 1.0
+    assert make_pairs(images, lambda x: -x)[1].min() == -1.0
+
+
+def test_pairs_are_computed_in_full_precision_without_gradients():
+    matrix = torch.nn.Parameter(torch.rand(4, 4) / 4)
+    images = torch.randint(0, 256, (1, 3, 4, 4), dtype=torch.uint8)
+    expected = make_pairs(images, lambda x: x @ matrix)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        x, y = make_pairs(images, lambda x: x @ matrix)
+    assert torch.equal(y, expected[1]) and not y.requires_grad
+
+
+def test_pairs_use_the_operator_of_inference():
+    operators = pytest.importorskip("hvae_sr.operators")
+    operator = operators.Downsampling(scale_factor=4, kernel="bicubic")
+    images = torch.from_numpy(np.stack([noise(32, 24, i).transpose(2, 0, 1) for i in range(2)]))
+    _, y = make_pairs(images, operator)
+    expected = operator(images.float()).clamp(0, 255).round() / 127.5 - 1
+    assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize(
+    "bad", [torch.zeros(2, 3, 4, 4), torch.zeros(3, 4, 4).byte(), torch.zeros(2, 1, 4, 4).byte()]
+)
+def test_other_inputs_than_eight_bit_rgb_batches_are_refused(bad):
+    with pytest.raises(ValueError, match="images must be uint8"):
+        make_pairs(bad, mean_of_blocks)

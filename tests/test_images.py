@@ -1,0 +1,559 @@
+"""Images are read from any mode and format, checked with clear messages, and written whole or not at all."""
+
+import os
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms
+
+from hvae_sr import images
+from hvae_sr.images import (
+    ImageError,
+    find_images,
+    load_image,
+    prepare_images,
+    read_metadata,
+    save_image,
+    to_pil,
+    to_tensor,
+    uncertainty_to_pil,
+)
+
+ORIENTATION = 0x0112
+
+
+@pytest.fixture
+def rgb():
+    return np.random.default_rng(0).integers(0, 256, (12, 17, 3), dtype=np.uint8)
+
+
+def pixels(source):
+    image = load_image(source)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def grey(levels):
+    return np.repeat(np.asarray(levels)[..., None], 3, axis=-1)
+
+
+# Reading
+
+
+def test_rgb_png_is_read_unchanged_from_str_path_and_pil(tmp_path, rgb):
+    Image.fromarray(rgb).save(tmp_path / "a.png")
+    for source in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(rgb)):
+        assert np.array_equal(pixels(source), rgb)
+
+
+def test_the_result_is_a_new_image(rgb):
+    source = Image.fromarray(rgb)
+    load_image(source).putpixel((0, 0), (1, 2, 3))
+    assert np.array_equal(np.asarray(source), rgb)
+
+
+def test_grey_gives_three_equal_channels(tmp_path, rgb):
+    Image.fromarray(rgb[..., 0]).save(tmp_path / "a.png")
+    assert np.array_equal(pixels(tmp_path / "a.png"), grey(rgb[..., 0]))
+
+
+def test_one_bit_images_become_black_and_white(tmp_path, rgb):
+    bits = rgb[..., 0] > 127
+    Image.fromarray(bits).save(tmp_path / "a.png")
+    assert Image.open(tmp_path / "a.png").mode == "1"
+    assert np.array_equal(pixels(tmp_path / "a.png"), grey(bits * np.uint8(255)))
+
+
+def test_alpha_is_dropped_and_hidden_colours_are_kept(tmp_path, rgb):
+    alpha = np.zeros_like(rgb[..., :1])
+    Image.fromarray(np.concatenate([rgb, alpha], -1)).save(tmp_path / "rgba.png")
+    assert np.array_equal(pixels(tmp_path / "rgba.png"), rgb)
+    Image.fromarray(np.concatenate([rgb[..., :1], alpha], -1)).save(tmp_path / "la.png")
+    assert np.array_equal(pixels(tmp_path / "la.png"), grey(rgb[..., 0]))
+
+
+@pytest.mark.parametrize("mode", ["RGBa", "La"])
+def test_premultiplied_colours_are_divided_by_alpha(mode):
+    straight = Image.new("RGBA" if mode == "RGBa" else "LA", (2, 2), (200, 100, 50, 128)[-len(mode) :])
+    premultiplied = straight.convert(mode)
+    expected = np.asarray(straight)[..., :-1]
+    assert np.abs(pixels(premultiplied).astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("transparency", [None, 3, bytes([0, 255, 128, 7])])
+def test_palette_images_become_their_colours_with_or_without_transparency(tmp_path, transparency):
+    colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 8, 7]], dtype=np.uint8)
+    indices = np.arange(12, dtype=np.uint8).reshape(3, 4) % 4
+    image = Image.fromarray(indices)
+    image.putpalette(colours.tobytes())
+    assert image.mode == "P"
+    image.save(tmp_path / "a.png", **({} if transparency is None else {"transparency": transparency}))
+    assert np.array_equal(pixels(tmp_path / "a.png"), colours[indices])
+
+
+def test_cmyk_jpeg_becomes_rgb(tmp_path):
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=100)
+    assert Image.open(tmp_path / "a.jpg").mode == "CMYK"
+    assert np.abs(pixels(tmp_path / "a.jpg").astype(int) - (255, 0, 0)).max() <= 3
+
+
+def test_an_unusable_cmyk_profile_is_ignored_and_not_kept(tmp_path):
+    Image.new("CMYK", (8, 8), (0, 0, 0, 255)).save(
+        tmp_path / "a.jpg", icc_profile=b"x" * 16 + b"CMYK" + b"x" * 99
+    )
+    assert pixels(tmp_path / "a.jpg").max() <= 3
+    assert load_image(tmp_path / "a.jpg").info == {}
+
+
+def test_16_bit_png_is_scaled_by_257_and_rounded(tmp_path):
+    levels = np.array([[0, 128, 129, 256, 257], [32767, 32896, 65278, 65407, 65535]], dtype=np.uint16)
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    expected = grey(np.rint(levels / 257).astype(np.uint8))
+    assert np.array_equal(pixels(tmp_path / "a.png"), expected)
+    assert pixels(tmp_path / "a.png").max() == 255
+
+
+def test_dark_16_bit_images_stay_dark(tmp_path):
+    Image.fromarray(np.full((4, 4), 200, dtype=np.uint16)).save(tmp_path / "a.png")
+    assert pixels(tmp_path / "a.png").max() == 1
+
+
+def test_32_bit_integers_are_read_as_8_or_16_bit_by_their_largest_value():
+    assert np.array_equal(
+        pixels(Image.fromarray(np.array([[-5, 7, 255]], dtype=np.int32)))[0, :, 0], [0, 7, 255]
+    )
+    wide = Image.fromarray(np.array([[-5, 257, 65535, 99999]], dtype=np.int32))
+    assert np.array_equal(pixels(wide)[0, :, 0], [0, 1, 255, 255])
+
+
+def test_float_tiff_is_scaled_from_the_unit_range_or_clipped(tmp_path):
+    Image.fromarray(np.array([[-0.5, 0.0, 0.5, 1.0]], dtype=np.float32)).save(tmp_path / "unit.tif")
+    assert np.array_equal(pixels(tmp_path / "unit.tif")[0, :, 0], [0, 0, 128, 255])
+    Image.fromarray(np.array([[-3.0, 1.4, 128.6, 300.0]], dtype=np.float32)).save(tmp_path / "levels.tif")
+    assert np.array_equal(pixels(tmp_path / "levels.tif")[0, :, 0], [0, 1, 129, 255])
+
+
+def test_a_float_tiff_with_nan_is_refused(tmp_path):
+    Image.fromarray(np.array([[0.0, np.nan]], dtype=np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(ImageError, match=r"a\.tif: the image holds NaN"):
+        load_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("mode", ["YCbCr", "HSV", "LAB", "RGBX"])
+def test_other_colour_spaces_are_converted_or_refused_with_a_clear_message(mode):
+    image = Image.new(mode, (3, 2))
+    try:
+        assert pixels(image).shape == (2, 3, 3)
+    except ImageError as error:
+        assert mode in str(error)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+def test_exif_orientation_is_applied_once(tmp_path, rgb, orientation, suffix):
+    turn = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }.get(orientation)
+    upright = Image.fromarray(rgb)
+    stored = upright if turn is None else upright.transpose(turn)
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    path = tmp_path / f"a.{suffix}"
+    stored.save(path, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    image = load_image(path)
+    assert np.array_equal(np.asarray(image), rgb)
+    assert np.array_equal(pixels(image), rgb)  # a second pass does not turn it again
+    with Image.open(path) as opened:
+        assert np.array_equal(pixels(opened), rgb)
+
+
+def test_broken_exif_does_not_prevent_reading(tmp_path, rgb):
+    Image.fromarray(rgb).save(tmp_path / "a.png", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\x7fgarbage")
+    assert np.array_equal(pixels(tmp_path / "a.png"), rgb)
+
+
+def test_the_first_frame_of_an_animated_gif_is_read(tmp_path):
+    frames = [Image.new("P", (8, 6), 0) for _ in range(3)]
+    for frame, colour in zip(frames, [(255, 0, 0), (0, 255, 0), (0, 0, 255)], strict=True):
+        frame.putpalette(bytes(colour) + bytes(765))
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    with Image.open(tmp_path / "a.gif") as opened:
+        assert opened.n_frames == 3
+    assert np.array_equal(pixels(tmp_path / "a.gif"), np.broadcast_to((255, 0, 0), (6, 8, 3)))
+
+
+def test_an_rgb_colour_profile_is_kept_and_written_and_a_grey_one_is_not(tmp_path, rgb):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(rgb).save(tmp_path / "a.png", icc_profile=profile)
+    for suffix in ("png", "jpg", "webp", "tif"):
+        save_image(load_image(tmp_path / "a.png"), tmp_path / f"b.{suffix}", {"seed": 1})
+        assert load_image(tmp_path / f"b.{suffix}").info["icc_profile"] == profile
+    Image.fromarray(rgb[..., 0]).save(tmp_path / "g.png", icc_profile=profile[:16] + b"GRAY" + profile[20:])
+    assert load_image(tmp_path / "g.png").info == {}
+
+
+# Files that cannot be read
+
+
+def damaged(tmp_path, kind):
+    path = tmp_path / f"{kind}.png"
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("this is not an image\n" * 20)
+    elif kind.startswith("truncated"):
+        suffix = kind.removeprefix("truncated-")
+        path = tmp_path / f"truncated.{suffix}"
+        noise.save(path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif kind == "garbled":
+        noise.save(path)
+        data = bytearray(path.read_bytes())
+        data[60:2000] = bytes(1940)
+        path.write_bytes(bytes(data))
+    elif kind == "bomb":
+        Image.new("1", (1000, 1000)).save(path)
+    return path
+
+
+KINDS = ["missing", "folder", "empty", "text", "garbled", "bomb"]
+KINDS += [f"truncated-{suffix}" for suffix in ("png", "jpg", "webp", "tif", "bmp", "gif")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_unreadable_file_is_one_error_of_one_line_that_names_it(tmp_path, monkeypatch, kind):
+    path = damaged(tmp_path, kind)
+    if kind == "bomb":
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError) as caught:
+            load_image(path)
+    assert isinstance(caught.value, ImageError)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ") and "\n" not in message
+    reason = {"missing": "No such file", "folder": "directory", "empty": "empty", "text": "not an image"}
+    assert reason.get(kind, "") in message
+
+
+def test_a_path_with_a_null_byte_or_of_another_type_is_refused():
+    with pytest.raises(ImageError, match="null"):
+        load_image("a\0b.png")
+    with pytest.raises(ImageError, match="image must be a path or a PIL image, got int"):
+        load_image(3)
+
+
+def test_a_truncated_image_that_is_already_open_is_refused(tmp_path):
+    with (
+        Image.open(damaged(tmp_path, "truncated-png")) as opened,
+        pytest.raises(ImageError, match=r"image\[1\]"),
+    ):
+        prepare_images([Image.new("RGB", (2, 2)), opened])
+
+
+def test_an_image_without_pixels_is_refused():
+    with pytest.raises(ImageError, match="no pixels"):
+        load_image(Image.new("RGB", (0, 5)))
+
+
+# Tensors
+
+
+def test_all_kinds_of_the_same_image_give_the_same_tensor(tmp_path, rgb):
+    Image.fromarray(rgb).save(tmp_path / "a.png")
+    expected = torch.from_numpy(rgb).permute(2, 0, 1).float() / 255
+    kinds = [
+        tmp_path / "a.png",
+        Image.fromarray(rgb),
+        rgb,
+        np.concatenate([rgb, rgb[..., :1]], -1),
+        rgb / 255,
+        (rgb / 255).astype(np.float32),
+        torch.from_numpy(rgb).permute(2, 0, 1),
+        expected,
+        expected.double(),
+    ]
+    for kind in kinds:
+        tensor = to_tensor(kind)
+        assert tensor.dtype == torch.float32 and tensor.is_contiguous()
+        assert torch.equal(tensor, expected)
+
+
+def test_grey_arrays_and_tensors_get_three_channels(rgb):
+    levels = rgb[..., 0]
+    expected = (torch.from_numpy(levels.copy()).float() / 255).expand(3, -1, -1)
+    for kind in (levels, levels[..., None], torch.from_numpy(levels.copy())[None]):
+        assert torch.equal(to_tensor(kind), expected)
+
+
+def test_flipped_views_and_read_only_arrays_are_accepted(rgb):
+    rgb.flags.writeable = False
+    assert torch.equal(to_tensor(rgb[::-1, ::-1]), to_tensor(rgb).flip(1, 2))
+
+
+def test_the_tensor_does_not_share_memory_with_the_input():
+    source = torch.rand(3, 4, 4)
+    expected = source.clone()
+    to_tensor(source).zero_()
+    assert torch.equal(source, expected)
+
+
+def test_small_excesses_are_clamped():
+    tensor = to_tensor(np.array([[-0.0009, 0.5, 1.0009]]))
+    assert tensor.min() == 0 and tensor.max() == 1
+
+
+@pytest.mark.parametrize(
+    ("bad", "named"),
+    [
+        (np.full((4, 4, 3), np.nan), "NaN"),
+        (torch.full((3, 4, 4), float("inf")), "infinite"),
+        (np.full((4, 4, 3), 200.0), "200"),
+        (torch.full((3, 4, 4), -1.0), "-1"),
+        (np.zeros((4, 4, 2)), "(4, 4, 2)"),
+        (np.zeros((3, 4, 5)), "(3, 4, 5)"),
+        (np.zeros(4), "(4,)"),
+        (torch.zeros(4, 4), "(4, 4)"),
+        (torch.zeros(4, 4, 3), "(4, 4, 3)"),
+        (torch.zeros(2, 3, 4, 4), "(2, 3, 4, 4)"),
+        (np.zeros((0, 4, 3)), "(0, 4, 3)"),
+        (torch.zeros(3, 4, 0), "(3, 4, 0)"),
+        (np.zeros((4, 4), dtype=np.int64), "int64"),
+        (torch.zeros(3, 4, 4, dtype=torch.int32), "int32"),
+        (None, "NoneType"),
+        (3.5, "float"),
+    ],
+)
+def test_a_wrong_array_is_refused_with_the_value_or_shape(bad, named):
+    with pytest.raises(ValueError) as caught:
+        to_tensor(bad)
+    assert str(caught.value).startswith("image") and named in str(caught.value)
+
+
+def test_prepare_images_takes_single_images_batches_and_mixed_lists(tmp_path, rgb):
+    Image.fromarray(rgb).save(tmp_path / "a.png")
+    one = to_tensor(rgb)
+    assert [t.shape for t in prepare_images(rgb)] == [one.shape]
+    assert [t.shape for t in prepare_images(str(tmp_path / "a.png"))] == [one.shape]
+    assert all(torch.equal(t, one) for t in prepare_images(np.stack([rgb] * 3)))
+    assert all(torch.equal(t, one) for t in prepare_images(torch.stack([one] * 2)))
+    mixed = [tmp_path / "a.png", Image.new("L", (5, 4)), torch.zeros(2, 3, 6, 7), rgb]
+    shapes = [tuple(t.shape) for t in prepare_images(mixed)]
+    assert shapes == [(3, 12, 17), (3, 4, 5), (3, 6, 7), (3, 6, 7), (3, 12, 17)]
+
+
+@pytest.mark.parametrize("empty", [[], (), np.zeros((0, 4, 4, 3)), torch.zeros(0, 3, 4, 4)])
+def test_an_empty_list_or_batch_is_refused(empty):
+    with pytest.raises(ValueError, match="image is empty"):
+        prepare_images(empty)
+
+
+def test_the_bad_element_of_a_list_is_named():
+    with pytest.raises(ValueError, match=r"image\[1\] holds NaN"):
+        prepare_images([torch.zeros(3, 2, 2), torch.full((3, 2, 2), float("nan"))])
+
+
+def test_eight_bit_levels_survive_the_round_trip():
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for dtype in (torch.float32, torch.float64):
+        assert np.array_equal(np.asarray(to_pil(to_tensor(levels).to(dtype))), grey(levels))
+
+
+def test_to_pil_clamps_and_rounds_to_the_nearest_level():
+    values = torch.tensor([-3.0, 0.49 / 255, 0.51 / 255, 254.6 / 255, 7.0]).expand(3, 1, 5)
+    assert np.asarray(to_pil(values))[0, :, 0].tolist() == [0, 0, 1, 255, 255]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [torch.zeros(1, 4, 4), torch.zeros(4, 4), torch.zeros(3, 4, 4).byte(), torch.full((3, 2, 2), torch.nan)],
+)
+def test_to_pil_refuses_other_shapes_integers_and_nan(bad):
+    with pytest.raises(ValueError, match="tensor"):
+        to_pil(bad)
+
+
+# Writing
+
+METADATA = {
+    "seed": 3,
+    "temperature": [0.8, 0.5],
+    "name": "überschärfe ☃",
+    "lr_psnr": float("inf"),
+    "model": None,
+}
+
+
+@pytest.mark.parametrize("suffix", ["png", "PNG", "webp", "tif", "tiff", "jpg", "jpeg"])
+def test_saved_images_and_metadata_are_read_back(tmp_path, rgb, suffix):
+    smooth = np.asarray(Image.fromarray(rgb).resize((64, 48), Image.Resampling.BICUBIC))
+    path = tmp_path / f"a.{suffix}"
+    save_image(Image.fromarray(smooth), path, METADATA)
+    assert read_metadata(path) == METADATA
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    error = np.abs(pixels(path).astype(int) - smooth)
+    assert error.max() == 0 if "j" not in suffix else error.mean() < 3
+
+
+def test_metadata_may_hold_arrays_numbers_and_paths(tmp_path):
+    metadata = {"a": np.float32(0.5), "b": torch.arange(3), "c": tmp_path, "d": torch.bfloat16}
+    save_image(torch.zeros(3, 4, 4), tmp_path / "a.png", metadata)
+    expected = {"a": 0.5, "b": [0, 1, 2], "c": str(tmp_path), "d": "torch.bfloat16"}
+    assert read_metadata(tmp_path / "a.png") == expected
+
+
+def test_images_without_our_metadata_give_an_empty_dict(tmp_path, rgb):
+    exif = Image.Exif()
+    exif[0x010E] = "holiday"
+    for name in ("a.png", "a.jpg", "a.tif", "a.gif"):
+        Image.fromarray(rgb).save(tmp_path / name, exif=exif)
+        assert read_metadata(tmp_path / name) == {}
+    with pytest.raises(ImageError, match="No such file"):
+        read_metadata(tmp_path / "none.png")
+
+
+def test_an_image_with_alpha_can_be_saved_in_every_format(tmp_path):
+    for suffix in ("png", "jpg", "webp", "tif"):
+        save_image(Image.new("RGBA", (4, 4), (9, 200, 30, 0)), tmp_path / f"a.{suffix}")
+        assert (
+            np.abs(pixels(tmp_path / f"a.{suffix}")[0, 0] - np.array([9, 200, 30])).max() <= 4
+            or suffix == "webp"
+        )
+
+
+@pytest.mark.parametrize("name", ["a.xyz", "a", "a.gif"])
+def test_an_unknown_suffix_is_refused_before_anything_is_written(tmp_path, name):
+    with pytest.raises(ValueError, match="unknown suffix"):
+        save_image(torch.zeros(3, 4, 4), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("stage", ["encoder", "rename", "interrupt"])
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, stage):
+    path = tmp_path / "a.png"
+    save_image(torch.ones(3, 4, 4), path)
+    before = path.read_bytes()
+
+    def encode_half(self, file, *args, **options):
+        file.write(b"half an image")
+        raise KeyboardInterrupt if stage == "interrupt" else OSError("encoder error")
+
+    def refuse(*args):
+        raise OSError("no rename")
+
+    if stage == "rename":
+        monkeypatch.setattr(images.os, "replace", refuse)
+    else:
+        monkeypatch.setattr(Image.Image, "save", encode_half)
+    with pytest.raises((OSError, KeyboardInterrupt)):
+        save_image(torch.zeros(3, 4, 4), path)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+    assert path.read_bytes() == before
+
+
+def test_saving_into_a_missing_folder_is_an_os_error(tmp_path):
+    with pytest.raises(OSError):
+        save_image(torch.zeros(3, 4, 4), tmp_path / "none" / "a.png")
+
+
+def test_saved_files_have_the_usual_permissions(tmp_path):
+    save_image(torch.zeros(3, 4, 4), tmp_path / "a.png")
+    (tmp_path / "b").touch()
+    assert (tmp_path / "a.png").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+# Finding
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_folders_are_listed_in_natural_order_without_other_files(tmp_path):
+    touch(
+        tmp_path, "img10.png", "img2.PNG", "Img1.jpg", "notes.txt", ".hidden.png", "sub/x.png", ".git/y.png"
+    )
+    assert [p.name for p in find_images(tmp_path)] == ["Img1.jpg", "img2.PNG", "img10.png"]
+    names = [p.relative_to(tmp_path).as_posix() for p in find_images([tmp_path], recursive=True)]
+    assert names == ["Img1.jpg", "img2.PNG", "img10.png", "sub/x.png"]
+
+
+def test_numbers_before_letters_and_mixed_names_can_be_ordered(tmp_path):
+    touch(tmp_path, "b.png", "7.png", "a.png", "07.png", "10/1.png", "9/2.png", "²3.png")
+    names = [p.relative_to(tmp_path).as_posix() for p in find_images(tmp_path, recursive=True)]
+    assert names.index("9/2.png") < names.index("10/1.png") and names.index("a.png") < names.index("b.png")
+    assert len(names) == 7
+
+
+def test_files_keep_their_order_and_are_listed_once(tmp_path):
+    touch(tmp_path, "b.png", "a.png", "odd.dat")
+    given = [tmp_path / "odd.dat", tmp_path / "b.png", tmp_path, str(tmp_path / "a.png")]
+    assert [p.name for p in find_images(given)] == ["odd.dat", "b.png", "a.png"]
+
+
+def test_a_missing_path_is_refused(tmp_path):
+    with pytest.raises(ImageError, match=r"none: no such file or folder"):
+        find_images([tmp_path / "none"])
+
+
+def test_linked_folders_are_followed_and_loops_end(tmp_path):
+    touch(tmp_path, "data/a.png", "elsewhere/b.png")
+    os.symlink(tmp_path / "elsewhere", tmp_path / "data" / "link")
+    os.symlink(tmp_path / "data", tmp_path / "data" / "loop")
+    assert [p.name for p in find_images(tmp_path / "data", recursive=True)] == ["a.png", "b.png"]
+
+
+# Uncertainty maps
+
+
+def test_the_heat_map_runs_from_black_to_the_top_colour_and_saturates():
+    image = np.asarray(uncertainty_to_pil(torch.tensor([[0.0, 0.05, 0.1, 0.7]])))
+    assert image.shape == (1, 4, 3)
+    assert image[0, 0].tolist() == [0, 0, 3] and image[0, 2].tolist() == [251, 252, 191]
+    assert np.array_equal(image[0, 2], image[0, 3])
+    assert np.array_equal(np.asarray(uncertainty_to_pil(torch.tensor([[0.05]]), 0.05))[0, 0], image[0, 2])
+
+
+def test_the_heat_map_grows_lighter_in_even_steps():
+    color = pytest.importorskip("skimage.color")
+    ramp = np.asarray(uncertainty_to_pil(np.linspace(0, 0.1, 33)[None]))
+    steps = np.diff(color.rgb2lab(ramp)[0, :, 0])
+    assert steps.min() > 1 and steps.max() < 6
+
+
+def test_three_channels_are_pooled_by_root_mean_square():
+    std = torch.rand(3, 5, 6) * 0.1
+    pooled = np.asarray(uncertainty_to_pil(std.square().mean(0).sqrt()))
+    close = np.abs(np.asarray(uncertainty_to_pil(std)).astype(int) - pooled)
+    assert close.max() <= 1
+    assert uncertainty_to_pil(std.permute(1, 2, 0).numpy()).tobytes() == uncertainty_to_pil(std).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("std", "max_std", "message"),
+    [
+        (torch.zeros(4), 0.1, "shape"),
+        (torch.zeros(2, 4, 4), 0.1, "shape"),
+        (torch.zeros(0, 4), 0.1, "shape"),
+        (torch.full((2, 2), torch.nan), 0.1, "finite"),
+        (torch.full((2, 2), -1.0), 0.1, "negative"),
+        (torch.zeros(2, 2), 0.0, "max_std"),
+        (torch.zeros(2, 2), float("nan"), "max_std"),
+    ],
+)
+def test_wrong_uncertainties_are_refused(std, max_std, message):
+    with pytest.raises(ValueError, match=message):
+        uncertainty_to_pil(std, max_std)

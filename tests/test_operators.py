@@ -1,0 +1,371 @@
+"""Downsampling operators: adjoint, pseudo-inverse, projection, equality with the resizers they stand for."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from hvae_sr.operators import CACHE_ENTRIES, Downsampling
+
+NAMED_KERNELS = ["bicubic", "matlab-bicubic", "box", "gaussian"]
+KERNELS = [*NAMED_KERNELS, "custom"]
+SCALES = [2, 3, 4, 8, 16]
+SIZES = [(64, 96), (45, 70), (33, 7)]
+
+over_kernels = pytest.mark.parametrize("kernel", KERNELS)
+over_scales = pytest.mark.parametrize("scale", SCALES)
+over_sizes = pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+
+
+def make_operator(kernel: str, scale: int) -> Downsampling:
+    if kernel != "custom":
+        return Downsampling(scale, kernel)
+    taps = torch.linspace(0.2, 1.0, 2 * scale - scale % 2, dtype=torch.float64) ** 2  # not symmetric
+    return Downsampling(scale, taps / taps.sum())
+
+
+def random_image(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> torch.Tensor:
+    return torch.rand(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
+    """In dB, for a peak of 1."""
+    error = (a.double() - b.double()).square().mean().item()
+    return math.inf if error == 0 else -10 * math.log10(error)
+
+
+@over_kernels
+@over_scales
+@over_sizes
+def test_adjoint_satisfies_its_definition(kernel: str, scale: int, size: tuple[int, int]) -> None:
+    op = make_operator(kernel, scale)
+    x, y = random_image(2, *size), random_image(2, *op.output_size(size), seed=1)
+    torch.testing.assert_close((op(x) * y).sum(), (x * op.adjoint(y, size)).sum(), rtol=1e-12, atol=0)
+
+
+@over_kernels
+@over_scales
+@over_sizes
+def test_downsampling_the_pseudo_inverse_returns_the_lr_image(
+    kernel: str, scale: int, size: tuple[int, int]
+) -> None:
+    op = make_operator(kernel, scale)
+    y = random_image(2, *op.output_size(size))
+    torch.testing.assert_close(op(op.pseudo_inverse(y, size)), y, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize(("dtype", "least_db"), [(torch.float64, 120), (torch.float32, 100)], ids=str)
+@over_kernels
+@over_scales
+@over_sizes
+def test_projection_is_consistent_with_the_lr_image_and_idempotent(
+    kernel: str, scale: int, size: tuple[int, int], dtype: torch.dtype, least_db: float
+) -> None:
+    op = make_operator(kernel, scale)
+    x = random_image(2, 3, *size, dtype=dtype)
+    y = random_image(2, 3, *op.output_size(size), dtype=dtype, seed=1)
+    projected = op.project(x, y)
+    assert projected.dtype == dtype
+    assert psnr(op(projected), y) >= least_db
+    assert psnr(op.project(projected, y), projected) >= least_db
+
+
+@over_kernels
+def test_projection_is_the_nearest_consistent_image(kernel: str) -> None:
+    op = make_operator(kernel, 4)
+    x, y = random_image(45, 70), random_image(12, 18, seed=1)
+    step = op.project(x, y) - x
+    along = op.project(random_image(45, 70, seed=2), torch.zeros(12, 18))  # in the null space of H
+    assert abs((step * along).sum().item()) < 1e-9 * step.norm().item() * along.norm().item()
+
+
+@over_kernels
+def test_pseudo_inverse_is_that_of_the_full_matrix(kernel: str) -> None:
+    op, size = make_operator(kernel, 3), (8, 11)
+    impulses = torch.eye(88, dtype=torch.float64).reshape(88, *size)
+    h = op(impulses).reshape(88, -1).T
+    y = random_image(*op.output_size(size))
+    expected = (torch.linalg.pinv(h) @ y.flatten()).reshape(size)
+    torch.testing.assert_close(op.pseudo_inverse(y, size), expected, rtol=0, atol=1e-11)
+
+
+@over_scales
+@over_sizes
+def test_bicubic_equals_torch_interpolate(scale: int, size: tuple[int, int]) -> None:
+    op = Downsampling(scale, "bicubic")
+    x = random_image(1, 3, *size, dtype=torch.float32)
+    resized = F.interpolate(x, op.output_size(size), mode="bicubic", antialias=True, align_corners=False)
+    torch.testing.assert_close(op(x), resized, rtol=0, atol=1e-6)
+
+
+@over_scales
+@over_sizes
+def test_bicubic_equals_pil_bicubic_in_float_mode(scale: int, size: tuple[int, int]) -> None:
+    op = Downsampling(scale, "bicubic")
+    x = random_image(*size, dtype=torch.float32)
+    height, width = op.output_size(size)
+    image = Image.fromarray(x.numpy())  # float32 is mode F
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    np.testing.assert_allclose(op(x).numpy(), np.asarray(resized), rtol=0, atol=1e-6)
+
+
+def matlab_imresize_rows(image: np.ndarray, scale: float) -> np.ndarray:
+    """Dimension 1 of MATLAB's imresize, after its function `contributions`, with its 1-based indices."""
+    in_length = image.shape[0]
+    out_length = math.ceil(in_length * scale)
+    kernel_width = 4 / scale
+    u = np.arange(1, out_length + 1) / scale + 0.5 * (1 - 1 / scale)
+    left = np.floor(u - kernel_width / 2)
+    taps = math.ceil(kernel_width) + 2
+    indices = left[:, None] + np.arange(taps)
+    t = np.abs(scale * (u[:, None] - indices))
+    weights = (1.5 * t**3 - 2.5 * t**2 + 1) * (t <= 1)
+    weights += (-0.5 * t**3 + 2.5 * t**2 - 4 * t + 2) * ((1 < t) & (t <= 2))
+    weights /= weights.sum(axis=1, keepdims=True)
+    mirror = np.concatenate([np.arange(1, in_length + 1), np.arange(in_length, 0, -1)])
+    indices = mirror[np.mod(indices.astype(int) - 1, mirror.size)]
+    return np.stack([w @ image[i - 1] for w, i in zip(weights, indices, strict=True)])
+
+
+@over_scales
+@over_sizes
+def test_matlab_bicubic_follows_imresize_up_to_the_borders(scale: int, size: tuple[int, int]) -> None:
+    op = Downsampling(scale, "matlab-bicubic")
+    x = random_image(*size)
+    expected = matlab_imresize_rows(matlab_imresize_rows(x.numpy(), 1 / scale).T, 1 / scale).T
+    assert expected.shape == op.output_size(size)
+    np.testing.assert_allclose(op(x).numpy(), expected, rtol=0, atol=1e-12)
+
+
+def test_matlab_bicubic_equals_bicubic_away_from_the_borders() -> None:
+    x = random_image(128, 128)
+    difference = (Downsampling(4, "matlab-bicubic")(x) - Downsampling(4, "bicubic")(x)).abs()
+    assert difference[2:-2, 2:-2].max() < 1e-12 < difference.max()
+
+
+@over_scales
+@over_sizes
+def test_box_takes_the_mean_of_each_block_and_of_what_is_there_of_the_last(
+    scale: int, size: tuple[int, int]
+) -> None:
+    op = Downsampling(scale, "box")
+    x = random_image(1, 1, *size)
+    expected = F.avg_pool2d(x, scale, ceil_mode=True, count_include_pad=False)
+    torch.testing.assert_close(op(x), expected, rtol=0, atol=1e-12)
+
+
+@over_scales
+def test_gaussian_is_a_convolution_sampled_at_block_centres(scale: int) -> None:
+    x = random_image(1, 1, 6 * scale, 7 * scale)
+    distance = torch.arange(4 * scale + scale % 2, dtype=torch.float64)
+    distance -= distance.mean()
+    assert distance.max() <= 2 * scale < distance.max() + 1  # 4 sigma
+    taps = torch.exp(-(distance**2) / (2 * (scale / 2) ** 2))
+    taps /= taps.sum()
+    pad = (len(taps) - scale) // 2
+    padded = torch.from_numpy(np.pad(x[0, 0].numpy(), pad, mode="symmetric"))[None, None]
+    expected = F.conv2d(padded, torch.outer(taps, taps)[None, None], stride=scale)
+    torch.testing.assert_close(Downsampling(scale, "gaussian")(x), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(Downsampling(scale, taps)(x), expected, rtol=0, atol=1e-12)
+
+
+def test_custom_kernel_keeps_its_normalisation_and_its_orientation() -> None:
+    x = random_image(6, 8)
+    blocks = x[:, 0::2] * 3 + x[:, 1::2] * 5
+    expected = blocks[0::2] * 3 + blocks[1::2] * 5
+    torch.testing.assert_close(Downsampling(2, [3, 5])(x), expected)
+
+
+@pytest.mark.parametrize("kernel", NAMED_KERNELS)
+@over_sizes
+def test_constant_images_stay_constant(kernel: str, size: tuple[int, int]) -> None:
+    op = Downsampling(4, kernel)
+    x = torch.full((1, *size), 0.7, dtype=torch.float64)
+    torch.testing.assert_close(op(x), torch.full((1, *op.output_size(size)), 0.7, dtype=torch.float64))
+
+
+@over_kernels
+def test_rows_and_columns_are_resized_independently(kernel: str) -> None:
+    op = make_operator(kernel, 4)
+    row, column = random_image(1, 33), random_image(45, 1, seed=1)
+    gain = op(torch.ones(1, 1, dtype=torch.float64))  # of a side of one pixel, on each of the two factors
+    torch.testing.assert_close(op(column @ row) * gain, op(column) @ op(row))
+    x = random_image(45, 33)
+    torch.testing.assert_close(op(x.T), op(x).T)
+
+
+def test_tiles_of_a_large_side_join_without_error() -> None:
+    op = Downsampling(4, "gaussian")
+    x, y = random_image(3, 1203, dtype=torch.float32), random_image(1, 301, dtype=torch.float32, seed=1)
+    assert psnr(op(op.project(x, y)), y) >= 100
+    np.testing.assert_allclose(op(x)[:, 100:200], op(x.double()[:, 240:960])[:, 40:140], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kernel", ["bicubic", "matlab-bicubic", "box"])
+def test_scale_one_is_the_identity(kernel: str) -> None:
+    op = Downsampling(1, kernel)
+    x, y = random_image(9, 14), random_image(9, 14, seed=1)
+    torch.testing.assert_close(op(x), x)
+    torch.testing.assert_close(op.project(x, y), y)
+
+
+def test_any_leading_dimensions_give_what_single_images_give() -> None:
+    op = Downsampling(4)
+    x, y = random_image(2, 5, 3, 21, 30), random_image(2, 1, 3, 6, 8, seed=1)
+    projected = op.project(x, y)  # five samples of each image share its y
+    assert projected.shape == x.shape
+    for i in range(2):
+        for j in range(5):
+            torch.testing.assert_close(projected[i, j], op.project(x[i, j], y[i, 0]), rtol=0, atol=1e-13)
+    assert op(x[:0]).shape == (0, 5, 3, 6, 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_single_precision(dtype: torch.dtype) -> None:
+    op, size = Downsampling(4), (30, 41)
+    x, y = random_image(3, *size).to(dtype), random_image(3, 8, 11, seed=1).to(dtype)
+    for result, expected in [
+        (op(x), op(x.float())),
+        (op.adjoint(y, size), op.adjoint(y.float(), size)),
+        (op.pseudo_inverse(y, size), op.pseudo_inverse(y.float(), size)),
+        (op.project(x, y), op.project(x.float(), y.float())),
+    ]:
+        assert result.dtype == dtype
+        assert torch.equal(result, expected.to(dtype))
+
+
+def test_autocast_does_not_lower_the_precision() -> None:
+    op, x, y = Downsampling(4), random_image(30, 41).float(), random_image(8, 11, seed=1).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        projected = op.project(x, y)
+    assert torch.equal(projected, op.project(x, y))
+
+
+def test_reduced_precision_of_matrix_products_does_not_lower_the_precision() -> None:
+    op, x, y = Downsampling(4), random_image(30, 41).float(), random_image(8, 11, seed=1).float()
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        projected = op.project(x, y)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert projected.dtype == torch.float32
+    assert psnr(op(projected), y) >= 100
+
+
+@over_kernels
+def test_gradients_are_those_of_linear_maps(kernel: str) -> None:
+    op, size = make_operator(kernel, 2), (5, 8)
+    x = random_image(*size).requires_grad_()
+    y = random_image(*op.output_size(size), seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(op.apply, (x,))
+    assert torch.autograd.gradcheck(lambda y: op.adjoint(y, size), (y,))
+    assert torch.autograd.gradcheck(lambda y: op.pseudo_inverse(y, size), (y,))
+    assert torch.autograd.gradcheck(op.project, (x, y))
+
+
+def test_gradients_flow_after_a_first_use_in_inference_mode() -> None:
+    op = Downsampling(4)
+    x, y = random_image(30, 41), random_image(8, 11, seed=1)
+    with torch.inference_mode():
+        op.project(x, y)
+    x.requires_grad_()
+    op.project(x, y).square().sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()
+
+
+def test_threads_may_share_an_operator_and_its_cache_stays_bounded() -> None:
+    op = Downsampling(4)
+    sides = list(range(8, 8 + 2 * CACHE_ENTRIES))
+
+    def error(side: int) -> float:
+        x, y = random_image(side, side), random_image(*op.output_size((side, side)), seed=1)
+        return (op(op.project(x, y)) - y).abs().max().item()
+
+    with ThreadPoolExecutor(4) as threads:
+        assert max(threads.map(error, sides)) < 1e-12
+    assert len(op._cache) <= CACHE_ENTRIES
+
+
+@over_kernels
+def test_copies_and_pickles_are_equal_and_compute_the_same(kernel: str) -> None:
+    op, x = make_operator(kernel, 4), random_image(30, 41)
+    result = op(x)
+    for twin in (copy.deepcopy(op), pickle.loads(pickle.dumps(op))):
+        assert twin == op and hash(twin) == hash(op) and repr(twin) == repr(op)
+        assert torch.equal(twin(x), result)
+    assert op != Downsampling(8, "box") and op != "bicubic"
+
+
+def test_repr_shows_how_to_make_the_operator() -> None:
+    for op in (Downsampling(4, "gaussian"), Downsampling(2, [0.1, 0.9])):
+        assert eval(repr(op), {"Downsampling": Downsampling}) == op
+    assert repr(Downsampling()) == "Downsampling(scale_factor=4, kernel='bicubic')"
+
+
+@pytest.mark.parametrize("scale", [0, -2, 2.5, 4.0, True, "4", None])
+def test_a_scale_factor_that_is_no_positive_integer_is_refused(scale: object) -> None:
+    with pytest.raises(ValueError, match=r"`scale_factor` must be an integer >= 1, but is "):
+        Downsampling(scale)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [
+        ("lanczos", "but is 'lanczos'"),
+        (None, "but is None"),
+        ([], "not empty"),
+        (torch.ones(4, 4), "1-D"),
+        ([1.0, math.nan], "finite"),
+        ([0.25, 0.5, 0.25], "even number of taps .* scale_factor=4, but has 3"),
+    ],
+    ids=["name", "none", "empty", "2-D", "nan", "parity"],
+)
+def test_an_unusable_kernel_is_refused(kernel: object, message: str) -> None:
+    with pytest.raises(ValueError, match=f"`kernel` .*{message}"):
+        Downsampling(4, kernel)  # type: ignore[arg-type]
+
+
+def test_tensors_of_the_wrong_size_or_type_are_refused() -> None:
+    op, x, y = Downsampling(4), torch.zeros(1, 3, 30, 41), torch.zeros(1, 3, 7, 11)
+    expected = r"`y` must be \[\.\.\., 8, 11\] .* 30 x 41 .* but has shape \(1, 3, 7, 11\)"
+    for call in (op.adjoint, op.pseudo_inverse):
+        with pytest.raises(ValueError, match=expected):
+            call(y, (30, 41))
+    with pytest.raises(ValueError, match=expected):
+        op.project(x, y)
+    with pytest.raises(ValueError, match="`x` must be a floating-point tensor, but is torch.uint8"):
+        op(x.to(torch.uint8))
+    with pytest.raises(ValueError, match="`x` must be a floating-point tensor, but is ndarray"):
+        op(x.numpy())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"`x` must be \[\.\.\., H, W\] .* has shape \(30,\)"):
+        op(torch.zeros(30))
+    with pytest.raises(ValueError, match=r"`x` must be .* has shape \(3, 0, 5\)"):
+        op(torch.zeros(3, 0, 5))
+
+
+@pytest.mark.parametrize("size", [(30,), (30, 0), (30, 41.0), 30, (1, 30, 41)])
+def test_a_size_that_is_not_two_positive_integers_is_refused(size: object) -> None:
+    with pytest.raises(ValueError, match=r"`size` must be \(H, W\)"):
+        Downsampling(4).output_size(size)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("scale", "kernel", "side"), [(2, [0.0, 0.0], 8), (1, [0.25, 0.5, 0.25], 600), (2, [1.0, -1.0], 7)]
+)
+def test_a_singular_operator_has_no_pseudo_inverse(scale: int, kernel: list[float], side: int) -> None:
+    op = Downsampling(scale, kernel)  # the last: a difference that the symmetric border turns into zero
+    x = random_image(side, side)
+    y = op(x)
+    assert op.adjoint(y, (side, side)).shape == x.shape
+    for call in (lambda: op.pseudo_inverse(y, (side, side)), lambda: op.project(x, y)):
+        with pytest.raises(ValueError, match=f"HHᵀ is singular .* side of {side}"):
+            call()
