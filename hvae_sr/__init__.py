@@ -1,0 +1,31 @@
+"""Diverse super-resolution with a hierarchical VAE prior: one network evaluation for each sample of p(x|y)."""
+
+from pathlib import Path
+
+from diffusers.pipelines import pipeline_loading_utils as _loading
+
+__version__ = "0.1.0"
+
+_HERE = Path(__file__).resolve().parent
+if not (_HERE / "pipelines").is_dir():
+    # A checkout keeps pipelines/ and hub_configs/ beside this folder; an installation has them inside it.
+    __path__.append(str(_HERE.parent))
+
+# diffusers' loader writes ["hvae_sr", "VDVAE"] into model_index.json, and finds it again, only for registered libraries.
+_CLASSES = {name: ["save_pretrained", "from_pretrained"] for name in ("VDVAE", "LREncoder", "LRConditioner")}
+_loading.LOADABLE_CLASSES["hvae_sr"] = _CLASSES
+_loading.ALL_IMPORTABLE_CLASSES.update(_CLASSES)
+
+from .models import VDVAE, LRConditioner, LREncoder  # noqa: E402
+from .operators import Downsampling  # noqa: E402
+from .pipelines import SuperResolutionOutput, SuperResolutionPipeline  # noqa: E402
+
+__all__ = [
+    "VDVAE",
+    "Downsampling",
+    "LRConditioner",
+    "LREncoder",
+    "SuperResolutionOutput",
+    "SuperResolutionPipeline",
+    "__version__",
+]

@@ -106,8 +106,8 @@ class Downsampling:
             size: (H, W) of the HR image.
 
         Raises:
-            ValueError: if y is not a floating-point image of that size, or if RRᵀ of either side is singular or
-                its condition number (in the 1-norm) is above 1e10.
+            ValueError: if y is not a floating-point image of that size, or if RRᵀ of either side is singular
+                or its condition number (in the 1-norm) is above 1e10.
         """
         size = self._check_lr("y", y, size)
         return self._transform("pseudo_inverse", y, size)
@@ -275,11 +275,12 @@ def _interpolation_matrix(m: int, n: int) -> torch.Tensor:
     """[m, n]: `F.interpolate` from n to m samples, in float64."""
     columns = []
     for start in range(0, n, 256):  # a few impulses at a time: the identity of 8192 samples takes 512 MB
-        width = min(256, n - start)
-        impulses = torch.zeros(1, 1, n, width, dtype=torch.float64, device="cpu")
-        impulses[0, 0, start : start + width].fill_diagonal_(1)
-        resized = F.interpolate(impulses, (m, width), mode="bicubic", antialias=True, align_corners=False)
-        columns.append(resized[0, 0])
+        count = min(256, n - start)
+        impulses = torch.zeros(1, 1, count, n, dtype=torch.float64, device="cpu")
+        impulses[0, 0, :, start : start + count].fill_diagonal_(1)
+        # Along the width: PyTorch resizes the height of images of width 1 wrongly on the CPU.
+        resized = F.interpolate(impulses, (count, m), mode="bicubic", antialias=True, align_corners=False)
+        columns.append(resized[0, 0].T)
     return torch.cat(columns, dim=1)
 
 

@@ -227,15 +227,14 @@ class _Partial:
 
 
 def _list_images(data_dir: str | os.PathLike[str]) -> list[Path]:
-    folder = Path(data_dir)
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    files = sorted(Path(data_dir).iterdir()) if Path(data_dir).is_dir() else []
     files = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
         raise ValueError(f"`data_dir` must be a folder of images, got {os.fspath(data_dir)!r}.")
     return files
 
 
-def _check_settings(settings: dict[str, Any], counts: dict[str, int | None]) -> None:
+def _check_settings(settings: dict[str, Any]) -> None:
     protocol, temperatures, covered = (settings[k] for k in ("protocol", "temperatures", "coverage_samples"))
     if protocol not in PROTOCOLS:
         raise ValueError(f"`protocol` must be one of {sorted(PROTOCOLS)}, got {protocol!r}.")
@@ -243,9 +242,9 @@ def _check_settings(settings: dict[str, Any], counts: dict[str, int | None]) -> 
         raise ValueError(f"`temperatures` must be different and not negative, got {tuple(temperatures)}.")
     if settings["size"] is None and not PROTOCOLS[protocol].full_images:
         raise ValueError(f"`size` must be given for the {protocol} protocol, got None.")
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    for name in ("num_samples", "num_images", "batch_size"):
+        if settings[name] is not None and settings[name] < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {settings[name]}.")
     if covered is not None and (covered < 19 or 1.0 not in temperatures):
         raise ValueError(f"`coverage_samples` must be >= 19, with temperature 1, got {covered}.")
 
@@ -255,7 +254,7 @@ def _pipeline_rows(
 ) -> list[Rows]:
     """Rows of the pipeline for some images: one network run per temperature, projected here."""
     rows: list[Rows] = [{} for _ in scorers]
-    options: dict[str, Any] = {"output_type": "np", "progress_bar": False}
+    options: dict[str, Any] = {"output_type": "np"}
     options |= {} if batch_size is None else {"batch_size": batch_size}
     for temperature in settings["temperatures"]:
         kept = settings["num_samples"]
@@ -333,8 +332,7 @@ def evaluate(
         "temperatures": [float(t) for t in temperatures],
         "coverage_samples": coverage_samples,
     }
-    counts = {"num_samples": num_samples, "num_images": num_images, "batch_size": batch_size}
-    _check_settings(settings, counts)
+    _check_settings(settings | {"num_images": num_images, "batch_size": batch_size})
     chosen, available = PROTOCOLS[protocol], _list_images(data_dir)
     settings["size"] = None if chosen.full_images else size
     files = available[:num_images]
@@ -393,11 +391,9 @@ def markdown_table(report: dict[str, Any]) -> str:
     size = f", {report['size']}x{report['size']}" if report["size"] else ""
     title = f"**{report['dataset']}**, {report['protocol']} protocol{size}, x{report['scale_factor']}, "
     title += f"{report['num_images']} of {report['num_images_available']} images."
-    heads = " | ".join(head for head, _ in columns.values())
-    lines = [title, "", f"| Method | {heads} |", "|---|" + "---:|" * len(columns)]
+    lines = [title, "", " | ".join(["| Method", *(head for head, _ in columns.values())]) + " |"]
+    lines.append("|---|" + "---:|" * len(columns))
     for row in rows:
         cells = [format(float(row[key]), spec) if key in row else "" for key, (_, spec) in columns.items()]
         lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
-    if source:
-        lines += ["", f"Published figures: {source}."]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *(["", f"Published figures: {source}."] if source else []), ""])

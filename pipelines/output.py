@@ -1,0 +1,80 @@
+"""What `SuperResolutionPipeline` returns, and how it is gathered sample by sample."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.utils import BaseOutput
+from PIL import Image
+from torch import Tensor
+
+from hvae_sr.images import to_pil
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+@dataclass
+class SuperResolutionOutput(BaseOutput):
+    """Samples of p(x|y) for each image, image-major: sample j of image i is `images[i * num_samples + j]`.
+
+    Args:
+        images: the samples in the output type: a list of PIL images; `[N, H, W, 3]` or `[N, 3, H, W]` floats in
+            [0, 1] ("np", "pt"; a list where sizes differ); for "latent" the same as `latents`.
+        mean: the mean of each image's samples, in the output type.
+        std: the standard deviation of each image's samples (population), `[H, W, 3]` array or, for "pt", `[3, H, W]`
+            tensor, in units of the range [0, 1]: the uncertainty map.
+        lr_psnr: PSNR in dB between H x and y for every sample, x as returned, in its output type.
+        lr_psnr_float: the same for the sample before clamping and rounding.
+        lr_psnr_unprojected: the same for the network's own output, before the projection: ranks samples.
+        seeds: the seed of every sample; None where `noise` was given.
+        latents: the values z of every group, `[N, C, h, w]` each (a list over images where sizes differ); None unless
+            asked for.
+    """
+
+    images: Any
+    mean: Any = None
+    std: Any = None
+    lr_psnr: list[float] | None = None
+    lr_psnr_float: list[float] | None = None
+    lr_psnr_unprojected: list[float] | None = None
+    seeds: list[int] | None = None
+    latents: Any = None
+
+
+def convert(image: Tensor, output_type: str) -> Image.Image | np.ndarray | Tensor:
+    """`[3, H, W]` in [0, 1] -> the output type, on the CPU but for "pt"."""
+    if output_type == "pil":
+        return to_pil(image)
+    if output_type == "np":
+        return image.permute(1, 2, 0).cpu().numpy()
+    return image
+
+
+def collate(items: list[Any], output_type: str) -> Any:
+    """One array or tensor where all sizes agree, else the list; PIL images stay a list."""
+    if output_type == "pil" or len({item.shape for item in items}) > 1:
+        return items
+    return np.stack(items) if isinstance(items[0], np.ndarray) else torch.stack(items)
+
+
+class RunningMoments:
+    """Mean and standard deviation of images that are seen once each, in constant memory (Welford, 1962)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self, image: Tensor) -> None:
+        """Takes in one `[3, H, W]` image."""
+        self.count += 1
+        if self.count == 1:
+            self.mean = image.clone()
+            self.squares = torch.zeros_like(image)
+            return
+        difference = image - self.mean
+        self.mean += difference / self.count
+        self.squares += difference * (image - self.mean)
+
+    def std(self) -> Tensor:
+        """Population standard deviation, `[3, H, W]`; zero for one image."""
+        return torch.sqrt(self.squares / self.count)

@@ -1,0 +1,334 @@
+"""The pipeline: low-resolution photographs in, many plausible high-resolution ones out."""
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from hvae_sr.hub import resolve
+from hvae_sr.images import ImageInput, prepare_images
+from hvae_sr.models import VDVAE, Condition, LRConditioner, LREncoder
+from hvae_sr.noise import CounterNoise, NoiseSource, TensorNoise
+from hvae_sr.operators import Downsampling
+
+from .output import OUTPUT_TYPES, RunningMoments, SuperResolutionOutput, collate, convert
+
+PIXELS_PER_CHUNK = 2**20
+"""HR pixels that one network evaluation works on by default: about 1 GiB in fp32 for the bundled models."""
+
+
+class SuperResolutionPipeline(DiffusionPipeline):
+    """Draws samples of p(x|y) for low-resolution images y, one network evaluation each, exactly consistent with y.
+
+    Either system runs here: CVDVAE (an `LREncoder` gives q_psi(z_<k|y) of a frozen prior) and VDVAE-SR (an
+    `LRConditioner` conditions the prior itself). At the end each sample is projected on the images that the
+    degradation maps to y: x̂ = (I - H⁺H) x + H⁺ y (CVDVAE slides, eq. 14).
+
+    Args:
+        vdvae: the prior.
+        lr_encoder: `LREncoder` or `LRConditioner`.
+        scale_factor: sides of x over sides of y.
+        downsampling_kernel: H, a kernel of `Downsampling`.
+        default_temperature: what `temperature=None` means.
+    """
+
+    model_cpu_offload_seq = "lr_encoder->vdvae"
+
+    def __init__(
+        self,
+        vdvae: VDVAE,
+        lr_encoder: LREncoder | LRConditioner,
+        scale_factor: int = 4,
+        downsampling_kernel: str = "bicubic",
+        default_temperature: float = 0.8,
+    ) -> None:
+        super().__init__()
+        self.register_modules(vdvae=vdvae, lr_encoder=lr_encoder)
+        self.register_to_config(
+            scale_factor=scale_factor,
+            downsampling_kernel=downsampling_kernel,
+            default_temperature=default_temperature,
+        )
+        self.operator = Downsampling(scale_factor, downsampling_kernel)
+        if vdvae.config.image_size != lr_encoder.config.image_size * scale_factor:
+            raise ValueError(
+                f"`scale_factor` = {scale_factor} does not fit: the VDVAE works at {vdvae.config.image_size}, the LR "
+                f"network at {lr_encoder.config.image_size}"
+            )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """Loads a pipeline from a bundled name such as "natural-x4", a folder, or the Hub.
+
+        Raises:
+            ValueError: an unknown name, or weights that cannot be read.
+        """
+        folder = resolve(pretrained_model_name_or_path)
+        return super().from_pretrained(folder, **kwargs)
+
+    def check_inputs(
+        self,
+        temperature: float | Sequence[float],
+        num_samples: int,
+        batch_size: int | None,
+        output_type: str,
+        seed: int | Sequence[int] | None,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
+        noise: Sequence[Tensor] | None,
+        num_conditioned_groups: int | None,
+    ) -> None:
+        """Raises a ValueError that names the argument and its value."""
+        for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"`{name}` must be a whole number >= 1, got {value!r}")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}; got {output_type!r}")
+        if seed is not None and generator is not None:
+            raise ValueError("`seed` and `generator` were both given; a generator only supplies seeds")
+        if noise is not None and (seed is not None or generator is not None):
+            raise ValueError("`noise` was given together with `seed` or `generator`, which would have no effect")
+        values = [temperature] if isinstance(temperature, (int, float)) else list(temperature)
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise ValueError(f"`temperature` must be a finite number >= 0, got {value!r}")
+        groups = self.vdvae.num_groups
+        if not isinstance(temperature, (int, float)) and len(values) != groups:
+            raise ValueError(f"`temperature` must be a number or one for each of {groups} groups, got {len(values)}")
+        if num_conditioned_groups is not None and not 0 <= num_conditioned_groups <= groups:
+            raise ValueError(f"`num_conditioned_groups` must be between 0 and {groups}, got {num_conditioned_groups}")
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: ImageInput | Sequence[ImageInput],
+        temperature: float | Sequence[float] | None = None,
+        num_samples: int = 1,
+        enforce_consistency: bool = True,
+        seed: int | Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        num_conditioned_groups: int | None = None,
+        lr_posterior_temperature: float | Sequence[float] | None = None,
+        noise: Sequence[Tensor] | None = None,
+        latents: Sequence[Tensor | None] | None = None,
+        sample_pixels: bool = False,
+        batch_size: int | None = None,
+        output_type: str = "pil",
+        return_latents: bool = False,
+        return_dict: bool = True,
+    ) -> SuperResolutionOutput | tuple[Any, ...]:
+        """Samples of p(x|y) for each image, at exactly `scale_factor` times its size.
+
+        Args:
+            image: y: a PIL image, path, numpy array (`[h, w, 3]`, `[n, h, w, 3]`), tensor (`[3, h, w]`, `[n, 3, h, w]`;
+                floats in [0, 1] or uint8), or a list of these; sizes may differ.
+            temperature: factor of the latents' standard deviations, one for all groups or one for each; 0 is
+                deterministic. None means the pipeline's `default_temperature`.
+            num_samples: samples of each image.
+            enforce_consistency: whether samples are projected on {x : Hx = y}.
+            seed: sample j of every image has the seed `seed + j`; a list gives one base seed for each image.
+            generator: supplies a base seed for each image; or one generator for each image.
+            num_conditioned_groups: lets y enter the first so many groups only; None means all that the model has.
+            lr_posterior_temperature: the temperature of the groups drawn from q_psi (CVDVAE), if it is to differ; the
+                published CVDVAE code leaves it at 1.
+            noise: standard normal draws instead of seeds, one `[N, C, h, w]` tensor for each group, N = images x
+                samples (images of one size only).
+            latents: values z instead of draws, for the first groups or with None for groups that are to be drawn,
+                `[N, C, h, w]` or `[1, C, h, w]` each (images of one size only).
+            sample_pixels: draws pixels from p(x|z) instead of returning E[x|z]; adds white noise.
+            batch_size: samples for each network evaluation; None chooses by size. Results do not depend on it.
+            output_type: "pil", "np", "pt", or "latent" (only z, nothing is decoded).
+            return_latents: also returns z.
+            return_dict: a `SuperResolutionOutput`, or its tuple.
+
+        Raises:
+            ValueError: an argument that is out of range or does not fit; the message names it.
+        """
+        # 1. Check and convert the inputs.
+        temperature = self.config.default_temperature if temperature is None else temperature
+        self.check_inputs(
+            temperature, num_samples, batch_size, output_type, seed, generator, noise, num_conditioned_groups
+        )
+        images = prepare_images(image)  # [3, h, w] in [0, 1] each
+        for y in images:
+            self._check_image_size(y)
+        if (noise is not None or latents is not None) and len({y.shape for y in images}) > 1:
+            raise ValueError("`noise` and `latents` need images of one size; `image` has several")
+        rows = len(images) * num_samples
+        seeds = None if noise is not None else self._seeds(seed, generator, len(images), num_samples)
+        keep_latents = return_latents or output_type == "latent"
+        arguments = {
+            "temperature": temperature,
+            "lr_posterior_temperature": lr_posterior_temperature,
+            "num_conditioned_groups": num_conditioned_groups,
+            "sample_pixels": sample_pixels,
+            "return_latents": keep_latents,
+        }
+
+        # 2. Sample, image by image, a chunk of samples at a time.
+        gathered: dict[str, list[Any]] = {name: [] for name in ("images", "mean", "std", "latents")}
+        consistency: list[tuple[float, float, float]] = []
+        device = self._execution_device
+        with self.progress_bar(total=rows) as bar:
+            for i, y in enumerate(images):
+                y = y.to(device)
+                padded = self._pad(y)  # [1, 3, h', w'] on [-1, 1]
+                size = (padded.shape[-2] * self.operator.scale_factor, padded.shape[-1] * self.operator.scale_factor)
+                condition = self.lr_encoder.encode(padded)
+                moments = RunningMoments()
+                chunk = batch_size or max(1, PIXELS_PER_CHUNK // (size[0] * size[1]))
+                for start in range(0, num_samples, chunk):
+                    stop = min(start + chunk, num_samples)
+                    first, last = i * num_samples + start, i * num_samples + stop
+                    out = self.vdvae.sample(
+                        stop - start,
+                        size,
+                        noise=self._noise(noise, seeds, first, last),
+                        condition=self._repeat(condition, stop - start),
+                        latents=self._rows(latents, first, last, rows),
+                        **arguments,
+                    )
+                    if keep_latents:
+                        gathered["latents"].append(out.latents)
+                    if output_type != "latent":
+                        samples = self._finish(out.sample, y, enforce_consistency, output_type, consistency)
+                        for sample in samples:
+                            moments.add(sample)
+                            gathered["images"].append(convert(sample, output_type))
+                    bar.update(stop - start)
+                if output_type != "latent":
+                    gathered["mean"].append(convert(moments.mean, output_type))
+                    std = moments.std()
+                    gathered["std"].append(std if output_type == "pt" else std.permute(1, 2, 0).cpu().numpy())
+
+        # 3. Gather.
+        self.maybe_free_model_hooks()
+        all_latents = self._gather_latents(gathered["latents"]) if keep_latents else None
+        if output_type == "latent":
+            output = SuperResolutionOutput(images=all_latents, seeds=seeds, latents=all_latents)
+        else:
+            lr_psnr, lr_psnr_float, lr_psnr_unprojected = (list(values) for values in zip(*consistency, strict=True))
+            output = SuperResolutionOutput(
+                images=collate(gathered["images"], output_type),
+                mean=collate(gathered["mean"], output_type),
+                std=collate(gathered["std"], "pt" if output_type == "pt" else "np"),
+                lr_psnr=lr_psnr,
+                lr_psnr_float=lr_psnr_float,
+                lr_psnr_unprojected=lr_psnr_unprojected,
+                seeds=seeds,
+                latents=all_latents,
+            )
+        return output if return_dict else output.to_tuple()
+
+    def _check_image_size(self, y: Tensor) -> None:
+        height, width = y.shape[-2:]
+        if min(height, width) < 2:
+            raise ValueError(f"`image` must be at least 2x2 pixels, got {width}x{height} (width x height)")
+        side = self.lr_encoder.config.image_size
+        if self.vdvae.config.bias_type == "spatial" and (height, width) != (side, side):
+            raise ValueError(
+                f"`image` must be {side}x{side} pixels: this model works at one size only; got {width}x{height}"
+            )
+
+    def _seeds(
+        self,
+        seed: int | Sequence[int] | None,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
+        num_images: int,
+        num_samples: int,
+    ) -> list[int]:
+        """The seed of every sample, image-major."""
+        if isinstance(seed, int):
+            bases = [seed] * num_images
+        elif seed is not None:
+            bases = list(seed)
+        elif isinstance(generator, torch.Generator) or generator is None:
+            bases = [_draw_seed(generator) for _ in range(num_images)]
+        else:
+            bases = [_draw_seed(one) for one in generator]
+        if len(bases) != num_images:
+            name = "seed" if seed is not None else "generator"
+            raise ValueError(f"`{name}` has {len(bases)} entries for {num_images} images")
+        if any(isinstance(base, bool) or not isinstance(base, int) for base in bases):
+            raise ValueError(f"`seed` must be a whole number or a list of them, got {seed!r}")
+        return [base + j for base in bases for j in range(num_samples)]
+
+    def _pad(self, y: Tensor) -> Tensor:
+        """y `[3, h, w]` in [0, 1] -> `[1, 3, h', w']` on [-1, 1], its edges repeated up to what the networks need."""
+        multiple = math.lcm(
+            self.lr_encoder.size_multiple, math.ceil(self.vdvae.size_multiple / self.operator.scale_factor)
+        )
+        bottom, right = (-side % multiple for side in y.shape[-2:])
+        return F.pad(y[None] * 2 - 1, (0, right, 0, bottom), mode="replicate")
+
+    def _noise(
+        self, noise: Sequence[Tensor] | None, seeds: list[int] | None, first: int, last: int
+    ) -> NoiseSource:
+        if noise is not None:
+            return TensorNoise([draws[first:last] for draws in noise])
+        assert seeds is not None
+        return CounterNoise(seeds[first:last])
+
+    def _repeat(self, condition: Condition, count: int) -> Condition:
+        return condition.select(torch.zeros(count, dtype=torch.int64, device=self._execution_device))
+
+    @staticmethod
+    def _rows(
+        latents: Sequence[Tensor | None] | None, first: int, last: int, rows: int
+    ) -> list[Tensor | None] | None:
+        """Rows first..last of given latents, `[1, ...]` serving every row."""
+        if latents is None:
+            return None
+        chosen: list[Tensor | None] = []
+        for group, z in enumerate(latents):
+            if z is not None and z.shape[0] not in (1, rows):
+                raise ValueError(f"`latents[{group}]` must have 1 or {rows} rows, got {z.shape[0]}")
+            chosen.append(z if z is None else z.expand(rows, *z.shape[1:])[first:last])
+        return chosen
+
+    def _finish(
+        self,
+        sample: Tensor,
+        y: Tensor,
+        enforce_consistency: bool,
+        output_type: str,
+        consistency: list[tuple[float, float, float]],
+    ) -> Tensor:
+        """Crops, projects and clamps `[n, 3, H', W']` on [-1, 1]; appends three LR-PSNR for each sample.
+
+        Returns:
+            `[n, 3, H, W]` in [0, 1], not rounded.
+        """
+        scale = self.operator.scale_factor
+        x = (sample[..., : y.shape[-2] * scale, : y.shape[-1] * scale].float() + 1) / 2
+        unprojected = self._lr_psnr(x, y)
+        if enforce_consistency:
+            x = self.operator.project(x, y)
+        exact = self._lr_psnr(x, y)
+        x = x.clamp(0, 1)
+        returned = torch.round(x * 255) / 255 if output_type == "pil" else x
+        consistency.extend(zip(self._lr_psnr(returned, y), exact, unprojected, strict=True))
+        return x
+
+    def _lr_psnr(self, x: Tensor, y: Tensor) -> list[float]:
+        """PSNR(Hx, y) in dB of every row, peak 1; computed in float64 where the device has it."""
+        wide = torch.float32 if x.device.type == "mps" else torch.float64
+        errors = [(self.operator(row.to(wide)) - y.to(wide)).square().mean().item() for row in x]
+        return [math.inf if error == 0 else -10 * math.log10(error) for error in errors]
+
+    @staticmethod
+    def _gather_latents(chunks: list[tuple[Tensor, ...]]) -> Any:
+        """Chunks of rows, one tuple of groups each -> one `[N, C, h, w]` for each group, or the chunks of each size."""
+        groups = list(zip(*chunks, strict=True))
+        if any(len({z.shape[1:] for z in group}) > 1 for group in groups):
+            return chunks
+        return [torch.cat(group) for group in groups]
+
+
+def _draw_seed(generator: torch.Generator | None) -> int:
+    device = generator.device if generator is not None else "cpu"
+    return int(torch.randint(0, 2**63 - 1, (), generator=generator, device=device, dtype=torch.int64).item())

@@ -1,0 +1,212 @@
+"""Agreement with the published implementations: every tensor of every recorded case.
+
+The folder of cases is HVAE_SR_REFERENCE, by default `../shared/reference` beside the repository. A case is a
+subfolder with `config.json` (published hyper-parameters), `weights.th` and `case.safetensors` (recorded noise,
+inputs and results). `pytest -rP` prints each tensor's relative error.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from hvae_sr.conversion import convert
+from hvae_sr.models import VDVAE, LRConditioner, LREncoder
+from hvae_sr.models.distributions import half_bin_shift, quantise
+
+TOLERANCE = 1e-4  # max|a - b| / max|b|, fp32
+REFERENCE = Path(
+    os.environ.get("HVAE_SR_REFERENCE", Path(__file__).resolve().parents[1] / "../shared/reference")
+)
+CASES = sorted(path.parent for path in REFERENCE.glob("*/case.safetensors"))
+
+pytestmark = pytest.mark.skipif(
+    not CASES, reason=f"no reference cases in {REFERENCE}: set HVAE_SR_REFERENCE to their folder"
+)
+
+
+class RecordedNoise:
+    """The draws of one recorded pass, as a noise source: normals of each group, uniforms of the pixels."""
+
+    def __init__(self, normals: Sequence[Tensor], uniforms: Sequence[Tensor] = ()) -> None:
+        self.normals = normals
+        self.uniforms = uniforms
+
+    def __call__(self, group: int, stride: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        assert tuple(self.normals[group].shape) == tuple(shape)
+        return self.normals[group]
+
+    def uniform(self, number: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        assert tuple(self.uniforms[number].shape) == tuple(shape)
+        return self.uniforms[number]
+
+
+class Comparison:
+    """Compares our tensors with the recorded ones by name, and knows which were never asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        self.recorded = load_file(folder / "case.safetensors")
+        self.used: set[str] = set()
+        self.errors: dict[str, float] = {}
+
+    def given(self, name: str) -> Tensor:
+        self.used.add(name)
+        return self.recorded[name]
+
+    def image(self, name: str) -> Tensor:
+        """A recorded uint8 image on [-1, 1]."""
+        return self.given(name).float() / 127.5 - 1
+
+    def noise(self, part: str, uniforms: bool = False) -> RecordedNoise:
+        names = sorted(name for name in self.recorded if name.startswith(f"{part}.eps."))
+        pixels = ("uniform_mixture", "uniform_logistic") if uniforms else ()
+        return RecordedNoise(
+            [self.given(name) for name in names],
+            [self.given(f"{part}.{name}").permute(0, 3, 1, 2) for name in pixels],  # recorded as NHWC
+        )
+
+    def compare(self, name: str, ours: Tensor) -> None:
+        theirs = self.given(name).double()
+        assert ours.shape == theirs.shape, f"{name}: {tuple(ours.shape)} against {tuple(theirs.shape)}"
+        scale = theirs.abs().max().item() or 1.0
+        self.errors[name] = (ours.double() - theirs).abs().max().item() / scale
+
+    def compare_groups(self, part: str, values: dict[str, Tensor], group: int) -> None:
+        for name, value in values.items():
+            self.compare(f"{part}.{name}.{group:03d}", value)
+
+    def finish(self) -> None:
+        for name, error in self.errors.items():
+            print(f"{error:9.2e}  {name}")
+        bad = {name: f"{error:.2e}" for name, error in self.errors.items() if not error <= TOLERANCE}
+        assert not bad, f"{len(bad)} of {len(self.errors)} tensors differ: {bad}"
+        left = sorted(set(self.recorded) - self.used)
+        assert not left, f"recorded, but not compared: {left}"
+
+
+def nhwc(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1)
+
+
+def vdvae_case(case: Comparison, folder: Path) -> None:
+    vdvae = VDVAE.from_pretrained(folder).eval()
+    x = case.image("image_uint8")
+    size = (x.shape[2], x.shape[3])
+    case.compare("target", nhwc(quantise(x, vdvae.config.output_bits)))
+
+    activations = vdvae.encode(x)
+    for resolution, activation in activations.items():
+        case.compare(f"posterior.activations.{resolution}", activation)
+    noise = case.noise("posterior")
+    out = vdvae.top_down(len(x), size, noise, activations=activations)
+    assert len(out.groups) == case.config["n_groups"]
+    for index, group in enumerate(out.groups):
+        values = {
+            "qm": group.posterior.mean,
+            "qlogsigma": group.posterior.log_sigma,
+            "pm": group.prior.mean,
+            "plogsigma": group.prior.log_sigma,
+            "z": group.z,
+            "kl": group.posterior.kl(group.prior),
+        }
+        case.compare_groups("posterior", values, index)
+    case.compare("posterior.px_z", vdvae.affine(out.stream))
+    case.compare("posterior.dmol_params", nhwc(vdvae.likelihood(out.stream).parameters))
+    elbo = vdvae(x, noise=noise)
+    case.compare("posterior.nll_per_dim", elbo.distortion)
+    case.compare("posterior.rate_per_dim", elbo.rate)
+    case.compare("posterior.elbo_per_dim", elbo.loss)
+
+    noise = case.noise("prior", uniforms=True)
+    temperature = case.config["prior_temperature"]
+    stream = vdvae.top_down(len(x), size, noise, temperature=temperature).stream
+    case.compare("prior.px_z", vdvae.affine(stream))
+    drawn = vdvae.sample(len(x), size, noise=noise, temperature=temperature, sample_pixels=True).sample
+    case.compare("prior.sample", nhwc(drawn - half_bin_shift(vdvae.config.output_bits)))
+
+
+def cvdvae_case(case: Comparison, folder: Path) -> None:
+    vdvae = VDVAE.from_pretrained(folder, subfolder="vdvae").eval()
+    lr_encoder = LREncoder.from_pretrained(folder, subfolder="lr_encoder").eval()
+    x = case.image("image_uint8")
+    size = (x.shape[2], x.shape[3])
+    condition = lr_encoder.encode(case.image("low_resolution_uint8"))
+    for resolution, activation in condition.features.items():
+        case.compare(f"lr.activations.{resolution}", activation)
+
+    k = case.config["n_conditioned_groups"]
+    activations = vdvae.encode(x)
+    out = vdvae.top_down(len(x), size, case.noise("train"), activations, condition, num_groups=k)
+    kls = []
+    for index, group in enumerate(out.groups):
+        kl = group.posterior.kl(group.lr_posterior)
+        values = {
+            "qx_m": group.posterior.mean,
+            "qx_logsigma": group.posterior.log_sigma,
+            "qy_m": group.lr_posterior.mean,
+            "qy_logsigma": group.lr_posterior.log_sigma,
+            "z": group.z,
+            "kl": kl,
+        }
+        case.compare_groups("train", values, index)
+        kls.append(kl)
+    case.compare("train.kl_sum_nats", sum(kl.sum(dim=(1, 2, 3)) for kl in kls))
+    case.compare("train.kl_mean_of_groups", sum(kl.mean(dim=(1, 2, 3)) for kl in kls))
+
+    sampling = case.config["sampling"]
+    out = vdvae.top_down(
+        len(x),
+        size,
+        case.noise("sample"),
+        condition=condition,
+        temperature=sampling["prior_temperature"],
+        lr_posterior_temperature=sampling["posterior_temperature"],
+    )
+    case.compare("sample.px_z", vdvae.affine(out.stream))
+    case.compare("sample.dmol_params", nhwc(vdvae.likelihood(out.stream).parameters))
+
+
+def vdvae_sr_case(case: Comparison, folder: Path) -> None:
+    vdvae = VDVAE.from_pretrained(folder, subfolder="vdvae").eval()
+    conditioner = LRConditioner.from_pretrained(folder, subfolder="lr_encoder").eval()
+    x = case.image("image_uint8")
+    size = (x.shape[2], x.shape[3])
+    condition = conditioner.encode(case.image("low_resolution_uint8"))
+    for resolution, activation in condition.features.items():
+        case.compare(f"lr.activations.{resolution}", activation)
+
+    noise = case.noise("posterior")
+    out = vdvae.top_down(len(x), size, noise, vdvae.encode(x), condition)
+    for index, group in enumerate(out.groups):
+        values = {"z": group.z, "kl": group.posterior.kl(group.prior)}
+        case.compare_groups("posterior", values, index)
+    case.compare("posterior.px_z", vdvae.affine(out.stream))
+    elbo = vdvae(x, noise=noise, condition=condition)
+    case.compare("posterior.nll_per_dim", elbo.distortion)
+    case.compare("posterior.rate_per_dim", elbo.rate)
+
+    temperature = case.config["temperature"]
+    out = vdvae.top_down(len(x), size, case.noise("sample"), condition=condition, temperature=temperature)
+    case.compare("sample.px_z", vdvae.affine(out.stream))
+
+
+def case_of(config: dict[str, Any]) -> Callable[[Comparison, Path], None]:
+    if "hparams_lr_encoder" in config:
+        return vdvae_sr_case
+    return cvdvae_case if "enc_blocks_y" in config["hparams"] else vdvae_case
+
+
+@pytest.mark.parametrize("folder", CASES, ids=lambda folder: folder.name)
+@torch.no_grad()
+def test_every_recorded_tensor_agrees_with_the_published_implementation(folder: Path, tmp_path: Path) -> None:
+    case = Comparison(folder)
+    converted = convert(folder / "weights.th", tmp_path / "converted", hparams=case.config)
+    case_of(case.config)(case, converted)
+    case.finish()

@@ -1,0 +1,276 @@
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hvae_sr.evaluation import (
+    PROTOCOLS,
+    evaluate,
+    markdown_table,
+    prepare_standard,
+    prepare_thesis,
+    published_rows,
+    upsample_matlab,
+    write_report,
+)
+from hvae_sr.operators import Downsampling
+
+DATA = Path(os.environ.get("HVAE_SR_DATA", Path(__file__).parents[1] / "../shared/data")) / "benchmarks"
+needs_data = pytest.mark.skipif(
+    not DATA.is_dir(), reason="the benchmark images are absent: set HVAE_SR_DATA to the folder that has them"
+)
+GAUSSIAN_ROWS = ["sample t=0.8", "mean t=0.8", "sample t=0.8 projected", "mean t=0.8 projected"]
+
+
+class NoisyBicubic:
+    """The pipeline's interface: bicubic interpolation plus noise, sample j from the seed `seed + j`."""
+
+    def __init__(self, kernel="bicubic", noise=0.03):
+        self.operator, self.noise, self.calls = Downsampling(4, kernel=kernel), noise, []
+        self.config = {"noise": noise}
+
+    def __call__(
+        self, images, temperature, num_samples, seed, output_type="pil", progress_bar=True, **options
+    ):
+        self.calls.append({"images": len(images), "num_samples": num_samples, **options})
+        assert output_type == "np" and options["enforce_consistency"] is False and progress_bar is False
+        outputs = []
+        for image in images:
+            up = image.resize((image.width * 4, image.height * 4), Image.Resampling.BICUBIC)
+            for j in range(num_samples):
+                noise = np.random.default_rng(seed + j).normal(
+                    0, self.noise * temperature, (up.height, up.width, 3)
+                )
+                outputs.append(np.clip(np.asarray(up) / 255 + noise, 0, 1).astype(np.float32))
+        return SimpleNamespace(images=outputs)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "Set5"
+    path.mkdir()
+    for name, size in (("b", (50, 41)), ("a", (45, 60)), ("c", (40, 40))):
+        small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        small.resize(size, Image.Resampling.BICUBIC).save(path / f"{name}.png")
+    (path / "notes.txt").write_text("not an image")
+    return path
+
+
+def run(pipeline, folder, **options):
+    defaults = {"size": 32, "temperatures": (0.8,), "num_samples": 3, "progress_bar": False}
+    return evaluate(pipeline, folder, **(defaults | options))
+
+
+def by_name(report):
+    return {row["name"]: row for row in report["rows"]}
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("dataset", "size", "psnr", "ssim"),
+    [("Set5", 64, 23.13, 0.6621), ("Set5", 256, 28.88, 0.8185), ("T91", 64, 25.03, 0.6722)],
+)
+def test_the_thesis_protocol_reproduces_the_bicubic_rows(dataset, size, psnr, ssim):
+    row = evaluate(None, DATA / dataset, "thesis", size, progress_bar=False)["rows"][0]
+    assert (round(row["psnr"], 2), round(row["ssim"], 4)) == (psnr, ssim)
+
+
+@needs_data
+@pytest.mark.parametrize(("dataset", "psnr"), [("Set5", 28.43)])
+def test_the_standard_protocol_reproduces_the_bicubic_rows(dataset, psnr):
+    row = evaluate(None, DATA / dataset, "standard", progress_bar=False)["rows"][0]
+    assert round(row["psnr"], 2) == psnr
+
+
+@pytest.mark.parametrize("size", [(50, 41), (41, 50), (32, 32), (20, 90)])
+def test_thesis_pairs_are_squares_from_the_centre(size):
+    columns = np.linspace(0, 255, size[0])[None, :, None] * np.ones((size[1], 1, 3))
+    hr, lr = prepare_thesis(Image.fromarray(columns.astype(np.uint8)), 32)
+    assert hr.shape == (32, 32, 3) and lr.shape == (8, 8, 3) and hr.dtype == lr.dtype == np.uint8
+    assert abs(hr[:, :16].mean() + hr[:, 16:].mean() - 255) < 8  # a symmetric ramp stays so
+
+
+def test_standard_pairs_are_whole_images_cropped_to_a_multiple():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (41, 50), dtype=np.uint8))
+    hr, lr = prepare_standard(image)
+    assert hr.shape == (40, 48, 3) and lr.shape == (10, 12, 3)
+    np.testing.assert_array_equal(hr[..., 0], np.asarray(image)[:40, :48])
+
+
+def test_matlab_upsampling_is_cubic_interpolation_with_symmetric_borders():
+    lr = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+
+    def keys(d):
+        d = abs(d)
+        return (
+            1.5 * d**3 - 2.5 * d**2 + 1 if d <= 1 else max(0, 2 - d) and -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2
+        )
+
+    def interpolate(row):  # [n, ...] -> [4n, ...]
+        padded = np.pad(row, [(2, 2)] + [(0, 0)] * (row.ndim - 1), mode="symmetric")
+        positions = [(i + 0.5) / 4 - 0.5 + 2 for i in range(4 * len(row))]
+        return np.stack([sum(keys(p - j) * padded[j] for j in range(len(padded))) for p in positions])
+
+    expected = interpolate(interpolate(lr.astype(float)).swapaxes(0, 1)).swapaxes(0, 1)
+    np.testing.assert_allclose(upsample_matlab(lr), expected.clip(0, 255), atol=0.5001)
+
+
+def test_constant_images_are_reproduced_and_the_report_stays_strict_json(tmp_path):
+    (tmp_path / "flat").mkdir()
+    Image.new("RGB", (32, 32), (10, 100, 200)).save(tmp_path / "flat/flat.png")
+    report = evaluate(None, tmp_path / "flat", "thesis", 32, progress_bar=False)
+    assert report["rows"][0]["psnr"] == float("inf") and report["rows"][0]["psnr_gain"] == 0
+    write_report(report, tmp_path / "report.json")
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    stored = json.loads((tmp_path / "report.json").read_text(), parse_constant=refuse)
+    assert markdown_table(stored) == markdown_table(report)
+    assert "| bicubic | inf |" in markdown_table(stored)
+
+
+@pytest.mark.parametrize("protocol", sorted(PROTOCOLS))
+def test_the_report_has_a_row_for_bicubic_samples_and_means(folder, protocol):
+    report = run(NoisyBicubic(PROTOCOLS[protocol].kernel), folder, protocol=protocol)
+    rows = by_name(report)
+    assert list(rows) == ["bicubic", "bicubic projected", *GAUSSIAN_ROWS]
+    for name, row in rows.items():
+        assert row["psnr_gain"] == pytest.approx(row["psnr"] - rows["bicubic"]["psnr"])
+        assert row["ssim"] == pytest.approx(np.mean([i["rows"][name]["ssim"] for i in report["images"]]))
+        if "projected" in name:
+            assert row["lr_psnr_float"] > 100 and 45 < row["lr_psnr"] < 90
+    for suffix in ("t=0.8", "t=0.8 projected"):
+        assert rows[f"mean {suffix}"]["psnr"] > rows[f"sample {suffix}"]["psnr"]
+        assert rows[f"sample {suffix}"]["std"] == pytest.approx(0.024, rel=0.25)
+        assert rows[f"sample {suffix}"]["mse_ratio"] > 1
+    assert [image["name"] for image in report["images"]] == ["a.png", "b.png", "c.png"]
+    assert report["size"] == (32 if protocol == "thesis" else None)
+    assert report["versions"]["torch"] and report["pipeline"]["class"] == "NoisyBicubic"
+    json.dumps(report)
+
+
+def test_sample_rows_are_those_of_the_pipeline(folder):
+    pipeline = NoisyBicubic()
+    report = run(pipeline, folder, num_images=1, num_samples=2)
+    hr, lr = prepare_thesis(Image.open(folder / "a.png"), 32)
+    options = {"enforce_consistency": False, "output_type": "np", "progress_bar": False}
+    images = pipeline([Image.fromarray(lr)], temperature=0.8, num_samples=2, seed=0, **options).images
+    expected = [PROTOCOLS["thesis"].psnr(hr, np.round(image * 255).astype(np.uint8), 4) for image in images]
+    assert by_name(report)["sample t=0.8"]["psnr"] == pytest.approx(np.mean(expected))
+
+
+def test_without_noise_samples_equal_bicubic(folder):
+    rows = by_name(run(NoisyBicubic(noise=0), folder))
+    for name in GAUSSIAN_ROWS:
+        base = rows["bicubic projected" if "projected" in name else "bicubic"]
+        assert row_figures(rows[name]) == pytest.approx(row_figures(base))
+
+
+def row_figures(row):
+    return {key: row[key] for key in ("psnr", "ssim", "lr_psnr")}
+
+
+def test_one_sample_has_no_diversity_metrics(folder):
+    assert "std" not in by_name(run(NoisyBicubic(), folder, num_samples=1))["sample t=0.8"]
+
+
+def test_coverage_takes_its_own_number_of_samples_and_leaves_the_rest_alone(folder):
+    pipeline = NoisyBicubic()
+    with_coverage = run(pipeline, folder, temperatures=(0.8, 1.0), coverage_samples=20)
+    without = run(NoisyBicubic(), folder, temperatures=(0.8, 1.0))
+    assert sorted({call["num_samples"] for call in pipeline.calls}) == [3, 20]
+    row = by_name(with_coverage)["sample t=1 projected"]
+    assert 0 < row.pop("coverage") <= 1 and row.pop("interval_width") > 0
+    assert with_coverage["rows"] == without["rows"]
+
+
+def test_batches_of_images_give_the_same_report(folder):
+    pipeline = NoisyBicubic()
+    assert run(pipeline, folder, batch_size=6)["rows"] == run(NoisyBicubic(), folder)["rows"]
+    assert [call["images"] for call in pipeline.calls] == [2, 1]
+    assert pipeline.calls[0]["batch_size"] == 6
+
+
+def test_a_stopped_evaluation_resumes_and_its_report_is_that_of_one_run(folder, tmp_path):
+    path = tmp_path / "report.json"
+    partial = tmp_path / "report.json.partial"
+    run(NoisyBicubic(), folder, report_path=path, num_images=2)
+    partial.write_text(partial.read_text() + '{"image": "c.png", "sha')  # stopped while writing
+    resumed = NoisyBicubic()
+    report = run(resumed, folder, report_path=path)
+    assert len(resumed.calls) == 1
+    assert report == run(NoisyBicubic(), folder)
+    write_report(report, path)
+    assert json.loads(path.read_text()) == report
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["Set5", "report.json"]
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"num_samples": 2}, {"size": 40}, {"temperatures": (0.5,)}])
+def test_results_of_other_settings_are_not_reused(folder, tmp_path, change):
+    path = tmp_path / "report.json"
+    run(NoisyBicubic(), folder, report_path=path)
+    again = NoisyBicubic()
+    report = run(again, folder, report_path=path, **change)
+    assert len(again.calls) == 3 and report["rows"] == run(NoisyBicubic(), folder, **change)["rows"]
+
+
+def test_results_of_another_pipeline_or_a_changed_file_are_not_reused(folder, tmp_path):
+    path = tmp_path / "report.json"
+    run(NoisyBicubic(), folder, report_path=path)
+    Image.new("RGB", (40, 40), (1, 2, 3)).save(folder / "a.png")
+    changed = NoisyBicubic()
+    run(changed, folder, report_path=path)
+    assert len(changed.calls) == 1
+    other = NoisyBicubic(noise=0.01)
+    run(other, folder, report_path=path)
+    assert len(other.calls) == 3
+
+
+def test_the_table_shows_published_rows_with_gains_over_their_own_bicubic(folder):
+    report = run(NoisyBicubic(), folder, size=64)
+    source, published = published_rows(report)
+    assert "thesis" in source and len(published) == 5
+    table = markdown_table(report)
+    assert "| EDSR (published) | 26.13 | 0.8082 | +3.00 | +0.1461 |" in table
+    assert "| VDVAE-SR t=0.8 (published) | 24.79 | 0.7600 | +1.66 | +0.0979 |" in table
+    assert f"| bicubic | {report['rows'][0]['psnr']:.2f} |" in table and "3 of 3 images" in table
+    assert len({line.count("|") for line in table.splitlines() if line.startswith("|")}) == 1
+
+
+def test_settings_without_published_figures_have_no_published_rows(folder):
+    report = run(None, folder)
+    assert published_rows(report) == ("", [])
+    assert "published" not in markdown_table(report).lower()
+    assert report["pipeline"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"protocol": "other"}, r"`protocol` must be one of \['standard', 'thesis'\], got 'other'"),
+        ({"size": None}, "`size` must be given"),
+        ({"size": 30}, r"`size` must be a positive multiple of `scale_factor` \(4\), got 30"),
+        ({"temperatures": (0.8, 0.8)}, "`temperatures`"),
+        ({"temperatures": (-1,)}, "`temperatures`"),
+        ({"num_samples": 0}, "`num_samples` must be at least 1, got 0"),
+        ({"num_images": 0}, "`num_images`"),
+        ({"coverage_samples": 18, "temperatures": (1.0,)}, "`coverage_samples`.*got 18"),
+        ({"coverage_samples": 64}, "`coverage_samples`"),
+        ({"scale_factor": 8}, "`scale_factor` must be the pipeline's 4, got 8"),
+    ],
+)
+def test_bad_settings_are_errors_that_name_them(folder, options, message):
+    with pytest.raises(ValueError, match=message):
+        run(NoisyBicubic(), folder, **options)
+
+
+def test_a_folder_without_images_is_an_error(tmp_path):
+    for path in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(ValueError, match="`data_dir` must be a folder of images"):
+            run(None, path)
