@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -132,7 +131,7 @@ def _upscale(options: argparse.Namespace) -> int:
 def _upscale_one(pipeline: Any, path: Path, temperature: float, options: argparse.Namespace) -> None:
     """Samples, mean and uncertainty map of one image; nothing is written before everything is computed."""
     from . import __version__
-    from .images import load_image, save_image, to_pil, uncertainty_to_pil
+    from .images import load_image, save_image, uncertainty_to_pil
 
     image = load_image(path)
     pipeline.set_progress_bar_config(desc=path.name, leave=False)
@@ -143,10 +142,8 @@ def _upscale_one(pipeline: Any, path: Path, temperature: float, options: argpars
         seed=options.seed,
         enforce_consistency=not options.no_consistency,
         batch_size=options.batch_size,
-        output_type="np",
+        output_type="pil",
     )
-    import torch
-
     scale = pipeline.config.scale_factor
     folder = Path(options.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -160,22 +157,16 @@ def _upscale_one(pipeline: Any, path: Path, temperature: float, options: argpars
         "dtype": options.dtype,
         "source": path.name,
     }
-    results = []
-    for array, seed in zip(out.images, out.seeds, strict=True):
-        picture = to_pil(torch.from_numpy(array).permute(2, 0, 1))
-        decibels = _eight_bit_lr_psnr(pipeline, picture, image)
-        save_image(picture, folder / f"{stem}_seed{seed}.png", {**common, "seed": seed, "lr_psnr": decibels})
-        results.append((folder / f"{stem}_seed{seed}.png", decibels))
     description = {**common, "seeds": out.seeds}
-    mean = to_pil(torch.from_numpy(out.mean[0]).permute(2, 0, 1))
-    save_image(mean, folder / f"{stem}_mean.png", {**description, "what": "mean of the samples"})
-    save_image(
-        uncertainty_to_pil(out.std[0]), folder / f"{stem}_std.png", {**description, "what": "standard deviation"}
-    )
-    for name, decibels in results:
+    for picture, seed, decibels in zip(out.images, out.seeds, out.lr_psnr, strict=True):
+        name = folder / f"{stem}_seed{seed}.png"
+        save_image(picture, name, {**common, "seed": seed, "lr_psnr": decibels})
         print(f"{name}  LR-PSNR {decibels:.1f} dB")
-    print(f"{folder / f'{stem}_mean.png'}  mean of {len(results)} samples")
-    print(f"{folder / f'{stem}_std.png'}  uncertainty: standard deviation, 0 (black) to 0.1 of the range and more (light)")
+    mean, std = folder / f"{stem}_mean.png", folder / f"{stem}_std.png"
+    save_image(out.mean[0], mean, {**description, "what": "mean of the samples"})
+    print(f"{mean}  mean of {len(out.images)} samples")
+    save_image(uncertainty_to_pil(out.std[0]), std, {**description, "what": "standard deviation of the samples"})
+    print(f"{std}  uncertainty: standard deviation from 0 (black) to 0.1 of the range and above (light)")
 
 
 def _convert(options: argparse.Namespace) -> int:

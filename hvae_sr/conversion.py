@@ -17,25 +17,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from diffusers.models.modeling_utils import ModelMixin
+from safetensors.torch import load_file
 from torch import Tensor
 
 from .models import VDVAE, LRConditioner, LREncoder
 from .models.layers import parse_blocks
 
+StrPath = str | os.PathLike[str]
 logger = logging.getLogger(__name__)
 
 _PIPELINES = ("cvdvae-ffhq256-x4", "cvdvae-ffhq256-x8", "cvdvae-ffhq256-x16", "vdvae-sr-64", "vdvae-sr-256")
 _PRIORS = ("ffhq256", "ffhq1024", "imagenet64", "imagenet32", "cifar10")
+# Preset names and their folders in `hub_configs`.
 PRESETS = {name: f"vdvae-{name}" for name in _PRIORS} | {name: name for name in _PIPELINES}
-"""Preset names and their folders in `hub_configs`."""
-
 LISTED_KEYS = 20  # of each sort, in errors
 GATED_BELOW = 32  # VDVAE-SR's code gates the groups of resolutions below 32 only, whatever the image's size
+_PUBLISHED_DEFAULTS = {"bottleneck_multiple": 0.25, "no_bias_above": 64, "num_mixtures": 10}
 _KINDS = {None: "VD-VAE", "LREncoder": "CVDVAE", "LRConditioner": "VDVAE-SR"}
 _LR_CLASSES: dict[str, type[ModelMixin]] = {"LREncoder": LREncoder, "LRConditioner": LRConditioner}
+_PREFIXES = {None: ("", ""), "LREncoder": ("", "encoder_y."), "LRConditioner": ("vae.", "vae_sr.encoder.")}
 _UNUSED = {  # what the published code stores and never uses
     "LREncoder": r"(shift|scale)$",
     "LRConditioner": r"vae_sr\.decoder\.|vae\.decoder\.dec_blocks\.\d+\.gate_param$",
@@ -49,7 +51,7 @@ _RENAMING = (  # ours -> published
     (r"^affine\.", "decoder."),
     (r"^out_conv\.", "decoder.out_net.out_conv."),
     (r"^heads\.(\d+)\.", r"decoder.dec_blocks.\1.enc_y."),
-    (r"^gates\.(\d+)\.gate$", r"vae.decoder.dec_blocks.\1.gate_param"),
+    (r"^gates\.(\d+)\.gate$", r"decoder.dec_blocks.\1.gate_param"),
     (r"^network\.bottom_up\.blocks\.", "network.bottom_up.enc_blocks."),
 )
 
@@ -68,11 +70,11 @@ class _Recipe:
     pipeline: dict[str, Any] = field(default_factory=dict)
 
 
-def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+def load_checkpoint(path: StrPath) -> dict[str, Tensor]:
     """The tensors of a published checkpoint, under their published names.
 
-    Wrappers are taken off: Lightning's `state_dict` and `cvae.`, DataParallel's `module.`. VDVAE-SR's averages
-    (`ema_vae.`, `ema_vae_sr.`), which its sampler uses, are returned as `vae.` and `vae_sr.`.
+    Wrappers are taken off: Lightning's `state_dict` and `cvae.`, DataParallel's `module.`. The averages
+    of VDVAE-SR (`ema_vae.`, `ema_vae_sr.`), which its sampler uses, are returned as `vae.` and `vae_sr.`.
 
     Raises:
         ConversionError: no file, a damaged one, or a pickle of more than tensors and plain values.
@@ -82,17 +84,14 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not path.is_file():
         raise ConversionError(f"{where} is not a file")
     try:
-        if path.suffix == ".safetensors":
-            content: Any = safetensors.torch.load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        pickled = path.suffix != ".safetensors"
+        content: Any = torch.load(path, "cpu", weights_only=True) if pickled else load_file(path)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it refers to {found[1]}" if found else "it is no file of tensors that torch.save wrote"
         raise ConversionError(f"{where} was refused and nothing in it was run: {reason}") from error
     except Exception as error:  # damage surfaces as OSError, RuntimeError, EOFError, KeyError and others
-        reason = str(error).split("\n")[0] or type(error).__name__
-        raise ConversionError(f"{where} is damaged or of an unknown format ({reason})") from error
+        raise ConversionError(f"{where} is damaged or of an unknown format ({str(error)[:200]!r})") from error
 
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
@@ -142,19 +141,16 @@ def config_from_hparams(hparams: Mapping[str, Any]) -> dict[str, Any]:
         if dataset.replace("_", "") not in _PRIORS:
             raise ConversionError(f"`hparams` lacks shift and scale; none is known for dataset {dataset!r}")
         known = _read_json(PRESETS[dataset.replace("_", "")], "config.json")
-        shift, scale = known["input_shift"], known["input_scale"]
-    else:
-        shift, scale = _on_255(float(h["shift"]), float(h["scale"]))
+        h |= {"shift": known["input_shift"], "scale": known["input_scale"]}
+    shift, scale = _on_255(float(h["shift"]), float(h["scale"]))
     return {
         **{key: h[key] for key in ("image_size", "width")},
         "custom_widths": h.get("custom_width_str") or None,
         "encoder_blocks": h["enc_blocks"],
         "decoder_blocks": h["dec_blocks"],
-        "bottleneck_multiple": h.get("bottleneck_multiple", 0.25),
         "latent_channels": h.get("zdim", 16),
-        "num_mixtures": h.get("num_mixtures", 10),
         "bias_type": "spatial",
-        "no_bias_above": h.get("no_bias_above", 64),
+        **{key: h.get(key, default) for key, default in _PUBLISHED_DEFAULTS.items()},
         "input_shift": shift,
         "input_scale": scale,
         "output_bits": 5 if h.get("low_bit", dataset == "ffhq_256") else 8,
@@ -162,12 +158,9 @@ def config_from_hparams(hparams: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flatten(hparams: Mapping[str, Any]) -> dict[str, Any]:
-    inner = hparams.get("hparams", hparams)
-    if not isinstance(inner, Mapping):
-        raise ConversionError(f"`hparams` must hold names and values, got {type(inner).__name__}")
-    renamed = (("low_bit", "low_bit"), ("input_shift", "shift"), ("input_scale", "scale"))
-    beside = {key: hparams[name] for name, key in renamed if name in hparams}
-    return {**inner, **(hparams.get("input_normalisation") or {}), **beside}
+    renamed = {"low_bit": "low_bit", "input_shift": "shift", "input_scale": "scale"}
+    beside = {key: hparams[name] for name, key in renamed.items() if name in hparams}
+    return {**hparams.get("hparams", hparams), **hparams.get("input_normalisation", {}), **beside}
 
 
 def _require(values: Mapping[str, Any], keys: tuple[str, ...], argument: str = "hparams") -> None:
@@ -213,8 +206,8 @@ def _recipe_from_hparams(hparams: Mapping[str, Any], lr_class: str | None) -> _R
         "decoder_custom_widths": config["custom_widths"],
     } | {key: config[key] for key in ("decoder_blocks", "input_shift", "input_scale")}
     if lr_class == "LREncoder":
-        lr_network["decoder_bottleneck_multiple"] = config["bottleneck_multiple"]
         lr_network["latent_channels"] = config["latent_channels"]
+        lr_network["decoder_bottleneck_multiple"] = config["bottleneck_multiple"]
     else:
         lr_network["scale_factor"] = scale_factor
     scalars = {"scale_factor": scale_factor, "downsampling_kernel": "bicubic", "default_temperature": 0.8}
@@ -227,11 +220,10 @@ def _recipe_from_preset(preset: str) -> _Recipe:
     folder = PRESETS[preset]
     if folder != preset:
         return _Recipe(_read_json(folder, "config.json"))
-    index = _read_json(folder, "model_index.json")
-    _, lr_class = index.pop("lr_encoder")
-    del index["vdvae"]
+    scalars = _read_json(folder, "model_index.json")
+    lr_class = scalars.pop("lr_encoder")[1]
     vdvae, lr_network = (_read_json(folder, part, "config.json") for part in ("vdvae", "lr_encoder"))
-    return _Recipe(vdvae, lr_class, lr_network, index)
+    return _Recipe(vdvae, lr_class, lr_network, {key: scalars[key] for key in scalars if key != "vdvae"})
 
 
 def _read_json(*path: str) -> dict[str, Any]:
@@ -240,29 +232,22 @@ def _read_json(*path: str) -> dict[str, Any]:
     return {key: value for key, value in json.loads(text).items() if not key.startswith("_")}
 
 
-def _build(model_class: type[ModelMixin], config: Mapping[str, Any]) -> ModelMixin:
-    """The model on the meta device: names and shapes without memory."""
-    with torch.device("meta"):
-        return model_class(**config)
-
-
-def _published_names(model: ModelMixin, bottom_up: str = "", prefix: str = "") -> dict[str, str]:
-    """Our name of each parameter -> its published name; `bottom_up` is that of the LR network's encoder."""
-    keys = list(model.state_dict())
-    biases = sorted(int(key.split(".")[1]) for key in keys if key.startswith("biases."))
-    rules = [*_RENAMING, (r"^network\.bottom_up\.", bottom_up)]
-    rules += [(rf"^biases\.{side}\.bias$", f"decoder.bias_xs.{i}") for i, side in enumerate(biases)]
-    names = {key: key for key in keys}
+def _published_names(model: ModelMixin, vdvae: str = "", bottom_up: str = "") -> dict[str, str]:
+    """Our name of each parameter -> its published name; `vdvae` and `bottom_up` are the published prefixes."""
+    names = {key: key for key in model.state_dict()}
+    biases = sorted(int(key.split(".")[1]) for key in names if key.startswith("biases."))
+    rules = [*_RENAMING, *((rf"^biases\.{side}\.bias$", f"decoder.bias_xs.{i}") for i, side in enumerate(biases))]
     for pattern, replacement in rules:
         names = {key: re.sub(pattern, replacement, name) for key, name in names.items()}
-    return {key: prefix + name for key, name in names.items()}
+    names = {key: name if name.startswith("network.") else vdvae + name for key, name in names.items()}
+    return {key: name.replace("network.bottom_up.", bottom_up) for key, name in names.items()}
 
 
 def _match(state: Mapping[str, Tensor], parts: list[tuple[ModelMixin, dict[str, str]]]) -> None:
     """Raises a ConversionError unless the checkpoint has exactly the keys of all parts, in their shapes."""
     shapes = {names[key]: tuple(v.shape) for model, names in parts for key, v in model.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in state.items()}
-    wrong = [key for key in shapes if key in found and found[key] != shapes[key]]
+    wrong = [key for key in shapes if found.get(key, shapes[key]) != shapes[key]]
     problems = {
         "missing": [key for key in shapes if key not in found],
         "unexpected": [key for key in found if key not in shapes],
@@ -288,17 +273,15 @@ def convert_vdvae_state_dict(state: Mapping[str, Tensor], config: Mapping[str, A
     Raises:
         ConversionError: keys that are missing, unexpected or of another shape, by their published names.
     """
-    model = _build(VDVAE, config)
+    with torch.device("meta"):
+        model = VDVAE(**config)
     names = _published_names(model)
     _match(state, [(model, names)])
     return _renamed(state, names)
 
 
 def convert(
-    checkpoint: str | os.PathLike[str],
-    output_dir: str | os.PathLike[str],
-    preset: str | None = None,
-    hparams: Mapping[str, Any] | None = None,
+    checkpoint: StrPath, output_dir: StrPath, preset: str | None = None, hparams: Mapping[str, Any] | None = None
 ) -> Path:
     """Writes a published checkpoint as a folder of `VDVAE` or, with an LR network, `SuperResolutionPipeline`.
 
@@ -310,11 +293,13 @@ def convert(
             `enc_blocks_y`, `ky`, `image_size_y`; for VDVAE-SR with `hparams_lr_encoder` beside "hparams".
 
     Raises:
-        ConversionError: a checkpoint that cannot be read or does not fit.
-        ValueError: both or neither of `preset` and `hparams`, an unknown preset, an output that exists.
+        ValueError: a checkpoint that cannot be read or does not fit (`ConversionError`), both or neither of `preset`
+            and `hparams`, an unknown preset, an output that exists.
     """
     if (preset is None) == (hparams is None):
         raise ValueError(f"give either `preset` or `hparams`, got preset={preset!r}, hparams={hparams!r}")
+    if not isinstance(hparams or {}, Mapping):
+        raise ValueError(f"`hparams` must be a mapping of names to values, got {type(hparams).__name__}")
     output = Path(output_dir)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"`output_dir`: {output} exists and is not an empty folder")
@@ -323,30 +308,26 @@ def convert(
     lr_class = _lr_class(state)
     recipe = recipe or _recipe_from_hparams(hparams or {}, lr_class)
     if recipe.lr_class != lr_class:
-        kinds = f"is for a {_KINDS[recipe.lr_class]}, the checkpoint holds a {_KINDS[lr_class]}"
-        raise ConversionError(f"`preset` {preset!r} {kinds}")
+        expected, found = _KINDS[recipe.lr_class], _KINDS[lr_class]
+        raise ConversionError(f"`preset` {preset!r} is for a {expected}, the checkpoint holds a {found}")
 
-    models = [_build(VDVAE, recipe.vdvae)]
-    parts = [(models[0], _published_names(models[0], prefix="vae." if lr_class == "LRConditioner" else ""))]
-    if lr_class is not None:
-        models.append(_build(_LR_CLASSES[lr_class], recipe.lr_network))
-        bottom_up = "encoder_y." if lr_class == "LREncoder" else "vae_sr.encoder."
-        parts.append((models[1], _published_names(models[1], bottom_up)))
+    with torch.device("meta"):  # names and shapes without memory
+        models: list[ModelMixin] = [VDVAE(**recipe.vdvae)]
+        if lr_class is not None:
+            models.append(_LR_CLASSES[lr_class](**recipe.lr_network))
+    parts = [(model, _published_names(model, *_PREFIXES[lr_class])) for model in models]
     used = {name for _, names in parts for name in names.values()}
     unused = re.compile(_UNUSED.get(lr_class or "", "(?!)"))
     _match({key: value for key, value in state.items() if key in used or not unused.match(key)}, parts)
     for model, names in parts:
-        model.load_state_dict(_renamed(state, names), assign=True)
-        model.eval()
+        model.eval().load_state_dict(_renamed(state, names), assign=True)
         if lr_class == "LREncoder" and {"shift", "scale"} <= state.keys():
             _adopt_normalisation(model, *_on_255(float(state["shift"]), float(state["scale"])))
     if lr_class is None:
-        _write(models[0], output)
-    else:
-        from .pipelines import SuperResolutionPipeline
+        return _write(models[0], output)
+    from .pipelines import SuperResolutionPipeline
 
-        _write(SuperResolutionPipeline(vdvae=models[0], lr_encoder=models[1], **recipe.pipeline), output)
-    return output
+    return _write(SuperResolutionPipeline(vdvae=models[0], lr_encoder=models[1], **recipe.pipeline), output)
 
 
 def _adopt_normalisation(model: Any, shift: float, scale: float) -> None:
@@ -357,14 +338,13 @@ def _adopt_normalisation(model: Any, shift: float, scale: float) -> None:
             model.register_to_config(**{key: value})
 
 
-def _write(to_save: Any, output: Path) -> None:
+def _write(to_save: Any, output: Path) -> Path:
     """`save_pretrained` into a temporary folder beside `output`, then one rename."""
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}-"))
     try:
-        written = temporary / "folder"  # mkdtemp's own is private; this one has the usual rights
-        written.mkdir()
-        to_save.save_pretrained(written)
-        os.replace(written, output)
+        to_save.save_pretrained(temporary / "folder")  # mkdtemp's own is private; this one has the usual rights
+        os.replace(temporary / "folder", output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    return output

@@ -21,9 +21,7 @@ from hvae_sr.conversion import (
 )
 from hvae_sr.models import VDVAE, LRConditioner, LREncoder
 
-REFERENCE = Path(
-    os.environ.get("HVAE_SR_REFERENCE", Path(__file__).resolve().parents[1] / "../shared/reference")
-)
+REFERENCE = Path(os.environ.get("HVAE_SR_REFERENCE", Path(__file__).resolve().parents[1] / "../shared/reference"))
 FACTS = REFERENCE / "openai_checkpoints.json"
 PUBLISHED: dict[str, Any] = json.loads(FACTS.read_text()) if FACTS.is_file() else {}
 needs_reference = pytest.mark.skipif(
@@ -200,8 +198,7 @@ def test_a_vdvae_round_trips(vdvae_state: dict[str, Tensor], tmp_path: Path, suf
 def test_recorded_weights_convert_alike_from_th_and_safetensors(folder: Path, tmp_path: Path) -> None:
     hparams = json.loads((folder / "config.json").read_text())
     first, second = (
-        convert(folder / f"weights.{suffix}", tmp_path / suffix, hparams=hparams)
-        for suffix in ("th", "safetensors")
+        convert(folder / f"weights.{suffix}", tmp_path / suffix, hparams=hparams) for suffix in ("th", "safetensors")
     )
     files = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(second) for path in second.rglob("*") if path.is_file())
@@ -209,9 +206,7 @@ def test_recorded_weights_convert_alike_from_th_and_safetensors(folder: Path, tm
         assert (first / file).read_bytes() == (second / file).read_bytes()
 
 
-def test_a_lightning_checkpoint_of_a_cvdvae_becomes_a_pipeline(
-    cvdvae_state: dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_a_lightning_checkpoint_of_a_cvdvae_becomes_a_pipeline(cvdvae_state: dict[str, Tensor], tmp_path: Path) -> None:
     lightning = {"epoch": 3, "state_dict": {f"cvae.{key}": value for key, value in cvdvae_state.items()}}
     path = saved(lightning, tmp_path / "last.ckpt")
     convert(path, tmp_path / "out", hparams=HPARAMS_CVDVAE)
@@ -224,9 +219,7 @@ def test_a_lightning_checkpoint_of_a_cvdvae_becomes_a_pipeline(
     VDVAE.from_pretrained(tmp_path / "out", subfolder="vdvae")
 
 
-def test_the_normalisation_in_a_cvdvae_checkpoint_wins(
-    cvdvae_state: dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_the_normalisation_in_a_cvdvae_checkpoint_wins(cvdvae_state: dict[str, Tensor], tmp_path: Path) -> None:
     path = saved(cvdvae_state | {"shift": torch.full((1, 1, 1), -90.0)}, tmp_path / "weights.th")
     convert(path, tmp_path / "out", hparams=HPARAMS_CVDVAE)
     for part in ("vdvae", "lr_encoder"):
@@ -256,9 +249,7 @@ def test_a_data_parallel_prefix_is_taken_off(vdvae_state: dict[str, Tensor], tmp
     assert load_checkpoint(path).keys() == vdvae_state.keys()
 
 
-def test_wrong_keys_are_all_named_and_nothing_is_written(
-    vdvae_state: dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_wrong_keys_are_all_named_and_nothing_is_written(vdvae_state: dict[str, Tensor], tmp_path: Path) -> None:
     del vdvae_state["decoder.gain"]
     vdvae_state["decoder.extra"] = torch.zeros(1)
     vdvae_state["decoder.dec_blocks.1.z_proj.weight"] = torch.zeros(12, 3, 1, 1)
@@ -268,9 +259,7 @@ def test_wrong_keys_are_all_named_and_nothing_is_written(
     message = str(error.value)
     assert "1 missing: decoder.gain" in message
     assert "1 unexpected: decoder.extra" in message
-    assert (
-        "1 misshapen: decoder.dec_blocks.1.z_proj.weight [12, 3, 1, 1] (should be [12, 2, 1, 1])" in message
-    )
+    assert "1 misshapen: decoder.dec_blocks.1.z_proj.weight [12, 3, 1, 1] (should be [12, 2, 1, 1])" in message
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -307,9 +296,7 @@ def test_a_pickle_with_code_is_refused_and_the_code_is_not_run(tmp_path: Path, s
 
 @pytest.mark.parametrize("suffix", [".th", ".safetensors"])
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.9])
-def test_a_truncated_file_is_refused(
-    vdvae_state: dict[str, Tensor], tmp_path: Path, suffix: str, share: float
-) -> None:
+def test_a_truncated_file_is_refused(vdvae_state: dict[str, Tensor], tmp_path: Path, suffix: str, share: float) -> None:
     path = tmp_path / f"weights{suffix}"
     save_file(vdvae_state, path) if suffix == ".safetensors" else torch.save(vdvae_state, path)
     content = path.read_bytes()
@@ -347,6 +334,7 @@ def test_nothing_is_left_when_writing_fails(
     vdvae_state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full_disk(self: VDVAE, folder: Path) -> None:
+        Path(folder).mkdir()
         (Path(folder) / "config.json").write_text("{}")
         raise OSError("no space left on device")
 
@@ -358,8 +346,6 @@ def test_nothing_is_left_when_writing_fails(
 
 
 @pytest.mark.parametrize("arguments", [{}, {"preset": "ffhq256", "hparams": HPARAMS}, {"preset": "ffhq-256"}])
-def test_presets_and_hparams_are_checked_before_anything_is_read(
-    arguments: dict[str, Any], tmp_path: Path
-) -> None:
+def test_presets_and_hparams_are_checked_before_anything_is_read(arguments: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`preset`"):
         convert(tmp_path / "not-there.th", tmp_path / "out", **arguments)

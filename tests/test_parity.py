@@ -1,7 +1,7 @@
 """Agreement with the published implementations: every tensor of every recorded case.
 
-The folder of cases is HVAE_SR_REFERENCE, by default `../shared/reference` beside the repository. A case is a
-subfolder with `config.json` (published hyper-parameters), `weights.th` and `case.safetensors` (recorded noise,
+The folder of cases is HVAE_SR_REFERENCE, by default `../shared/reference` beside the repository. A case is
+a subfolder with `config.json` (published hyper-parameters), `weights.th` and `case.safetensors` (recorded noise,
 inputs and results). `pytest -rP` prints each tensor's relative error.
 """
 
@@ -21,9 +21,7 @@ from hvae_sr.models import VDVAE, LRConditioner, LREncoder
 from hvae_sr.models.distributions import half_bin_shift, quantise
 
 TOLERANCE = 1e-4  # max|a - b| / max|b|, fp32
-REFERENCE = Path(
-    os.environ.get("HVAE_SR_REFERENCE", Path(__file__).resolve().parents[1] / "../shared/reference")
-)
+REFERENCE = Path(os.environ.get("HVAE_SR_REFERENCE", Path(__file__).resolve().parents[1] / "../shared/reference"))
 CASES = sorted(path.parent for path in REFERENCE.glob("*/case.safetensors"))
 
 pytestmark = pytest.mark.skipif(

@@ -344,6 +344,7 @@ def evaluate(
         if kernel != chosen.kernel:
             logger.warning("The pipeline projects for %r, the protocol's is %r.", kernel, chosen.kernel)
         settings["pipeline"] = _describe_pipeline(pipeline)
+        pipeline.set_progress_bar_config(disable=True)  # one bar, over the images
     partial = _Partial(report_path, settings)
     keys = [(file.name, hashlib.sha256(file.read_bytes()).hexdigest()[:16]) for file in files]
     todo = [(file, key) for file, key in zip(files, keys, strict=True) if key not in partial.done]

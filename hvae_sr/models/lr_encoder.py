@@ -13,12 +13,22 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
-from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from ..operators import Downsampling
 from .distributions import DiagonalGaussian
-from .layers import BlockSpec, Bottleneck, BottomUp, convolution, kernel_size_at, parse_blocks, parse_widths
+from .layers import (
+    BlockSpec,
+    Bottleneck,
+    BottomUp,
+    PerGroup,
+    StrictLoading,
+    convolution,
+    entry_point,
+    kernel_size_at,
+    parse_blocks,
+    parse_widths,
+)
 
 
 @dataclass
@@ -31,7 +41,7 @@ class LRFeatures(BaseOutput):
     """
 
     sample: Tensor
-    features: tuple[Tensor, ...]
+    features: PerGroup
 
 
 @dataclass
@@ -170,12 +180,12 @@ class _LRNetwork:
 
     def _output(self, sample: Tensor, return_dict: bool) -> LRFeatures | tuple[Any, ...]:
         features = self._features(sample)
-        ordered = tuple(features[resolution] for resolution in sorted(features))
+        ordered = PerGroup(features[resolution] for resolution in sorted(features))
         output = LRFeatures(sample=ordered[-1], features=ordered)
         return output if return_dict else output.to_tuple()
 
 
-class LREncoder(_LRNetwork, ModelMixin, ConfigMixin):
+class LREncoder(_LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
     """CVDVAE's stochastic encoder q_psi(z_<k | y): a bottom-up network over y and one posterior head per group.
 
     Heads of groups finer than y read features that `upsampling_blocks` make. Resolutions are nominal, as in `VDVAE`:
@@ -239,7 +249,7 @@ class LREncoder(_LRNetwork, ModelMixin, ConfigMixin):
         self.heads = nn.ModuleList(heads)
         self.resolutions = [spec.resolution for spec in specs]
 
-    @apply_forward_hook
+    @entry_point
     def encode(self, sample: Tensor) -> Condition:
         """Features of y for a top-down pass.
 
@@ -255,11 +265,12 @@ class LREncoder(_LRNetwork, ModelMixin, ConfigMixin):
         """CVDVAE leaves the prior's stream as it is."""
         return x
 
+    @entry_point
     def posterior(self, features: dict[int, Tensor], group: int, x: Tensor) -> DiagonalGaussian | None:
         """q_psi(z_l | z_<l, y) for l < k (eq. 12), None beyond."""
         if group >= len(self.heads):
             return None
-        inputs = torch.cat((x, features[self.resolutions[group]].to(x.dtype)), dim=1)
+        inputs = torch.cat((x, features[self.resolutions[group]].to(x)), dim=1)
         return DiagonalGaussian.from_parameters(self.heads[group](inputs))
 
     def forward(self, sample: Tensor, return_dict: bool = True) -> LRFeatures | tuple[Any, ...]:
@@ -278,7 +289,7 @@ class Gate(nn.Module):
         return x * self.gate.to(x.dtype)
 
 
-class LRConditioner(_LRNetwork, ModelMixin, ConfigMixin):
+class LRConditioner(_LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
     """VDVAE-SR's conditioning: features of y, times a learned gate per group, are added to the top-down stream.
 
     Prior and posterior of a group both see the addition, so the model is trained with the conditional ELBO (thesis,
@@ -342,7 +353,7 @@ class LRConditioner(_LRNetwork, ModelMixin, ConfigMixin):
             self.gates[str(index)] = Gate(widths[resolution], gate_init)
         self.operator = Downsampling(scale_factor, downsampling_kernel)
 
-    @apply_forward_hook
+    @entry_point
     def encode(self, sample: Tensor) -> Condition:
         """Features of y for a top-down pass, and the location of the likelihood.
 
@@ -362,11 +373,12 @@ class LRConditioner(_LRNetwork, ModelMixin, ConfigMixin):
             location = self.operator.project(location, y)
         return location
 
+    @entry_point
     def add_to_stream(self, features: dict[int, Tensor], group: int, x: Tensor) -> Tensor:
         """x + gate_l * features of y at the group's resolution, where there are any."""
         if str(group) not in self.gates:
             return x
-        return x + self.gates[str(group)](features[self.resolutions[group]]).to(x.dtype)
+        return x + self.gates[str(group)](features[self.resolutions[group]]).to(x)
 
     def posterior(self, features: dict[int, Tensor], group: int, x: Tensor) -> DiagonalGaussian | None:
         """None: VDVAE-SR samples from its conditioned prior."""

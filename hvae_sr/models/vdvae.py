@@ -1,7 +1,8 @@
 """VD-VAE (Child, "Very deep VAEs generalize autoregressive models", ICLR 2021): the hierarchical image prior."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,8 +10,8 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
-from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..noise import GeneratorNoise, NoiseSource, as_noise_source
 from .distributions import DiagonalGaussian, DiscretizedLogisticMixture, half_bin_shift, quantise
@@ -18,7 +19,10 @@ from .layers import (
     BlockSpec,
     Bottleneck,
     BottomUp,
+    PerGroup,
+    StrictLoading,
     convolution,
+    entry_point,
     kernel_size_at,
     parse_blocks,
     parse_widths,
@@ -44,7 +48,7 @@ class VDVAEOutput(BaseOutput):
     loss: Tensor
     distortion: Tensor
     rate: Tensor
-    group_kl: tuple[Tensor, ...]
+    group_kl: PerGroup
 
 
 @dataclass
@@ -57,7 +61,7 @@ class VDVAESample(BaseOutput):
     """
 
     sample: Tensor
-    latents: tuple[Tensor, ...]
+    latents: PerGroup
 
 
 @dataclass
@@ -168,8 +172,60 @@ class TopDownBlock(nn.Module):
         """The stream after the group: the residual and the projected z are added, then the residual block."""
         return self.resnet(x + residual + self.z_projection(z.to(x.dtype)))
 
+    def forward(
+        self,
+        x: Tensor,
+        choose: Callable[[DiagonalGaussian, DiagonalGaussian | None], tuple[Tensor, DiagonalGaussian | None]],
+        activation: Tensor | None = None,
+    ) -> "tuple[Tensor, GroupStatistics]":
+        """The whole group, in one call so that hooks, sharding and checkpointing can treat it as a unit.
 
-class VDVAE(ModelMixin, ConfigMixin):
+        Args:
+            x: the stream, `[B, width, h, w]`.
+            choose: (prior, posterior or None) -> z and q_psi or None; without randomness of its own.
+            activation: the HR activation, `[B, width, h, w]`, or None.
+
+        Returns:
+            The stream after the group, and the group's statistics.
+        """
+        prior, residual = self.prior(x)
+        posterior = self.posterior(x, activation) if activation is not None else None
+        z, lr_posterior = choose(prior, posterior)
+        return self.merge(x, residual, z), GroupStatistics(z, prior, posterior, lr_posterior)
+
+
+def _choose(
+    prior: DiagonalGaussian,
+    posterior: DiagonalGaussian | None,
+    z: Tensor | None,
+    draw: Tensor | None,
+    temperatures: tuple[float, float],
+    lr_posterior: Callable[[], DiagonalGaussian | None] | None,
+) -> tuple[Tensor, DiagonalGaussian | None]:
+    """z as given, or from the first that exists of q(z|x), q_psi(z|y) and the prior; and q_psi.
+
+    Args:
+        prior, posterior: of the group.
+        z: the value, if given.
+        draw: standard normals; None where nothing is drawn.
+        temperatures: of the prior and of q_psi.
+        lr_posterior: computes q_psi, if the group is conditioned.
+    """
+    q_psi = lr_posterior() if lr_posterior is not None else None
+    if z is not None:
+        return z.to(prior.mean.device), q_psi
+    if posterior is not None:
+        chosen, temperature = posterior, 1.0
+    elif q_psi is not None:
+        chosen, temperature = q_psi, temperatures[1]
+    else:
+        chosen, temperature = prior, temperatures[0]
+    if draw is None or not temperature:
+        return chosen.mean, q_psi
+    return chosen.sample(draw.to(chosen.mean.device), temperature), q_psi
+
+
+class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
     """Hierarchical VAE with groups z_0..z_{L-1}, coarse to fine, in one top-down pass (VD-VAE).
 
     The configuration speaks VD-VAE's own language. With `bias_type="channel"` nothing depends on the image's size:
@@ -196,7 +252,7 @@ class VDVAE(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["Bottleneck"]
+    _no_split_modules = ["TopDownBlock", "Bottleneck"]
     _repeated_blocks = ["Bottleneck"]
     _skip_layerwise_casting_patterns = ["out_conv", "affine", "biases"]
 
@@ -265,6 +321,7 @@ class VDVAE(ModelMixin, ConfigMixin):
             self.out_conv.bias.view(10, num_mixtures, patch_size**2)[[2, 5, 8]] = log_scales  # type: ignore[union-attr]
         self.resolutions = [spec.resolution for spec in specs]
         self.num_groups = len(specs)
+        self.gradient_checkpointing = False
 
     @property
     def size_multiple(self) -> int:
@@ -291,7 +348,7 @@ class VDVAE(ModelMixin, ConfigMixin):
         if size[0] % multiple or size[1] % multiple or not all(size):
             raise ValueError(f"`{argument}` must have sides that are multiples of {multiple}, got {size[0]}x{size[1]}")
 
-    @apply_forward_hook
+    @entry_point
     def encode(self, sample: Tensor) -> dict[int, Tensor]:
         """Bottom-up activations of x.
 
@@ -310,7 +367,7 @@ class VDVAE(ModelMixin, ConfigMixin):
         x = ((sample.float() + 1) * 127.5 + self.config.input_shift) * self.config.input_scale
         return self.encoder(x.to(self.dtype))
 
-    @apply_forward_hook
+    @entry_point
     def top_down(
         self,
         batch_size: int,
@@ -369,26 +426,28 @@ class VDVAE(ModelMixin, ConfigMixin):
             x = self._start(block, streams, batch_size, size)
             if condition is not None:
                 x = condition.add_to_stream(index, x)
-            prior, residual = block.prior(x)
-            posterior = block.posterior(x, activations[block.resolution]) if activations is not None else None
-            lr_posterior = condition.posterior(index, x) if condition is not None and index < conditioned else None
-
             shape = self.latent_shape(index, batch_size, size)
-            if index < len(given) and given[index] is not None:
-                z = self._check_latent(given[index], index, shape).to(x.device)
-            elif posterior is not None:
-                z = posterior.sample(source(index, self.stride(index), shape, x.device))
+            temperatures = prior_temperatures[index], lr_temperatures[index]
+            z = self._check_latent(given[index], index, shape) if index < len(given) and given[index] is not None else None
+            # Drawn here and not in the block: checkpointing would run the block, but not a generator, twice alike.
+            noisy = z is None and (activations is not None or any(temperatures))
+            draw = source(index, self.stride(index), shape, x.device) if noisy else None
+            choose = partial(
+                _choose,
+                z=z,
+                draw=draw,
+                temperatures=temperatures,
+                lr_posterior=partial(condition.posterior, index, x)
+                if condition is not None and index < conditioned
+                else None,
+            )
+            activation = activations[block.resolution] if activations is not None else None
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x, statistics = checkpoint(block, x, choose, activation, use_reentrant=False)
             else:
-                chosen, tau = (
-                    (lr_posterior, lr_temperatures[index])
-                    if lr_posterior is not None
-                    else (prior, prior_temperatures[index])
-                )
-                z = chosen.sample(source(index, self.stride(index), shape, x.device), tau) if tau else chosen.mean
-
+                x, statistics = block(x, choose, activation)
             if record:
-                groups.append(GroupStatistics(z, prior, posterior, lr_posterior))
-            x = block.merge(x, residual, z)
+                groups.append(statistics)
             streams[block.resolution] = x
         return TopDownOutput(x, groups)
 
@@ -396,24 +455,28 @@ class VDVAE(ModelMixin, ConfigMixin):
         self, block: TopDownBlock, streams: dict[int, Tensor], batch_size: int, size: tuple[int, int]
     ) -> Tensor:
         """The stream of the block's resolution, started from its bias or zero, with the coarser stream mixed in."""
+        coarse = streams.get(block.mixin) if block.mixin is not None else None
+        if block.mixin is not None and coarse is None:
+            raise ValueError(f"`decoder_blocks`: resolution {block.mixin} is mixed in before it has a block")
         x = streams.get(block.resolution)
         if x is None:
-            x = self._bias(block.resolution, block.width, batch_size, size)
-        if block.mixin is not None:
-            coarse = streams.get(block.mixin)
-            if coarse is None:
-                raise ValueError(f"`decoder_blocks`: resolution {block.mixin} is mixed in before it has a block")
-            factor = block.resolution // block.mixin
-            x = x + F.interpolate(set_channels(coarse, block.width), scale_factor=factor)
+            x = self._bias(block.resolution, block.width, batch_size, size, coarse)
+        if coarse is not None:
+            factor = block.resolution // block.mixin  # type: ignore[operator]
+            x = x.to(coarse.device) + F.interpolate(set_channels(coarse, block.width), scale_factor=factor)
         return x
 
-    def _bias(self, resolution: int, width: int, batch_size: int, size: tuple[int, int]) -> Tensor:
+    def _bias(
+        self, resolution: int, width: int, batch_size: int, size: tuple[int, int], coarse: Tensor | None
+    ) -> Tensor:
         stride = self.config.image_size // resolution
         height, columns = size[0] // stride, size[1] // stride
         if str(resolution) in self.biases:
             x = self.biases[str(resolution)](batch_size, height, columns)
         else:
-            x = torch.zeros(batch_size, width, height, columns, dtype=self.dtype, device=self.out_conv.weight.device)
+            # On the coarser stream's device: where weights are offloaded, theirs says nothing.
+            device = coarse.device if coarse is not None else self.out_conv.weight.device
+            x = torch.zeros(batch_size, width, height, columns, dtype=self.dtype, device=device)
         # The stream's dtype is decided here: an fp32 start would promote every sum under autocast to fp32.
         return x.to(stream_dtype(x), memory_format=torch.channels_last)
 
@@ -432,7 +495,7 @@ class VDVAE(ModelMixin, ConfigMixin):
             raise ValueError(f"`latents[{group}]` must have shape {shape}, got {found}")
         return z.float()
 
-    @apply_forward_hook
+    @entry_point
     def likelihood(self, stream: Tensor, condition: Condition | None = None) -> DiscretizedLogisticMixture:
         """p(x|z) from the end of the top-down pass, `[B, width, h, w]`; centred on the condition's location, if any."""
         parameters = self.out_conv(self.affine(stream))
@@ -441,7 +504,7 @@ class VDVAE(ModelMixin, ConfigMixin):
         location = condition.location if condition is not None else None
         return DiscretizedLogisticMixture(parameters, self.config.num_mixtures, self.config.output_bits, location)
 
-    @apply_forward_hook
+    @entry_point
     def sample(
         self,
         batch_size: int = 1,
@@ -482,7 +545,7 @@ class VDVAE(ModelMixin, ConfigMixin):
         else:
             x = likelihood.mean()
         return VDVAESample(
-            sample=x + half_bin_shift(self.config.output_bits), latents=tuple(group.z for group in out.groups)
+            sample=x + half_bin_shift(self.config.output_bits), latents=PerGroup(group.z for group in out.groups)
         )
 
     def forward(
@@ -517,7 +580,7 @@ class VDVAE(ModelMixin, ConfigMixin):
         dimensions = 3 * height * width
         target = quantise(sample, self.config.output_bits)
         distortion = -likelihood.log_prob(target).sum(dim=(1, 2)) / dimensions
-        group_kl = tuple(
+        group_kl = PerGroup(
             group.posterior.kl(group.prior).sum(dim=(1, 2, 3)) for group in out.groups if group.posterior is not None
         )
         rate = torch.stack(group_kl).sum(dim=0) / dimensions

@@ -1,0 +1,31 @@
+# `make upscale` and `make test` work on a fresh machine with Python 3.10 or later.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+OUT ?= upscaled
+# A photograph in the public domain (CC0) that comes with scikit-image.
+PHOTO ?= $$($(BIN)/python -c "import skimage, pathlib; print(pathlib.Path(skimage.__file__).parent / 'data/chelsea.png')")
+
+.PHONY: install upscale test lint clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -c constraints.txt -e .[test]
+	touch $@
+
+upscale: install
+	$(BIN)/hvae-sr upscale $(PHOTO) -o $(OUT)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) $(OUT) build *.egg-info
