@@ -1,4 +1,4 @@
-# `make upscale` and `make test` work on a fresh machine with Python 3.10 or later.
+# `make upscale` and `make test` work on a fresh machine with Python 3.11 or later.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin

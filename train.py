@@ -3,16 +3,21 @@
 import logging
 import sys
 
-from hvae_sr.training import Trainer, parse_arguments
+from hvae_sr.training import Interrupted, Trainer, parse_arguments
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 done, 2 options or data that do not fit, 128 + signal stopped with a checkpoint."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("accelerate").setLevel(logging.WARNING)  # or seven lines for each checkpoint
     try:
         Trainer(parse_arguments(arguments)).train()
     except ValueError as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         return 2
+    except Interrupted as stop:
+        print(f"train.py: {stop}; go on with --resume_from_checkpoint latest", file=sys.stderr)
+        return 128 + stop.signum
     return 0
 
 

@@ -111,6 +111,8 @@ def _load(options: argparse.Namespace) -> Any:
 
 
 def _upscale(options: argparse.Namespace) -> int:
+    from accelerate import PartialState
+
     from .images import find_images, load_image
 
     paths = find_images(options.inputs, recursive=options.recursive)
@@ -120,11 +122,12 @@ def _upscale(options: argparse.Namespace) -> int:
     pipeline = _load(options)
     temperature = pipeline.config.default_temperature if options.temperature is None else options.temperature
     failed = 0
-    for path in paths:
-        try:
-            _upscale_one(pipeline, path, temperature, options)
-        except (ValueError, OSError) as error:
-            failed = _fail(error)
+    with PartialState().split_between_processes(paths) as share:  # all of them, unless under `accelerate launch`
+        for path in share:
+            try:
+                _upscale_one(pipeline, path, temperature, options)
+            except (ValueError, OSError) as error:
+                failed = _fail(error)
     return failed
 
 

@@ -1,13 +1,17 @@
 """The pipeline: low-resolution photographs in, many plausible high-resolution ones out."""
 
 import math
+import operator
 import os
 from collections.abc import Sequence
+from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
 from torch import Tensor
 
 from hvae_sr.hub import resolve
@@ -20,6 +24,20 @@ from .output import OUTPUT_TYPES, RunningMoments, SuperResolutionOutput, collate
 
 PIXELS_PER_CHUNK = 2**20
 """HR pixels that one network evaluation works on by default: about 1 GiB in fp32 for the bundled models."""
+
+_LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    AttributeError,
+    KeyError,
+    TypeError,
+    SafetensorError,
+    UnpicklingError,
+)
+"""What diffusers raises on folders that are damaged or hold something else."""
+
+_LISTS = (list, tuple, range, np.ndarray)
 
 
 class SuperResolutionPipeline(DiffusionPipeline):
@@ -69,11 +87,17 @@ class SuperResolutionPipeline(DiffusionPipeline):
             ValueError: an unknown name, or weights that cannot be read.
         """
         folder = resolve(pretrained_model_name_or_path)
-        return super().from_pretrained(folder, **kwargs)
+        try:
+            return super().from_pretrained(folder, **kwargs)
+        except _LOADING_ERRORS as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = reason if len(reason) <= 1000 else f"{reason[:1000]}..."
+            raise ValueError(f"cannot load {os.fspath(pretrained_model_name_or_path)!r}: {reason}") from error
 
     def check_inputs(
         self,
         temperature: float | Sequence[float],
+        lr_posterior_temperature: float | Sequence[float] | None,
         num_samples: int,
         batch_size: int | None,
         output_type: str,
@@ -92,15 +116,17 @@ class SuperResolutionPipeline(DiffusionPipeline):
             raise ValueError("`seed` and `generator` were both given; a generator only supplies seeds")
         if noise is not None and (seed is not None or generator is not None):
             raise ValueError("`noise` was given together with `seed` or `generator`, which would have no effect")
-        values = [temperature] if isinstance(temperature, (int, float)) else list(temperature)
-        for value in values:
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-                raise ValueError(f"`temperature` must be a finite number >= 0, got {value!r}")
         groups = self.vdvae.num_groups
-        if not isinstance(temperature, (int, float)) and len(values) != groups:
-            raise ValueError(f"`temperature` must be a number or one for each of {groups} groups, got {len(values)}")
-        if num_conditioned_groups is not None and not 0 <= num_conditioned_groups <= groups:
-            raise ValueError(f"`num_conditioned_groups` must be between 0 and {groups}, got {num_conditioned_groups}")
+        for name, given in (("temperature", temperature), ("lr_posterior_temperature", lr_posterior_temperature)):
+            values = list(given) if isinstance(given, _LISTS) else [0.0 if given is None else given]
+            for tau in values:
+                if isinstance(tau, bool) or not isinstance(tau, (int, float)) or not 0 <= tau < math.inf:
+                    raise ValueError(f"`{name}` must be a finite number >= 0, got {tau!r}")
+            if isinstance(given, _LISTS) and len(values) != groups:
+                raise ValueError(f"`{name}` must be a number or one for each of {groups} groups, got {len(values)}")
+        k = num_conditioned_groups
+        if k is not None and (isinstance(k, bool) or not isinstance(k, int) or not 0 <= k <= groups):
+            raise ValueError(f"`num_conditioned_groups` must be a whole number between 0 and {groups}, got {k!r}")
 
     @torch.no_grad()
     def __call__(
@@ -151,7 +177,15 @@ class SuperResolutionPipeline(DiffusionPipeline):
         # 1. Check and convert the inputs.
         temperature = self.config.default_temperature if temperature is None else temperature
         self.check_inputs(
-            temperature, num_samples, batch_size, output_type, seed, generator, noise, num_conditioned_groups
+            temperature,
+            lr_posterior_temperature,
+            num_samples,
+            batch_size,
+            output_type,
+            seed,
+            generator,
+            noise,
+            num_conditioned_groups,
         )
         images = prepare_images(image)  # [3, h, w] in [0, 1] each
         for y in images:
@@ -159,6 +193,8 @@ class SuperResolutionPipeline(DiffusionPipeline):
         if (noise is not None or latents is not None) and len({y.shape for y in images}) > 1:
             raise ValueError("`noise` and `latents` need images of one size; `image` has several")
         rows = len(images) * num_samples
+        self._check_rows("noise", noise, (rows,))
+        self._check_rows("latents", latents, (1, rows))
         seeds = None if noise is not None else self._seeds(seed, generator, len(images), num_samples)
         keep_latents = return_latents or output_type == "latent"
         arguments = {
@@ -234,6 +270,21 @@ class SuperResolutionPipeline(DiffusionPipeline):
                 f"`image` must be {side}x{side} pixels: this model works at one size only; got {width}x{height}"
             )
 
+    def _check_rows(self, name: str, values: Sequence[Tensor | None] | None, allowed: tuple[int, ...]) -> None:
+        if values is None:
+            return
+        groups = self.vdvae.num_groups
+        if not isinstance(values, (list, tuple)) or len(values) > groups:
+            given = len(values) if isinstance(values, (list, tuple)) else type(values).__name__
+            raise ValueError(f"`{name}` must be a list of at most {groups} tensors, one for each group; got {given}")
+        for group, value in enumerate(values):
+            if value is None and name == "latents":
+                continue
+            if not isinstance(value, Tensor) or value.ndim != 4 or value.shape[0] not in allowed:
+                found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                count = " or ".join(str(number) for number in dict.fromkeys(allowed))
+                raise ValueError(f"`{name}[{group}]` must be [N, C, h, w] with N = {count}, got {found}")
+
     def _seeds(
         self,
         seed: int | Sequence[int] | None,
@@ -242,19 +293,23 @@ class SuperResolutionPipeline(DiffusionPipeline):
         num_samples: int,
     ) -> list[int]:
         """The seed of every sample, image-major."""
-        if isinstance(seed, int):
-            bases = [seed] * num_images
-        elif seed is not None:
-            bases = list(seed)
-        elif isinstance(generator, torch.Generator) or generator is None:
-            bases = [_draw_seed(generator) for _ in range(num_images)]
+        if seed is not None:
+            given = list(seed) if isinstance(seed, _LISTS) else [seed] * num_images
+            try:
+                bases = [operator.index(None if isinstance(base, bool) else base) for base in given]  # type: ignore
+            except TypeError:
+                raise ValueError(f"`seed` must be a whole number or a list of them, got {seed!r}") from None
         else:
-            bases = [_draw_seed(one) for one in generator]
+            generators = generator if isinstance(generator, (list, tuple)) else [generator] * num_images
+            if generator is not None and not all(isinstance(one, torch.Generator) for one in generators):
+                raise ValueError(f"`generator` must be a torch.Generator or a list of them, got {generator!r}")
+            if len(generators) == num_images:
+                bases = [_draw_seed(one) for one in generators]  # type: ignore[arg-type]
+            else:
+                bases = [0] * len(generators)
         if len(bases) != num_images:
             name = "seed" if seed is not None else "generator"
             raise ValueError(f"`{name}` has {len(bases)} entries for {num_images} images")
-        if any(isinstance(base, bool) or not isinstance(base, int) for base in bases):
-            raise ValueError(f"`seed` must be a whole number or a list of them, got {seed!r}")
         return [base + j for base in bases for j in range(num_samples)]
 
     def _pad(self, y: Tensor) -> Tensor:
@@ -284,9 +339,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
         if latents is None:
             return None
         chosen: list[Tensor | None] = []
-        for group, z in enumerate(latents):
-            if z is not None and z.shape[0] not in (1, rows):
-                raise ValueError(f"`latents[{group}]` must have 1 or {rows} rows, got {z.shape[0]}")
+        for z in latents:
             chosen.append(z if z is None else z.expand(rows, *z.shape[1:])[first:last])
         return chosen
 

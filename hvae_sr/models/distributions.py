@@ -1,5 +1,6 @@
 """Gaussian latents and the discretized mixture of logistics, the two distributions of VD-VAE."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -113,7 +114,7 @@ class DiscretizedLogisticMixture:
         minus = inverse_scale * (centred - self.half_bin)
         mass = torch.sigmoid(plus) - torch.sigmoid(minus)
         middle = inverse_scale * centred
-        log_width = -torch.log(torch.tensor(15.5 if self.output_bits == 5 else 127.5)).item()
+        log_width = -math.log(15.5 if self.output_bits == 5 else 127.5)
         log_density = middle - self.log_scales - 2 * F.softplus(middle) + log_width
         log_mass = torch.where(mass > 1e-5, torch.log(mass.clamp(min=1e-12)), log_density)
         ends = x.float()[:, :, None]

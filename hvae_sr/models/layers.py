@@ -3,7 +3,7 @@
 import functools
 import os
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -50,6 +50,12 @@ class PerGroup(tuple[Tensor, ...]):
         return self
 
 
+def per_group(tensors: Iterable[Tensor]) -> PerGroup:
+    """A `PerGroup`; inside `torch.compile`, which takes no subclass of tuple, a plain one."""
+    values = tuple(tensors)
+    return values if torch.compiler.is_compiling() else PerGroup(values)  # type: ignore[return-value]
+
+
 class StrictLoading:
     """`from_pretrained` that refuses weights with missing or unknown keys, where diffusers would only warn."""
 
@@ -71,7 +77,8 @@ class StrictLoading:
         for kind, keys in (("lack", info["missing_keys"]), ("hold unknown", info["unexpected_keys"])):
             if keys:
                 names = ", ".join(sorted(keys)[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
-                raise ValueError(f"the weights in {pretrained_model_name_or_path} {kind} keys of {cls.__name__}: {names}")
+                where = f"the weights in {pretrained_model_name_or_path}"
+                raise ValueError(f"{where} {kind} keys of {cls.__name__}: {names}")
         return (model, info) if wants_info else model
 
 

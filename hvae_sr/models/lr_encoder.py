@@ -28,6 +28,7 @@ from .layers import (
     kernel_size_at,
     parse_blocks,
     parse_widths,
+    per_group,
 )
 
 
@@ -41,7 +42,7 @@ class LRFeatures(BaseOutput):
     """
 
     sample: Tensor
-    features: PerGroup
+    features: PerGroup = None  # type: ignore[assignment]  # accelerate's hooks rebuild outputs from a dictionary
 
 
 @dataclass
@@ -180,7 +181,7 @@ class _LRNetwork:
 
     def _output(self, sample: Tensor, return_dict: bool) -> LRFeatures | tuple[Any, ...]:
         features = self._features(sample)
-        ordered = PerGroup(features[resolution] for resolution in sorted(features))
+        ordered = per_group(features[resolution] for resolution in sorted(features))
         output = LRFeatures(sample=ordered[-1], features=ordered)
         return output if return_dict else output.to_tuple()
 

@@ -26,6 +26,7 @@ from .layers import (
     kernel_size_at,
     parse_blocks,
     parse_widths,
+    per_group,
     set_channels,
     stream_dtype,
 )
@@ -45,10 +46,11 @@ class VDVAEOutput(BaseOutput):
     """
 
     sample: Tensor
-    loss: Tensor
-    distortion: Tensor
-    rate: Tensor
-    group_kl: PerGroup
+    # The defaults are never seen: accelerate's hooks rebuild an output from a dictionary, which needs them.
+    loss: Tensor = None  # type: ignore[assignment]
+    distortion: Tensor = None  # type: ignore[assignment]
+    rate: Tensor = None  # type: ignore[assignment]
+    group_kl: PerGroup = None  # type: ignore[assignment]
 
 
 @dataclass
@@ -61,7 +63,7 @@ class VDVAESample(BaseOutput):
     """
 
     sample: Tensor
-    latents: PerGroup
+    latents: PerGroup = None  # type: ignore[assignment]  # as in `VDVAEOutput`
 
 
 @dataclass
@@ -177,7 +179,7 @@ class TopDownBlock(nn.Module):
         x: Tensor,
         choose: Callable[[DiagonalGaussian, DiagonalGaussian | None], tuple[Tensor, DiagonalGaussian | None]],
         activation: Tensor | None = None,
-    ) -> "tuple[Tensor, GroupStatistics]":
+    ) -> tuple[Tensor, Tensor, DiagonalGaussian, DiagonalGaussian | None, DiagonalGaussian | None]:
         """The whole group, in one call so that hooks, sharding and checkpointing can treat it as a unit.
 
         Args:
@@ -186,12 +188,12 @@ class TopDownBlock(nn.Module):
             activation: the HR activation, `[B, width, h, w]`, or None.
 
         Returns:
-            The stream after the group, and the group's statistics.
+            The stream after the group, z, prior, posterior and q_psi.
         """
         prior, residual = self.prior(x)
         posterior = self.posterior(x, activation) if activation is not None else None
         z, lr_posterior = choose(prior, posterior)
-        return self.merge(x, residual, z), GroupStatistics(z, prior, posterior, lr_posterior)
+        return self.merge(x, residual, z), z, prior, posterior, lr_posterior
 
 
 def _choose(
@@ -428,7 +430,9 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
                 x = condition.add_to_stream(index, x)
             shape = self.latent_shape(index, batch_size, size)
             temperatures = prior_temperatures[index], lr_temperatures[index]
-            z = self._check_latent(given[index], index, shape) if index < len(given) and given[index] is not None else None
+            z = given[index] if index < len(given) else None
+            if z is not None:
+                z = self._check_latent(z, index, shape)
             # Drawn here and not in the block: checkpointing would run the block, but not a generator, twice alike.
             noisy = z is None and (activations is not None or any(temperatures))
             draw = source(index, self.stride(index), shape, x.device) if noisy else None
@@ -443,11 +447,11 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             )
             activation = activations[block.resolution] if activations is not None else None
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x, statistics = checkpoint(block, x, choose, activation, use_reentrant=False)
+                x, *statistics = checkpoint(block, x, choose, activation, use_reentrant=False)
             else:
-                x, statistics = block(x, choose, activation)
+                x, *statistics = block(x, choose, activation)
             if record:
-                groups.append(statistics)
+                groups.append(GroupStatistics(*statistics))
             streams[block.resolution] = x
         return TopDownOutput(x, groups)
 
@@ -489,7 +493,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
                 raise ValueError(f"`{argument}` must be a finite number >= 0, got {value!r}")
         return [float(value) for value in values]
 
-    def _check_latent(self, z: Tensor | None, group: int, shape: tuple[int, int, int, int]) -> Tensor:
+    def _check_latent(self, z: Tensor, group: int, shape: tuple[int, int, int, int]) -> Tensor:
         if not isinstance(z, Tensor) or tuple(z.shape) != shape:
             found = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
             raise ValueError(f"`latents[{group}]` must have shape {shape}, got {found}")
@@ -545,7 +549,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         else:
             x = likelihood.mean()
         return VDVAESample(
-            sample=x + half_bin_shift(self.config.output_bits), latents=PerGroup(group.z for group in out.groups)
+            sample=x + half_bin_shift(self.config.output_bits), latents=per_group(group.z for group in out.groups)
         )
 
     def forward(
@@ -580,7 +584,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         dimensions = 3 * height * width
         target = quantise(sample, self.config.output_bits)
         distortion = -likelihood.log_prob(target).sum(dim=(1, 2)) / dimensions
-        group_kl = PerGroup(
+        group_kl = per_group(
             group.posterior.kl(group.prior).sum(dim=(1, 2, 3)) for group in out.groups if group.posterior is not None
         )
         rate = torch.stack(group_kl).sum(dim=0) / dimensions

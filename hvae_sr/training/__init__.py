@@ -3,11 +3,13 @@
 from .config import TrainingConfig, parse_arguments
 from .loop import Trainer
 from .objectives import ELBO, ConditionalELBO, Distillation, Objective
+from .progress import Interrupted
 
 __all__ = [
     "ELBO",
     "ConditionalELBO",
     "Distillation",
+    "Interrupted",
     "Objective",
     "Trainer",
     "TrainingConfig",

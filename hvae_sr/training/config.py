@@ -1,14 +1,43 @@
 """Options of `train.py`: one dataclass, filled from a recipe file and the command line."""
 
+import argparse
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
 
 STAGES = ("vdvae", "lr-encoder", "vdvae-sr")
+_CHOICES = {
+    "stage": STAGES,
+    "kl_reduction": ("sum", "group_mean"),
+    "lr_scheduler": ("constant", "constant_with_warmup", "linear", "cosine"),
+    "mixed_precision": ("no", "bf16", "fp16"),
+}
+_AT_LEAST = {  # lowest value that is allowed
+    "resolution": 1,
+    "crops_per_image": 1,
+    "train_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "max_train_steps": 1,
+    "scale_factor": 1,
+    "checkpointing_steps": 1,
+    "checkpoints_total_limit": 1,
+    "logging_steps": 1,
+    "validation_steps": 1,
+    "seed": 0,
+    "lr_warmup_steps": 0,
+    "dataloader_num_workers": 0,
+    "learning_rate": 0,
+    "adam_weight_decay": 0,
+    "adam_epsilon": 0,
+    "default_temperature": 0,
+    "max_grad_norm": 0,
+    "skip_threshold": 0,
+}
 
 
 def option(default: Any, help: str) -> Any:
@@ -24,6 +53,8 @@ class TrainingConfig:
 
     stage: str = option("vdvae", "vdvae (ELBO), lr-encoder (distillation) or vdvae-sr (conditional ELBO).")
     train_data_dir: list[str] = option([], "Folders of photographs, searched recursively.")
+    validation_data_dir: list[str] = option([], "Folders of photographs held out, to measure the loss on.")
+    validation_steps: int = option(500, "Updates between validations.")
     output_dir: str = option("", "Where checkpoints and, at the end, the trained folder are written.")
     vdvae_config: str | None = option(None, "JSON configuration of the VDVAE to train from scratch.")
     pretrained_vdvae: str | None = option(None, "Folder or Hub id of a trained VDVAE (needed for lr-encoder).")
@@ -50,7 +81,7 @@ class TrainingConfig:
     adam_weight_decay: float = option(0.01, "AdamW.")
     adam_epsilon: float = option(1e-8, "AdamW.")
     max_grad_norm: float = option(20.0, "Gradients are clipped to this norm.")
-    skip_threshold: float = option(1000.0, "Updates with a larger gradient norm, or one that is not finite, are left out.")
+    skip_threshold: float = option(1000.0, "Updates with a larger or non-finite gradient norm are left out.")
     use_ema: bool = option(True, "Averages the weights; the average is what is saved at the end.")
     ema_decay: float = option(0.999, "Decay of the average.")
     mixed_precision: str = option("no", "no, bf16 or fp16.")
@@ -65,27 +96,21 @@ class TrainingConfig:
     report_to: str | None = option(None, "Trackers of accelerate: tensorboard, wandb, trackio.")
 
     def __post_init__(self) -> None:
-        if self.stage not in STAGES:
-            raise ValueError(f"`stage` must be one of {', '.join(STAGES)}; got {self.stage!r}")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
         if not self.train_data_dir:
             raise ValueError("`train_data_dir` must name at least one folder of photographs")
         if not self.output_dir:
             raise ValueError("`output_dir` must be given")
-        for name in (
-            "resolution",
-            "crops_per_image",
-            "train_batch_size",
-            "gradient_accumulation_steps",
-            "max_train_steps",
-            "scale_factor",
-            "checkpointing_steps",
-            "checkpoints_total_limit",
-            "logging_steps",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        for name, lowest in _AT_LEAST.items():
+            if not (getattr(self, name) >= lowest and math.isfinite(getattr(self, name))):
+                raise ValueError(f"`{name}` must be at least {lowest} and finite, got {getattr(self, name)}")
+        for name in ("adam_beta1", "adam_beta2", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must lie in [0, 1), got {getattr(self, name)}")
         if self.resolution % self.scale_factor:
-            raise ValueError(f"`resolution` must be a multiple of scale_factor = {self.scale_factor}")
+            raise ValueError(f"`resolution` must be a multiple of scale_factor {self.scale_factor}: {self.resolution}")
         if self.vdvae_config is None and self.pretrained_vdvae is None:
             raise ValueError("`vdvae_config` or `pretrained_vdvae` must be given")
         if self.stage == "lr-encoder" and self.pretrained_vdvae is None:
@@ -106,14 +131,38 @@ def parse_arguments(arguments: list[str] | None = None) -> TrainingConfig:
     Raises:
         ValueError: an option that does not exist, or a value that does not fit.
     """
-    parser = HfArgumentParser(TrainingConfig, description="Trains the networks of hvae-sr.", prog="train.py")  # type: ignore[arg-type]
+    finder = _Parser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config")
+    recipe, remaining = finder.parse_known_args(arguments)
+    parser = _OptionParser(TrainingConfig, description="Trains the networks of hvae-sr.")  # type: ignore[arg-type]
+    parser.prog = "train.py"
     parser.add_argument("--config", help="Recipe: a YAML or JSON file with any of the options below.")
-    known, _ = parser.parse_known_args(arguments)
-    if known.config:
-        parser.set_defaults(**read_recipe(Path(known.config)))
-    namespace = vars(parser.parse_args(arguments))
+    options = read_recipe(Path(recipe.config)) if recipe.config is not None else {}
+    # The recipe goes through the parser in front of the command line: same checks of types, and the later one wins.
+    namespace = vars(parser.parse_args(_as_arguments(options) + remaining))
     namespace.pop("config")
     return TrainingConfig(**namespace)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse prints its usage, here some hundred lines, and exits; an error of one line serves better."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+class _OptionParser(_Parser, HfArgumentParser):
+    pass
+
+
+def _as_arguments(options: dict[str, Any]) -> list[str]:
+    arguments = []
+    for name, value in options.items():
+        if isinstance(value, list):
+            arguments += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            arguments.append(f"--{name}={value}")
+    return arguments
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -124,13 +173,16 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise ValueError(f"`config`: there is no file {path}")
-    options = yaml.safe_load(path.read_text())
+    try:
+        options = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"`config`: cannot read {path} as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(options, dict):
         raise ValueError(f"`config`: {path} must hold a mapping of options, got {type(options).__name__}")
-    unknown = set(options) - {entry.name for entry in fields(TrainingConfig)}
+    unknown = {str(name) for name in options} - {entry.name for entry in fields(TrainingConfig)}
     if unknown:
         raise ValueError(f"`config`: {path} names options that do not exist: {', '.join(sorted(unknown))}")
     for name in ("vdvae_config", "lr_config"):
-        if options.get(name) and not Path(options[name]).is_absolute():
+        if isinstance(options.get(name), str) and not Path(options[name]).is_absolute():
             options[name] = str(path.parent / options[name])
     return options

@@ -1,61 +1,34 @@
 """The training loop, the same for every stage: an objective, its trainable parameters, and accelerate."""
 
-import json
 import logging
 import math
-import time
+import pickle
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import SeedableRandomSampler
 from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from ..data import ImageFolder
-from ..models import VDVAE, LRConditioner, LREncoder
-from ..operators import Downsampling
-from .checkpoints import find_checkpoint, save_checkpoint
+from .build import build_objective, check_objective, one_line
+from .checkpoints import find_checkpoint, remove_partial, save_checkpoint
 from .config import TrainingConfig
-from .objectives import ELBO, ConditionalELBO, Distillation, Objective
+from .progress import Interrupted, Meter, Progress, append_log, stop_signals, trim_log
 
 logger = logging.getLogger(__name__)
 
-
-def build_objective(config: TrainingConfig) -> Objective:
-    """The objective of `config.stage`, with its networks made or loaded.
-
-    Raises:
-        ValueError: a configuration that cannot be read.
-    """
-    if config.pretrained_vdvae is not None:
-        vdvae = VDVAE.from_pretrained(config.pretrained_vdvae)
-    else:
-        vdvae = VDVAE.from_config(_read_config(config.vdvae_config, "vdvae_config"))
-    assert isinstance(vdvae, VDVAE)
-    if config.stage == "vdvae":
-        return ELBO(vdvae)
-    kind = LREncoder if config.stage == "lr-encoder" else LRConditioner
-    if config.pretrained_lr_encoder is not None:
-        network = kind.from_pretrained(config.pretrained_lr_encoder)
-    else:
-        network = kind.from_config(_read_config(config.lr_config, "lr_config"))
-    operator = Downsampling(config.scale_factor, config.downsampling_kernel)
-    if isinstance(network, LREncoder):
-        return Distillation(vdvae, network, operator, config.kl_reduction)
-    vdvae.requires_grad_(config.train_decoder)
-    return ConditionalELBO(vdvae, network, operator)
-
-
-def _read_config(path: str | None, argument: str) -> dict[str, Any]:
-    try:
-        return json.loads(Path(path or "").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"`{argument}`: cannot read {path!r} as JSON: {error}") from error
+_SEED_STRIDE = 0x9E3779B97F4A7C15
+"""Addresses of noise have 64 bits: odd, so that no two seeds share them; far from 1, so that no two runs overlap."""
 
 
 class Trainer:
@@ -63,29 +36,29 @@ class Trainer:
 
     Everything random is a function of (seed, epoch, global sample index), so a resumed run goes on as if it had never
     stopped, and a run on n processes sees the same crops and the same latent noise as one on one process.
+
+    Raises:
+        ValueError: options, folders or files that do not fit; nothing has been written then.
     """
 
     def __init__(self, config: TrainingConfig) -> None:
         self.config = config
         self.output_dir = Path(config.output_dir)
+        if self.output_dir.exists() and not self.output_dir.is_dir():
+            raise ValueError(f"`output_dir`: {self.output_dir} is not a folder")
+        self.checkpoint = find_checkpoint(config.resume_from_checkpoint, self.output_dir)
         self.accelerator = Accelerator(
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             mixed_precision=config.mixed_precision,
             log_with=config.report_to,
             project_config=ProjectConfiguration(project_dir=config.output_dir),
             step_scheduler_with_optimizer=False,
-            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed),
+            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=False),  # the one below is seedable
         )
         set_seed(config.seed)
         torch.set_flush_denormal(True)  # latents that have not come alive yet are full of denormal gradients
-        self.dataset = ImageFolder(
-            config.train_data_dir,
-            crop_size=config.resolution,
-            seed=config.seed,
-            rotate=config.rotate,
-            crops_per_image=config.crops_per_image,
-        )
-        objective = build_objective(config)
+        objective = build_objective(config).to(self.accelerator.device)
+        check_objective(objective, config, self.accelerator.device)
         if config.gradient_checkpointing:
             for network in objective.components().values():
                 network.enable_gradient_checkpointing()
@@ -104,79 +77,111 @@ class Trainer:
             num_warmup_steps=config.lr_warmup_steps,
             num_training_steps=config.max_train_steps,
         )
+        self.dataset = self._images(
+            "train_data_dir", config.train_data_dir, rotate=config.rotate, crops_per_image=config.crops_per_image
+        )
+        self.validation_set = (
+            self._images("validation_data_dir", config.validation_data_dir, horizontal_flip=False, scales=(1.0,))
+            if config.validation_data_dir
+            else None
+        )
+        # Kept at hand: accelerate's loaders pass the epoch on to it, but not through all their wrappers.
+        self.sampler = SeedableRandomSampler(self.dataset, generator=torch.Generator(), data_seed=config.seed)
         loader = DataLoader(
             self.dataset,
             batch_size=config.train_batch_size,
-            shuffle=True,
+            sampler=self.sampler,
             drop_last=True,
             num_workers=config.dataloader_num_workers,
             persistent_workers=config.dataloader_num_workers > 0,
-            generator=torch.Generator().manual_seed(config.seed),
         )
-        if not len(loader):
+        update = config.train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
+        if len(self.dataset) < update:
             raise ValueError(
-                f"`train_batch_size` must be at most the {len(self.dataset)} crops of an epoch (see `crops_per_image`), "
-                f"got {config.train_batch_size}"
+                f"`train_batch_size` {config.train_batch_size} x `gradient_accumulation_steps` "
+                f"{config.gradient_accumulation_steps} x {self.accelerator.num_processes} processes = {update} must be "
+                f"at most the {len(self.dataset)} crops of an epoch (see `crops_per_image`)"
             )
         self.objective, self.optimizer, self.loader = self.accelerator.prepare(objective, self.optimizer, loader)
+        self.updates_per_epoch = len(self.loader) // config.gradient_accumulation_steps
         self.ema = EMAModel(self.trainable, decay=config.ema_decay, foreach=True) if config.use_ema else None
         if self.ema is not None:
             self.ema.to(self.accelerator.device)
             self.accelerator.register_for_checkpointing(self.ema)
         self.progress = Progress()
+        self.saved_step: int | None = None
         self.accelerator.register_for_checkpointing(self.scheduler, self.progress)
 
+    def _images(self, argument: str, folders: list[str], **options: Any) -> ImageFolder:
+        try:
+            return ImageFolder(folders, crop_size=self.config.resolution, seed=self.config.seed, **options)
+        except ValueError as error:  # in the words of the command line
+            message = str(error).replace("train_data_dir", f"`{argument}`").replace("crop_size", "`resolution`")
+            raise ValueError(message) from error
+
     def train(self) -> Path:
-        """Trains, checkpoints and, at the end, writes the folder; returns it."""
+        """Trains, checkpoints and, at the end, writes the folder; returns it.
+
+        Raises:
+            Interrupted: SIGINT or SIGTERM came; a checkpoint has been written.
+        """
         config, accelerator = self.config, self.accelerator
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        if accelerator.is_main_process:
-            config.save(self.output_dir / "training_config.json")
+        self._resume()
         if config.report_to:
             accelerator.init_trackers("hvae-sr", config={key: str(value) for key, value in vars(config).items()})
-        self._resume()
         bar = tqdm(
             total=config.max_train_steps,
             initial=self.progress.step,
             disable=not accelerator.is_local_main_process,
             desc=config.stage,
         )
-        per_epoch = len(self.loader) // config.gradient_accumulation_steps
-        if not per_epoch:
-            raise ValueError("`gradient_accumulation_steps` needs more batches than an epoch has; raise `crops_per_image`")
         meter = Meter()
         self.objective.train()
-        while self.progress.step < config.max_train_steps:
-            epoch, done = divmod(self.progress.step, per_epoch)
-            self.dataset.set_epoch(epoch)
-            skip = done * config.gradient_accumulation_steps
-            loader = accelerator.skip_first_batches(self.loader, skip) if skip else self.loader
-            loader.set_epoch(epoch)  # on the very loader that is iterated, or it would begin with epoch 0's order
-            for index, batch in enumerate(loader, start=skip):
-                if index >= per_epoch * config.gradient_accumulation_steps:
-                    break
-                figures = self._step(batch["image"], epoch, index)
-                if not accelerator.sync_gradients:
-                    continue
-                meter.add(figures, batch["image"].shape[0] * accelerator.num_processes)
-                self.progress.step += 1
-                bar.update()
-                self._log(meter, bar)
-                if self.progress.step % config.checkpointing_steps == 0:
-                    save_checkpoint(accelerator, self.output_dir, self.progress.step, config.checkpoints_total_limit)
-                if self.progress.step >= config.max_train_steps:
-                    break
-        bar.close()
-        accelerator.end_training()
-        return self._export()
+        with stop_signals() as signals, bar:
+            while self.progress.step < config.max_train_steps:
+                for images, epoch, index in self._epoch():
+                    meter.add(self._step(images, epoch, index), images.shape[0])
+                    if not accelerator.sync_gradients:
+                        continue
+                    self.progress.step += 1
+                    bar.update()
+                    self._report(meter, bar)
+                    if signals:
+                        accelerator.set_trigger()
+                    stop = accelerator.check_trigger()  # on any process: all of them save, and leave together
+                    done = self.progress.step >= config.max_train_steps
+                    if stop or done or self.progress.step % config.checkpointing_steps == 0:
+                        self._save()
+                    if stop and not done:
+                        accelerator.end_training()
+                        raise Interrupted(signals[0] if signals else signal.SIGTERM, self.progress.step)
+                    if done:
+                        break
+        folder = self._export()
+        accelerator.end_training()  # last: it closes the process group
+        return folder
+
+    def _epoch(self) -> Iterator[tuple[Tensor, int, int]]:
+        """The batches of the current epoch that are still to come: images, epoch, index of the batch."""
+        accumulated = self.config.gradient_accumulation_steps
+        epoch, done = divmod(self.progress.step, self.updates_per_epoch)
+        skip = done * accumulated
+        loader = self.accelerator.skip_first_batches(self.loader, skip) if skip else self.loader
+        loader.set_epoch(epoch)  # on the very loader that is iterated, or it would begin with epoch 0's order
+        self.sampler.set_epoch(epoch)
+        self.dataset.set_epoch(epoch)
+        for index, batch in enumerate(loader, start=skip):
+            if index >= self.updates_per_epoch * accumulated:
+                break
+            yield batch["image"], epoch, index
 
     def _step(self, images: Tensor, epoch: int, index: int) -> dict[str, Tensor]:
         """One batch: forward, backward and, where gradients are complete and sound, an update."""
         config, accelerator = self.config, self.accelerator
+        # accelerate deals out whole batches in turn: those of one index are neighbours in the order of the epoch.
         first = (index * accelerator.num_processes + accelerator.process_index) * images.shape[0]
-        seeds = [(config.seed << 64) + (epoch << 32) + first + i for i in range(images.shape[0])]
         with accelerator.accumulate(self.objective):
-            loss, figures = self.objective(images, seeds)
+            loss, figures = self.objective(images, self._noise_seeds(epoch, first, images.shape[0]))
             accelerator.backward(loss)
             if accelerator.sync_gradients:
                 norm = accelerator.clip_grad_norm_(self.trainable, config.max_grad_norm)
@@ -188,86 +193,110 @@ class Trainer:
                         self.ema.step(self.trainable)
                 else:
                     self.progress.skipped += 1
+                    if accelerator.scaler is not None:
+                        accelerator.scaler.update()  # fp16: or the scale that overflowed would stay
                 self.scheduler.step()
             self.optimizer.zero_grad()
         return figures
 
-    def _log(self, meter: "Meter", bar: Any) -> None:
-        step = self.progress.step
-        if step % self.config.logging_steps and step < self.config.max_train_steps:
-            return
-        figures = meter.read()
-        figures.update(learning_rate=self.scheduler.get_last_lr()[0], skipped_updates=self.progress.skipped)
-        if self.accelerator.is_main_process:
-            with open(self.output_dir / "log.jsonl", "a") as log:
-                log.write(json.dumps({"step": step, **figures}) + "\n")
+    def _noise_seeds(self, epoch: int, first: int, count: int) -> list[int]:
+        return [self.config.seed * _SEED_STRIDE + (epoch << 32) + first + i for i in range(count)]
+
+    def _report(self, meter: Meter, bar: Any) -> None:
+        step, last = self.progress.step, self.progress.step >= self.config.max_train_steps
+        if last or step % self.config.logging_steps == 0:
+            figures = meter.read(self.accelerator)
+            figures.update(learning_rate=self.scheduler.get_last_lr()[0], skipped_updates=self.progress.skipped)
             bar.set_postfix({name: f"{value:.4g}" for name, value in figures.items()})
-        self.accelerator.log(figures, step=step)
+            self._log(figures)
+        if self.validation_set is not None and (last or step % self.config.validation_steps == 0):
+            self._log(self.validate())
+
+    def _log(self, figures: dict[str, float]) -> None:
+        if self.accelerator.is_main_process:
+            append_log(self.output_dir / "log.jsonl", {"step": self.progress.step, **figures})
+        self.accelerator.log(figures, step=self.progress.step)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Means of the objective's figures over the held-out images, with the weights that would be saved.
+
+        Every image has one fixed crop and fixed noise, so validations of one run can be compared.
+        """
+        assert self.validation_set is not None
+        accelerator = self.accelerator
+        mine = range(accelerator.process_index, len(self.validation_set), accelerator.num_processes)
+        objective = accelerator.unwrap_model(self.objective)
+        sums: dict[str, Tensor] = {}
+        with self._averaged_weights():
+            for number in range(0, max(len(mine), 1), self.config.train_batch_size):
+                # A process without an image still takes part in the sum, with weight 0.
+                indices = list(mine[number : number + self.config.train_batch_size]) or [0]
+                batch = next(iter(DataLoader(Subset(self.validation_set, indices), batch_size=len(indices))))["image"]
+                with accelerator.autocast():
+                    _, figures = objective(batch.to(accelerator.device), indices)
+                weight = len(indices) if len(mine) else 0
+                for name, value in {**figures, "images": torch.ones((), device=accelerator.device)}.items():
+                    sums[name] = sums.get(name, 0) + value.float() * weight
+        totals = accelerator.reduce(sums, reduction="sum")
+        images = float(totals.pop("images"))
+        return {f"validation_{name}": float(total) / images for name, total in totals.items()}
+
+    def _save(self) -> None:
+        if self.saved_step != self.progress.step:
+            limit = self.config.checkpoints_total_limit
+            save_checkpoint(self.accelerator, self.output_dir, self.progress.step, limit)
+            self.saved_step = self.progress.step
 
     def _resume(self) -> None:
-        folder = find_checkpoint(self.config.resume_from_checkpoint, self.output_dir)
-        if folder is not None:
-            logger.info("resuming from %s", folder)
-            self.accelerator.load_state(str(folder))
+        """Loads the checkpoint, if there is one, and makes the output folder what it was at that step."""
+        if self.checkpoint is not None:
+            logger.info("resuming from %s", self.checkpoint)
+            try:
+                self.accelerator.load_state(str(self.checkpoint))
+            except (RuntimeError, ValueError, KeyError, EOFError, OSError, pickle.UnpicklingError) as error:
+                raise ValueError(
+                    f"`resume_from_checkpoint`: {self.checkpoint} is damaged or of another model: {one_line(error)}"
+                ) from error
+            if self.ema is not None:
+                self.ema.to(self.accelerator.device)  # accelerate loads it to the CPU
+            if self.checkpoint.parent.resolve() == self.output_dir.resolve():
+                self.saved_step = self.progress.step
+        if self.accelerator.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            remove_partial(self.output_dir)
+            trim_log(self.output_dir / "log.jsonl", self.progress.step)
+            self.config.save(self.output_dir / "training_config.json")
+        self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def _averaged_weights(self) -> Iterator[None]:
+        if self.ema is None:
+            yield
+            return
+        self.ema.store(self.trainable)
+        self.ema.copy_to(self.trainable)
+        try:
+            yield
+        finally:
+            self.ema.restore(self.trainable)
 
     def _export(self) -> Path:
         """Writes the (averaged) networks: a VDVAE folder, or a pipeline folder with both networks."""
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            if self.ema is not None:
-                self.ema.store(self.trainable)
-                self.ema.copy_to(self.trainable)
-            objective = self.accelerator.unwrap_model(self.objective)
-            components = objective.components()
-            if self.config.stage == "vdvae":
-                components["vdvae"].save_pretrained(self.output_dir)
-            else:
-                from ..pipelines import SuperResolutionPipeline
+            components = self.accelerator.unwrap_model(self.objective).components()
+            with self._averaged_weights():
+                if self.config.stage == "vdvae":
+                    components["vdvae"].save_pretrained(self.output_dir)
+                else:
+                    from ..pipelines import SuperResolutionPipeline
 
-                SuperResolutionPipeline(
-                    **components,
-                    scale_factor=self.config.scale_factor,
-                    downsampling_kernel=self.config.downsampling_kernel,
-                    default_temperature=self.config.default_temperature,
-                ).save_pretrained(self.output_dir)
-            if self.ema is not None:
-                self.ema.restore(self.trainable)
+                    SuperResolutionPipeline(
+                        **components,
+                        scale_factor=self.config.scale_factor,
+                        downsampling_kernel=self.config.downsampling_kernel,
+                        default_temperature=self.config.default_temperature,
+                    ).save_pretrained(self.output_dir)
         self.accelerator.wait_for_everyone()
         return self.output_dir
-
-
-class Progress:
-    """What a checkpoint must remember beside weights, optimiser and schedule."""
-
-    def __init__(self) -> None:
-        self.step = 0
-        self.skipped = 0
-
-    def state_dict(self) -> dict[str, int]:
-        return dict(vars(self))
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        vars(self).update(state)
-
-
-class Meter:
-    """Means of the figures since they were last read, and images per second."""
-
-    def __init__(self) -> None:
-        self.read()
-
-    def add(self, figures: dict[str, Tensor], images: int) -> None:
-        for name, value in figures.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
-        self.count += 1
-        self.images += images
-
-    def read(self) -> dict[str, float]:
-        means: dict[str, float] = {}
-        if getattr(self, "count", 0):
-            means = {name: total / self.count for name, total in self.sums.items()}
-            means["images_per_second"] = self.images / (time.perf_counter() - self.since)
-        self.sums: dict[str, float] = {}
-        self.count = self.images = 0
-        self.since = time.perf_counter()
-        return means

@@ -42,6 +42,11 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
+    def pairs(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """x and y on [-1, 1], from 8-bit images."""
+        assert self.operator is not None
+        return make_pairs(images, self.operator)
+
     def components(self) -> dict[str, VDVAE | LREncoder | LRConditioner]:
         """The networks under the names that a pipeline gives them."""
         networks: dict[str, VDVAE | LREncoder | LRConditioner] = {"vdvae": self.vdvae}
@@ -63,7 +68,7 @@ class ConditionalELBO(Objective):
     """Stage `vdvae-sr`: the negative conditional ELBO, where prior and posterior see y (thesis, eq. 4.5)."""
 
     def forward(self, images: Tensor, seeds: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
-        x, y = make_pairs(images, self.operator)
+        x, y = self.pairs(images)
         out = self.vdvae(x, noise=CounterNoise(seeds), condition=self.lr_network.encode(y))  # type: ignore[union-attr]
         return _elbo_figures(out.loss, out.distortion, out.rate)
 
@@ -88,7 +93,7 @@ class Distillation(Objective):
         self.vdvae.requires_grad_(False)
 
     def forward(self, images: Tensor, seeds: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
-        x, y = make_pairs(images, self.operator)
+        x, y = self.pairs(images)
         group_kl = self.group_kl(x, y, CounterNoise(seeds))
         nats = torch.stack([kl.sum(dim=(1, 2, 3)).mean() for kl in group_kl]).sum()
         per_dimension = nats / x[0].numel()
@@ -118,7 +123,8 @@ class Distillation(Objective):
             condition=lr_encoder.encode(y),
             num_groups=len(lr_encoder.heads),
         )
-        return [group.posterior.kl(group.lr_posterior) for group in out.groups if group.posterior and group.lr_posterior]
+        pairs = [(group.posterior, group.lr_posterior) for group in out.groups]
+        return [posterior.kl(lr_posterior) for posterior, lr_posterior in pairs if posterior and lr_posterior]
 
 
 def _elbo_figures(loss: Tensor, distortion: Tensor, rate: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

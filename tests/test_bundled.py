@@ -1,0 +1,111 @@
+"""The bundled checkpoints, on photographs that nobody trained on, and the package that carries them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage
+import torch
+from PIL import Image
+
+import hvae_sr
+from hvae_sr import SuperResolutionPipeline
+from hvae_sr.evaluation.metrics import psnr_y
+from hvae_sr.evaluation.protocols import prepare_thesis, upsample_pil
+from hvae_sr.hub import bundled_checkpoints, resolve
+
+ROOT = Path(__file__).resolve().parent.parent
+PHOTOS = Path(skimage.__file__).parent / "data"
+BUNDLED = ["natural-x4", "natural-x4-cvdvae"]
+
+
+@pytest.fixture(scope="module", params=BUNDLED)
+def pipeline(request):
+    pipe = SuperResolutionPipeline.from_pretrained(request.param)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module", params=["chelsea.png", "astronaut.png"])
+def pair(request):
+    """A photograph of scikit-image at 128x128 and its LR image, thesis protocol."""
+    return prepare_thesis(Image.open(PHOTOS / request.param).convert("RGB"), 128)
+
+
+def test_the_bundled_checkpoints_are_found_by_name_and_fit_into_the_package():
+    found = bundled_checkpoints()
+    assert set(BUNDLED) <= set(found)
+    sizes = {name: sum(f.stat().st_size for f in folder.rglob("*.safetensors")) for name, folder in found.items()}
+    assert all(size <= 24 * 2**20 for size in sizes.values()) and sum(sizes.values()) <= 50 * 2**20
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_weights_come_with_their_notice_card_and_recipe(name):
+    folder = bundled_checkpoints()[name]
+    notice = (folder / "LICENSE.weights").read_text()
+    assert "Berkeley" in notice and "ImageNet" in notice and "research" in notice
+    assert (folder / "train.yaml").is_file()
+    assert "license_name" in (folder / "README.md").read_text()
+
+
+def test_the_mean_of_samples_is_closer_to_the_truth_than_bicubic_and_samples_are_consistent(pipeline, pair):
+    hr, lr = pair
+    out = pipeline(Image.fromarray(lr), num_samples=8, seed=0)
+    gain = psnr_y(hr, np.asarray(out.mean[0])) - psnr_y(hr, upsample_pil(lr))
+    assert gain > 0.8
+    assert min(out.lr_psnr_float) >= 100
+    assert min(out.lr_psnr) >= 45
+
+
+def test_samples_differ_by_more_than_rounding_and_less_than_a_noise_carpet(pipeline, pair):
+    _, lr = pair
+    std = pipeline(Image.fromarray(lr), num_samples=8, seed=0, temperature=0.8).std[0].mean() * 255
+    assert 0.5 < std < 15
+
+
+def test_samples_have_the_colours_and_brightness_of_the_input(pipeline, pair):
+    _, lr = pair
+    out = pipeline(Image.fromarray(lr), num_samples=2, seed=0, enforce_consistency=False)
+    shift = np.asarray(out.images[0], dtype=float).mean(axis=(0, 1)) - lr.astype(float).mean(axis=(0, 1))
+    assert np.abs(shift).max() < 1.0  # grey levels, before the projection could have mended it
+
+
+def test_a_flat_image_stays_flat(pipeline):
+    flat = Image.new("RGB", (24, 20), (120, 60, 200))
+    image = np.asarray(pipeline(flat, seed=0, temperature=0.8).images[0], dtype=float)
+    assert np.abs(image - (120, 60, 200)).max() <= 8
+    assert image.shape == (80, 96, 3)
+
+
+def test_bfloat16_stays_close_to_float32(pair):
+    _, lr = pair
+    images = []
+    for dtype in (torch.float32, torch.bfloat16):
+        pipe = SuperResolutionPipeline.from_pretrained("natural-x4", dtype=dtype)
+        pipe.set_progress_bar_config(disable=True)
+        images.append(pipe(Image.fromarray(lr), seed=0, output_type="np").images[0])
+    assert np.isfinite(images[1]).all()
+    assert -10 * np.log10(((images[0] - images[1]) ** 2).mean()) >= 35
+
+
+def test_an_unknown_name_is_refused_with_the_names_there_are():
+    with pytest.raises(ValueError, match="natural-x4"):
+        resolve("natural-x5")
+
+
+def test_every_configuration_in_hub_configs_can_be_built():
+    for path in sorted((ROOT / "hub_configs").glob("**/config.json")):
+        config = json.loads(path.read_text())
+        with torch.device("meta"):
+            model = getattr(hvae_sr, config["_class_name"]).from_config(config)
+        assert sum(p.numel() for p in model.parameters()) > 1e6, path
+
+
+def test_the_package_is_imported_from_anywhere_and_offers_its_names(tmp_path):
+    code = "import hvae_sr, hvae_sr.pipelines, hvae_sr.hub_configs; print(hvae_sr.SuperResolutionPipeline.__module__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "hvae_sr.pipelines.super_resolution"
+    assert all(hasattr(hvae_sr, name) for name in hvae_sr.__all__)

@@ -1,0 +1,640 @@
+"""The networks: what diffusers asks of a model, and what the top-down pass promises."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from diffusers.hooks import group_offloading
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hvae_sr import VDVAE, LRConditioner, LREncoder
+from hvae_sr.models.layers import BottomUp, parse_blocks
+from hvae_sr.noise import CounterNoise
+
+Model = VDVAE | LREncoder | LRConditioner
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+over_models = pytest.mark.parametrize("kind", ["vdvae", "cvdvae", "vdvae-sr"])
+over_conditions = pytest.mark.parametrize("kind", ["cvdvae", "vdvae-sr"])
+
+
+def image(batch_size: int = 2, height: int = 16, width: int = 16, seed: int = 3) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    levels = torch.randint(0, 256, (batch_size, 3, height, width), generator=generator)
+    return levels / 127.5 - 1
+
+
+def kilobytes(model: torch.nn.Module, share: float) -> str:
+    return f"{int(share * sum(p.numel() * p.element_size() for p in model.parameters()) / 1024)}KB"
+
+
+# What diffusers asks of every model.
+
+
+@over_models
+@pytest.mark.parametrize("options", [{}, {"variant": "fp16"}, {"shards": True}, {"shards": True, "variant": "ema"}])
+def test_saved_models_load_and_compute_the_same(
+    make_model: Callable[..., Model], model_inputs: Any, kind: str, options: dict[str, Any], tmp_path: Any
+) -> None:
+    model = make_model(kind)
+    variant = options.get("variant")
+    shard = {"max_shard_size": kilobytes(model, 0.6)} if options.get("shards") else {}
+    model.save_pretrained(tmp_path, variant=variant, **shard)
+    assert len(list(tmp_path.glob("*.safetensors"))) == (2 if shard else 1)
+    loaded = type(model).from_pretrained(tmp_path, variant=variant)
+    assert all(loaded.config[key] == value for key, value in model.config.items() if not key.startswith("_"))
+    assert torch.equal(loaded(**model_inputs(model))[0], model(**model_inputs(model))[0])
+
+
+@over_models
+def test_a_variant_that_is_not_there_is_an_error(make_model: Any, kind: str, tmp_path: Any) -> None:
+    model = make_model(kind)
+    model.save_pretrained(tmp_path, variant="fp16")
+    with pytest.raises(OSError, match="no file named"):
+        type(model).from_pretrained(tmp_path)
+
+
+@over_models
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
+def test_models_load_in_the_dtype_asked_for_and_stay_finite(
+    make_model: Any, model_inputs: Any, kind: str, dtype: torch.dtype, low_cpu_mem_usage: bool, tmp_path: Any
+) -> None:
+    model = make_model(kind)
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path, dtype=dtype, low_cpu_mem_usage=low_cpu_mem_usage)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
+    inputs = model_inputs(model)
+    output = loaded(**{**inputs, "sample": inputs["sample"].to(dtype)})[0]
+    assert torch.isfinite(output).all()
+    # The VDVAE's latents see rounded activations: the tolerance is that of bf16 through the whole model.
+    torch.testing.assert_close(output.float(), model(**inputs)[0], rtol=0.1, atol=0.1)
+
+
+@over_models
+@pytest.mark.parametrize("damage", ["missing", "unknown"])
+def test_weights_with_missing_or_unknown_keys_are_refused(
+    make_model: Any, kind: str, damage: str, tmp_path: Any
+) -> None:
+    model = make_model(kind)
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / WEIGHTS)
+    key = sorted(weights)[0]
+    value = weights.pop(key)
+    if damage == "unknown":
+        weights |= {key: value, "extra.weight": torch.zeros(3)}
+    save_file(weights, tmp_path / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=key if damage == "missing" else "extra.weight"):
+        type(model).from_pretrained(tmp_path)
+
+
+@over_models
+def test_weights_of_another_width_load_only_on_request(make_model: Any, kind: str, tmp_path: Any) -> None:
+    model = make_model(kind)
+    model.save_pretrained(tmp_path)
+    wider = {"width": 12} if kind == "vdvae" else {"width": 12, "decoder_width": 12}
+    with pytest.raises(ValueError, match="Cannot load"):
+        type(model).from_pretrained(tmp_path, **wider)
+    loaded = type(model).from_pretrained(tmp_path, low_cpu_mem_usage=False, ignore_mismatched_sizes=True, **wider)
+    assert loaded.config.width == 12
+
+
+@over_models
+def test_loading_info_is_given_on_request(make_model: Any, kind: str, tmp_path: Any) -> None:
+    model = make_model(kind)
+    model.save_pretrained(tmp_path)
+    loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert isinstance(loaded, type(model)) and not info["missing_keys"] and not info["unexpected_keys"]
+
+
+@over_models
+def test_configuration_makes_the_same_network(make_model: Any, kind: str) -> None:
+    model = make_model(kind)
+    config = json.loads(model.to_json_string())
+    again = type(model).from_config(config)
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+
+
+@over_models
+def test_tuple_and_output_class_hold_the_same(make_model: Any, model_inputs: Any, kind: str) -> None:
+    def check(a: Any, b: Any) -> None:
+        if isinstance(a, Tensor):
+            assert torch.equal(a, b)
+            return
+        for one, other in zip(a, b.values(), strict=True):
+            check(one, other)
+
+    model = make_model(kind)
+    output, as_tuple = model(**model_inputs(model)), model(**model_inputs(model), return_dict=False)
+    assert isinstance(as_tuple, tuple)
+    check(as_tuple, output)
+
+
+@over_models
+def test_forward_is_deterministic_and_does_not_change_its_input(
+    make_model: Any, model_inputs: Any, kind: str
+) -> None:
+    model, inputs = make_model(kind), model_inputs(make_model(kind))
+    before = copy.deepcopy(inputs)
+    assert torch.equal(model(**inputs)[0], model(**inputs)[0])
+    assert torch.equal(inputs["sample"], before["sample"])
+
+
+@over_models
+def test_gradient_checkpointing_changes_nothing_and_uses_every_block(
+    make_model: Any, model_inputs: Any, kind: str
+) -> None:
+    model, other = make_model(kind).train(), make_model(kind).train()
+    assert not other.is_gradient_checkpointing
+    other.enable_gradient_checkpointing()
+    assert other.is_gradient_checkpointing
+    for network in (model, other):
+        network(**model_inputs(model)).sample.square().mean().backward()
+    for (name, a), b in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None), name
+        if a.grad is not None:
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
+    other.disable_gradient_checkpointing()
+    assert not other.is_gradient_checkpointing
+
+
+@pytest.mark.parametrize("encoder_blocks", [None, "16x1,16d2,8x1,8d2,4x1"])
+def test_checkpointing_reruns_top_down_blocks_with_the_same_draws(make_vdvae: Any, encoder_blocks: str | None) -> None:
+    model = make_vdvae(encoder_blocks=encoder_blocks).train()
+    gradients = []
+    for checkpointing in (False, True):
+        model.zero_grad()
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        runs: list[int] = []
+        hook = model.blocks[1].prior_head.register_forward_hook(lambda *_, seen=runs: seen.append(1))
+        generator = torch.Generator().manual_seed(0)
+        out = model(image(), generator=generator).loss if encoder_blocks else model.sample(2, generator=generator)[0]
+        out.mean().backward()
+        hook.remove()
+        assert len(runs) == 1 + checkpointing
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@over_models
+def test_moving_averages_are_saved_and_loaded(make_model: Any, kind: str, tmp_path: Any) -> None:
+    model = make_model(kind)
+    average = EMAModel(model.parameters(), model_cls=type(model), model_config=model.config)
+    average.step(model.parameters())
+    average.save_pretrained(str(tmp_path))
+    loaded = EMAModel.from_pretrained(str(tmp_path), model_cls=type(model))
+    assert all(torch.equal(a, b) for a, b in zip(average.shadow_params, loaded.shadow_params, strict=True))
+
+
+@over_models
+@pytest.mark.parametrize("storage", [torch.float16, torch.float8_e4m3fn])
+def test_layerwise_casting_computes_in_the_compute_dtype(
+    make_model: Any, model_inputs: Any, kind: str, storage: torch.dtype
+) -> None:
+    model = make_model(kind)
+    expected = model(**model_inputs(model))[0]
+    model.enable_layerwise_casting(storage_dtype=storage, compute_dtype=torch.float32)
+    assert storage in {parameter.dtype for parameter in model.parameters()}
+    output = model(**model_inputs(model))[0]
+    torch.testing.assert_close(output, expected, rtol=0.3, atol=0.3 if storage != torch.float16 else 0.01)
+
+
+@pytest.fixture
+def poisoned_offloading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Group offloading on one device: weights are NaN while they are offloaded, so that a use of them shows."""
+    away: dict[int, Tensor] = {}
+
+    def members(group: Any) -> list[Tensor]:
+        return [p for module in group.modules for p in module.parameters()] + list(group.parameters)
+
+    def onload(group: Any) -> None:
+        for parameter in members(group):
+            parameter.data = away.pop(id(parameter), parameter.data)
+
+    def offload(group: Any) -> None:
+        for parameter in members(group):
+            if id(parameter) not in away:
+                away[id(parameter)] = parameter.data
+                parameter.data = torch.full_like(parameter.data, torch.nan)
+
+    monkeypatch.setattr(group_offloading.ModuleGroup, "onload_", onload)
+    monkeypatch.setattr(group_offloading.ModuleGroup, "offload_", offload)
+
+
+OFFLOADING = [{"offload_type": "block_level", "num_blocks_per_group": 1}, {"offload_type": "leaf_level"}]
+
+
+@over_models
+@pytest.mark.parametrize("options", OFFLOADING, ids=lambda options: options["offload_type"])
+def test_group_offloading_brings_weights_in_before_they_are_used(
+    make_model: Any, model_inputs: Any, kind: str, options: dict[str, Any], poisoned_offloading: None
+) -> None:
+    model = make_model(kind)
+    expected = model(**model_inputs(model))[0]
+    model.enable_group_offload(torch.device("cpu"), **options)
+    assert torch.equal(model(**model_inputs(model))[0], expected)
+
+
+@over_conditions
+@pytest.mark.parametrize("options", OFFLOADING, ids=lambda options: options["offload_type"])
+def test_group_offloading_works_through_sample_and_encode(
+    make_vdvae: Any, make_lr_network: Any, kind: str, options: dict[str, Any], poisoned_offloading: None
+) -> None:
+    vdvae, network, y = make_vdvae(), make_lr_network(kind), image(2, 4, 4)
+    expected = vdvae.sample(2, noise=CounterNoise([0, 1]), condition=network.encode(y)).sample
+    for model in (vdvae, network):
+        model.enable_group_offload(torch.device("cpu"), **options)
+    sample = vdvae.sample(2, noise=CounterNoise([0, 1]), condition=network.encode(y)).sample
+    assert torch.equal(sample, expected)
+
+
+@over_models
+def test_sequential_offloading_gives_the_same(make_model: Any, model_inputs: Any, kind: str, tmp_path: Any) -> None:
+    from accelerate import cpu_offload, disk_offload
+
+    # Groups above `no_bias_above` start from zeros, which must not be made where the weights are.
+    model = make_model(kind, **({"no_bias_above": 8} if kind == "vdvae" else {}))
+    expected = model(**model_inputs(model))[0]
+    for offload, options in ((cpu_offload, {}), (disk_offload, {"offload_dir": str(tmp_path)})):
+        offloaded = copy.deepcopy(model)
+        offload(offloaded, execution_device=torch.device("cpu"), **options)
+        assert {parameter.device.type for parameter in offloaded.parameters()} == {"meta"}
+        assert torch.equal(offloaded(**model_inputs(model))[0], expected)
+
+
+@over_models
+def test_names_of_blocks_that_hooks_rely_on_are_true(make_model: Any, kind: str) -> None:
+    model = make_model(kind)
+    present = {type(module).__name__ for module in model.modules()}
+    assert set(model._repeated_blocks) <= present
+    assert {"Bottleneck"} <= set(model._no_split_modules) & present
+
+
+@over_models
+def test_a_batch_is_its_rows_one_by_one(make_model: Any, model_inputs: Any, kind: str) -> None:
+    model = make_model(kind)
+    inputs = model_inputs(model, batch_size=3)
+    together = model(**inputs)[0]
+    for row in range(3):
+        one = {"sample": inputs["sample"][row : row + 1]}
+        if "noise" in inputs:
+            one["noise"] = [draws[row : row + 1] for draws in inputs["noise"]]
+        torch.testing.assert_close(model(**one)[0], together[row : row + 1], rtol=1e-5, atol=1e-5)
+
+
+@over_models
+def test_channels_last_equals_contiguous(make_model: Any, model_inputs: Any, kind: str) -> None:
+    model, inputs = make_model(kind), model_inputs(make_model(kind))
+    expected = model(**inputs)[0]
+    inputs["sample"] = inputs["sample"].to(memory_format=torch.channels_last)
+    torch.testing.assert_close(model.to(memory_format=torch.channels_last)(**inputs)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+@over_models
+def test_autocast_to_bf16_trains(make_model: Any, model_inputs: Any, kind: str) -> None:
+    model = make_model(kind).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(**model_inputs(model))
+        loss = (output.loss if kind == "vdvae" else output.sample.float().square()).mean()
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+@over_models
+def test_forward_is_one_graph_for_the_compiler(make_model: Any, model_inputs: Any, kind: str) -> None:
+    model = make_model(kind)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(**model_inputs(model))[0], model(**model_inputs(model))[0])
+
+
+# Sizes.
+
+
+@pytest.mark.parametrize("size", [(4, 4), (8, 20), (36, 16)])
+def test_channel_biases_work_at_any_multiple_of_the_stride(make_vdvae: Any, size: tuple[int, int]) -> None:
+    model = make_vdvae()
+    assert model.size_multiple == 4
+    assert model(image(1, *size)).sample.shape == (1, 3, *size)
+    assert model.sample(2, size).sample.shape == (2, 3, *size)
+
+
+@pytest.mark.parametrize("size", [(16, 18), (15, 16), (0, 16)])
+def test_other_sizes_are_refused(make_vdvae: Any, size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=f"multiples of 4, got {size[0]}x{size[1]}"):
+        make_vdvae().sample(1, size)
+
+
+def test_spatial_biases_work_at_their_own_size_only(make_vdvae: Any) -> None:
+    model = make_vdvae(bias_type="spatial")
+    assert model(image()).sample.shape == (2, 3, 16, 16)
+    with pytest.raises(ValueError, match="must be 16x16 .* got 32x16"):
+        model(image(1, 32, 16))
+
+
+def test_patches_change_neither_sizes_nor_the_elbo_s_meaning(make_vdvae: Any) -> None:
+    model = make_vdvae(patch_size=2, encoder_blocks="8x1,8d2,4x1", decoder_blocks="4x1,8m4,8x1")
+    out = model(image(), generator=torch.Generator().manual_seed(0))
+    assert out.sample.shape == (2, 3, 16, 16)
+    assert model.latent_shape(1, 2, (16, 16)) == (2, 4, 8, 8)
+
+
+def test_a_translation_by_the_stride_moves_the_sample(make_vdvae: Any) -> None:
+    model = make_vdvae()
+    whole = model.sample(1, (64, 64), noise=CounterNoise([0])).sample
+    window = model.sample(1, (40, 64), noise=CounterNoise([0], origin=(24, 0))).sample
+    torch.testing.assert_close(window[..., 24:, :], whole[..., 48:, :], rtol=1e-4, atol=1e-4)
+
+
+# One top-down pass.
+
+
+def test_elbo_is_distortion_plus_rate_and_rate_is_the_sum_of_the_groups(make_vdvae: Any) -> None:
+    model, x = make_vdvae(), image()
+    out = model(x, generator=torch.Generator().manual_seed(0))
+    assert out.loss.shape == out.distortion.shape == out.rate.shape == (2,)
+    torch.testing.assert_close(out.loss, out.distortion + out.rate)
+    assert len(out.group_kl) == model.num_groups and all(kl.shape == (2,) for kl in out.group_kl)
+    torch.testing.assert_close(torch.stack(out.group_kl).sum(dim=0) / x[0].numel(), out.rate)
+    assert (torch.stack(out.group_kl) >= 0).all()
+
+
+def test_elbo_is_a_bound_in_nats_per_dimension(make_vdvae: Any) -> None:
+    # log p(x|z) - log q(z|x)/p(z) at the drawn z, averaged over draws, is the negative loss.
+    model, x = make_vdvae(), image(1)
+    totals, losses = [], []
+    with torch.no_grad():
+        for seed in range(60):
+            top_down = model.top_down(1, (16, 16), CounterNoise([seed]), activations=model.encode(x))
+            log_ratio = sum(
+                (group.posterior.log_prob(group.z) - group.prior.log_prob(group.z)).sum() for group in top_down.groups
+            )
+            totals.append((log_ratio - model.likelihood(top_down.stream).log_prob(x).sum()) / x.numel())
+            losses.append(model(x, noise=CounterNoise([seed])).loss[0])
+    difference = torch.stack(totals) - torch.stack(losses)
+    assert abs(difference.mean().item()) < 5 * difference.std().item() / 60**0.5 + 1e-4
+
+
+def test_given_latents_reproduce_the_sample(make_vdvae: Any) -> None:
+    model = make_vdvae()
+    first = model.sample(2, noise=CounterNoise([0, 1]), temperature=0.7)
+    again = model.sample(2, noise=CounterNoise([8, 9]), latents=first.latents)
+    assert torch.equal(first.sample, again.sample)
+    assert all(torch.equal(a, b) for a, b in zip(first.latents, again.latents, strict=True))
+
+
+def test_partial_latents_keep_what_is_given_and_redraw_the_rest(make_vdvae: Any) -> None:
+    model = make_vdvae()
+    first = model.sample(1, noise=CounterNoise([0]))
+    for latents in (list(first.latents[:2]), [*first.latents[:2], None, None]):
+        other = model.sample(1, noise=CounterNoise([1]), latents=latents)
+        assert all(torch.equal(a, b) for a, b in zip(first.latents[:2], other.latents[:2], strict=True))
+        assert not any(torch.equal(a, b) for a, b in zip(first.latents[2:], other.latents[2:], strict=True))
+
+
+@pytest.mark.parametrize("latents", [[torch.zeros(1, 4, 3, 4)], [torch.zeros(2, 4, 4, 4)], ["z"]])
+def test_latents_that_do_not_fit_are_refused(make_vdvae: Any, latents: list[Any]) -> None:
+    with pytest.raises(ValueError, match=r"`latents\[0\]` must have shape \(1, 4, 4, 4\)"):
+        make_vdvae().sample(1, latents=latents)
+
+
+def test_too_many_latents_are_refused(make_vdvae: Any) -> None:
+    with pytest.raises(ValueError, match="`latents` has 5 entries; the model has 4 groups"):
+        make_vdvae().sample(1, latents=[None] * 5)
+
+
+def test_temperature_zero_is_deterministic_and_needs_no_noise(make_vdvae: Any) -> None:
+    model = make_vdvae()
+    state = torch.get_rng_state()
+    a, b = (model.sample(1, noise=CounterNoise([seed]), temperature=0).sample for seed in range(2))
+    assert torch.equal(a, b)
+    assert torch.equal(model.sample(1, temperature=0.0).sample, a)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_temperature_is_per_group_and_scales_the_standard_deviation(make_vdvae: Any) -> None:
+    model = make_vdvae()
+    mean, half, full = (
+        model.sample(1, noise=CounterNoise([0]), temperature=[t, 0, 0, 0]).latents[0] for t in (0, 0.5, 1)
+    )
+    torch.testing.assert_close(half - mean, 0.5 * (full - mean), rtol=1e-4, atol=1e-6)
+    a, b = (model.sample(1, noise=CounterNoise([s]), temperature=[0, 0, 0, 1]).latents for s in (0, 1))
+    assert all(torch.equal(x, y) for x, y in zip(a[:3], b[:3], strict=True)) and not torch.equal(a[3], b[3])
+
+
+@pytest.mark.parametrize("temperature", [-0.1, float("nan"), float("inf"), [1.0, 1.0], [1.0, 1.0, 1.0, "1"]])
+def test_bad_temperatures_are_refused(make_vdvae: Any, temperature: Any) -> None:
+    with pytest.raises(ValueError, match="`temperature`"):
+        make_vdvae().sample(1, temperature=temperature)
+
+
+def test_noise_and_generator_together_are_refused(make_vdvae: Any) -> None:
+    with pytest.raises(ValueError, match="`noise` and `generator`"):
+        make_vdvae()(image(), noise=CounterNoise([0, 1]), generator=torch.Generator())
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 1, 16, 16), (1, 4, 16, 16)])
+@over_models
+def test_images_of_wrong_shape_are_refused(make_model: Any, kind: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="`sample` must be"):
+        make_model(kind)(torch.zeros(shape))
+
+
+def test_a_model_without_an_encoder_samples_but_has_no_elbo(make_vdvae: Any) -> None:
+    full, model = make_vdvae(), make_vdvae(encoder_blocks=None)
+    weights = {k: v for k, v in full.state_dict().items() if not k.startswith("encoder.") and "posterior" not in k}
+    model.load_state_dict(weights)
+    noise = CounterNoise([0])
+    assert torch.equal(model.sample(1, noise=noise).sample, full.sample(1, noise=noise).sample)
+    with pytest.raises(ValueError, match="without an encoder"):
+        model(image())
+
+
+def test_pixel_draws_are_on_the_image_range_and_follow_the_noise(make_vdvae: Any) -> None:
+    model = make_vdvae()
+    a, b, c = (model.sample(1, noise=CounterNoise([s]), sample_pixels=True).sample for s in (0, 0, 1))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+    assert a.abs().max() <= 1
+
+
+def test_five_bit_samples_get_the_half_bin_back(make_vdvae: Any) -> None:
+    eight, five = make_vdvae(output_bits=8), make_vdvae(output_bits=5)
+    a, b = (model.sample(1, noise=CounterNoise([0])).sample for model in (eight, five))
+    torch.testing.assert_close(b - a, torch.full_like(a, 3.5 / 127.5))
+
+
+# Conditioning.
+
+
+def test_only_conditioned_groups_have_a_posterior_given_y(make_vdvae: Any, make_lr_network: Any) -> None:
+    model, encoder = make_vdvae(), make_lr_network("cvdvae")
+    condition = encoder.encode(image(1, 4, 4))
+    for k, expected in ((None, 3), (0, 0), (1, 1), (4, 3)):
+        out = model.top_down(1, (16, 16), CounterNoise([0]), condition=condition, num_conditioned_groups=k)
+        assert [group.lr_posterior is not None for group in out.groups] == [i < expected for i in range(4)]
+
+
+def test_zero_conditioned_groups_leave_the_prior(make_vdvae: Any, make_lr_network: Any) -> None:
+    model, condition = make_vdvae(), make_lr_network("cvdvae").encode(image(1, 4, 4))
+    a = model.sample(1, noise=CounterNoise([0]), condition=condition, num_conditioned_groups=0)
+    assert torch.equal(a.sample, model.sample(1, noise=CounterNoise([0])).sample)
+
+
+def test_the_lr_posterior_may_have_its_own_temperature(make_vdvae: Any, make_lr_network: Any) -> None:
+    model, condition = make_vdvae(), make_lr_network("cvdvae").encode(image(1, 4, 4))
+
+    def latents(**temperatures: float) -> tuple[Tensor, ...]:
+        return model.sample(1, noise=CounterNoise([0]), condition=condition, **temperatures).latents
+
+    mixed = latents(temperature=0.0, lr_posterior_temperature=1.0)
+    assert all(torch.equal(a, b) for a, b in zip(mixed[:3], latents(temperature=1.0)[:3], strict=True))
+    assert not torch.equal(mixed[3], latents(temperature=1.0)[3])
+
+
+@over_conditions
+def test_the_condition_matters(make_vdvae: Any, make_lr_network: Any, kind: str) -> None:
+    model, network = make_vdvae(), make_lr_network(kind)
+    conditions = [None, *(network.encode(image(1, 4, 4, seed=seed)) for seed in range(2))]
+    samples = [model.sample(1, noise=CounterNoise([0]), condition=condition).sample for condition in conditions]
+    assert not any(torch.equal(samples[i], samples[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
+def test_zero_gates_leave_the_prior_exactly(make_vdvae: Any, make_lr_network: Any) -> None:
+    model, network = make_vdvae(), make_lr_network("vdvae-sr", gate_init=0.0)
+    condition = network.encode(image(2, 4, 4))
+    noise = CounterNoise([0, 1])
+    conditioned = model.sample(2, noise=noise, condition=condition).sample
+    assert torch.equal(conditioned, model.sample(2, noise=noise).sample)
+    assert torch.equal(model(image(), noise=noise, condition=condition).loss, model(image(), noise=noise).loss)
+
+
+@pytest.mark.parametrize("location", ["bicubic", "projection"])
+def test_a_location_centres_the_likelihood_on_y(make_vdvae: Any, make_lr_network: Any, location: str) -> None:
+    model, network = make_vdvae(), make_lr_network("vdvae-sr", gate_init=0.0, likelihood_location=location)
+    y, noise = image(1, 4, 4), CounterNoise([0])
+    condition = network.encode(y)
+    offset = model.sample(1, noise=noise).sample
+    torch.testing.assert_close(
+        model.sample(1, noise=noise, condition=condition).sample, offset + condition.location, rtol=1e-5, atol=1e-5
+    )
+    if location == "projection":
+        torch.testing.assert_close(network.operator(condition.location), y, rtol=1e-4, atol=1e-4)
+
+
+@over_conditions
+def test_selected_rows_of_a_condition_are_those_of_the_single_images(
+    make_vdvae: Any, make_lr_network: Any, kind: str
+) -> None:
+    model, network, y = make_vdvae(), make_lr_network(kind), image(2, 4, 4)
+    rows = network.encode(y).select(torch.tensor([1, 1, 0]))
+    together = model.sample(3, noise=CounterNoise([5, 6, 7]), condition=rows).sample
+    for row, source in enumerate([1, 1, 0]):
+        alone = model.sample(
+            1, noise=CounterNoise([5 + row]), condition=network.encode(y[source : source + 1])
+        ).sample
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_distillation_reaches_the_lr_encoder_alone(make_vdvae: Any, make_lr_network: Any) -> None:
+    model, network = make_vdvae(), make_lr_network("cvdvae").train()
+    model.requires_grad_(False)
+    condition = network.encode(image(1, 4, 4))
+    out = model.top_down(
+        1, (16, 16), CounterNoise([0]), activations=model.encode(image(1)), condition=condition, num_groups=3
+    )
+    assert len(out.groups) == 3
+    sum(group.posterior.kl(group.lr_posterior).sum() for group in out.groups).backward()
+    assert all(parameter.grad is not None for parameter in network.heads.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+# Construction.
+
+
+@pytest.mark.parametrize("item", ["x", "32y3", "32x", "0x2", "32xm", "-4x1", ""])
+def test_wrong_block_notation_is_refused_with_the_argument_and_the_item(item: str) -> None:
+    with pytest.raises(ValueError, match="`decoder_blocks`") as error:
+        VDVAE(decoder_blocks=f"4x1,{item}")
+    assert repr(item) in str(error.value)
+
+
+def test_block_notation_is_vd_vae_s() -> None:
+    specs = parse_blocks("1x2, 4m1,8,8d2")
+    assert [tuple(spec) for spec in specs] == [
+        (1, None, None), (1, None, None), (4, None, 1), (8, None, None), (8, 2, None)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"custom_widths": "8=4"}, "`custom_widths`: '8=4'"),
+        ({"bias_type": "none"}, "`bias_type`.*'none'"),
+        ({"output_bits": 7}, "`output_bits`.*7"),
+        ({"image_size": 32}, "`decoder_blocks` must end at"),
+        ({"encoder_blocks": "16x1,8x1"}, "`encoder_blocks`: resolution 16 cannot be followed by 8"),
+    ],
+)
+def test_wrong_vdvae_configurations_are_refused(make_vdvae: Any, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_vdvae(**changes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("cvdvae", {"num_conditioned_groups": 0}, "`num_conditioned_groups` must be between 1 and 4, got 0"),
+        ("cvdvae", {"num_conditioned_groups": 4}, "group 3 works at resolution 16"),
+        ("cvdvae", {"blocks": "8x1", "upsampling_blocks": None}, "`blocks` must start at image_size = 4"),
+        ("cvdvae", {"upsampling_blocks": "16m8"}, "`upsampling_blocks`"),
+        ("vdvae-sr", {"width": 12}, "`custom_widths`: 12 channels at resolution 4, where the decoder has 8"),
+        ("vdvae-sr", {"likelihood_location": "nearest"}, "`likelihood_location`.*'nearest'"),
+    ],
+)
+def test_wrong_lr_configurations_are_refused(
+    make_lr_network: Any, kind: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_lr_network(kind, **changes)
+
+
+def test_custom_widths_change_the_stream_between_resolutions(make_vdvae: Any) -> None:
+    for widths in ("4:16", "4:6,16:12"):
+        model = make_vdvae(custom_widths=widths)
+        assert torch.isfinite(model(image(), generator=torch.Generator().manual_seed(0)).loss).all()
+
+
+def test_initial_weights_are_the_published_ones(make_vdvae: Any) -> None:
+    model = make_vdvae(randomise=False)
+    for block in model.blocks:
+        assert not block.prior_head.c4.weight.any()
+    assert not any(bias.bias.any() for bias in model.biases.values())
+    convolutions = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert not any(module.bias.any() for module in convolutions if module is not model.out_conv)
+    out = model.top_down(1, (16, 16), CounterNoise([0]))
+    assert all(not group.prior.mean.any() and not group.prior.log_sigma.any() for group in out.groups)
+
+
+@pytest.mark.parametrize("count", [1, 4, 16])
+def test_residual_branches_start_smaller_the_deeper_the_network(count: int) -> None:
+    torch.manual_seed(0)
+    network = BottomUp(f"8x{count}", {8: 64})
+    bound = (1 / 16) ** 0.5 * (1 / count) ** 0.5  # torch's default is uniform within 1 / sqrt(fan_in)
+    for block in network.blocks:
+        assert 0.9 * bound < block.c4.weight.abs().max() <= bound
+
+
+def test_initial_log_scale_sets_the_logistics_alone(make_vdvae: Any) -> None:
+    model = make_vdvae(randomise=False, initial_log_scale=-3.0)
+    bias = model.out_conv.bias.view(10, 2)
+    assert (bias[[2, 5, 8]] == -3).all() and not bias[[0, 1, 3, 4, 6, 7, 9]].any()

@@ -1,0 +1,565 @@
+"""The pipeline: sizes, modes, seeds, consistency, statistics, errors, saving and loading."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import cpu_offload, cpu_offload_with_hook
+from hvae_sr.pipelines.output import RunningMoments
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hvae_sr import Downsampling, SuperResolutionOutput, SuperResolutionPipeline
+from hvae_sr.hub import resolve
+
+MakePipeline = Callable[..., SuperResolutionPipeline]
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+over_kinds = pytest.mark.parametrize("kind", ["cvdvae", "vdvae-sr"])
+
+
+def photo(height: int = 5, width: int = 6, seed: int = 0, mode: str = "RGB") -> Image.Image:
+    levels = np.random.default_rng(seed).integers(60, 196, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(levels).convert(mode)
+
+
+def as_tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
+
+
+def psnr(x: Tensor, y: Tensor) -> float:
+    """Between Hx and y in dB, peak 1."""
+    error = (Downsampling(4, "bicubic")(x.double()) - y.double()).square().mean().item()
+    return -10 * math.log10(error)
+
+
+# Inputs and outputs.
+
+
+@over_kinds
+@pytest.mark.parametrize("size", [(4, 4), (5, 6), (2, 3), (9, 2), (7, 13)])
+def test_output_is_exactly_scale_times_the_input(make_pipeline: MakePipeline, kind: str, size: tuple[int, int]) -> None:
+    out = make_pipeline(kind)(photo(*size), seed=0, num_samples=2)
+    assert [image.size for image in out.images] == [(4 * size[1], 4 * size[0])] * 2
+    assert [image.size for image in out.mean] == [(4 * size[1], 4 * size[0])]
+    assert out.std.shape == (1, 4 * size[0], 4 * size[1], 3)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1", "CMYK"])
+def test_every_mode_gives_what_its_rgb_colours_give(make_pipeline: MakePipeline, mode: str) -> None:
+    pipe, image = make_pipeline(), photo(mode=mode)
+    out = pipe(image, seed=0, output_type="pt").images
+    assert torch.equal(out, pipe(image.convert("RGB"), seed=0, output_type="pt").images)
+
+
+def test_paths_arrays_and_tensors_give_what_the_pil_image_gives(make_pipeline: MakePipeline, tmp_path: Path) -> None:
+    pipe, image = make_pipeline(), photo()
+    image.save(tmp_path / "photo.png")
+    array, tensor = np.array(image), as_tensor(image)
+    expected = pipe(image, seed=0, output_type="pt").images
+    floats = array.astype(np.float32) / 255
+    inputs: list[Any] = [tmp_path / "photo.png", str(tmp_path / "photo.png"), array, floats, tensor]
+    inputs += [array[None], tensor[None], torch.from_numpy(array).permute(2, 0, 1), [image], (tensor,)]
+    for given in inputs:
+        torch.testing.assert_close(pipe(given, seed=0, output_type="pt").images, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_list_may_mix_kinds_and_sizes(make_pipeline: MakePipeline) -> None:
+    pipe = make_pipeline()
+    images = [photo(5, 6, 0), np.array(photo(4, 4, 1)), as_tensor(photo(3, 8, 2))]
+    out = pipe(images, seed=0, num_samples=2)
+    assert [image.size for image in out.images] == [(24, 20)] * 2 + [(16, 16)] * 2 + [(32, 12)] * 2
+    assert isinstance(pipe(images, seed=0, output_type="pt").images, list)
+    assert [std.shape for std in out.std] == [(20, 24, 3), (16, 16, 3), (12, 32, 3)]
+
+
+def test_output_types_agree(make_pipeline: MakePipeline) -> None:
+    pipe = make_pipeline()
+    images = [photo(), photo(seed=1)]
+    outputs = {kind: pipe(images, seed=3, num_samples=2, output_type=kind) for kind in ("pil", "np", "pt")}
+    assert outputs["np"].images.shape == (4, 20, 24, 3) and outputs["pt"].images.shape == (4, 3, 20, 24)
+    assert outputs["np"].mean.shape == (2, 20, 24, 3) and outputs["pt"].std.shape == (2, 3, 20, 24)
+    assert np.array_equal(outputs["np"].images, outputs["pt"].images.permute(0, 2, 3, 1).numpy())
+    for pil, array in zip(outputs["pil"].images, outputs["np"].images, strict=True):
+        assert np.array_equal(np.array(pil), np.round(array * 255))
+    for array in (outputs["np"].images, outputs["np"].mean):
+        assert 0 <= array.min() and array.max() <= 1
+
+
+def test_tuple_and_output_class_hold_the_same(make_pipeline: MakePipeline) -> None:
+    pipe = make_pipeline()
+    out = pipe(photo(), seed=0, output_type="pt")
+    as_tuple = pipe(photo(), seed=0, output_type="pt", return_dict=False)
+    assert isinstance(out, SuperResolutionOutput) and isinstance(as_tuple, tuple)
+    assert torch.equal(as_tuple[0], out.images) and torch.equal(out[0], out.images)
+    assert len(as_tuple) == len(out.to_tuple())
+
+
+def test_latents_reproduce_the_images_they_came_from(make_pipeline: MakePipeline) -> None:
+    pipe = make_pipeline()
+    latents = pipe(photo(), seed=0, num_samples=2, output_type="latent")
+    assert latents.images is latents.latents and len(latents.latents) == pipe.vdvae.num_groups
+    assert latents.seeds == [0, 1] and latents.lr_psnr is None
+    again = pipe(photo(), num_samples=2, latents=latents.latents, output_type="pt")
+    direct = pipe(photo(), seed=0, num_samples=2, output_type="pt", return_latents=True)
+    assert torch.equal(again.images, direct.images)
+    assert all(torch.equal(a, b) for a, b in zip(direct.latents, latents.latents, strict=True))
+
+
+def test_one_row_of_coarse_latents_serves_every_sample(make_pipeline: MakePipeline) -> None:
+    pipe = make_pipeline()
+    coarse = pipe(photo(), seed=0, output_type="latent").latents[:2]
+    out = pipe(photo(), seed=5, num_samples=3, latents=coarse, output_type="pt", return_latents=True)
+    for kept, z in zip(coarse, out.latents, strict=False):
+        assert torch.equal(kept.expand_as(z), z)
+    assert not torch.equal(out.images[0], out.images[1])
+
+
+def test_given_noise_replaces_seeds(make_pipeline: MakePipeline) -> None:
+    pipe, y = make_pipeline(), photo(4, 4)
+    generator = torch.Generator().manual_seed(0)
+    shapes = [pipe.vdvae.latent_shape(group, 3, (16, 16)) for group in range(4)]
+    noise = [torch.randn(shape, generator=generator) for shape in shapes]
+    out = pipe(y, noise=noise, num_samples=3, output_type="pt")
+    assert out.seeds is None
+    one = pipe(y, noise=[draws[1:2] for draws in noise], output_type="pt")
+    torch.testing.assert_close(one.images[0], out.images[1], rtol=1e-5, atol=1e-5)
+
+
+# Seeds.
+
+
+@over_kinds
+def test_a_sample_does_not_depend_on_its_batch_or_chunk(make_pipeline: MakePipeline, kind: str) -> None:
+    pipe = make_pipeline(kind)
+    images = [photo(5, 6, 0), photo(4, 4, 1), photo(5, 6, 2)]
+    out = pipe(images, seed=10, num_samples=5, output_type="pt", batch_size=2)
+    assert out.seeds == [10, 11, 12, 13, 14] * 3
+    for i, image in enumerate(images):
+        own = out.images[5 * i : 5 * i + 5]
+        same_chunks = pipe(image, seed=10, num_samples=5, output_type="pt", batch_size=2).images
+        assert all(torch.equal(a, b) for a, b in zip(own, same_chunks, strict=True))
+        for batch_size in (1, 3, None):
+            chunked = pipe(image, seed=10, num_samples=5, output_type="pt", batch_size=batch_size).images
+            for a, b in zip(own, chunked, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+        for j in (0, 3):
+            alone = pipe(image, seed=10 + j, output_type="pt").images[0]
+            torch.testing.assert_close(own[j], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_samples_differ_and_repeat(make_pipeline: MakePipeline) -> None:
+    pipe = make_pipeline()
+    a, b = (pipe(photo(), seed=0, num_samples=2, output_type="pt").images for _ in range(2))
+    assert torch.equal(a, b) and not torch.equal(a[0], a[1])
+
+
+def test_a_list_gives_one_base_seed_per_image(make_pipeline: MakePipeline) -> None:
+    pipe = make_pipeline()
+    out = pipe([photo(), photo()], seed=[7, np.int64(2)], num_samples=2, output_type="pt", batch_size=1)
+    assert out.seeds == [7, 8, 2, 3]
+    assert torch.equal(out.images[2], pipe(photo(), seed=2, output_type="pt", batch_size=1).images[0])
+
+
+def test_a_generator_supplies_base_seeds_that_reproduce(make_pipeline: MakePipeline) -> None:
+    pipe = make_pipeline()
+    images = [photo(), photo(seed=1)]
+    out = pipe(images, generator=torch.Generator().manual_seed(4), num_samples=2, output_type="pt")
+    again = pipe(images, generator=torch.Generator().manual_seed(4), num_samples=2, output_type="pt")
+    assert out.seeds == again.seeds and torch.equal(out.images, again.images)
+    by_seed = pipe(images, seed=[out.seeds[0], out.seeds[2]], num_samples=2, output_type="pt")
+    assert torch.equal(by_seed.images, out.images)
+
+
+def test_a_list_of_generators_belongs_to_the_images(make_pipeline: MakePipeline) -> None:
+    pipe = make_pipeline()
+    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    out = pipe([photo(), photo(seed=1)], generator=generators, output_type="pt")
+    alone = pipe(photo(seed=1), generator=torch.Generator().manual_seed(1), output_type="pt")
+    assert out.seeds[1] == alone.seeds[0]
+    torch.testing.assert_close(out.images[1:], alone.images, rtol=1e-5, atol=1e-5)
+
+
+def test_no_seed_means_another_sample_each_time(make_pipeline: MakePipeline) -> None:
+    pipe = make_pipeline()
+    a, b = (pipe(photo(), output_type="pt") for _ in range(2))
+    assert a.seeds != b.seeds and not torch.equal(a.images, b.images)
+    assert torch.equal(pipe(photo(), seed=a.seeds, output_type="pt").images, a.images)
+
+
+# Statistics and consistency.
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, None])
+def test_mean_and_std_are_those_of_the_images(make_pipeline: MakePipeline, batch_size: int | None) -> None:
+    out = make_pipeline()([photo(), photo(seed=1)], seed=0, num_samples=6, output_type="pt", batch_size=batch_size)
+    samples = out.images.unflatten(0, (2, 6)).double()
+    torch.testing.assert_close(out.mean.double(), samples.mean(dim=1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(out.std.double(), samples.std(dim=1, correction=0), rtol=1e-4, atol=1e-6)
+    assert out.std.max() > 0
+
+
+def test_one_sample_has_no_spread(make_pipeline: MakePipeline) -> None:
+    out = make_pipeline()(photo(), seed=0, output_type="np")
+    assert not out.std.any() and np.array_equal(out.mean[0], out.images[0])
+
+
+def test_moments_keep_two_images_however_many_are_added() -> None:
+    moments, images = RunningMoments(), torch.rand(200, 3, 4, 5) + 100
+    for image in images:
+        moments.add(image)
+        held = [value for value in vars(moments).values() if isinstance(value, Tensor)]
+        assert sum(value.untyped_storage().nbytes() for value in held) == 2 * image.numel() * 4
+    torch.testing.assert_close(moments.std(), images.std(dim=0, correction=0), rtol=1e-3, atol=1e-4)
+
+
+@over_kinds
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
+def test_lr_psnr_is_that_of_the_returned_array(make_pipeline: MakePipeline, kind: str, output_type: str) -> None:
+    y = photo(7, 5)
+    out = make_pipeline(kind)(y, seed=0, num_samples=3, output_type=output_type)
+    for image, reported in zip(out.images, out.lr_psnr, strict=True):
+        if output_type == "pil":
+            image = as_tensor(image)
+        elif output_type == "np":
+            image = torch.from_numpy(image).permute(2, 0, 1)
+        assert reported == pytest.approx(psnr(image, as_tensor(y)), abs=0.01)
+
+
+@over_kinds
+@pytest.mark.parametrize("size", [(4, 4), (5, 6), (2, 11)])
+def test_samples_are_consistent_before_the_clamp(make_pipeline: MakePipeline, kind: str, size: tuple[int, int]) -> None:
+    out = make_pipeline(kind)(photo(*size), seed=0, num_samples=3)
+    assert min(out.lr_psnr_float) >= 100
+    assert max(out.lr_psnr_unprojected) < 60
+
+
+def test_without_projection_the_samples_are_the_network_s_own(make_pipeline: MakePipeline) -> None:
+    pipe, y = make_pipeline(), photo(4, 4)
+    out = pipe(y, seed=0, enforce_consistency=False, output_type="pt")
+    assert out.lr_psnr_float == out.lr_psnr_unprojected
+    projected = pipe(y, seed=0, output_type="pt")
+    assert projected.lr_psnr_unprojected == out.lr_psnr_unprojected
+    assert not torch.equal(projected.images, out.images)
+
+
+@over_kinds
+def test_temperature_zero_gives_equal_samples(make_pipeline: MakePipeline, kind: str) -> None:
+    out = make_pipeline(kind)(photo(), seed=0, num_samples=2, temperature=0, output_type="pt", batch_size=1)
+    assert torch.equal(out.images[0], out.images[1])
+
+
+def test_no_temperature_means_the_pipeline_s_own(make_pipeline: MakePipeline) -> None:
+    pipe = make_pipeline()
+    a, b, c = (pipe(photo(), seed=0, temperature=t, output_type="pt").images for t in (None, 0.8, 0.3))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_zero_conditioned_groups_sample_the_prior(make_pipeline: MakePipeline) -> None:
+    pipe = make_pipeline()
+    a, b = (
+        pipe(photo(4, 4, seed), seed=0, num_conditioned_groups=0, enforce_consistency=False, output_type="pt").images
+        for seed in (0, 1)
+    )
+    assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("bits", "level"), [(8, 128.0), (5, 131.5)])
+def test_a_five_bit_prior_gives_no_dark_images(make_pipeline: MakePipeline, bits: int, level: float) -> None:
+    # A likelihood whose mean is level 128 everywhere: for 5 bits that stands for 128..135.
+    pipe = make_pipeline(output_bits=bits)
+    with torch.no_grad():
+        pipe.vdvae.out_conv.weight.zero_()
+        pipe.vdvae.out_conv.bias.zero_()
+        pipe.vdvae.out_conv.bias.view(10, 2)[[1, 4, 7]] = 128 / 127.5 - 1
+    out = pipe(photo(), seed=0, enforce_consistency=False, output_type="np")
+    np.testing.assert_allclose(out.images * 255, level, atol=1e-3)
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_samples": 0}, "`num_samples`.*0"),
+        ({"num_samples": 1.5}, "`num_samples`.*1.5"),
+        ({"num_samples": True}, "`num_samples`.*True"),
+        ({"batch_size": 0}, "`batch_size`.*0"),
+        ({"output_type": "jpg"}, "`output_type`.*'jpg'"),
+        ({"temperature": -1}, "`temperature`.*-1"),
+        ({"temperature": math.nan}, "`temperature`.*nan"),
+        ({"temperature": "hot"}, "`temperature`.*'hot'"),
+        ({"temperature": [1.0, 1.0]}, "`temperature`.*4 groups.*2"),
+        ({"temperature": torch.tensor(1.0)}, "`temperature`"),
+        ({"lr_posterior_temperature": -1.0}, "`lr_posterior_temperature`.*-1"),
+        ({"lr_posterior_temperature": [1.0]}, "`lr_posterior_temperature`.*4 groups.*1"),
+        ({"num_conditioned_groups": 5}, "`num_conditioned_groups`.*5"),
+        ({"num_conditioned_groups": "2"}, "`num_conditioned_groups`.*'2'"),
+        ({"seed": 1.5}, "`seed`.*1.5"),
+        ({"seed": True}, "`seed`.*True"),
+        ({"seed": "a"}, "`seed`.*'a'"),
+        ({"seed": [1, 2]}, "`seed` has 2 entries for 1 images"),
+        ({"seed": 1, "generator": torch.Generator()}, "`seed` and `generator`"),
+        ({"generator": [torch.Generator()] * 3}, "`generator` has 3 entries for 1 images"),
+        ({"generator": 3}, "`generator`.*3"),
+        ({"generator": ["a"]}, "`generator`"),
+        ({"noise": [torch.zeros(1, 4, 8, 8)], "seed": 1}, "`noise`.*`seed`"),
+        ({"noise": [torch.zeros(2, 4, 8, 8)]}, r"`noise\[0\]`.*N = 1, got \(2, 4, 8, 8\)"),
+        ({"noise": [torch.zeros(1, 4, 8, 8)]}, "`noise"),
+        ({"noise": torch.zeros(4, 1, 4, 8, 8)}, "`noise` must be a list"),
+        ({"latents": [torch.zeros(3, 4, 8, 8)]}, r"`latents\[0\]`.*N = 1"),
+        ({"latents": [torch.zeros(1, 4, 1, 1)]}, r"`latents\[0\]`"),
+        ({"latents": ["z"]}, r"`latents\[0\]`.*str"),
+        ({"latents": [None] * 5}, "`latents`.*at most 4.*5"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(
+    make_pipeline: MakePipeline, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        make_pipeline()(photo(), **arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [None, 3, [], "no-such-file.png", np.zeros((4, 4, 2), np.uint8), np.full((4, 4, 3), 200.0)]
+    + [torch.zeros(2, 4, 4), torch.full((3, 4, 4), torch.nan), Image.new("RGB", (1, 9)), torch.zeros(3, 0, 4)],
+    ids=lambda image: type(image).__name__,
+)
+def test_bad_images_are_refused(make_pipeline: MakePipeline, image: Any) -> None:
+    with pytest.raises(ValueError, match="image|no-such-file.png") as error:
+        make_pipeline()(image)
+    assert "\n" not in str(error.value)
+
+
+def test_noise_and_latents_need_images_of_one_size(make_pipeline: MakePipeline) -> None:
+    with pytest.raises(ValueError, match="`noise` and `latents` need images of one size"):
+        make_pipeline()([photo(4, 4), photo(5, 6)], latents=[None])
+
+
+def test_a_prior_of_fixed_size_refuses_other_sizes(make_pipeline: MakePipeline) -> None:
+    pipe = make_pipeline(bias_type="spatial")
+    assert pipe(photo(4, 4), seed=0).images[0].size == (16, 16)
+    with pytest.raises(ValueError, match="`image` must be 4x4 pixels.*got 6x5"):
+        pipe(photo(5, 6))
+
+
+def test_networks_of_different_scales_are_refused(make_vdvae: Any, make_lr_network: Any) -> None:
+    with pytest.raises(ValueError, match="`scale_factor` = 2 does not fit"):
+        SuperResolutionPipeline(make_vdvae(), make_lr_network("cvdvae"), scale_factor=2)
+
+
+# Saving, loading, and what diffusers asks of a pipeline.
+
+
+@over_kinds
+@pytest.mark.parametrize(
+    "options", [{}, {"variant": "fp16"}, {"safe_serialization": False}, {"max_shard_size": "10KB"}], ids=str
+)
+def test_a_saved_pipeline_loads_and_computes_the_same(
+    make_pipeline: MakePipeline, kind: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    pipe = make_pipeline(kind)
+    pipe.save_pretrained(tmp_path, **options)
+    loaded = SuperResolutionPipeline.from_pretrained(tmp_path, variant=options.get("variant"))
+    assert isinstance(loaded.lr_encoder, type(pipe.lr_encoder))
+    out = loaded(photo(), seed=0, output_type="pt").images
+    assert torch.equal(out, pipe(photo(), seed=0, output_type="pt").images)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["vdvae"] == ["hvae_sr", "VDVAE"] and index["scale_factor"] == 4
+    assert index["default_temperature"] == 0.8 and index["downsampling_kernel"] == "bicubic"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_finite_and_close(make_pipeline: MakePipeline, dtype: torch.dtype, tmp_path: Path) -> None:
+    pipe = make_pipeline()
+    pipe.save_pretrained(tmp_path)
+    half = SuperResolutionPipeline.from_pretrained(tmp_path, dtype=dtype)
+    assert half.vdvae.dtype == half.lr_encoder.dtype == dtype
+    out = half(photo(), seed=0, num_samples=2, output_type="pt")
+    expected = pipe(photo(), seed=0, num_samples=2, output_type="pt").images
+    assert out.images.dtype == torch.float32 and (out.images - expected).abs().mean() < 0.02
+    assert min(out.lr_psnr_float) >= 100
+    assert torch.equal(pipe.to(dtype=dtype)(photo(), seed=0, num_samples=2, output_type="pt").images, out.images)
+
+
+def test_components_may_have_dtypes_of_their_own_and_be_passed_in(make_pipeline: MakePipeline, tmp_path: Path) -> None:
+    pipe = make_pipeline()
+    pipe.save_pretrained(tmp_path)
+    dtypes = {"vdvae": torch.bfloat16, "default": torch.float16}
+    loaded = SuperResolutionPipeline.from_pretrained(tmp_path, torch_dtype=dtypes)
+    assert (loaded.vdvae.dtype, loaded.lr_encoder.dtype) == (torch.bfloat16, torch.float16)
+    assert SuperResolutionPipeline.from_pretrained(tmp_path, vdvae=pipe.vdvae).vdvae is pipe.vdvae
+    other = SuperResolutionPipeline.from_pipe(pipe)
+    assert set(pipe.components) == {"vdvae", "lr_encoder"} and other.components == pipe.components
+    assert other.config.scale_factor == 4
+
+
+def test_an_argument_overrides_the_index(make_pipeline: MakePipeline, tmp_path: Path) -> None:
+    make_pipeline().save_pretrained(tmp_path)
+    loaded = SuperResolutionPipeline.from_pretrained(tmp_path, default_temperature=0.5)
+    assert loaded.config.default_temperature == 0.5
+
+
+def test_call_has_the_arguments_that_users_of_diffusers_expect() -> None:
+    parameters = inspect.signature(SuperResolutionPipeline.__call__).parameters
+    for name in ("generator", "output_type", "return_dict", "latents", "num_samples", "temperature", "seed"):
+        assert parameters[name].default is not inspect.Parameter.empty
+    assert parameters["image"].default is inspect.Parameter.empty
+
+
+def test_the_progress_bar_counts_samples_and_can_be_turned_off(
+    make_pipeline: MakePipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe = make_pipeline()
+    pipe([photo(), photo()], num_samples=2)
+    assert capsys.readouterr().err == ""
+    pipe.set_progress_bar_config(disable=False)
+    pipe([photo(), photo()], num_samples=2)
+    assert "4/4" in capsys.readouterr().err
+
+
+@over_kinds
+def test_offloading_to_the_cpu_gives_the_same(make_pipeline: MakePipeline, kind: str) -> None:
+    expected = make_pipeline(kind)(photo(), seed=0, num_samples=2, output_type="pt").images
+    by_model, by_layer = make_pipeline(kind), make_pipeline(kind)
+    hook = None
+    for name in by_model.model_cpu_offload_seq.split("->"):
+        _, hook = cpu_offload_with_hook(getattr(by_model, name), torch.device("cpu"), prev_module_hook=hook)
+    for component in by_layer.components.values():
+        cpu_offload(component, torch.device("cpu"))
+    for pipe in (by_model, by_layer):
+        assert torch.equal(pipe(photo(), seed=0, num_samples=2, output_type="pt").images, expected)
+
+
+@over_kinds
+def test_weights_are_on_the_device_whenever_a_component_is_used(make_pipeline: MakePipeline, kind: str) -> None:
+    # What `enable_model_cpu_offload` does: a component's use moves it in, and the one before it in the sequence out.
+    pipe = make_pipeline(kind)
+    present = {"vdvae": False, "lr_encoder": False}
+
+    class Mover:
+        def __init__(self, name: str, evicts: str | None) -> None:
+            self.name, self.evicts = name, evicts
+
+        def pre_forward(self, module: torch.nn.Module, *args: Any) -> None:
+            present[self.name] = True
+            if self.evicts is not None:
+                present[self.evicts] = False
+
+    def watch(name: str) -> Callable[..., None]:
+        def check(*_: Any) -> None:
+            assert present[name], f"{name} was used while it was offloaded"
+
+        return check
+
+    for name, evicts in (("lr_encoder", None), ("vdvae", "lr_encoder")):
+        component = getattr(pipe, name)
+        component._hf_hook = Mover(name, evicts)
+        for module in component.modules():
+            if module is not component:
+                module.register_forward_pre_hook(watch(name))
+    pipe([photo(), photo(seed=1)], seed=0, num_samples=2, batch_size=1)
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "./no/such/folder", "a/b/c", ""])
+def test_unknown_models_are_named(name: str) -> None:
+    with pytest.raises(ValueError) as error:
+        SuperResolutionPipeline.from_pretrained(name)
+    assert repr(name) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_hub_ids_and_folders_are_told_apart(tmp_path: Path) -> None:
+    assert resolve("owner/name") == "owner/name"
+    assert resolve(tmp_path) == str(tmp_path)
+
+
+def damage_truncate(folder: Path) -> None:
+    file = folder / "vdvae" / WEIGHTS
+    file.write_bytes(file.read_bytes()[:100])
+
+
+def damage_garbage(folder: Path) -> None:
+    (folder / "vdvae" / WEIGHTS).write_bytes(b"not weights" * 50)
+
+
+def damage_remove_weights(folder: Path) -> None:
+    (folder / "vdvae" / WEIGHTS).unlink()
+
+
+def damage_pickle(folder: Path) -> None:
+    (folder / "vdvae" / WEIGHTS).unlink()
+    with open(folder / "vdvae" / "diffusion_pytorch_model.bin", "wb") as file:
+        pickle.dump({"weights": print}, file)
+
+
+def damage_remove_folder(folder: Path) -> None:
+    for file in (folder / "vdvae").iterdir():
+        file.unlink()
+    (folder / "vdvae").rmdir()
+
+
+def damage_index(folder: Path) -> None:
+    (folder / "model_index.json").write_text("{")
+
+
+def damage_class(folder: Path) -> None:
+    index = json.loads((folder / "model_index.json").read_text())
+    index["vdvae"] = ["hvae_sr", "NoSuchModel"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+def damage_missing_key(folder: Path) -> None:
+    weights = load_file(folder / "vdvae" / WEIGHTS)
+    del weights["out_conv.bias"]
+    save_file(weights, folder / "vdvae" / WEIGHTS, metadata={"format": "pt"})
+
+
+def damage_shape(folder: Path) -> None:
+    weights = load_file(folder / "vdvae" / WEIGHTS)
+    weights["out_conv.bias"] = torch.zeros(3)
+    save_file(weights, folder / "vdvae" / WEIGHTS, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (damage_truncate, "vdvae"),
+        (damage_garbage, "vdvae"),
+        (damage_remove_weights, "vdvae"),
+        (damage_pickle, "vdvae"),
+        (damage_remove_folder, "config.json"),
+        (damage_index, "model_index.json"),
+        (damage_class, "NoSuchModel"),
+        (damage_missing_key, "out_conv.bias"),
+        (damage_shape, "out_conv.bias"),
+    ],
+)
+def test_damaged_folders_are_refused_in_one_line_that_names_the_file(
+    make_pipeline: MakePipeline, damage: Callable[[Path], None], named: str, tmp_path: Path
+) -> None:
+    make_pipeline().save_pretrained(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(ValueError) as error:
+        SuperResolutionPipeline.from_pretrained(tmp_path)
+    message = str(error.value)
+    assert "\n" not in message and str(tmp_path) in message
+    assert named in message.replace(str(tmp_path), "", 1)
+
+
+def test_a_variant_that_is_not_there_is_named(make_pipeline: MakePipeline, tmp_path: Path) -> None:
+    make_pipeline().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="variant=fp16"):
+        SuperResolutionPipeline.from_pretrained(tmp_path, variant="fp16")

@@ -1,0 +1,619 @@
+"""Training runs end with folders that load, resume as if never stopped, survive being killed, and refuse bad input."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+import train
+from hvae_sr import VDVAE, LREncoder, SuperResolutionPipeline
+from hvae_sr.data import ImageFolder
+from hvae_sr.training import Trainer, parse_arguments
+from hvae_sr.training.build import build_objective
+from hvae_sr.training.checkpoints import list_checkpoints
+
+STAGES = ["vdvae", "lr-encoder", "vdvae-sr"]
+DECODER = {"decoder_blocks": "8x1,16m8,16x1", "latent_channels": 4}
+VDVAE_CONFIG = {
+    "image_size": 32, "width": 8, "encoder_blocks": "16x1,16d2,8x1", "bottleneck_multiple": 0.5, "num_mixtures": 2,
+    "patch_size": 2, **DECODER,
+}  # fmt: skip
+LR_CONFIG = {"image_size": 8, "blocks": "8x1", "upsampling_blocks": "16m8", "width": 8, "bottleneck_multiple": 0.5}
+LR_CONFIGS = {
+    "lr-encoder": {**LR_CONFIG, **DECODER, "decoder_width": 8, "num_conditioned_groups": 2},
+    "vdvae-sr": {**LR_CONFIG, "decoder_blocks": DECODER["decoder_blocks"], "decoder_width": 8, "gate_init": 0.3},
+}
+PROCESSES = multiprocessing.get_context("forkserver")  # imports once for all; no threads or devices are inherited
+PROCESSES.set_forkserver_preload(["train", "pytest", "hvae_sr.pipelines", "torch._dynamo", "torch.distributed"])
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate(monkeypatch):
+    """Every run of the process begins like the first, on the CPU."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Five smooth pictures of 40 to 60 pixels."""
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(5):
+        rows, columns = np.mgrid[: 40 + 5 * i, : 60 - 3 * i]
+        waves = [np.sin((rows * (c + 1) + columns * (i + 1)) / 15 + i) for c in range(3)]
+        Image.fromarray((127.5 + 100 * np.stack(waves, -1)).astype(np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("configs")
+    for name, config in {"vdvae": VDVAE_CONFIG, **LR_CONFIGS}.items():
+        (folder / f"{name}.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("prior")
+    network = VDVAE(**VDVAE_CONFIG)
+    with torch.no_grad():
+        for parameter in network.parameters():  # at the start posteriors hardly differ from priors
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    network.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def options(photos, configs, prior):
+    """A function that makes a command line for a stage; `name=None` leaves an option out."""
+
+    def make(stage, output_dir, **changes):
+        values = {
+            "stage": stage, "train_data_dir": photos, "output_dir": output_dir, "resolution": 32,
+            "crops_per_image": 2, "train_batch_size": 2, "max_train_steps": 3, "learning_rate": 3e-3,
+            "lr_scheduler": "constant", "lr_warmup_steps": 0, "logging_steps": 1, "ema_decay": 0.9,
+        }  # fmt: skip
+        values |= {"vdvae_config": configs / "vdvae.json"} if stage == "vdvae" else {"pretrained_vdvae": prior}
+        if stage in LR_CONFIGS:
+            values["lr_config"] = configs / f"{stage}.json"
+        values |= changes
+        return [part for name, value in values.items() if value is not None for part in (f"--{name}", str(value))]
+
+    return make
+
+
+def strict(line):
+    """The JSON of a line, without the figures that depend on the clock; NaN is no JSON."""
+    record = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} in the log"))
+    record.pop("images_per_second", None)
+    return record
+
+
+def log(output_dir):
+    return [strict(line) for line in (output_dir / "log.jsonl").read_text().splitlines()]
+
+
+def weights(folder):
+    """Every tensor below a folder of networks."""
+    files = sorted(folder.rglob("*.safetensors"))
+    files = [file for file in files if "checkpoint-" not in str(file.relative_to(folder))]
+    assert files
+    return {f"{file.relative_to(folder)}:{name}": x for file in files for name, x in load_file(file).items()}
+
+
+def state(checkpoint):
+    """Weights, optimiser, average, schedule and progress of a checkpoint, as one flat list."""
+    loaded = [torch.load(file, weights_only=False) for file in sorted(checkpoint.glob("*.bin"))]
+    loaded += [torch.load(file, weights_only=False) for file in sorted(checkpoint.glob("custom_checkpoint_*.pkl"))]
+    return load_file(checkpoint / "model.safetensors"), loaded
+
+
+def assert_same(a, b):
+    assert_close(a, b, rtol=0, atol=0)
+
+
+def assert_equal_trees(a, b):
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal_trees(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_equal_trees(x, y)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+# Stages
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_leaves_what_it_should(stage, options, tmp_path):
+    out = tmp_path / "out"
+    assert train.main(options(stage, out)) == 0
+    if stage == "vdvae":
+        network = VDVAE.from_pretrained(out)
+        assert torch.isfinite(network(torch.zeros(1, 3, 32, 32)).loss).all()
+    else:
+        pipeline = SuperResolutionPipeline.from_pretrained(out)
+        assert pipeline.config.scale_factor == 4
+        pipeline.set_progress_bar_config(disable=True)
+        sample = pipeline(Image.new("RGB", (8, 8), (90, 120, 60)), num_samples=2, seed=0)
+        assert [image.size for image in sample.images] == [(32, 32)] * 2
+    records = log(out)
+    assert [record["step"] for record in records] == [1, 2, 3]
+    figure = "kl_bits_per_dim" if stage == "lr-encoder" else "bits_per_dim"
+    for record in records:
+        assert record[figure] > 0 and record["grad_norm"] > 0
+        assert record["learning_rate"] == 3e-3 and record["skipped_updates"] == 0
+    saved = json.loads((out / "training_config.json").read_text())
+    assert saved == vars(parse_arguments(options(stage, out)))
+    assert [path.name for path in list_checkpoints(out)] == ["checkpoint-3"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_loss_falls_on_a_toy_set(stage, options, tmp_path):
+    arguments = options(stage, tmp_path, max_train_steps=60, logging_steps=10, learning_rate=5e-3, train_batch_size=4)
+    assert train.main(arguments) == 0
+    losses = [record["kl_bits_per_dim" if stage == "lr-encoder" else "bits_per_dim"] for record in log(tmp_path)]
+    assert len(losses) == 6 and losses[-1] < 0.95 * losses[0]
+
+
+@pytest.mark.parametrize(
+    "stage, extra", [("lr-encoder", {}), ("vdvae-sr", {"train_decoder": "false"}), ("vdvae-sr", {})]
+)
+def test_a_frozen_prior_is_bitwise_untouched_and_only_then(stage, extra, options, prior, tmp_path):
+    assert train.main(options(stage, tmp_path, **extra)) == 0
+    before, after = weights(prior), weights(tmp_path / "vdvae")
+    same = [torch.equal(before[name], after[name]) for name in before]
+    assert before.keys() == after.keys()
+    assert all(same) if stage == "lr-encoder" or extra else not all(same)
+    lr_network = weights(tmp_path / "lr_encoder")
+    assert all(torch.isfinite(x).all() for x in lr_network.values())
+
+
+def test_training_goes_on_from_a_pretrained_lr_network(options, configs, tmp_path):
+    assert train.main(options("lr-encoder", tmp_path / "first")) == 0
+    again = options(
+        "lr-encoder", tmp_path / "second", lr_config=None, pretrained_lr_encoder=tmp_path / "first" / "lr_encoder",
+        skip_threshold=0,
+    )  # fmt: skip
+    assert train.main(again) == 0
+    first, second = weights(tmp_path / "first"), weights(tmp_path / "second")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_averaged_weights_are_saved_and_validated(options, photos, tmp_path):
+    arguments = options("vdvae", tmp_path, max_train_steps=4, validation_data_dir=photos, validation_steps=2)
+    assert train.main(arguments) == 0
+    found = {record["step"]: record["validation_bits_per_dim"] for record in log(tmp_path) if len(record) == 4}
+    assert sorted(found) == [2, 4]
+    held_out = ImageFolder(photos, 32, horizontal_flip=False, scales=(1.0,))
+    images = torch.stack([held_out[i]["image"] for i in range(5)])
+    objective = build_objective(parse_arguments(arguments))
+    objective.vdvae.load_state_dict(VDVAE.from_pretrained(tmp_path).state_dict())
+    with torch.no_grad():
+        _, figures = objective(images, range(5))
+    assert found[4] == pytest.approx(float(figures["bits_per_dim"]), rel=1e-5)
+    model, custom = state(tmp_path / "checkpoint-4")
+    exported = weights(tmp_path)
+    assert not any(torch.equal(x, model[f"vdvae.{name.split(':')[1]}"]) for name, x in exported.items() if x.ndim > 1)
+
+
+def test_validation_leaves_the_run_as_it_was(options, photos, tmp_path):
+    assert train.main(options("vdvae", tmp_path / "a")) == 0
+    assert train.main(options("vdvae", tmp_path / "b", validation_data_dir=photos, validation_steps=1)) == 0
+    assert_same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+def test_noise_order_and_weights_depend_on_the_seed(options, prior, tmp_path):
+    figures = {}
+    for name, seed, rotate in (("a", 0, "true"), ("b", 0, "true"), ("c", 1, "true")):
+        arguments = options("vdvae", tmp_path / name, seed=seed, rotate=rotate, vdvae_config=None)
+        assert train.main([*arguments, "--pretrained_vdvae", str(prior)]) == 0
+        figures[name] = log(tmp_path / name)
+    assert figures["a"] == figures["b"] != figures["c"]
+    seeds = [
+        set(Trainer(parse_arguments(options("vdvae", tmp_path / "d", seed=seed)))._noise_seeds(0, 0, 4))
+        for seed in (0, 1)
+    ]
+    assert len({seed % 2**64 for both in seeds for seed in both}) == 8  # the noise keeps 64 bits
+
+
+# Resuming
+
+
+RESUMING = {
+    "plain": ("vdvae", {}),
+    "accumulation, schedule and average": (
+        "vdvae-sr", {"gradient_accumulation_steps": 2, "lr_scheduler": "cosine", "lr_warmup_steps": 2}
+    ),
+    "workers, no average": ("lr-encoder", {"dataloader_num_workers": 1, "use_ema": "false", "lr_scheduler": "linear"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", RESUMING)
+def test_a_resumed_run_equals_one_that_never_stopped(case, options, tmp_path):
+    """An epoch has 5 updates, or 2 and a batch left over with accumulation: steps 2 to 5 are amid and on borders."""
+    stage, extra = RESUMING[case]
+    extra = {"max_train_steps": 6, "checkpointing_steps": 1, "checkpoints_total_limit": 9, **extra}
+    straight = tmp_path / "straight"
+    assert train.main(options(stage, straight, **extra)) == 0
+    for step in (2, 3, 5):
+        out = tmp_path / f"from-{step}"
+        if step == 3:  # amid an epoch, as after a crash: in place, the log ahead of the checkpoint and cut off
+            shutil.copytree(straight, out, ignore=lambda folder, names: [f"checkpoint-{n}" for n in (4, 5, 6)])
+            (out / "log.jsonl").write_text((out / "log.jsonl").read_text() + '{"step": 7, "bi')
+            resume = "latest"
+        else:
+            resume = straight / f"checkpoint-{step}"
+        assert train.main(options(stage, out, **extra, resume_from_checkpoint=resume)) == 0
+        assert_same(weights(straight), weights(out))
+        assert_equal_trees(state(straight / "checkpoint-6"), state(out / "checkpoint-6"))
+        assert log(out) == log(straight)[0 if step == 3 else step :]
+
+
+def test_workers_change_nothing(options, tmp_path):
+    for workers in (0, 2):
+        arguments = options("vdvae", tmp_path / str(workers), dataloader_num_workers=workers, max_train_steps=7)
+        assert train.main(arguments) == 0
+    assert log(tmp_path / "0") == log(tmp_path / "2")
+
+
+def test_a_finished_run_is_resumed_to_more_steps_or_to_none(options, tmp_path):
+    assert train.main(options("vdvae", tmp_path / "straight", max_train_steps=4)) == 0
+    out = tmp_path / "out"
+    assert train.main(options("vdvae", out, max_train_steps=2)) == 0
+    after_two = weights(out)
+    assert train.main(options("vdvae", out, max_train_steps=2, resume_from_checkpoint="latest")) == 0
+    assert_same(after_two, weights(out))
+    assert train.main(options("vdvae", out, max_train_steps=4, resume_from_checkpoint="latest")) == 0
+    assert_same(weights(tmp_path / "straight"), weights(out))
+    assert log(out) == log(tmp_path / "straight")
+
+
+def test_latest_without_a_checkpoint_is_a_fresh_start(options, tmp_path):
+    assert train.main(options("vdvae", tmp_path / "a", resume_from_checkpoint="latest")) == 0
+    assert train.main(options("vdvae", tmp_path / "b")) == 0
+    assert_same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+def test_rotation_keeps_the_newest_checkpoints_also_after_going_back(options, tmp_path):
+    common = {"checkpointing_steps": 1, "checkpoints_total_limit": 2}
+    assert train.main(options("vdvae", tmp_path, max_train_steps=5, **common)) == 0
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-5"]
+    shutil.copytree(tmp_path / "checkpoint-4", tmp_path / "checkpoint-30")  # of a run that went further
+    back = options("vdvae", tmp_path, max_train_steps=6, **common, resume_from_checkpoint=tmp_path / "checkpoint-4")
+    assert train.main(back) == 0
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-6"]
+    assert [record["step"] for record in log(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert not list(tmp_path.glob("*.partial"))
+
+
+# Other processes
+
+
+def in_process(arguments, environment, stop_at=None):
+    """Runs `train.main` and ends with its status; hangs while it writes the checkpoint named `stop_at`."""
+    os.environ.update(environment, OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true")
+    torch.set_num_threads(1)
+    if stop_at is not None:
+        save_state = Accelerator.save_state
+
+        def slow(self, output_dir):
+            save_state(self, output_dir)
+            while os.path.basename(output_dir).startswith(stop_at):
+                time.sleep(0.05)
+
+        Accelerator.save_state = slow
+    raise SystemExit(train.main(arguments))
+
+
+def started(arguments, environment=None, stop_at=None):
+    process = PROCESSES.Process(target=in_process, args=(arguments, environment or {}, stop_at))
+    process.start()
+    return process
+
+
+def wait_until(condition, process, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.is_alive(), f"the run ended with status {process.exitcode}"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before(options, tmp_path):
+    common = {"max_train_steps": 5, "checkpointing_steps": 2}
+    assert train.main(options("vdvae", tmp_path / "straight", **common)) == 0
+    out = tmp_path / "out"
+    process = started(options("vdvae", out, **common), stop_at="checkpoint-4")
+    partial = out / "checkpoint-4.partial"
+    wait_until(lambda: (partial / "custom_checkpoint_2.pkl").exists(), process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert partial.exists() and not (out / "checkpoint-4").exists() and not (out / "config.json").exists()
+    for file in partial.iterdir():
+        file.write_bytes(b"not to be read")
+    assert train.main(options("vdvae", out, **common, resume_from_checkpoint=partial)) == 2
+    assert train.main(options("vdvae", out, **common, resume_from_checkpoint="latest")) == 0
+    assert [path.name for path in list_checkpoints(out)] == ["checkpoint-4", "checkpoint-5"]
+    assert not list(out.glob("*.partial"))
+    assert_same(weights(tmp_path / "straight"), weights(out))
+    assert log(out) == log(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_stop_saves_a_checkpoint_first(signum, options, tmp_path):
+    out = tmp_path / "out"
+    process = started(options("vdvae", out, max_train_steps=100000))
+    wait_until(lambda: (out / "log.jsonl").exists() and len((out / "log.jsonl").read_text()) > 500, process)
+    os.kill(process.pid, signum)
+    process.join(60)
+    assert process.exitcode == 128 + signum
+    (checkpoint,) = list_checkpoints(out)
+    step = int(checkpoint.name.split("-")[1])
+    assert [record["step"] for record in log(out)] == list(range(1, step + 1))
+    assert not (out / "config.json").exists()
+    assert train.main(options("vdvae", out, max_train_steps=step + 2, resume_from_checkpoint="latest")) == 0
+    assert [record["step"] for record in log(out)] == list(range(1, step + 3))
+
+
+def on_two_processes(arguments):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = []
+    for rank in range(2):
+        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+        environment = {name: str(value) for name, value in environment.items()} | {"MASTER_ADDR": "127.0.0.1"}
+        ranks.append(started(arguments, environment))
+    for process in ranks:
+        process.join(120)
+    assert [process.exitcode for process in ranks] == [0, 0]
+
+
+@pytest.mark.parametrize("stage, accumulation", [("vdvae", 1), ("lr-encoder", 1), ("vdvae-sr", 2)])
+def test_two_processes_train_like_one(stage, accumulation, options, photos, tmp_path):
+    """8 updates in epochs of 3 or 2, a batch left over; the second process run resumes amid an epoch."""
+    common = {
+        "max_train_steps": 8, "crops_per_image": 3 if accumulation == 1 else 4, "checkpointing_steps": 4,
+        "gradient_accumulation_steps": accumulation, "lr_scheduler": "cosine", "lr_warmup_steps": 3,
+        "validation_data_dir": photos, "validation_steps": 4,
+    }  # fmt: skip
+    one, two, resumed = tmp_path / "one", tmp_path / "two", tmp_path / "resumed"
+    assert train.main(options(stage, one, **common, train_batch_size=4)) == 0
+    on_two_processes(options(stage, two, **common, train_batch_size=2))
+    assert len(log(one)) == 10
+    for expected, found in zip(log(one), log(two), strict=True):
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-8)
+    if stage == "vdvae":
+        on_two_processes(
+            options(stage, resumed, **common, train_batch_size=2, resume_from_checkpoint=two / "checkpoint-4")
+        )
+        assert log(resumed) == log(two)[5:]
+        assert_same(weights(two), weights(resumed))
+
+
+# Unsound gradients, precision, memory
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf"), 1e9])
+def test_an_update_with_an_unsound_gradient_is_skipped_and_counted(factor, options, tmp_path):
+    arguments = options("vdvae", tmp_path, checkpointing_steps=1, checkpoints_total_limit=9, lr_scheduler="linear")
+    trainer = Trainer(parse_arguments(arguments))
+    trainer.trainable[0].register_hook(lambda gradient: gradient * factor if trainer.progress.step == 1 else gradient)
+    trainer.train()
+    records = log(tmp_path)
+    assert [record["skipped_updates"] for record in records] == [0, 1, 1]
+    assert [record["learning_rate"] for record in records] == pytest.approx([2e-3, 1e-3, 0])
+    (first, *others), (second, *others_after) = state(tmp_path / "checkpoint-1"), state(tmp_path / "checkpoint-2")
+    assert_same(first, second)
+    assert_equal_trees(others[0][0]["state"], others_after[0][0]["state"])  # moments of the optimiser
+    third, _ = state(tmp_path / "checkpoint-3")
+    assert any(not torch.equal(second[name], third[name]) for name in second)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_mixed_precision_and_gradient_checkpointing_run(stage, options, tmp_path):
+    reference, out = tmp_path / "reference", tmp_path / "bf16"
+    assert train.main(options(stage, reference)) == 0
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert train.main(options(stage, out, mixed_precision="bf16", gradient_checkpointing="true")) == 0
+    figure = "kl_bits_per_dim" if stage == "lr-encoder" else "bits_per_dim"
+    for expected, found in zip(log(reference), log(out), strict=True):
+        assert found[figure] == pytest.approx(expected[figure], rel=0.1)
+    assert all(x.dtype == torch.float32 for x in weights(out).values())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_gradient_checkpointing_gives_the_same_gradients(stage, options, tmp_path):
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        objective = build_objective(parse_arguments(options(stage, tmp_path)))
+        if checkpointing:
+            for network in objective.components().values():
+                network.enable_gradient_checkpointing()
+        objective(images, [1, 2])[0].backward()
+        gradients.append({name: p.grad for name, p in objective.named_parameters() if p.grad is not None})
+    assert gradients[0]
+    assert_same(*gradients)
+
+
+# Bad input
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+MISSING = "no-such-folder"
+BAD = {  # what is changed, and what the error must name; the folder of photographs is missing where it is not needed
+    "a stage that does not exist": ({"stage": "vqvae"}, ["stage", "vqvae"]),
+    "a folder that does not exist": ({"train_data_dir": MISSING}, ["train_data_dir", MISSING]),
+    "an empty folder": ({"train_data_dir": "EMPTY"}, ["train_data_dir", "0 image files"]),
+    "crops larger than every image": ({"resolution": 64}, ["resolution", "64"]),
+    "a size that the model cannot have": (
+        {"resolution": 34, "scale_factor": 2, "train_data_dir": MISSING},
+        ["resolution", "34"],
+    ),
+    "a size that is no multiple of the scale": ({"resolution": 34}, ["resolution", "34", "4"]),
+    "no prior": ({"stage": "lr-encoder", "pretrained_vdvae": None, "train_data_dir": MISSING}, ["pretrained_vdvae"]),
+    "a prior that does not exist": (
+        {"vdvae_config": None, "pretrained_vdvae": "/no/such/prior", "train_data_dir": MISSING},
+        ["pretrained_vdvae", "/no/such/prior"],
+    ),
+    "a prior without weights": (
+        {"vdvae_config": None, "pretrained_vdvae": "EMPTY", "train_data_dir": MISSING},
+        ["pretrained_vdvae", "empty"],
+    ),
+    "a damaged configuration": ({"vdvae_config": "DAMAGED", "train_data_dir": MISSING}, ["vdvae_config", "damaged"]),
+    "a configuration with a typo": ({"vdvae_config": "TYPO", "train_data_dir": MISSING}, ["vdvae_config", "widht"]),
+    "a configuration of something else": ({"vdvae_config": "OTHER", "train_data_dir": MISSING}, ["vdvae_config"]),
+    "block notation that is none": ({"vdvae_config": "BLOCKS", "train_data_dir": MISSING}, ["decoder_blocks", "8y1"]),
+    "a batch larger than the epoch": ({"train_batch_size": 11}, ["train_batch_size", "11", "10"]),
+    "more accumulation than an epoch has": (
+        {"gradient_accumulation_steps": 6},
+        ["gradient_accumulation_steps", "6", "10"],
+    ),
+    "a checkpoint that does not exist": ({"resume_from_checkpoint": MISSING}, ["resume_from_checkpoint", MISSING]),
+    "a checkpoint that is none": ({"resume_from_checkpoint": "EMPTY"}, ["resume_from_checkpoint", "empty"]),
+    "no steps": ({"max_train_steps": 0}, ["max_train_steps", "0"]),
+    "a number that is none": ({"max_train_steps": "many"}, ["max_train_steps", "many"]),
+    "an endless rate": ({"learning_rate": "inf"}, ["learning_rate", "inf"]),
+    "a precision that does not exist": ({"mixed_precision": "fp64"}, ["mixed_precision", "fp64"]),
+    "a schedule that does not exist": ({"lr_scheduler": "cosin"}, ["lr_scheduler", "cosin"]),
+    "an option that does not exist": ({"batch_size": 4}, ["--batch_size"]),
+    "a recipe that does not exist": ({"config": "no-recipe.yaml"}, ["config", "no-recipe.yaml"]),
+    "a recipe with an unknown option": ({"config": "UNKNOWN"}, ["config", "learning_rat"]),
+    "a recipe with a wrong type": ({"config": "WRONG"}, ["crops_per_image", "2.5"]),
+    "a recipe that is no mapping": ({"config": "LIST"}, ["config", "mapping"]),
+    "a recipe that is no YAML": ({"config": "BROKEN"}, ["config", "broken.yaml"]),
+    "a network of another scale": (
+        {"stage": "lr-encoder", "scale_factor": 2, "lr_config": "LR", "pretrained_vdvae": "PRIOR"},
+        ["scale_factor", "2"],
+    ),
+    "a kernel that does not exist": (
+        {"stage": "lr-encoder", "downsampling_kernel": "cubic", "lr_config": "LR", "pretrained_vdvae": "PRIOR"},
+        ["kernel", "cubic"],
+    ),
+    "a folder that is a file": ({"output_dir": "DAMAGED"}, ["output_dir", "damaged.json"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_ends_with_one_line_and_leaves_nothing(case, options, configs, prior, tmp_path, capfd):
+    changes, named = BAD[case]
+    (tmp_path / "empty").mkdir()
+    places = {
+        "EMPTY": tmp_path / "empty",
+        "PRIOR": prior,
+        "LR": configs / "lr-encoder.json",
+        "DAMAGED": write(tmp_path / "damaged.json", json.dumps(VDVAE_CONFIG)[:-9]),
+        "TYPO": write(tmp_path / "typo.json", json.dumps({**VDVAE_CONFIG, "widht": 8})),
+        "OTHER": write(tmp_path / "other.json", json.dumps({"_class_name": "LREncoder", **VDVAE_CONFIG})),
+        "BLOCKS": write(tmp_path / "blocks.json", json.dumps({**VDVAE_CONFIG, "decoder_blocks": "8y1"})),
+        "UNKNOWN": write(tmp_path / "unknown.yaml", "learning_rat: 1.0e-3\n"),
+        "WRONG": write(tmp_path / "wrong.yaml", "crops_per_image: 2.5\n"),
+        "LIST": write(tmp_path / "list.yaml", "- 1\n"),
+        "BROKEN": write(tmp_path / "broken.yaml", "a: [1\nb: {"),
+    }
+    before = sorted(tmp_path.rglob("*"))
+    changes = {name: places.get(value, value) if isinstance(value, str) else value for name, value in changes.items()}
+    values = {"stage": "vdvae", "output_dir": tmp_path / "out", **changes}
+    assert train.main(options(**values)) == 2
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("train.py: error: "), lines
+    assert all(word in lines[0] for word in named), lines[0]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_fresh_start_over_an_earlier_run_is_refused(options, tmp_path, capsys):
+    assert train.main(options("vdvae", tmp_path)) == 0
+    before = weights(tmp_path)
+    assert train.main(options("vdvae", tmp_path, seed=1)) == 2
+    assert "`output_dir`" in capsys.readouterr().err
+    assert_same(before, weights(tmp_path))
+
+
+def test_a_checkpoint_of_another_model_is_refused(options, tmp_path, capsys):
+    assert train.main(options("vdvae", tmp_path / "a")) == 0
+    config = write(tmp_path / "wide.json", json.dumps({**VDVAE_CONFIG, "width": 12}))
+    resume = tmp_path / "a" / "checkpoint-3"
+    arguments = options("vdvae", tmp_path / "b", vdvae_config=config, resume_from_checkpoint=resume)
+    assert train.main(arguments) == 2
+    assert "`resume_from_checkpoint`" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+
+
+# Options
+
+
+def test_the_command_line_overrides_the_recipe(tmp_path):
+    (tmp_path / "vdvae").mkdir()
+    recipe = {
+        "stage": "vdvae", "vdvae_config": "vdvae/config.json", "train_data_dir": ["a", "b"], "learning_rate": "2e-3",
+        "rotate": False, "max_train_steps": 7, "report_to": None, "use_ema": True,
+    }  # fmt: skip
+    path = write(tmp_path / "train.yaml", yaml.safe_dump(recipe))
+    config = parse_arguments(["--config", str(path), "--output_dir", "out"])
+    assert config.train_data_dir == ["a", "b"] and config.learning_rate == 2e-3
+    assert config.rotate is False and config.use_ema is True and config.report_to is None
+    assert config.vdvae_config == str(tmp_path / "vdvae" / "config.json")
+    config = parse_arguments(
+        f"--config={path} --output-dir out --max_train_steps 9 --train_data_dir c --rotate true --no_use_ema".split()
+    )
+    assert config.train_data_dir == ["c"] and config.max_train_steps == 9
+    assert config.rotate is True and config.use_ema is False
+    assert parse_arguments(f"--config {path} --output_dir out --use_ema false".split()).use_ema is False
+
+
+def test_a_recipe_runs(options, configs, photos, tmp_path):
+    recipe = {
+        "stage": "lr-encoder", "lr_config": "lr-encoder.json", "kl_reduction": "group_mean", "resolution": 32,
+        "train_data_dir": str(photos), "train_batch_size": 2, "max_train_steps": 50, "rotate": False,
+    }  # fmt: skip
+    shutil.copy(configs / "lr-encoder.json", tmp_path)
+    path = write(tmp_path / "train.json", json.dumps(recipe))
+    torch.manual_seed(0)
+    VDVAE(**VDVAE_CONFIG).save_pretrained(tmp_path / "prior")
+    out = tmp_path / "out"
+    arguments = f"--config {path} --pretrained_vdvae {tmp_path / 'prior'} --output_dir {out} --max_train_steps 2"
+    assert train.main(arguments.split()) == 0
+    assert isinstance(SuperResolutionPipeline.from_pretrained(out).lr_encoder, LREncoder)
+    assert json.loads((out / "training_config.json").read_text())["kl_reduction"] == "group_mean"
+
+
+RECIPES = sorted((Path(__file__).parents[1] / "hub_configs").glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_the_recipes_of_the_checkpoints_are_complete(path):
+    config = parse_arguments(f"--config {path} --train_data_dir in --output_dir out --pretrained_vdvae prior".split())
+    for file in (config.vdvae_config, config.lr_config):
+        assert file is None or json.loads(Path(file).read_text())
