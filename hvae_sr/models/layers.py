@@ -1,85 +1,15 @@
 """Building blocks that the HR encoder, the decoder and the LR networks share."""
 
-import functools
-import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-_Method = TypeVar("_Method", bound=Callable[..., Any])
-
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "silu": F.silu}
-
-
-def entry_point(method: _Method) -> _Method:
-    """Lets a method of a model bring the model's weights to the device, as its `forward` does, when they are offloaded.
-
-    accelerate's hooks (`enable_model_cpu_offload`, `enable_sequential_cpu_offload`) and diffusers' group offloading
-    wrap `forward` alone; whoever calls another method first would find weights on the CPU.
-    """
-    hooked = apply_forward_hook(method)
-
-    @functools.wraps(method)
-    def wrapper(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        registry = getattr(self, "_diffusers_hook", None)
-        hook = registry.get_hook("group_offloading") if registry is not None else None
-        if hook is None:
-            return hooked(self, *args, **kwargs)
-        args, kwargs = hook.pre_forward(self, *args, **kwargs)
-        return hook.post_forward(self, hooked(self, *args, **kwargs))
-
-    return wrapper  # type: ignore[return-value]
-
-
-class PerGroup(tuple[Tensor, ...]):
-    """One tensor for each group or resolution.
-
-    A tuple that also has a dictionary's `values`, for code that walks nested model outputs as dictionaries.
-    """
-
-    __slots__ = ()
-
-    def values(self) -> "PerGroup":
-        """The tensors."""
-        return self
-
-
-def per_group(tensors: Iterable[Tensor]) -> PerGroup:
-    """A `PerGroup`; inside `torch.compile`, which takes no subclass of tuple, a plain one."""
-    values = tuple(tensors)
-    return values if torch.compiler.is_compiling() else PerGroup(values)  # type: ignore[return-value]
-
-
-class StrictLoading:
-    """`from_pretrained` that refuses weights with missing or unknown keys, where diffusers would only warn."""
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **kwargs: Any) -> Any:
-        """`ModelMixin.from_pretrained`.
-
-        Raises:
-            ValueError: weights that lack parameters of the model, or hold others; the message names them.
-            OSError: no weights, or none that can be read.
-        """
-        wants_info = kwargs.pop("output_loading_info", False)
-        loaded = super().from_pretrained(  # type: ignore[misc]
-            pretrained_model_name_or_path, output_loading_info=True, **kwargs
-        )
-        if not isinstance(loaded, tuple):
-            return loaded
-        model, info = loaded
-        for kind, keys in (("lack", info["missing_keys"]), ("hold unknown", info["unexpected_keys"])):
-            if keys:
-                names = ", ".join(sorted(keys)[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
-                where = f"the weights in {pretrained_model_name_or_path}"
-                raise ValueError(f"{where} {kind} keys of {cls.__name__}: {names}")
-        return (model, info) if wants_info else model
 
 
 class BlockSpec(NamedTuple):

@@ -17,19 +17,8 @@ from torch import Tensor, nn
 
 from ..operators import Downsampling
 from .distributions import DiagonalGaussian
-from .layers import (
-    BlockSpec,
-    Bottleneck,
-    BottomUp,
-    PerGroup,
-    StrictLoading,
-    convolution,
-    entry_point,
-    kernel_size_at,
-    parse_blocks,
-    parse_widths,
-    per_group,
-)
+from .layers import BlockSpec, Bottleneck, BottomUp, convolution, kernel_size_at, parse_blocks, parse_widths
+from .loading import PerGroup, StrictLoading, entry_point, per_group
 
 
 @dataclass

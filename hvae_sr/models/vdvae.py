@@ -1,7 +1,7 @@
 """VD-VAE (Child, "Very deep VAEs generalize autoregressive models", ICLR 2021): the hierarchical image prior."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,23 +14,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..noise import GeneratorNoise, NoiseSource, as_noise_source
-from .distributions import DiagonalGaussian, DiscretizedLogisticMixture, half_bin_shift, quantise
-from .layers import (
-    BlockSpec,
-    Bottleneck,
-    BottomUp,
-    PerGroup,
-    StrictLoading,
-    convolution,
-    entry_point,
-    kernel_size_at,
-    parse_blocks,
-    parse_widths,
-    per_group,
-    set_channels,
-    stream_dtype,
-)
+from .distributions import DiscretizedLogisticMixture, half_bin_shift, quantise
+from .layers import BottomUp, convolution, parse_blocks, parse_widths, set_channels, stream_dtype
+from .loading import PerGroup, StrictLoading, entry_point, per_group
 from .lr_encoder import Condition
+from .top_down import Affine, Bias, GroupInputs, GroupStatistics, TopDownBlock, TopDownOutput
 
 
 @dataclass
@@ -64,167 +52,6 @@ class VDVAESample(BaseOutput):
 
     sample: Tensor
     latents: PerGroup = None  # type: ignore[assignment]  # as in `VDVAEOutput`
-
-
-@dataclass
-class GroupStatistics:
-    """One latent group of one top-down pass; a distribution is None where the pass had no use for it.
-
-    Args:
-        z: `[B, C, h, w]`, the value that was passed on.
-        prior: p(z_l | z_<l), given y too if the stream was conditioned.
-        posterior: q(z_l | z_<l, x).
-        lr_posterior: q_psi(z_l | z_<l, y).
-    """
-
-    z: Tensor
-    prior: DiagonalGaussian
-    posterior: DiagonalGaussian | None = None
-    lr_posterior: DiagonalGaussian | None = None
-
-
-@dataclass
-class TopDownOutput:
-    """The end of a top-down pass: the stream at the finest resolution, and what happened in each group."""
-
-    stream: Tensor
-    groups: list[GroupStatistics] = field(default_factory=list)
-
-
-class Bias(nn.Module):
-    """The learned start of the stream of one resolution: `[1, C, h, w]` of a fixed size, or `[1, C, 1, 1]`."""
-
-    def __init__(self, channels: int, side: int) -> None:
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(1, channels, side, side))
-
-    def forward(self, batch_size: int, height: int, width: int) -> Tensor:
-        return self.bias.expand(batch_size, -1, height, width)
-
-
-class Affine(nn.Module):
-    """x * gain + bias for each channel, before the likelihood's convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.gain = nn.Parameter(torch.ones(1, channels, 1, 1))
-        self.bias = nn.Parameter(torch.zeros(1, channels, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gain.to(x.dtype) + self.bias.to(x.dtype)
-
-
-class TopDownBlock(nn.Module):
-    """One latent group: prior and posterior heads, the projection of z, and a residual block (VD-VAE, figure 3).
-
-    Args:
-        spec: resolution, and the coarser resolution whose stream is mixed in.
-        width: channels of the stream.
-        latent_channels: channels of z.
-        bottleneck_multiple: inner width of the blocks as a share of `width`.
-        num_blocks: blocks of the whole decoder; scales the initial weights.
-        with_posterior: whether the head q(z_l | z_<l, x) is built.
-        activation: "gelu" or "silu".
-    """
-
-    def __init__(
-        self,
-        spec: BlockSpec,
-        width: int,
-        latent_channels: int,
-        bottleneck_multiple: float,
-        num_blocks: int,
-        with_posterior: bool,
-        activation: str,
-    ) -> None:
-        super().__init__()
-        self.resolution = spec.resolution
-        self.mixin = spec.mixin
-        self.width = width
-        self.latent_channels = latent_channels
-        middle = int(width * bottleneck_multiple)
-        kernel_size = kernel_size_at(spec.resolution)
-        self.posterior_head = (
-            Bottleneck(2 * width, middle, 2 * latent_channels, kernel_size, activation=activation)
-            if with_posterior
-            else None
-        )
-        self.prior_head = Bottleneck(
-            width, middle, 2 * latent_channels + width, kernel_size, zero_last=True, activation=activation
-        )
-        self.z_projection = convolution(latent_channels, width)
-        self.resnet = Bottleneck(width, middle, width, kernel_size, residual=True, activation=activation)
-        with torch.no_grad():
-            self.z_projection.weight.mul_((1 / num_blocks) ** 0.5)
-            self.resnet.c4.weight.mul_((1 / num_blocks) ** 0.5)
-
-    def prior(self, x: Tensor) -> tuple[DiagonalGaussian, Tensor]:
-        """p(z_l | z_<l) and the deterministic residual, from the stream `[B, width, h, w]`."""
-        features = self.prior_head(x)
-        c = 2 * self.latent_channels
-        return DiagonalGaussian.from_parameters(features[:, :c]), features[:, c:]
-
-    def posterior(self, x: Tensor, activation: Tensor) -> DiagonalGaussian:
-        """q(z_l | z_<l, x) from the stream and the HR activation, `[B, width, h, w]` each."""
-        if self.posterior_head is None:
-            raise ValueError("this VDVAE was made without an encoder (`encoder_blocks=None`): it has no q(z|x)")
-        return DiagonalGaussian.from_parameters(self.posterior_head(torch.cat((x, activation), dim=1)))
-
-    def merge(self, x: Tensor, residual: Tensor, z: Tensor) -> Tensor:
-        """The stream after the group: the residual and the projected z are added, then the residual block."""
-        return self.resnet(x + residual + self.z_projection(z.to(x.dtype)))
-
-    def forward(
-        self,
-        x: Tensor,
-        choose: Callable[[DiagonalGaussian, DiagonalGaussian | None], tuple[Tensor, DiagonalGaussian | None]],
-        activation: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, DiagonalGaussian, DiagonalGaussian | None, DiagonalGaussian | None]:
-        """The whole group, in one call so that hooks, sharding and checkpointing can treat it as a unit.
-
-        Args:
-            x: the stream, `[B, width, h, w]`.
-            choose: (prior, posterior or None) -> z and q_psi or None; without randomness of its own.
-            activation: the HR activation, `[B, width, h, w]`, or None.
-
-        Returns:
-            The stream after the group, z, prior, posterior and q_psi.
-        """
-        prior, residual = self.prior(x)
-        posterior = self.posterior(x, activation) if activation is not None else None
-        z, lr_posterior = choose(prior, posterior)
-        return self.merge(x, residual, z), z, prior, posterior, lr_posterior
-
-
-def _choose(
-    prior: DiagonalGaussian,
-    posterior: DiagonalGaussian | None,
-    z: Tensor | None,
-    draw: Tensor | None,
-    temperatures: tuple[float, float],
-    lr_posterior: Callable[[], DiagonalGaussian | None] | None,
-) -> tuple[Tensor, DiagonalGaussian | None]:
-    """z as given, or from the first that exists of q(z|x), q_psi(z|y) and the prior; and q_psi.
-
-    Args:
-        prior, posterior: of the group.
-        z: the value, if given.
-        draw: standard normals; None where nothing is drawn.
-        temperatures: of the prior and of q_psi.
-        lr_posterior: computes q_psi, if the group is conditioned.
-    """
-    q_psi = lr_posterior() if lr_posterior is not None else None
-    if z is not None:
-        return z.to(prior.mean.device), q_psi
-    if posterior is not None:
-        chosen, temperature = posterior, 1.0
-    elif q_psi is not None:
-        chosen, temperature = q_psi, temperatures[1]
-    else:
-        chosen, temperature = prior, temperatures[0]
-    if draw is None or not temperature:
-        return chosen.mean, q_psi
-    return chosen.sample(draw.to(chosen.mean.device), temperature), q_psi
 
 
 class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
@@ -318,9 +145,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         self.affine = Affine(widths[finest])
         self.out_conv = convolution(widths[finest], 10 * num_mixtures * patch_size**2)
         with torch.no_grad():
-            log_scales = self.out_conv.bias.view(10, num_mixtures, patch_size**2)[[2, 5, 8]]  # type: ignore[union-attr]
-            log_scales += initial_log_scale
-            self.out_conv.bias.view(10, num_mixtures, patch_size**2)[[2, 5, 8]] = log_scales  # type: ignore[union-attr]
+            self.out_conv.bias.view(10, -1)[[2, 5, 8]] = initial_log_scale  # rows: logits, then mean, scale, coupling
         self.resolutions = [spec.resolution for spec in specs]
         self.num_groups = len(specs)
         self.gradient_checkpointing = False
@@ -400,7 +225,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             latents: values z_l, at most one for each group, None where it is to be drawn.
             temperature: factor of the standard deviations, one for all groups or one for each; q(z|x) is not scaled.
             lr_posterior_temperature: the same for the groups drawn from q_psi; None means `temperature`.
-            num_conditioned_groups: uses q_psi in the first groups only; None means wherever the condition has one.
+            num_conditioned_groups: lets the condition into the first so many groups only; None means all.
             num_groups: stops after so many groups.
             record: whether the statistics of each group are kept; False saves memory.
 
@@ -409,16 +234,16 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         """
         self.check_size(size, "size")
         source = as_noise_source(noise)
-        prior_temperatures = self._temperatures(temperature, "temperature")
+        temperatures = self._temperatures(temperature, "temperature")
         lr_temperatures = (
-            prior_temperatures
+            temperatures
             if lr_posterior_temperature is None
             else self._temperatures(lr_posterior_temperature, "lr_posterior_temperature")
         )
         given = list(latents) if latents is not None else []
         if len(given) > self.num_groups:
             raise ValueError(f"`latents` has {len(given)} entries; the model has {self.num_groups} groups")
-        conditioned = self.num_groups if num_conditioned_groups is None else num_conditioned_groups
+        conditioned_groups = self.num_groups if num_conditioned_groups is None else num_conditioned_groups
 
         streams: dict[int, Tensor] = {}
         groups: list[GroupStatistics] = []
@@ -426,32 +251,27 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         for index, block in enumerate(self.blocks[:num_groups]):
             assert isinstance(block, TopDownBlock)
             x = self._start(block, streams, batch_size, size)
-            if condition is not None:
-                x = condition.add_to_stream(index, x)
-            shape = self.latent_shape(index, batch_size, size)
-            temperatures = prior_temperatures[index], lr_temperatures[index]
-            z = given[index] if index < len(given) else None
-            if z is not None:
-                z = self._check_latent(z, index, shape)
-            # Drawn here and not in the block: checkpointing would run the block, but not a generator, twice alike.
-            noisy = z is None and (activations is not None or any(temperatures))
-            draw = source(index, self.stride(index), shape, x.device) if noisy else None
-            choose = partial(
-                _choose,
-                z=z,
-                draw=draw,
-                temperatures=temperatures,
-                lr_posterior=partial(condition.posterior, index, x)
-                if condition is not None and index < conditioned
-                else None,
+            conditioned = condition if index < conditioned_groups else None
+            if conditioned is not None:
+                x = conditioned.add_to_stream(index, x)
+            inputs = GroupInputs(
+                activation=activations[block.resolution] if activations is not None else None,
+                lr_posterior=partial(conditioned.posterior, index) if conditioned is not None else None,
+                temperature=temperatures[index],
+                lr_temperature=lr_temperatures[index],
             )
-            activation = activations[block.resolution] if activations is not None else None
+            shape = self.latent_shape(index, batch_size, size)
+            if index < len(given) and given[index] is not None:
+                inputs = inputs._replace(z=self._check_latent(given[index], index, shape))
+            elif activations is not None or inputs.temperature or inputs.lr_temperature:
+                # Not in the block: checkpointing runs the block twice, but not a generator.
+                inputs = inputs._replace(noise=source(index, self.stride(index), shape, x.device))
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x, *statistics = checkpoint(block, x, choose, activation, use_reentrant=False)
+                x, statistics = checkpoint(block, x, inputs, use_reentrant=False)
             else:
-                x, *statistics = block(x, choose, activation)
+                x, statistics = block(x, inputs)
             if record:
-                groups.append(GroupStatistics(*statistics))
+                groups.append(statistics)
             streams[block.resolution] = x
         return TopDownOutput(x, groups)
 
@@ -493,7 +313,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
                 raise ValueError(f"`{argument}` must be a finite number >= 0, got {value!r}")
         return [float(value) for value in values]
 
-    def _check_latent(self, z: Tensor, group: int, shape: tuple[int, int, int, int]) -> Tensor:
+    def _check_latent(self, z: Tensor | None, group: int, shape: tuple[int, int, int, int]) -> Tensor:
         if not isinstance(z, Tensor) or tuple(z.shape) != shape:
             found = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
             raise ValueError(f"`latents[{group}]` must have shape {shape}, got {found}")

@@ -1,0 +1,168 @@
+"""The parts of VD-VAE's decoder: the start of each stream, and the block of one latent group."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .distributions import DiagonalGaussian
+from .layers import BlockSpec, Bottleneck, convolution, kernel_size_at
+
+
+class GroupInputs(NamedTuple):
+    """What enters a group besides its stream. All of it is made outside the block, which has no randomness.
+
+    Args:
+        activation: HR activation `[B, width, h, w]`, or None where there is no x.
+        lr_posterior: gives q_psi(z_l | z_<l, y) from the stream, or None where group l has none.
+        z: the value `[B, C, h, w]`, where it is given.
+        noise: standard normals `[B, C, h, w]`, or None for the mean.
+        temperature: factor of the prior's standard deviation.
+        lr_temperature: factor of q_psi's standard deviation.
+    """
+
+    activation: Tensor | None = None
+    lr_posterior: Callable[[Tensor], DiagonalGaussian | None] | None = None
+    z: Tensor | None = None
+    noise: Tensor | None = None
+    temperature: float = 1.0
+    lr_temperature: float = 1.0
+
+
+class GroupStatistics(NamedTuple):
+    """One latent group of one top-down pass; a distribution is None where the pass had no use for it.
+
+    Args:
+        z: `[B, C, h, w]`, the value that was passed on.
+        prior: p(z_l | z_<l), given y too if the stream was conditioned.
+        posterior: q(z_l | z_<l, x).
+        lr_posterior: q_psi(z_l | z_<l, y).
+    """
+
+    z: Tensor
+    prior: DiagonalGaussian
+    posterior: DiagonalGaussian | None = None
+    lr_posterior: DiagonalGaussian | None = None
+
+
+@dataclass
+class TopDownOutput:
+    """The end of a top-down pass: the stream at the finest resolution, and what happened in each group."""
+
+    stream: Tensor
+    groups: list[GroupStatistics] = field(default_factory=list)
+
+
+class Bias(nn.Module):
+    """The learned start of the stream of one resolution: `[1, C, h, w]` of a fixed size, or `[1, C, 1, 1]`."""
+
+    def __init__(self, channels: int, side: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(1, channels, side, side))
+
+    def forward(self, batch_size: int, height: int, width: int) -> Tensor:
+        return self.bias.expand(batch_size, -1, height, width)
+
+
+class Affine(nn.Module):
+    """x * gain + bias for each channel, before the likelihood's convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(1, channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gain.to(x.dtype) + self.bias.to(x.dtype)
+
+
+class TopDownBlock(nn.Module):
+    """One latent group: prior and posterior heads, the projection of z, and a residual block (VD-VAE, figure 3).
+
+    Args:
+        spec: resolution, and the coarser resolution whose stream is mixed in.
+        width: channels of the stream.
+        latent_channels: channels of z.
+        bottleneck_multiple: inner width of the blocks as a share of `width`.
+        num_blocks: blocks of the whole decoder; scales the initial weights.
+        with_posterior: whether the head q(z_l | z_<l, x) is built.
+        activation: "gelu" or "silu".
+    """
+
+    def __init__(
+        self,
+        spec: BlockSpec,
+        width: int,
+        latent_channels: int,
+        bottleneck_multiple: float,
+        num_blocks: int,
+        with_posterior: bool,
+        activation: str,
+    ) -> None:
+        super().__init__()
+        self.resolution = spec.resolution
+        self.mixin = spec.mixin
+        self.width = width
+        self.latent_channels = latent_channels
+        middle = int(width * bottleneck_multiple)
+        kernel_size = kernel_size_at(spec.resolution)
+        self.posterior_head = (
+            Bottleneck(2 * width, middle, 2 * latent_channels, kernel_size, activation=activation)
+            if with_posterior
+            else None
+        )
+        self.prior_head = Bottleneck(
+            width, middle, 2 * latent_channels + width, kernel_size, zero_last=True, activation=activation
+        )
+        self.z_projection = convolution(latent_channels, width)
+        self.resnet = Bottleneck(width, middle, width, kernel_size, residual=True, activation=activation)
+        with torch.no_grad():
+            self.z_projection.weight.mul_((1 / num_blocks) ** 0.5)
+            self.resnet.c4.weight.mul_((1 / num_blocks) ** 0.5)
+
+    def prior(self, x: Tensor) -> tuple[DiagonalGaussian, Tensor]:
+        """p(z_l | z_<l) and the deterministic residual, from the stream `[B, width, h, w]`."""
+        features = self.prior_head(x)
+        c = 2 * self.latent_channels
+        return DiagonalGaussian.from_parameters(features[:, :c]), features[:, c:]
+
+    def posterior(self, x: Tensor, activation: Tensor) -> DiagonalGaussian:
+        """q(z_l | z_<l, x) from the stream and the HR activation, `[B, width, h, w]` each."""
+        if self.posterior_head is None:
+            raise ValueError("this VDVAE was made without an encoder (`encoder_blocks=None`): it has no q(z|x)")
+        return DiagonalGaussian.from_parameters(self.posterior_head(torch.cat((x, activation), dim=1)))
+
+    def merge(self, x: Tensor, residual: Tensor, z: Tensor) -> Tensor:
+        """The stream after the group: the residual and the projected z are added, then the residual block."""
+        return self.resnet(x + residual + self.z_projection(z.to(x.dtype)))
+
+    def forward(self, x: Tensor, inputs: GroupInputs) -> tuple[Tensor, GroupStatistics]:
+        """The whole group, in one call so that hooks, sharding and checkpointing can treat it as a unit.
+
+        Args:
+            x: the stream, `[B, width, h, w]`.
+            inputs: see `GroupInputs`.
+
+        Returns:
+            The stream after the group, and the group's statistics.
+        """
+        prior, residual = self.prior(x)
+        posterior = self.posterior(x, inputs.activation) if inputs.activation is not None else None
+        lr_posterior = inputs.lr_posterior(x) if inputs.lr_posterior is not None else None
+        if inputs.z is not None:
+            z = inputs.z.to(x.device)
+        elif posterior is not None:
+            z = _draw(posterior, inputs.noise, 1.0)
+        elif lr_posterior is not None:
+            z = _draw(lr_posterior, inputs.noise, inputs.lr_temperature)
+        else:
+            z = _draw(prior, inputs.noise, inputs.temperature)
+        return self.merge(x, residual, z), GroupStatistics(z, prior, posterior, lr_posterior)
+
+
+def _draw(distribution: DiagonalGaussian, noise: Tensor | None, temperature: float) -> Tensor:
+    if noise is None:
+        return distribution.mean
+    return distribution.sample(noise.to(distribution.mean.device), temperature)
