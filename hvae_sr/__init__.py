@@ -11,7 +11,7 @@ if not (_HERE / "pipelines").is_dir():
     # A checkout keeps pipelines/ and hub_configs/ beside this folder; an installation has them inside it.
     __path__.append(str(_HERE.parent))
 
-# diffusers' loader writes ["hvae_sr", "VDVAE"] into model_index.json, and finds it again, only for registered libraries.
+# diffusers writes and finds ["hvae_sr", "VDVAE"] in model_index.json only for libraries registered with its loader.
 _CLASSES = {name: ["save_pretrained", "from_pretrained"] for name in ("VDVAE", "LREncoder", "LRConditioner")}
 _loading.LOADABLE_CLASSES["hvae_sr"] = _CLASSES
 _loading.ALL_IMPORTABLE_CLASSES.update(_CLASSES)

@@ -66,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(evaluate, "bundled name, folder or Hub id; none: bicubic alone", default=None)
     evaluate.add_argument("--temperatures", type=float, nargs="+", default=[0.2, 0.8, 1.0])
     evaluate.add_argument("--num_samples", type=int, default=8, help="samples of each image (default 8)")
-    evaluate.add_argument("--coverage_samples", type=int, help="also the coverage of 90 %% intervals of so many samples")
+    evaluate.add_argument(
+        "--coverage_samples", type=int, help="also the coverage of 90 %% intervals of so many samples"
+    )
     evaluate.add_argument("--num_images", type=int, help="only the first so many images")
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--batch_size", type=int, help="samples for each network evaluation; default: by size")

@@ -249,9 +249,7 @@ def uncertainty_to_pil(std: torch.Tensor | np.ndarray, max_std: float = 0.1) -> 
     return Image.fromarray(np.rint(colours).astype(np.uint8))
 
 
-def save_image(
-    image: Image.Image | torch.Tensor, path: PathLike, metadata: dict[str, Any] | None = None
-) -> None:
+def save_image(image: Image.Image | torch.Tensor, path: PathLike, metadata: dict[str, Any] | None = None) -> None:
     """Write an image so that `path` holds the whole file or is left as it was.
 
     The file is written under a temporary name in the same folder, flushed to disk and renamed. The suffix

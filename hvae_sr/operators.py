@@ -64,9 +64,7 @@ class Downsampling:
         True
     """
 
-    def __init__(
-        self, scale_factor: int = 4, kernel: str | Sequence[float] | torch.Tensor = "bicubic"
-    ) -> None:
+    def __init__(self, scale_factor: int = 4, kernel: str | Sequence[float] | torch.Tensor = "bicubic") -> None:
         self.scale_factor: int = _check_scale_factor(scale_factor)
         self.kernel: str | tuple[float, ...] = _check_kernel(kernel, self.scale_factor)
         self._cache: OrderedDict[tuple[object, ...], _BandedMatrix] = OrderedDict()

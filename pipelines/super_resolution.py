@@ -1,13 +1,11 @@
 """The pipeline: low-resolution photographs in, many plausible high-resolution ones out."""
 
 import math
-import operator
 import os
 from collections.abc import Sequence
 from pickle import UnpicklingError
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DiffusionPipeline
@@ -16,14 +14,19 @@ from torch import Tensor
 
 from hvae_sr.hub import resolve
 from hvae_sr.images import ImageInput, prepare_images
-from hvae_sr.models import VDVAE, Condition, LRConditioner, LREncoder
+from hvae_sr.models import VDVAE, Condition, LRConditioner, LREncoder, VDVAESample
 from hvae_sr.noise import CounterNoise, NoiseSource, TensorNoise
 from hvae_sr.operators import Downsampling
 
+from .inputs import check_count, check_groups, check_temperature, sample_seeds
 from .output import OUTPUT_TYPES, RunningMoments, SuperResolutionOutput, collate, convert
+from .windows import Window, split
 
 PIXELS_PER_CHUNK = 2**20
 """HR pixels that one network evaluation works on by default: about 1 GiB in fp32 for the bundled models."""
+
+MARGIN = 128
+"""HR pixels around a window that the networks see and that are not kept."""
 
 _LOADING_ERRORS = (
     OSError,
@@ -36,8 +39,6 @@ _LOADING_ERRORS = (
     UnpicklingError,
 )
 """What diffusers raises on folders that are damaged or hold something else."""
-
-_LISTS = (list, tuple, range, np.ndarray)
 
 
 class SuperResolutionPipeline(DiffusionPipeline):
@@ -100,6 +101,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
         lr_posterior_temperature: float | Sequence[float] | None,
         num_samples: int,
         batch_size: int | None,
+        window_size: int | None,
         output_type: str,
         seed: int | Sequence[int] | None,
         generator: torch.Generator | Sequence[torch.Generator] | None,
@@ -107,9 +109,8 @@ class SuperResolutionPipeline(DiffusionPipeline):
         num_conditioned_groups: int | None,
     ) -> None:
         """Raises a ValueError that names the argument and its value."""
-        for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"`{name}` must be a whole number >= 1, got {value!r}")
+        for name, count in (("num_samples", num_samples), ("batch_size", batch_size), ("window_size", window_size)):
+            check_count(name, count, 1)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}; got {output_type!r}")
         if seed is not None and generator is not None:
@@ -117,16 +118,9 @@ class SuperResolutionPipeline(DiffusionPipeline):
         if noise is not None and (seed is not None or generator is not None):
             raise ValueError("`noise` was given together with `seed` or `generator`, which would have no effect")
         groups = self.vdvae.num_groups
-        for name, given in (("temperature", temperature), ("lr_posterior_temperature", lr_posterior_temperature)):
-            values = list(given) if isinstance(given, _LISTS) else [0.0 if given is None else given]
-            for tau in values:
-                if isinstance(tau, bool) or not isinstance(tau, (int, float)) or not 0 <= tau < math.inf:
-                    raise ValueError(f"`{name}` must be a finite number >= 0, got {tau!r}")
-            if isinstance(given, _LISTS) and len(values) != groups:
-                raise ValueError(f"`{name}` must be a number or one for each of {groups} groups, got {len(values)}")
-        k = num_conditioned_groups
-        if k is not None and (isinstance(k, bool) or not isinstance(k, int) or not 0 <= k <= groups):
-            raise ValueError(f"`num_conditioned_groups` must be a whole number between 0 and {groups}, got {k!r}")
+        check_count("num_conditioned_groups", num_conditioned_groups, 0, groups)
+        check_temperature("temperature", temperature, groups)
+        check_temperature("lr_posterior_temperature", lr_posterior_temperature, groups)
 
     @torch.no_grad()
     def __call__(
@@ -143,6 +137,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
         latents: Sequence[Tensor | None] | None = None,
         sample_pixels: bool = False,
         batch_size: int | None = None,
+        window_size: int | None = None,
         output_type: str = "pil",
         return_latents: bool = False,
         return_dict: bool = True,
@@ -167,6 +162,9 @@ class SuperResolutionPipeline(DiffusionPipeline):
                 `[N, C, h, w]` or `[1, C, h, w]` each (images of one size only).
             sample_pixels: draws pixels from p(x|z) instead of returning E[x|z]; adds white noise.
             batch_size: samples for each network evaluation; None chooses by size. Results do not depend on it.
+            window_size: side, in pixels of y, of the windows that larger images are sampled in, margins left out;
+                None chooses windows of a million HR pixels. Memory does not grow beyond what a window, the input and
+                the samples take; a window sees the noise of the whole, and the projection is that of the whole.
             output_type: "pil", "np", "pt", or "latent" (only z, nothing is decoded).
             return_latents: also returns z.
             return_dict: a `SuperResolutionOutput`, or its tuple.
@@ -181,6 +179,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
             lr_posterior_temperature,
             num_samples,
             batch_size,
+            window_size,
             output_type,
             seed,
             generator,
@@ -193,9 +192,10 @@ class SuperResolutionPipeline(DiffusionPipeline):
         if (noise is not None or latents is not None) and len({y.shape for y in images}) > 1:
             raise ValueError("`noise` and `latents` need images of one size; `image` has several")
         rows = len(images) * num_samples
-        self._check_rows("noise", noise, (rows,))
-        self._check_rows("latents", latents, (1, rows))
-        seeds = None if noise is not None else self._seeds(seed, generator, len(images), num_samples)
+        padded_size = self._hr_size(self._pad(images[0]))
+        check_groups("noise", noise, self.vdvae, padded_size, (rows,), optional=False)
+        check_groups("latents", latents, self.vdvae, padded_size, (1, rows), optional=True)
+        seeds = None if noise is not None else sample_seeds(seed, generator, len(images), num_samples)
         keep_latents = return_latents or output_type == "latent"
         arguments = {
             "temperature": temperature,
@@ -213,20 +213,22 @@ class SuperResolutionPipeline(DiffusionPipeline):
             for i, y in enumerate(images):
                 y = y.to(device)
                 padded = self._pad(y)  # [1, 3, h', w'] on [-1, 1]
-                size = (padded.shape[-2] * self.operator.scale_factor, padded.shape[-1] * self.operator.scale_factor)
-                condition = self.lr_encoder.encode(padded)
+                windows = self._windows(padded, window_size)
+                shared = self.lr_encoder.encode(padded) if len(windows) == 1 else None
                 moments = RunningMoments()
-                chunk = batch_size or max(1, PIXELS_PER_CHUNK // (size[0] * size[1]))
+                pixels = max(math.prod(self._hr_size(padded[window.crop])) for window in windows)
+                chunk = batch_size or max(1, PIXELS_PER_CHUNK // pixels)
                 for start in range(0, num_samples, chunk):
                     stop = min(start + chunk, num_samples)
-                    first, last = i * num_samples + start, i * num_samples + stop
-                    out = self.vdvae.sample(
-                        stop - start,
-                        size,
-                        noise=self._noise(noise, seeds, first, last),
-                        condition=self._repeat(condition, stop - start),
-                        latents=self._rows(latents, first, last, rows),
-                        **arguments,
+                    chosen = slice(i * num_samples + start, i * num_samples + stop)
+                    out = self._sample(
+                        padded,
+                        windows,
+                        shared,
+                        seeds and seeds[chosen],
+                        _rows(noise, chosen),
+                        _rows(latents, chosen),
+                        arguments,
                     )
                     if keep_latents:
                         gathered["latents"].append(out.latents)
@@ -270,78 +272,95 @@ class SuperResolutionPipeline(DiffusionPipeline):
                 f"`image` must be {side}x{side} pixels: this model works at one size only; got {width}x{height}"
             )
 
-    def _check_rows(self, name: str, values: Sequence[Tensor | None] | None, allowed: tuple[int, ...]) -> None:
-        if values is None:
-            return
-        groups = self.vdvae.num_groups
-        if not isinstance(values, (list, tuple)) or len(values) > groups:
-            given = len(values) if isinstance(values, (list, tuple)) else type(values).__name__
-            raise ValueError(f"`{name}` must be a list of at most {groups} tensors, one for each group; got {given}")
-        for group, value in enumerate(values):
-            if value is None and name == "latents":
-                continue
-            if not isinstance(value, Tensor) or value.ndim != 4 or value.shape[0] not in allowed:
-                found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                count = " or ".join(str(number) for number in dict.fromkeys(allowed))
-                raise ValueError(f"`{name}[{group}]` must be [N, C, h, w] with N = {count}, got {found}")
+    def _hr_size(self, y: Tensor) -> tuple[int, int]:
+        """(H, W) of the HR image of y `[..., h, w]`."""
+        return y.shape[-2] * self.operator.scale_factor, y.shape[-1] * self.operator.scale_factor
 
-    def _seeds(
-        self,
-        seed: int | Sequence[int] | None,
-        generator: torch.Generator | Sequence[torch.Generator] | None,
-        num_images: int,
-        num_samples: int,
-    ) -> list[int]:
-        """The seed of every sample, image-major."""
-        if seed is not None:
-            given = list(seed) if isinstance(seed, _LISTS) else [seed] * num_images
-            try:
-                bases = [operator.index(None if isinstance(base, bool) else base) for base in given]  # type: ignore
-            except TypeError:
-                raise ValueError(f"`seed` must be a whole number or a list of them, got {seed!r}") from None
-        else:
-            generators = generator if isinstance(generator, (list, tuple)) else [generator] * num_images
-            if generator is not None and not all(isinstance(one, torch.Generator) for one in generators):
-                raise ValueError(f"`generator` must be a torch.Generator or a list of them, got {generator!r}")
-            if len(generators) == num_images:
-                bases = [_draw_seed(one) for one in generators]  # type: ignore[arg-type]
-            else:
-                bases = [0] * len(generators)
-        if len(bases) != num_images:
-            name = "seed" if seed is not None else "generator"
-            raise ValueError(f"`{name}` has {len(bases)} entries for {num_images} images")
-        return [base + j for base in bases for j in range(num_samples)]
+    @property
+    def _multiple(self) -> int:
+        """What the sides of y must be multiples of, for both networks."""
+        return math.lcm(self.lr_encoder.size_multiple, math.ceil(self.vdvae.size_multiple / self.operator.scale_factor))
 
     def _pad(self, y: Tensor) -> Tensor:
         """y `[3, h, w]` in [0, 1] -> `[1, 3, h', w']` on [-1, 1], its edges repeated up to what the networks need."""
-        multiple = math.lcm(
-            self.lr_encoder.size_multiple, math.ceil(self.vdvae.size_multiple / self.operator.scale_factor)
-        )
-        bottom, right = (-side % multiple for side in y.shape[-2:])
+        bottom, right = (-side % self._multiple for side in y.shape[-2:])
         return F.pad(y[None] * 2 - 1, (0, right, 0, bottom), mode="replicate")
 
-    def _noise(
-        self, noise: Sequence[Tensor] | None, seeds: list[int] | None, first: int, last: int
-    ) -> NoiseSource:
-        if noise is not None:
-            return TensorNoise([draws[first:last] for draws in noise])
-        assert seeds is not None
-        return CounterNoise(seeds[first:last])
+    def _windows(self, padded: Tensor, window_size: int | None) -> list[Window]:
+        """The windows of y `[1, 3, h, w]` that are sampled one after the other; one if that is small enough."""
+        height, width = padded.shape[-2:]
+        if self.vdvae.config.bias_type == "spatial":
+            return split(height, width, max(height, width), 0)
+        multiple, scale = self._multiple, self.operator.scale_factor
+        margin = math.ceil(MARGIN / scale / multiple) * multiple
+        if window_size is None:
+            window_size = int(PIXELS_PER_CHUNK**0.5) // scale - 2 * margin
+        return split(height, width, max(window_size // multiple, 1) * multiple, margin)
 
-    def _repeat(self, condition: Condition, count: int) -> Condition:
-        return condition.select(torch.zeros(count, dtype=torch.int64, device=self._execution_device))
+    def _sample(
+        self,
+        padded: Tensor,
+        windows: list[Window],
+        shared: Condition | None,
+        seeds: list[int] | None,
+        noise: Sequence[Tensor] | None,
+        latents: Sequence[Tensor | None] | None,
+        arguments: dict[str, Any],
+    ) -> VDVAESample:
+        """Samples of one padded image, window by window.
 
-    @staticmethod
-    def _rows(
-        latents: Sequence[Tensor | None] | None, first: int, last: int, rows: int
-    ) -> list[Tensor | None] | None:
-        """Rows first..last of given latents, `[1, ...]` serving every row."""
-        if latents is None:
-            return None
-        chosen: list[Tensor | None] = []
-        for z in latents:
-            chosen.append(z if z is None else z.expand(rows, *z.shape[1:])[first:last])
-        return chosen
+        Args:
+            padded: y, `[1, 3, h, w]` on [-1, 1].
+            windows: of y.
+            shared: features of y, if there is one window: they serve every chunk of samples.
+            seeds, noise: of n samples; one of them.
+            latents: given values, n rows or one.
+            arguments: others of `VDVAE.sample`.
+
+        Returns:
+            Images `[n, 3, H, W]` on [-1, 1] and latents `[n, C, h_l, w_l]`, of the whole.
+        """
+        count = len(seeds) if seeds is not None else noise[0].shape[0]  # type: ignore[index]
+        scale = self.operator.scale_factor
+        whole: VDVAESample | None = None
+        for window in windows:
+            view = padded[window.crop]
+            source: NoiseSource = (
+                CounterNoise(seeds, origin=(window.outer[0] * scale, window.outer[1] * scale))
+                if seeds is not None
+                else TensorNoise([z for z in self._crop(noise, window) if z is not None])
+            )
+            condition = shared if shared is not None else self.lr_encoder.encode(view)
+            out = self.vdvae.sample(
+                count,
+                self._hr_size(view),
+                noise=source,
+                condition=condition.select(torch.zeros(count, dtype=torch.int64, device=view.device)),
+                latents=[z if z is None else z.expand(count, -1, -1, -1) for z in self._crop(latents, window)],
+                **arguments,
+            )
+            if len(windows) == 1:
+                return out
+            if whole is None:
+                whole = VDVAESample(
+                    sample=out.sample.new_empty(count, 3, *self._hr_size(padded)),
+                    latents=tuple(
+                        z.new_empty(self.vdvae.latent_shape(group, count, self._hr_size(padded)))
+                        for group, z in enumerate(out.latents)
+                    ),
+                )
+            window.paste(out.sample, whole.sample, scale)
+            for group, z in enumerate(out.latents):
+                window.paste(z, whole.latents[group], scale, self.vdvae.stride(group))
+        assert whole is not None
+        return whole
+
+    def _crop(self, values: Sequence[Tensor | None] | None, window: Window) -> list[Tensor | None]:
+        """What a window sees of given noise or latents `[N, C, h_l, w_l]`."""
+        scale = self.operator.scale_factor
+        return [
+            z if z is None else z[window.view(scale, self.vdvae.stride(group))] for group, z in enumerate(values or ())
+        ]
 
     def _finish(
         self,
@@ -382,6 +401,8 @@ class SuperResolutionPipeline(DiffusionPipeline):
         return [torch.cat(group) for group in groups]
 
 
-def _draw_seed(generator: torch.Generator | None) -> int:
-    device = generator.device if generator is not None else "cpu"
-    return int(torch.randint(0, 2**63 - 1, (), generator=generator, device=device, dtype=torch.int64).item())
+def _rows(values: Sequence[Tensor | None] | None, chosen: slice) -> list[Tensor | None] | None:
+    """Rows of given noise or latents; a single row serves all."""
+    if values is None:
+        return None
+    return [z if z is None or z.shape[0] == 1 else z[chosen] for z in values]

@@ -1,6 +1,9 @@
 """Windows of a large image: what is computed together, and which part of it is kept."""
 
 from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
 
 Box = tuple[int, int, int, int]
 """(top, left, bottom, right) in pixels, bottom and right exclusive."""
@@ -18,17 +21,30 @@ class Window:
     outer: Box
     inner: Box
 
-    def kept(self, numerator: int = 1, denominator: int = 1) -> tuple[slice, slice]:
-        """Rows and columns of `inner` within `outer`, in pixels times numerator / denominator."""
-        top, left = self.outer[:2]
-        edges = [side * numerator // denominator for side in (self.inner[0] - top, self.inner[2] - top)]
-        columns = [side * numerator // denominator for side in (self.inner[1] - left, self.inner[3] - left)]
-        return slice(*edges), slice(*columns)
+    @property
+    def crop(self) -> tuple[Any, slice, slice]:
+        """Index of `outer` in the image, `[..., h, w]`."""
+        return self.view()
 
-    def place(self, numerator: int = 1, denominator: int = 1) -> tuple[slice, slice]:
-        """Rows and columns of `inner` within the image, in pixels times numerator / denominator."""
-        top, left, bottom, right = (side * numerator // denominator for side in self.inner)
-        return slice(top, bottom), slice(left, right)
+    def view(self, numerator: int = 1, denominator: int = 1) -> tuple[Any, slice, slice]:
+        """Index of `outer` in a map of numerator / denominator elements a pixel."""
+        return _index(self.outer, (0, 0), numerator, denominator)
+
+    def paste(self, part: Tensor, whole: Tensor, numerator: int = 1, denominator: int = 1) -> None:
+        """Copies what is kept of `part`, a map of `outer`, to its place in `whole`, a map of the image.
+
+        Args:
+            part, whole: `[..., h, w]`, numerator / denominator elements a pixel.
+        """
+        kept = _index(self.inner, (self.outer[0], self.outer[1]), numerator, denominator)
+        whole[_index(self.inner, (0, 0), numerator, denominator)] = part[kept]
+
+
+def _index(box: Box, corner: tuple[int, int], numerator: int, denominator: int) -> tuple[Any, slice, slice]:
+    top, left, bottom, right = (
+        (side - start) * numerator // denominator for side, start in zip(box, corner * 2, strict=True)
+    )
+    return ..., slice(top, bottom), slice(left, right)
 
 
 def split(height: int, width: int, side: int, margin: int) -> list[Window]:
@@ -43,11 +59,7 @@ def split(height: int, width: int, side: int, margin: int) -> list[Window]:
         margin: seen on each side but not kept, as far as there is image.
     """
     rows, columns = (_spans(length, side, margin) for length in (height, width))
-    return [
-        Window((r[0], c[0], r[3], c[3]), (r[1], c[1], r[2], c[2]))
-        for r in rows
-        for c in columns
-    ]
+    return [Window((r[0], c[0], r[3], c[3]), (r[1], c[1], r[2], c[2])) for r in rows for c in columns]
 
 
 def _spans(length: int, side: int, margin: int) -> list[tuple[int, int, int, int]]:

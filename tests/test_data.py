@@ -284,9 +284,7 @@ def test_pairs_use_the_operator_of_inference():
     assert torch.equal(y, expected)
 
 
-@pytest.mark.parametrize(
-    "bad", [torch.zeros(2, 3, 4, 4), torch.zeros(3, 4, 4).byte(), torch.zeros(2, 1, 4, 4).byte()]
-)
+@pytest.mark.parametrize("bad", [torch.zeros(2, 3, 4, 4), torch.zeros(3, 4, 4).byte(), torch.zeros(2, 1, 4, 4).byte()])
 def test_other_inputs_than_eight_bit_rgb_batches_are_refused(bad):
     with pytest.raises(ValueError, match="images must be uint8"):
         make_pairs(bad, mean_of_blocks)

@@ -88,9 +88,7 @@ def test_gaussian_parameters_are_computed_in_fp32() -> None:
 @pytest.mark.parametrize("red", [0, 90, 255])
 def test_summing_over_green_and_blue_leaves_the_red_marginal(red: int) -> None:
     mixture = DiscretizedLogisticMixture(at_pixels(TWO_MIXTURES, 256, 256), 2)
-    x = torch.stack(
-        (LEVELS[red].expand(256, 256), LEVELS[:, None].expand(-1, 256), LEVELS[None].expand(256, -1))
-    )[None]
+    x = torch.stack((LEVELS[red].expand(256, 256), LEVELS[:, None].expand(-1, 256), LEVELS[None].expand(256, -1)))[None]
     total = mixture.log_prob(x).double().exp().sum().item()
     assert total == pytest.approx(red_marginal(TWO_MIXTURES)[red].item(), rel=2e-3)
 

@@ -100,9 +100,7 @@ def test_cmyk_jpeg_becomes_rgb(tmp_path):
 
 
 def test_an_unusable_cmyk_profile_is_ignored_and_not_kept(tmp_path):
-    Image.new("CMYK", (8, 8), (0, 0, 0, 255)).save(
-        tmp_path / "a.jpg", icc_profile=b"x" * 16 + b"CMYK" + b"x" * 99
-    )
+    Image.new("CMYK", (8, 8), (0, 0, 0, 255)).save(tmp_path / "a.jpg", icc_profile=b"x" * 16 + b"CMYK" + b"x" * 99)
     assert pixels(tmp_path / "a.jpg").max() <= 3
     assert load_image(tmp_path / "a.jpg").info == {}
 
@@ -121,9 +119,7 @@ def test_dark_16_bit_images_stay_dark(tmp_path):
 
 
 def test_32_bit_integers_are_read_as_8_or_16_bit_by_their_largest_value():
-    assert np.array_equal(
-        pixels(Image.fromarray(np.array([[-5, 7, 255]], dtype=np.int32)))[0, :, 0], [0, 7, 255]
-    )
+    assert np.array_equal(pixels(Image.fromarray(np.array([[-5, 7, 255]], dtype=np.int32)))[0, :, 0], [0, 7, 255])
     wide = Image.fromarray(np.array([[-5, 257, 65535, 99999]], dtype=np.int32))
     assert np.array_equal(pixels(wide)[0, :, 0], [0, 1, 255, 255])
 
@@ -426,10 +422,7 @@ def test_images_without_our_metadata_give_an_empty_dict(tmp_path, rgb):
 def test_an_image_with_alpha_can_be_saved_in_every_format(tmp_path):
     for suffix in ("png", "jpg", "webp", "tif"):
         save_image(Image.new("RGBA", (4, 4), (9, 200, 30, 0)), tmp_path / f"a.{suffix}")
-        assert (
-            np.abs(pixels(tmp_path / f"a.{suffix}")[0, 0] - np.array([9, 200, 30])).max() <= 4
-            or suffix == "webp"
-        )
+        assert np.abs(pixels(tmp_path / f"a.{suffix}")[0, 0] - np.array([9, 200, 30])).max() <= 4 or suffix == "webp"
 
 
 @pytest.mark.parametrize("name", ["a.xyz", "a", "a.gif"])
@@ -483,9 +476,7 @@ def touch(folder, *names):
 
 
 def test_folders_are_listed_in_natural_order_without_other_files(tmp_path):
-    touch(
-        tmp_path, "img10.png", "img2.PNG", "Img1.jpg", "notes.txt", ".hidden.png", "sub/x.png", ".git/y.png"
-    )
+    touch(tmp_path, "img10.png", "img2.PNG", "Img1.jpg", "notes.txt", ".hidden.png", "sub/x.png", ".git/y.png")
     assert [p.name for p in find_images(tmp_path)] == ["Img1.jpg", "img2.PNG", "img10.png"]
     names = [p.relative_to(tmp_path).as_posix() for p in find_images([tmp_path], recursive=True)]
     assert names == ["Img1.jpg", "img2.PNG", "img10.png", "sub/x.png"]

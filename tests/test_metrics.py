@@ -29,9 +29,7 @@ def test_the_examples_in_the_docstrings_hold():
 
 def test_psnr_is_its_formula_and_symmetric(rng):
     a, b = rng.random((2, 5, 7))
-    expected = 20 * math.log10(
-        2 / math.sqrt(sum((p - q) ** 2 for p, q in zip(a.flat, b.flat, strict=True)) / 35)
-    )
+    expected = 20 * math.log10(2 / math.sqrt(sum((p - q) ** 2 for p, q in zip(a.flat, b.flat, strict=True)) / 35))
     assert metrics.psnr(a, b, 2.0) == pytest.approx(expected)
     assert metrics.psnr(a, b, 2.0) == metrics.psnr(b, a, 2.0)
 

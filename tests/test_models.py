@@ -138,9 +138,7 @@ def test_tuple_and_output_class_hold_the_same(make_model: Any, model_inputs: Any
 
 
 @over_models
-def test_forward_is_deterministic_and_does_not_change_its_input(
-    make_model: Any, model_inputs: Any, kind: str
-) -> None:
+def test_forward_is_deterministic_and_does_not_change_its_input(make_model: Any, model_inputs: Any, kind: str) -> None:
     model, inputs = make_model(kind), model_inputs(make_model(kind))
     before = copy.deepcopy(inputs)
     assert torch.equal(model(**inputs)[0], model(**inputs)[0])
@@ -539,9 +537,7 @@ def test_selected_rows_of_a_condition_are_those_of_the_single_images(
     rows = network.encode(y).select(torch.tensor([1, 1, 0]))
     together = model.sample(3, noise=CounterNoise([5, 6, 7]), condition=rows).sample
     for row, source in enumerate([1, 1, 0]):
-        alone = model.sample(
-            1, noise=CounterNoise([5 + row]), condition=network.encode(y[source : source + 1])
-        ).sample
+        alone = model.sample(1, noise=CounterNoise([5 + row]), condition=network.encode(y[source : source + 1])).sample
         torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-5, atol=1e-5)
 
 

@@ -54,9 +54,7 @@ def test_adjoint_satisfies_its_definition(kernel: str, scale: int, size: tuple[i
 @over_kernels
 @over_scales
 @over_sizes
-def test_downsampling_the_pseudo_inverse_returns_the_lr_image(
-    kernel: str, scale: int, size: tuple[int, int]
-) -> None:
+def test_downsampling_the_pseudo_inverse_returns_the_lr_image(kernel: str, scale: int, size: tuple[int, int]) -> None:
     op = make_operator(kernel, scale)
     y = random_image(2, *op.output_size(size))
     torch.testing.assert_close(op(op.pseudo_inverse(y, size)), y, rtol=0, atol=1e-11)
@@ -154,9 +152,7 @@ def test_matlab_bicubic_equals_bicubic_away_from_the_borders() -> None:
 
 @over_scales
 @over_sizes
-def test_box_takes_the_mean_of_each_block_and_of_what_is_there_of_the_last(
-    scale: int, size: tuple[int, int]
-) -> None:
+def test_box_takes_the_mean_of_each_block_and_of_what_is_there_of_the_last(scale: int, size: tuple[int, int]) -> None:
     op = Downsampling(scale, "box")
     x = random_image(1, 1, *size)
     expected = F.avg_pool2d(x, scale, ceil_mode=True, count_include_pad=False)

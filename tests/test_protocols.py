@@ -43,9 +43,7 @@ class NoisyBicubic:
         for image in images:
             up = image.resize((image.width * 4, image.height * 4), Image.Resampling.BICUBIC)
             for j in range(num_samples):
-                noise = np.random.default_rng(seed + j).normal(
-                    0, self.noise * temperature, (up.height, up.width, 3)
-                )
+                noise = np.random.default_rng(seed + j).normal(0, self.noise * temperature, (up.height, up.width, 3))
                 outputs.append(np.clip(np.asarray(up) / 255 + noise, 0, 1).astype(np.float32))
         return SimpleNamespace(images=outputs)
 
@@ -108,9 +106,7 @@ def test_matlab_upsampling_is_cubic_interpolation_with_symmetric_borders():
 
     def keys(d):
         d = abs(d)
-        return (
-            1.5 * d**3 - 2.5 * d**2 + 1 if d <= 1 else max(0, 2 - d) and -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2
-        )
+        return 1.5 * d**3 - 2.5 * d**2 + 1 if d <= 1 else max(0, 2 - d) and -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2
 
     def interpolate(row):  # [n, ...] -> [4n, ...]
         padded = np.pad(row, [(2, 2)] + [(0, 0)] * (row.ndim - 1), mode="symmetric")

@@ -57,9 +57,7 @@ def _array(name: str, value: ArrayLike) -> Array:
 def _pair(a: ArrayLike, b: ArrayLike, names: tuple[str, str] = ("a", "b")) -> tuple[Array, Array]:
     left, right = _array(names[0], a), _array(names[1], b)
     if left.shape != right.shape:
-        raise ValueError(
-            f"`{names[0]}` and `{names[1]}` must have one shape, got {left.shape} and {right.shape}."
-        )
+        raise ValueError(f"`{names[0]}` and `{names[1]}` must have one shape, got {left.shape} and {right.shape}.")
     return left, right
 
 
@@ -79,9 +77,7 @@ def _ensemble(samples: ArrayLike, minimum: int = 2) -> Array:
     """`samples` as a floating-point array of at least `minimum` samples."""
     array = _array("samples", samples)
     if array.ndim < 2 or array.shape[0] < minimum:
-        raise ValueError(
-            f"`samples` must be [N, ...] with at least {minimum} samples, got shape {array.shape}."
-        )
+        raise ValueError(f"`samples` must be [N, ...] with at least {minimum} samples, got shape {array.shape}.")
     return array if array.dtype.kind == "f" else array.astype(np.float64)
 
 
@@ -221,9 +217,7 @@ def _central_interval(array: Array, level: float) -> tuple[Array, Array]:
     tail = (1 - level) / 2
     needed = int(np.ceil(1 / tail - 1e-9)) - 1
     if len(array) < needed:
-        raise ValueError(
-            f"`samples` must hold at least {needed} samples for level {level}, got {len(array)}."
-        )
+        raise ValueError(f"`samples` must hold at least {needed} samples for level {level}, got {len(array)}.")
     # One more exchangeable value lies below the k-th of N with probability k / (N + 1): these are Weibull's
     # plotting positions. NumPy's default would cover 87 % instead of 90 % with 64 samples.
     low, high = np.quantile(array, [tail, 1 - tail], axis=0, method="weibull")
@@ -297,9 +291,7 @@ def diversity_score(
     if array.ndim not in (3, 4):
         raise ValueError(f"`samples` must be [N, H, W] or [N, H, W, C], got shape {array.shape}.")
     if neighbourhood < 1 or neighbourhood % 2 == 0 or neighbourhood > min(array.shape[1:3]):
-        raise ValueError(
-            f"`neighbourhood` must be odd and fit into {array.shape[1:3]} pixels, got {neighbourhood}."
-        )
+        raise ValueError(f"`neighbourhood` must be odd and fit into {array.shape[1:3]} pixels, got {neighbourhood}.")
     if distance is None:
         maps = (array - truth) ** 2
         maps = maps.mean(axis=-1) if maps.ndim == 4 else maps

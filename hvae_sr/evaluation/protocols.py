@@ -48,9 +48,7 @@ def _check_image(image: Image.Image, size: int, scale_factor: int) -> Image.Imag
     if scale_factor < 1:
         raise ValueError(f"`scale_factor` must be at least 1, got {scale_factor}.")
     if size < scale_factor or size % scale_factor:
-        raise ValueError(
-            f"`size` must be a positive multiple of `scale_factor` ({scale_factor}), got {size}."
-        )
+        raise ValueError(f"`size` must be a positive multiple of `scale_factor` ({scale_factor}), got {size}.")
     return image.convert("RGB")
 
 
@@ -92,9 +90,7 @@ def upsample_matlab(lr: Uint8, scale_factor: int = 4) -> Uint8:
     It is s² Hᵀ of MATLAB's downsampling, whose kernel is this one stretched by s and divided by its sum.
     """
     size = (lr.shape[0] * scale_factor, lr.shape[1] * scale_factor)
-    upsampled = scale_factor**2 * _operator("matlab-bicubic", scale_factor).adjoint(
-        metrics.to_planes(lr / 255), size
-    )
+    upsampled = scale_factor**2 * _operator("matlab-bicubic", scale_factor).adjoint(metrics.to_planes(lr / 255), size)
     return metrics.to_uint8(upsampled.permute(1, 2, 0))
 
 

@@ -110,9 +110,7 @@ class LRFeatureNetwork(nn.Module):
             elif spec.mixin is None and spec.down_rate is None and spec.resolution in self.widths:
                 middle = int(width * bottleneck_multiple)
                 kernel_size = kernel_size_at(spec.resolution)
-                up_layers.append(
-                    Bottleneck(width, middle, width, kernel_size, residual=True, activation=activation)
-                )
+                up_layers.append(Bottleneck(width, middle, width, kernel_size, residual=True, activation=activation))
             else:
                 raise ValueError(f"`upsampling_blocks`: nothing to make {spec} from in {upsampling_blocks!r}")
             self.widths[spec.resolution] = width

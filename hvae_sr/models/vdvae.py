@@ -275,9 +275,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             streams[block.resolution] = x
         return TopDownOutput(x, groups)
 
-    def _start(
-        self, block: TopDownBlock, streams: dict[int, Tensor], batch_size: int, size: tuple[int, int]
-    ) -> Tensor:
+    def _start(self, block: TopDownBlock, streams: dict[int, Tensor], batch_size: int, size: tuple[int, int]) -> Tensor:
         """The stream of the block's resolution, started from its bias or zero, with the coarser stream mixed in."""
         coarse = streams.get(block.mixin) if block.mixin is not None else None
         if block.mixin is not None and coarse is None:
@@ -357,9 +355,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         """
         size = size or (self.config.image_size, self.config.image_size)
         source = as_noise_source(noise, generator)
-        out = self.top_down(
-            batch_size, size, source, condition=condition, record=return_latents, **top_down_arguments
-        )
+        out = self.top_down(batch_size, size, source, condition=condition, record=return_latents, **top_down_arguments)
         likelihood = self.likelihood(out.stream, condition)
         if sample_pixels:
             device = out.stream.device

@@ -83,9 +83,7 @@ class Distillation(Objective):
         kl_reduction: "sum" or "group_mean".
     """
 
-    def __init__(
-        self, vdvae: VDVAE, lr_network: LREncoder, operator: Downsampling, kl_reduction: str = "sum"
-    ) -> None:
+    def __init__(self, vdvae: VDVAE, lr_network: LREncoder, operator: Downsampling, kl_reduction: str = "sum") -> None:
         super().__init__(vdvae, lr_network, operator)
         if kl_reduction not in ("sum", "group_mean"):
             raise ValueError(f"`kl_reduction` must be 'sum' or 'group_mean', got {kl_reduction!r}")

@@ -1,0 +1,92 @@
+"""Large images are sampled window by window; the result is that of the whole."""
+
+import numpy as np
+import pytest
+import torch
+
+from hvae_sr import VDVAE, LRConditioner, LREncoder, SuperResolutionPipeline
+from hvae_sr.pipelines import super_resolution
+from hvae_sr.pipelines.windows import split
+
+DECODER = {"decoder_blocks": "4x1,8m4,16m8", "latent_channels": 2}
+
+
+@pytest.fixture(params=["conditioner", "encoder"])
+def pipe(request):
+    torch.manual_seed(0)
+    vdvae = VDVAE(image_size=16, width=8, encoder_blocks=None, **DECODER)
+    shared = {"image_size": 4, "blocks": "4x1", "width": 8, "decoder_blocks": DECODER["decoder_blocks"]}
+    if request.param == "conditioner":
+        network = LRConditioner(**shared, decoder_width=8, gate_init=0.5, likelihood_location="bicubic")
+    else:
+        network = LREncoder(**shared, decoder_width=8, latent_channels=2, num_conditioned_groups=1)
+    pipeline = SuperResolutionPipeline(vdvae, network)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture
+def photo():
+    return np.random.default_rng(0).random((45, 61, 3), dtype=np.float32)
+
+
+@pytest.mark.parametrize("size", [(7, 9), (100, 37), (256, 256), (5, 300)])
+def test_what_is_kept_of_all_windows_tiles_the_image_once(size):
+    count = torch.zeros(1, *size)
+    for window in split(*size, side=24, margin=8):
+        part = torch.ones(1, *size)[window.crop]
+        top, left, bottom, right = window.outer
+        assert part.shape[1:] == (bottom - top, right - left)
+        assert bottom - top <= 40 and right - left <= 40
+        whole = torch.zeros(1, *size)
+        window.paste(part, whole)
+        count += whole
+    assert (count == 1).all()
+
+
+def test_a_small_image_is_one_window():
+    assert len(split(40, 40, side=24, margin=8)) == 1
+    assert len(split(41, 40, side=24, margin=8)) == 2
+
+
+@pytest.mark.parametrize("output_type", ["np", "latent"])
+def test_windows_give_what_the_whole_gives(pipe, photo, output_type):
+    options = {"num_samples": 3, "seed": 4, "temperature": 0.9, "output_type": output_type, "batch_size": 2}
+    whole = pipe(photo, **options)
+    windowed = pipe(photo, window_size=8, **options)
+    for a, b in zip(whole.images, windowed.images, strict=True):
+        assert np.abs(np.asarray(a) - np.asarray(b)).max() < 1e-5
+    assert whole.seeds == windowed.seeds
+
+
+def test_windows_take_their_part_of_given_noise_and_latents(pipe, photo):
+    latents = pipe(photo, num_samples=2, seed=1, output_type="latent").latents
+    a = pipe(photo, num_samples=2, latents=latents, output_type="np").images
+    b = pipe(photo, num_samples=2, latents=latents, output_type="np", window_size=8).images
+    assert np.abs(a - b).max() < 1e-5
+    noise = [torch.randn(z.shape) for z in latents]
+    a = pipe(photo, num_samples=2, noise=noise, output_type="np").images
+    b = pipe(photo, num_samples=2, noise=noise, output_type="np", window_size=8).images
+    assert np.abs(a - b).max() < 1e-5
+
+
+def test_pixel_draws_are_the_same_in_windows(pipe, photo):
+    options = {"seed": 3, "sample_pixels": True, "output_type": "np"}
+    assert np.abs(pipe(photo, **options).images - pipe(photo, window_size=8, **options).images).max() < 1e-4
+
+
+def test_large_images_are_split_without_being_asked(pipe, photo, monkeypatch):
+    monkeypatch.setattr(super_resolution, "PIXELS_PER_CHUNK", 96**2)
+    monkeypatch.setattr(super_resolution, "MARGIN", 32)
+    sizes = []
+    sample = pipe.vdvae.sample
+    monkeypatch.setattr(pipe.vdvae, "sample", lambda n, size, **kw: sizes.append((n, *size)) or sample(n, size, **kw))
+    windowed = pipe(photo, num_samples=2, seed=0, output_type="np")
+    assert len(sizes) > 2 and all(n * h * w <= 96**2 for n, h, w in sizes)
+    monkeypatch.undo()
+    assert np.abs(pipe(photo, num_samples=2, seed=0, output_type="np").images - windowed.images).max() < 1e-5
+
+
+def test_a_window_size_below_one_is_refused(pipe, photo):
+    with pytest.raises(ValueError, match="window_size.*0"):
+        pipe(photo, window_size=0)
