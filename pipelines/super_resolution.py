@@ -15,6 +15,7 @@ from torch import Tensor
 from hvae_sr.hub import resolve
 from hvae_sr.images import ImageInput, prepare_images
 from hvae_sr.models import VDVAE, Condition, LRConditioner, LREncoder, VDVAESample
+from hvae_sr.models.loading import PerGroup
 from hvae_sr.noise import CounterNoise, NoiseSource, TensorNoise
 from hvae_sr.operators import Downsampling
 
@@ -222,6 +223,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
                     stop = min(start + chunk, num_samples)
                     chosen = slice(i * num_samples + start, i * num_samples + stop)
                     out = self._sample(
+                        stop - start,
                         padded,
                         windows,
                         shared,
@@ -299,28 +301,29 @@ class SuperResolutionPipeline(DiffusionPipeline):
 
     def _sample(
         self,
+        count: int,
         padded: Tensor,
         windows: list[Window],
         shared: Condition | None,
         seeds: list[int] | None,
-        noise: Sequence[Tensor] | None,
+        noise: Sequence[Tensor | None] | None,
         latents: Sequence[Tensor | None] | None,
         arguments: dict[str, Any],
     ) -> VDVAESample:
         """Samples of one padded image, window by window.
 
         Args:
+            count: n.
             padded: y, `[1, 3, h, w]` on [-1, 1].
             windows: of y.
             shared: features of y, if there is one window: they serve every chunk of samples.
-            seeds, noise: of n samples; one of them.
+            seeds, noise: of the n samples; one of them.
             latents: given values, n rows or one.
             arguments: others of `VDVAE.sample`.
 
         Returns:
             Images `[n, 3, H, W]` on [-1, 1] and latents `[n, C, h_l, w_l]`, of the whole.
         """
-        count = len(seeds) if seeds is not None else noise[0].shape[0]  # type: ignore[index]
         scale = self.operator.scale_factor
         whole: VDVAESample | None = None
         for window in windows:
@@ -344,7 +347,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
             if whole is None:
                 whole = VDVAESample(
                     sample=out.sample.new_empty(count, 3, *self._hr_size(padded)),
-                    latents=tuple(
+                    latents=PerGroup(
                         z.new_empty(self.vdvae.latent_shape(group, count, self._hr_size(padded)))
                         for group, z in enumerate(out.latents)
                     ),

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload, cpu_offload_with_hook
-from hvae_sr.pipelines.output import RunningMoments
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hvae_sr import Downsampling, SuperResolutionOutput, SuperResolutionPipeline
 from hvae_sr.hub import resolve
+from hvae_sr.pipelines.output import RunningMoments
 
 MakePipeline = Callable[..., SuperResolutionPipeline]
 WEIGHTS = "diffusion_pytorch_model.safetensors"

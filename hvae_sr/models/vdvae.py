@@ -145,7 +145,8 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         self.affine = Affine(widths[finest])
         self.out_conv = convolution(widths[finest], 10 * num_mixtures * patch_size**2)
         with torch.no_grad():
-            self.out_conv.bias.view(10, -1)[[2, 5, 8]] = initial_log_scale  # rows: logits, then mean, scale, coupling
+            # Rows of the bias: the logits, then mean, log-scale and coupling of each colour.
+            self.out_conv.bias.view(10, -1)[[2, 5, 8]] = initial_log_scale  # type: ignore[union-attr]
         self.resolutions = [spec.resolution for spec in specs]
         self.num_groups = len(specs)
         self.gradient_checkpointing = False

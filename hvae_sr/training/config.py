@@ -30,6 +30,9 @@ _AT_LEAST = {  # lowest value that is allowed
     "validation_steps": 1,
     "seed": 0,
     "lr_warmup_steps": 0,
+    "rate_warmup_start": 0,
+    "rate_warmup_steps": 0,
+    "rate_warmup_weight": 0,
     "dataloader_num_workers": 0,
     "learning_rate": 0,
     "adam_weight_decay": 0,
@@ -64,6 +67,9 @@ class TrainingConfig:
     downsampling_kernel: str = option("bicubic", "Kernel that makes y from x (see Downsampling).")
     default_temperature: float = option(0.8, "Temperature that the saved pipeline uses by default.")
     kl_reduction: str = option("sum", "lr-encoder: sum (the paper's eq. 14) or group_mean (the published code).")
+    rate_warmup_start: int = option(0, "Update at which the rate's weight in an ELBO begins to rise to 1.")
+    rate_warmup_steps: int = option(0, "Updates it rises over, linearly; 0: the weight is 1 throughout.")
+    rate_warmup_weight: float = option(0.1, "What it rises from. Low weights bring collapsed latents to life.")
     train_decoder: bool = option(True, "vdvae-sr: whether the VDVAE is trained with the LR network.")
 
     resolution: int = option(64, "Side of the training crops.")
@@ -117,6 +123,13 @@ class TrainingConfig:
             raise ValueError("`pretrained_vdvae` must be given for stage lr-encoder: the prior stays frozen")
         if self.stage != "vdvae" and self.lr_config is None and self.pretrained_lr_encoder is None:
             raise ValueError(f"`lr_config` or `pretrained_lr_encoder` must be given for stage {self.stage}")
+
+    def rate_weight(self, step: int) -> float:
+        """The rate's weight in the loss of update `step`: 1 but for the warm-up."""
+        done = step - self.rate_warmup_start
+        if not 0 <= done < self.rate_warmup_steps:
+            return 1.0
+        return self.rate_warmup_weight + (1 - self.rate_warmup_weight) * done / self.rate_warmup_steps
 
     def save(self, path: Path) -> None:
         """Writes the resolved options as JSON."""

@@ -181,7 +181,8 @@ class Trainer:
         # accelerate deals out whole batches in turn: those of one index are neighbours in the order of the epoch.
         first = (index * accelerator.num_processes + accelerator.process_index) * images.shape[0]
         with accelerator.accumulate(self.objective):
-            loss, figures = self.objective(images, self._noise_seeds(epoch, first, images.shape[0]))
+            seeds = self._noise_seeds(epoch, first, images.shape[0])
+            loss, figures = self.objective(images, seeds, config.rate_weight(self.progress.step))
             accelerator.backward(loss)
             if accelerator.sync_gradients:
                 norm = accelerator.clip_grad_norm_(self.trainable, config.max_grad_norm)

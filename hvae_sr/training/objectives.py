@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import make_pairs
-from ..models import VDVAE, LRConditioner, LREncoder
+from ..models import VDVAE, LRConditioner, LREncoder, VDVAEOutput
 from ..noise import CounterNoise
 from ..operators import Downsampling
 
@@ -33,12 +33,15 @@ class Objective(nn.Module):
         self.lr_network = lr_network
         self.operator = operator
 
-    def forward(self, images: Tensor, seeds: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimise, a scalar, and figures to log, scalars.
 
         Args:
             images: `[B, 3, H, W]` uint8.
             seeds: one integer for each image, addresses the noise of its latents.
+            rate_weight: factor of the rate in an ELBO; below 1 it lets latents come alive (Sønderby et al., 2016).
         """
         raise NotImplementedError
 
@@ -58,19 +61,22 @@ class Objective(nn.Module):
 class ELBO(Objective):
     """Stage `vdvae`: the negative ELBO of x (VD-VAE, eq. 1), in nats per dimension."""
 
-    def forward(self, images: Tensor, seeds: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         x = images.float() / 127.5 - 1
-        out = self.vdvae(x, noise=CounterNoise(seeds))
-        return _elbo_figures(out.loss, out.distortion, out.rate)
+        return _elbo(self.vdvae(x, noise=CounterNoise(seeds)), rate_weight)
 
 
 class ConditionalELBO(Objective):
     """Stage `vdvae-sr`: the negative conditional ELBO, where prior and posterior see y (thesis, eq. 4.5)."""
 
-    def forward(self, images: Tensor, seeds: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         x, y = self.pairs(images)
-        out = self.vdvae(x, noise=CounterNoise(seeds), condition=self.lr_network.encode(y))  # type: ignore[union-attr]
-        return _elbo_figures(out.loss, out.distortion, out.rate)
+        condition = self.lr_network.encode(y)  # type: ignore[union-attr]
+        return _elbo(self.vdvae(x, noise=CounterNoise(seeds), condition=condition), rate_weight)
 
 
 class Distillation(Objective):
@@ -90,7 +96,9 @@ class Distillation(Objective):
         self.kl_reduction = kl_reduction
         self.vdvae.requires_grad_(False)
 
-    def forward(self, images: Tensor, seeds: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         x, y = self.pairs(images)
         group_kl = self.group_kl(x, y, CounterNoise(seeds))
         nats = torch.stack([kl.sum(dim=(1, 2, 3)).mean() for kl in group_kl]).sum()
@@ -125,6 +133,8 @@ class Distillation(Objective):
         return [posterior.kl(lr_posterior) for posterior, lr_posterior in pairs if posterior and lr_posterior]
 
 
-def _elbo_figures(loss: Tensor, distortion: Tensor, rate: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    figures = {"bits_per_dim": loss, "distortion": distortion, "rate": rate}
-    return loss.mean(), {name: value.detach().mean() / NATS_PER_BIT for name, value in figures.items()}
+def _elbo(out: VDVAEOutput, rate_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """distortion + rate_weight * rate, and the figures of the ELBO itself in bits per dimension."""
+    figures = {"bits_per_dim": out.loss, "distortion": out.distortion, "rate": out.rate}
+    loss = (out.distortion + rate_weight * out.rate).mean()
+    return loss, {name: value.detach().mean() / NATS_PER_BIT for name, value in figures.items()}
