@@ -22,7 +22,7 @@ from torch.testing import assert_close
 import train
 from hvae_sr import VDVAE, LREncoder, SuperResolutionPipeline
 from hvae_sr.data import ImageFolder
-from hvae_sr.training import Trainer, parse_arguments
+from hvae_sr.training import Trainer, TrainingConfig, parse_arguments
 from hvae_sr.training.build import build_objective
 from hvae_sr.training.checkpoints import list_checkpoints
 
@@ -617,3 +617,17 @@ def test_the_recipes_of_the_checkpoints_are_complete(path):
     config = parse_arguments(f"--config {path} --train_data_dir in --output_dir out --pretrained_vdvae prior".split())
     for file in (config.vdvae_config, config.lr_config):
         assert file is None or json.loads(Path(file).read_text())
+
+
+def test_the_weight_of_the_rate_follows_the_given_points(tmp_path: Path) -> None:
+    options = {"train_data_dir": ["x"], "output_dir": str(tmp_path), "vdvae_config": "c.json"}
+    assert TrainingConfig(**options).rate_weight(5) == 1.0
+    config = TrainingConfig(**options, rate_weights=["10:0.5", "20:1.0", "20:0.25"])
+    assert [config.rate_weight(step) for step in (0, 10, 15, 20, 99)] == [0.5, 0.5, 0.75, 0.25, 0.25]
+
+
+@pytest.mark.parametrize("entries", [["5"], ["a:1"], ["5:-1"], ["5:nan"], ["9:1", "3:1"]])
+def test_bad_points_of_the_rates_weight_are_refused(entries: list[str], tmp_path: Path) -> None:
+    options = {"train_data_dir": ["x"], "output_dir": str(tmp_path), "vdvae_config": "c.json"}
+    with pytest.raises(ValueError, match="rate_weights"):
+        TrainingConfig(**options, rate_weights=entries)

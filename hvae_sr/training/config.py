@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import yaml
 from transformers import HfArgumentParser
 
@@ -30,9 +31,6 @@ _AT_LEAST = {  # lowest value that is allowed
     "validation_steps": 1,
     "seed": 0,
     "lr_warmup_steps": 0,
-    "rate_warmup_start": 0,
-    "rate_warmup_steps": 0,
-    "rate_warmup_weight": 0,
     "dataloader_num_workers": 0,
     "learning_rate": 0,
     "adam_weight_decay": 0,
@@ -67,9 +65,11 @@ class TrainingConfig:
     downsampling_kernel: str = option("bicubic", "Kernel that makes y from x (see Downsampling).")
     default_temperature: float = option(0.8, "Temperature that the saved pipeline uses by default.")
     kl_reduction: str = option("sum", "lr-encoder: sum (the paper's eq. 14) or group_mean (the published code).")
-    rate_warmup_start: int = option(0, "Update at which the rate's weight in an ELBO begins to rise to 1.")
-    rate_warmup_steps: int = option(0, "Updates it rises over, linearly; 0: the weight is 1 throughout.")
-    rate_warmup_weight: float = option(0.1, "What it rises from. Low weights bring collapsed latents to life.")
+    rate_weights: list[str] = option(
+        [],
+        "Weight of the rate in an ELBO at given updates, linear between them and constant after the last, such as "
+        "0:0.1 1000:1; none: 1 throughout. Weights below 1 bring silent latents to life.",
+    )
     train_decoder: bool = option(True, "vdvae-sr: whether the VDVAE is trained with the LR network.")
 
     resolution: int = option(64, "Side of the training crops.")
@@ -115,6 +115,9 @@ class TrainingConfig:
         for name in ("adam_beta1", "adam_beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must lie in [0, 1), got {getattr(self, name)}")
+        updates = [_parse_point(entry)[0] for entry in self.rate_weights]
+        if updates != sorted(updates):
+            raise ValueError(f"`rate_weights` must name ascending updates, got {' '.join(self.rate_weights)}")
         if self.resolution % self.scale_factor:
             raise ValueError(f"`resolution` must be a multiple of scale_factor {self.scale_factor}: {self.resolution}")
         if self.vdvae_config is None and self.pretrained_vdvae is None:
@@ -125,15 +128,27 @@ class TrainingConfig:
             raise ValueError(f"`lr_config` or `pretrained_lr_encoder` must be given for stage {self.stage}")
 
     def rate_weight(self, step: int) -> float:
-        """The rate's weight in the loss of update `step`: 1 but for the warm-up."""
-        done = step - self.rate_warmup_start
-        if not 0 <= done < self.rate_warmup_steps:
+        """The rate's weight in the loss of update `step`, interpolated in `rate_weights`."""
+        if not self.rate_weights:
             return 1.0
-        return self.rate_warmup_weight + (1 - self.rate_warmup_weight) * done / self.rate_warmup_steps
+        updates, weights = zip(*map(_parse_point, self.rate_weights), strict=True)
+        return float(np.interp(step, updates, weights))
 
     def save(self, path: Path) -> None:
         """Writes the resolved options as JSON."""
         path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+
+def _parse_point(entry: str) -> tuple[int, float]:
+    """(update, weight) of "update:weight"."""
+    try:
+        update, weight = entry.split(":")
+        point = int(update), float(weight)
+    except (AttributeError, ValueError):
+        raise ValueError(f"`rate_weights`: {entry!r} is not 'update:weight', such as '1000:0.5'") from None
+    if point[0] < 0 or not 0 <= point[1] < math.inf:
+        raise ValueError(f"`rate_weights`: {entry!r} must have an update >= 0 and a finite weight >= 0")
+    return point
 
 
 def parse_arguments(arguments: list[str] | None = None) -> TrainingConfig:
