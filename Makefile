@@ -11,13 +11,14 @@ PHOTO ?= $$($(BIN)/python -c "import skimage, pathlib; print(pathlib.Path(skimag
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -c constraints.txt -e .[test]
 	touch $@
 
 upscale: install
-	$(BIN)/hvae-sr upscale $(PHOTO) -o $(OUT)
+	$(BIN)/hvae-sr upscale "$(PHOTO)" -o $(OUT)
 
 lint: install
 	$(BIN)/ruff check .

@@ -7,13 +7,13 @@ from hvae_sr.training import Interrupted, Trainer, parse_arguments
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 done, 2 options or data that do not fit, 128 + signal stopped with a checkpoint."""
+    """Exit status: 0 done, 2 options, data or files that do not fit, 128 + signal stopped with a checkpoint."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # or seven lines for each checkpoint
     try:
         Trainer(parse_arguments(arguments)).train()
-    except ValueError as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"train.py: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     except Interrupted as stop:
         print(f"train.py: {stop}; go on with --resume_from_checkpoint latest", file=sys.stderr)

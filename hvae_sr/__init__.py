@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import diffusers
 from diffusers.pipelines import pipeline_loading_utils as _loading
 
 __version__ = "0.1.0"
@@ -19,6 +20,9 @@ _loading.ALL_IMPORTABLE_CLASSES.update(_CLASSES)
 from .models import VDVAE, LRConditioner, LREncoder  # noqa: E402
 from .operators import Downsampling  # noqa: E402
 from .pipelines import SuperResolutionOutput, SuperResolutionPipeline  # noqa: E402
+
+# `DiffusionPipeline.from_pretrained(folder)` looks the class of model_index.json up here.
+diffusers.SuperResolutionPipeline = SuperResolutionPipeline  # type: ignore[attr-defined]
 
 __all__ = [
     "VDVAE",

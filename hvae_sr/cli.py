@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.run(options)
     except (ValueError, OSError) as error:
         return _fail(error)
+    except RuntimeError as error:
+        if "out of memory" not in str(error).lower() and "can't allocate memory" not in str(error):
+            raise
+        return _fail(ValueError("out of memory: try a smaller `--batch_size`, or --dtype bfloat16"))
     except KeyboardInterrupt:
         print("hvae-sr: interrupted", file=sys.stderr)
         return 130
@@ -105,8 +110,11 @@ def _load(options: argparse.Namespace) -> Any:
     logging.disable_progress_bar()
     try:
         device = PartialState().device if options.device == "auto" else torch.device(options.device)
-    except RuntimeError:
-        raise ValueError(f"`--device`: there is no device {options.device!r}") from None
+        if device.type == "meta":
+            raise RuntimeError("it computes nothing")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"`--device`: cannot use {options.device!r}: {str(error).splitlines()[0]}") from None
     dtype = torch.float32 if options.dtype == "auto" else getattr(torch, options.dtype)
     pipeline = SuperResolutionPipeline.from_pretrained(options.model, dtype=dtype)
     return pipeline.to(device)
@@ -115,25 +123,67 @@ def _load(options: argparse.Namespace) -> Any:
 def _upscale(options: argparse.Namespace) -> int:
     from accelerate import PartialState
 
-    from .images import find_images, load_image
-
-    paths = find_images(options.inputs, recursive=options.recursive)
-    if not paths:
-        raise ValueError(f"`INPUT`: no images in {', '.join(options.inputs)}")
-    load_image(paths[0])  # a typo should not cost the time to load a model
+    paths = _inputs(options)
+    folder = Path(options.output_dir)
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise ValueError(f"`--output_dir`: cannot write to {folder}")
     pipeline = _load(options)
-    temperature = pipeline.config.default_temperature if options.temperature is None else options.temperature
+    if options.temperature is None:
+        options.temperature = pipeline.config.default_temperature
+    pipeline.check_inputs(
+        temperature=options.temperature, num_samples=options.num_samples, batch_size=options.batch_size
+    )
+    folder.mkdir(parents=True, exist_ok=True)
     failed = 0
     with PartialState().split_between_processes(paths) as share:  # all of them, unless under `accelerate launch`
         for path in share:
             try:
-                _upscale_one(pipeline, path, temperature, options)
+                _upscale_one(pipeline, path, options)
             except (ValueError, OSError) as error:
-                failed = _fail(error)
+                named = str(path) in str(error)
+                failed = _fail(error if named else ValueError(f"{path}: {error}"))
     return failed
 
 
-def _upscale_one(pipeline: Any, path: Path, temperature: float, options: argparse.Namespace) -> None:
+def _inputs(options: argparse.Namespace) -> list[Path]:
+    """The image files to upscale; what the command itself wrote into its output folder is left out.
+
+    Raises:
+        ValueError: no image, one that is named and cannot be read while it is the only one, or two of one name, whose
+            results would overwrite one another.
+    """
+    from .images import find_images, load_image
+
+    output = Path(options.output_dir).resolve()
+    given = {Path(source).resolve() for source in options.inputs}
+    paths = [
+        path
+        for path in find_images(options.inputs, recursive=options.recursive)
+        if path.resolve() in given or output not in path.resolve().parents or not _made_here(path)
+    ]
+    if not paths:
+        raise ValueError(f"`INPUT`: no images in {', '.join(options.inputs)}")
+    stems: dict[str, Path] = {}
+    for path in paths:
+        if path.stem in stems:
+            raise ValueError(f"`INPUT`: {stems[path.stem]} and {path} would write files of the same name")
+        stems[path.stem] = path
+    if len(paths) == 1:
+        load_image(paths[0])  # a typo should not cost the time to load a model
+    return paths
+
+
+def _made_here(path: Path) -> bool:
+    from .images import ImageError, read_metadata
+
+    try:
+        return bool(read_metadata(path))
+    except ImageError:
+        return False
+
+
+def _upscale_one(pipeline: Any, path: Path, options: argparse.Namespace) -> None:
     """Samples, mean and uncertainty map of one image; nothing is written before everything is computed."""
     from . import __version__
     from .images import load_image, save_image, uncertainty_to_pil
@@ -142,7 +192,7 @@ def _upscale_one(pipeline: Any, path: Path, temperature: float, options: argpars
     pipeline.set_progress_bar_config(desc=path.name, leave=False)
     out = pipeline(
         image,
-        temperature=temperature,
+        temperature=options.temperature,
         num_samples=options.num_samples,
         seed=options.seed,
         enforce_consistency=not options.no_consistency,
@@ -150,28 +200,32 @@ def _upscale_one(pipeline: Any, path: Path, temperature: float, options: argpars
         output_type="pil",
     )
     scale = pipeline.config.scale_factor
-    folder = Path(options.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{path.stem}_x{scale}"
-    common = {
+    stem = Path(options.output_dir) / f"{path.stem}_x{scale}"
+    facts = {
         "model": options.model,
         "version": __version__,
-        "temperature": temperature,
+        "temperature": options.temperature,
         "scale_factor": scale,
         "consistent": not options.no_consistency,
-        "dtype": options.dtype,
+        "dtype": str(pipeline.vdvae.dtype).removeprefix("torch."),
+        "device": pipeline.device.type,
         "source": path.name,
     }
-    description = {**common, "seeds": out.seeds}
+    for picture in (*out.images, *out.mean):  # the numbers mean the input's colours, whatever its profile
+        picture.info["icc_profile"] = image.info.get("icc_profile")
     for picture, seed, decibels in zip(out.images, out.seeds, out.lr_psnr, strict=True):
-        name = folder / f"{stem}_seed{seed}.png"
-        save_image(picture, name, {**common, "seed": seed, "lr_psnr": decibels})
-        print(f"{name}  LR-PSNR {decibels:.1f} dB")
-    mean, std = folder / f"{stem}_mean.png", folder / f"{stem}_std.png"
-    save_image(out.mean[0], mean, {**description, "what": "mean of the samples"})
-    print(f"{mean}  mean of {len(out.images)} samples")
-    save_image(uncertainty_to_pil(out.std[0]), std, {**description, "what": "standard deviation of the samples"})
-    print(f"{std}  uncertainty: standard deviation from 0 (black) to 0.1 of the range and above (light)")
+        save_image(picture, f"{stem}_seed{seed}.png", {**facts, "seed": seed, "lr_psnr": round(decibels, 4)})
+        _say(f"{stem}_seed{seed}.png  LR-PSNR {decibels:.1f} dB")
+    facts["seeds"] = out.seeds
+    save_image(out.mean[0], f"{stem}_mean.png", {**facts, "what": "mean of the samples"})
+    _say(f"{stem}_mean.png  mean of {len(out.images)} samples")
+    save_image(uncertainty_to_pil(out.std[0]), f"{stem}_std.png", {**facts, "what": "standard deviation"})
+    _say(f"{stem}_std.png  uncertainty: standard deviation from 0 (black) to 0.1 of the range and above (light)")
+
+
+def _say(line: str) -> None:
+    """Prints a line whose file names may hold bytes that are no text."""
+    print(line.encode(errors="replace").decode())
 
 
 def _convert(options: argparse.Namespace) -> int:

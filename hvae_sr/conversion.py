@@ -12,7 +12,8 @@ import pickle
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -306,15 +307,12 @@ def convert(
     recipe = _recipe_from_preset(preset) if preset is not None else None  # before a large file is read
     state = load_checkpoint(checkpoint)
     lr_class = _lr_class(state)
-    recipe = recipe or _recipe_from_hparams(hparams or {}, lr_class)
-    if recipe.lr_class != lr_class:
+    if recipe is not None and recipe.lr_class != lr_class:
         expected, found = _KINDS[recipe.lr_class], _KINDS[lr_class]
         raise ConversionError(f"`preset` {preset!r} is for a {expected}, the checkpoint holds a {found}")
-
-    with torch.device("meta"):  # names and shapes without memory
-        models: list[ModelMixin] = [VDVAE(**recipe.vdvae)]
-        if lr_class is not None:
-            models.append(_LR_CLASSES[lr_class](**recipe.lr_network))
+    with _wrong_values("preset" if hparams is None else "hparams"):
+        recipe = recipe or _recipe_from_hparams(hparams or {}, lr_class)
+        models = _meta_models(recipe)
     parts = [(model, _published_names(model, *_PREFIXES[lr_class])) for model in models]
     used = {name for _, names in parts for name in names.values()}
     unused = re.compile(_UNUSED.get(lr_class or "", "(?!)"))
@@ -328,6 +326,27 @@ def convert(
     from .pipelines import SuperResolutionPipeline
 
     return _write(SuperResolutionPipeline(vdvae=models[0], lr_encoder=models[1], **recipe.pipeline), output)
+
+
+@contextmanager
+def _wrong_values(argument: str) -> Iterator[None]:
+    """Values of a wrong type or size surface wherever they are first used, as nearly every type of error."""
+    try:
+        yield
+    except ConversionError:
+        raise
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
+        message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ConversionError(f"`{argument}`: {message}") from error
+
+
+def _meta_models(recipe: _Recipe) -> list[ModelMixin]:
+    """The VDVAE and, where there is one, the LR network: names and shapes without memory."""
+    with torch.device("meta"):
+        models: list[ModelMixin] = [VDVAE(**recipe.vdvae)]
+        if recipe.lr_class is not None:
+            models.append(_LR_CLASSES[recipe.lr_class](**recipe.lr_network))
+    return models
 
 
 def _adopt_normalisation(model: Any, shift: float, scale: float) -> None:

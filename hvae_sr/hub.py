@@ -22,11 +22,13 @@ def resolve(name: str | os.PathLike[str]) -> str:
         ValueError: neither a folder nor a bundled name, and no "owner/name" either.
     """
     text = os.fspath(name)
-    if os.path.isdir(text):
+    if os.path.isfile(os.path.join(text, "model_index.json")):
         return text
     bundled = bundled_checkpoints()
     if text in bundled:
         return str(bundled[text])
+    if os.path.isdir(text):
+        return text
     if text.count("/") == 1 and not text.startswith((".", "/")) and not text.endswith("/"):
         return text
     raise ValueError(

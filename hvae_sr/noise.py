@@ -63,10 +63,10 @@ def _words(keys: Tensor, offset: tuple[int, int], height: int, width: int) -> Te
 
 
 def _uniforms(words: Tensor) -> tuple[Tensor, Tensor]:
-    """Two independent uniforms in (0, 1), of 24 bits each, from every word."""
-    scale = 2.0**-24
-    first = (_shift_right(words, 40).to(torch.float32) + 0.5) * scale
-    second = ((_shift_right(words, 8) & 0xFFFFFF).to(torch.float32) + 0.5) * scale
+    """Two independent uniforms in (0, 1) from every word: of 23 bits each, or fp32 would round the highest to 1."""
+    scale = 2.0**-23
+    first = (_shift_right(words, 41).to(torch.float32) + 0.5) * scale
+    second = ((_shift_right(words, 8) & 0x7FFFFF).to(torch.float32) + 0.5) * scale
     return first, second
 
 

@@ -3,6 +3,7 @@
 import math
 import operator
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ def check_count(name: str, value: Any, minimum: int, maximum: float = math.inf) 
     """Raises a ValueError unless `value` is None or a whole number in [minimum, maximum]."""
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not minimum <= int(value) <= maximum:
         allowed = f">= {minimum}" if maximum == math.inf else f"between {minimum} and {maximum}"
         raise ValueError(f"`{name}` must be a whole number {allowed}, got {value!r}")
 
@@ -27,7 +28,7 @@ def check_temperature(name: str, value: Any, num_groups: int) -> None:
     """Raises a ValueError unless `value` is None, a finite number >= 0, or one for each group."""
     values = list(value) if isinstance(value, _LISTS) else [0.0 if value is None else value]
     for tau in values:
-        if isinstance(tau, bool) or not isinstance(tau, (int, float)) or not 0 <= tau < math.inf:
+        if isinstance(tau, bool) or not isinstance(tau, Real) or not 0 <= float(tau) < math.inf:
             raise ValueError(f"`{name}` must be a finite number >= 0, got {tau!r}")
     if isinstance(value, _LISTS) and len(values) != num_groups:
         raise ValueError(f"`{name}` must be a number or one for each of {num_groups} groups, got {len(values)}")

@@ -76,11 +76,27 @@ class SuperResolutionPipeline(DiffusionPipeline):
             default_temperature=default_temperature,
         )
         self.operator = Downsampling(scale_factor, downsampling_kernel)
-        if vdvae.config.image_size != lr_encoder.config.image_size * scale_factor:
+        self._check_fit()
+
+    def _check_fit(self) -> None:
+        """Raises a ValueError unless the LR network was made for this decoder, scale and kernel."""
+        vdvae, network, own = self.vdvae.config, self.lr_encoder.config, self.config
+        if vdvae.image_size != network.image_size * own.scale_factor:
             raise ValueError(
-                f"`scale_factor` = {scale_factor} does not fit: the VDVAE works at {vdvae.config.image_size}, the LR "
-                f"network at {lr_encoder.config.image_size}"
+                f"`scale_factor` = {own.scale_factor} does not fit: the VDVAE works at {vdvae.image_size}, the LR "
+                f"network at {network.image_size}"
             )
+        expected = {
+            "decoder_blocks": vdvae.decoder_blocks,
+            "decoder_width": vdvae.width,
+            "decoder_custom_widths": vdvae.custom_widths,
+            "latent_channels": vdvae.latent_channels,
+        }
+        if network.get("likelihood_location") is not None:
+            expected |= {"scale_factor": own.scale_factor, "downsampling_kernel": own.downsampling_kernel}
+        for name, value in expected.items():
+            if (network.get(name, value) or None) != (value or None):
+                raise ValueError(f"`lr_encoder` was made for {name} {network[name]!r}, the pipeline has {value!r}")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
@@ -100,29 +116,35 @@ class SuperResolutionPipeline(DiffusionPipeline):
     def check_inputs(
         self,
         temperature: float | Sequence[float],
-        lr_posterior_temperature: float | Sequence[float] | None,
         num_samples: int,
-        batch_size: int | None,
-        window_size: int | None,
-        output_type: str,
-        seed: int | Sequence[int] | None,
-        generator: torch.Generator | Sequence[torch.Generator] | None,
-        noise: Sequence[Tensor] | None,
-        num_conditioned_groups: int | None,
+        batch_size: int | None = None,
+        lr_posterior_temperature: float | Sequence[float] | None = None,
+        window_size: int | None = None,
+        output_type: str = "pil",
+        seed: int | Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        noise: Sequence[Tensor] | None = None,
+        num_conditioned_groups: int | None = None,
+        sample_pixels: bool = False,
     ) -> None:
         """Raises a ValueError that names the argument and its value."""
-        for name, count in (("num_samples", num_samples), ("batch_size", batch_size), ("window_size", window_size)):
-            check_count(name, count, 1)
+        check_count("num_samples", num_samples, 1)
+        check_count("batch_size", batch_size, 1)
+        check_count("window_size", window_size, 1)
+        groups = self.vdvae.num_groups
+        check_count("num_conditioned_groups", num_conditioned_groups, 0, groups)
+        check_temperature("temperature", temperature, groups)
+        check_temperature("lr_posterior_temperature", lr_posterior_temperature, groups)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}; got {output_type!r}")
         if seed is not None and generator is not None:
             raise ValueError("`seed` and `generator` were both given; a generator only supplies seeds")
         if noise is not None and (seed is not None or generator is not None):
             raise ValueError("`noise` was given together with `seed` or `generator`, which would have no effect")
-        groups = self.vdvae.num_groups
-        check_count("num_conditioned_groups", num_conditioned_groups, 0, groups)
-        check_temperature("temperature", temperature, groups)
-        check_temperature("lr_posterior_temperature", lr_posterior_temperature, groups)
+        if noise is not None and sample_pixels:
+            raise ValueError("`noise` holds no draws of pixels: `sample_pixels=True` needs `seed` or `generator`")
+        if lr_posterior_temperature is not None and not isinstance(self.lr_encoder, LREncoder):
+            raise ValueError("`lr_posterior_temperature` has no effect on this model: it has no q_psi(z|y)")
 
     @torch.no_grad()
     def __call__(
@@ -155,7 +177,8 @@ class SuperResolutionPipeline(DiffusionPipeline):
             enforce_consistency: whether samples are projected on {x : Hx = y}.
             seed: sample j of every image has the seed `seed + j`; a list gives one base seed for each image.
             generator: supplies a base seed for each image; or one generator for each image.
-            num_conditioned_groups: lets y enter the first so many groups only; None means all that the model has.
+            num_conditioned_groups: lets y into the first so many groups only; None means all that the model has. A
+                likelihood that is centred on y stays so.
             lr_posterior_temperature: the temperature of the groups drawn from q_psi (CVDVAE), if it is to differ; the
                 published CVDVAE code leaves it at 1.
             noise: standard normal draws instead of seeds, one `[N, C, h, w]` tensor for each group, N = images x
@@ -167,7 +190,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
             window_size: side, in pixels of y, of the windows that larger images are sampled in, margins left out;
                 None chooses windows of a million HR pixels. Memory does not grow beyond what a window, the input and
                 the samples take; a window sees the noise of the whole, and the projection is that of the whole.
-            output_type: "pil", "np", "pt", or "latent" (only z, nothing is decoded).
+            output_type: "pil", "np", "pt", or "latent" (only z).
             return_latents: also returns z.
             return_dict: a `SuperResolutionOutput`, or its tuple.
 
@@ -177,16 +200,17 @@ class SuperResolutionPipeline(DiffusionPipeline):
         # 1. Check and convert the inputs.
         temperature = self.config.default_temperature if temperature is None else temperature
         self.check_inputs(
-            temperature,
-            lr_posterior_temperature,
-            num_samples,
-            batch_size,
-            window_size,
-            output_type,
-            seed,
-            generator,
-            noise,
-            num_conditioned_groups,
+            temperature=temperature,
+            num_samples=num_samples,
+            batch_size=batch_size,
+            lr_posterior_temperature=lr_posterior_temperature,
+            window_size=window_size,
+            output_type=output_type,
+            seed=seed,
+            generator=generator,
+            noise=noise,
+            num_conditioned_groups=num_conditioned_groups,
+            sample_pixels=sample_pixels,
         )
         images = prepare_images(image)  # [3, h, w] in [0, 1] each
         for y in images:
@@ -217,7 +241,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
                 padded = self._pad(y)  # [1, 3, h', w'] on [-1, 1]
                 windows = self._windows(padded, window_size)
                 shared = self.lr_encoder.encode(padded) if len(windows) == 1 else None
-                moments = RunningMoments()
+                moments, chunks = RunningMoments(), []
                 pixels = max(math.prod(self._hr_size(padded[window.crop])) for window in windows)
                 chunk = batch_size or max(1, PIXELS_PER_CHUNK // pixels)
                 for start in range(0, num_samples, chunk):
@@ -233,14 +257,14 @@ class SuperResolutionPipeline(DiffusionPipeline):
                         _rows(latents, chosen),
                         arguments,
                     )
-                    if keep_latents:
-                        gathered["latents"].append(out.latents)
+                    chunks.append(out.latents)
                     if output_type != "latent":
                         samples = self._finish(out.sample, y, enforce_consistency, output_type, consistency)
                         for sample in samples:
                             moments.add(sample)
                             gathered["images"].append(convert(sample, output_type))
                     bar.update(stop - start)
+                gathered["latents"].append([torch.cat(group) for group in zip(*chunks, strict=True)])
                 if output_type != "latent":
                     gathered["mean"].append(convert(moments.mean, output_type))
                     std = moments.std()
@@ -248,7 +272,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
 
         # 3. Gather.
         self.maybe_free_model_hooks()
-        all_latents = self._gather_latents(gathered["latents"]) if keep_latents else None
+        all_latents = _join_latents(gathered["latents"]) if keep_latents else None
         if output_type == "latent":
             output = SuperResolutionOutput(images=all_latents, seeds=seeds, latents=all_latents)
         else:
@@ -282,7 +306,8 @@ class SuperResolutionPipeline(DiffusionPipeline):
     @property
     def _multiple(self) -> int:
         """What the sides of y must be multiples of, for both networks."""
-        return math.lcm(self.lr_encoder.size_multiple, math.ceil(self.vdvae.size_multiple / self.operator.scale_factor))
+        multiple = self.vdvae.size_multiple
+        return math.lcm(self.lr_encoder.size_multiple, multiple // math.gcd(multiple, self.operator.scale_factor))
 
     def _pad(self, y: Tensor) -> Tensor:
         """y `[3, h, w]` in [0, 1] -> `[1, 3, h', w']` on [-1, 1], its edges repeated up to what the networks need."""
@@ -332,7 +357,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
             source: NoiseSource = (
                 CounterNoise(seeds, origin=(window.outer[0] * scale, window.outer[1] * scale))
                 if seeds is not None
-                else TensorNoise([z for z in self._crop(noise, window) if z is not None])
+                else TensorNoise(self._crop(noise, window))  # type: ignore[arg-type]  # none of them is None
             )
             condition = shared if shared is not None else self.lr_encoder.encode(view)
             out = self.vdvae.sample(
@@ -396,13 +421,13 @@ class SuperResolutionPipeline(DiffusionPipeline):
         errors = [(self.operator(row.to(wide)) - y.to(wide)).square().mean().item() for row in x]
         return [math.inf if error == 0 else -10 * math.log10(error) for error in errors]
 
-    @staticmethod
-    def _gather_latents(chunks: list[tuple[Tensor, ...]]) -> Any:
-        """Chunks of rows, one tuple of groups each -> one `[N, C, h, w]` for each group, or the chunks of each size."""
-        groups = list(zip(*chunks, strict=True))
-        if any(len({z.shape[1:] for z in group}) > 1 for group in groups):
-            return chunks
-        return [torch.cat(group) for group in groups]
+
+def _join_latents(images: list[list[Tensor]]) -> Any:
+    """Latents of each image, one `[n, C, h, w]` for each group -> those of all, or the list where sizes differ."""
+    groups = list(zip(*images, strict=True))
+    if any(len({z.shape for z in group}) > 1 for group in groups):
+        return images
+    return [torch.cat(group) for group in groups]
 
 
 def _rows(values: Sequence[Tensor | None] | None, chosen: slice) -> list[Tensor | None] | None:

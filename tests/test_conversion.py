@@ -317,6 +317,43 @@ def test_a_missing_checkpoint_is_a_value_error(tmp_path: Path) -> None:
         convert(tmp_path / "none.th", tmp_path / "out", preset="ffhq256")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"width": "8"},
+        {"width": None, "hparams": [1]},
+        {"hparams": [1]},
+        {"enc_blocks": 8},
+        {"image_size": "8"},
+        {"image_size": 0},
+        {"shift": "far"},
+        {"custom_width_str": "4:wide"},
+        {"width": float("inf")},
+        {"input_normalisation": 3},
+    ],
+    ids=str,
+)
+def test_hparams_of_wrong_types_are_refused_in_one_line(
+    changes: dict[str, Any], vdvae_state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    path = saved(vdvae_state, tmp_path / "weights.th")
+    with pytest.raises(ConversionError) as caught:
+        convert(path, tmp_path / "out", hparams=HPARAMS | changes)
+    assert str(caught.value).startswith("`hparams`") and "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"image_size_y": "4"}, {"image_size_y": 0}, {"ky": "3"}, {"enc_blocks_y": 4}], ids=str
+)
+def test_hparams_of_wrong_types_for_the_lr_network_are_refused_too(
+    changes: dict[str, Any], cvdvae_state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    path = saved(cvdvae_state, tmp_path / "weights.ckpt")
+    with pytest.raises(ConversionError, match="^`hparams`: "):
+        convert(path, tmp_path / "out", hparams=HPARAMS_CVDVAE | changes)
+
+
 def test_an_output_that_exists_is_left_alone(vdvae_state: dict[str, Tensor], tmp_path: Path) -> None:
     path = saved(vdvae_state, tmp_path / "weights.th")
     (tmp_path / "out").mkdir()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from hvae_sr.noise import CounterNoise, GeneratorNoise, TensorNoise, as_noise_source
+from hvae_sr.noise import CounterNoise, GeneratorNoise, TensorNoise, _uniforms, as_noise_source
 
 CPU = torch.device("cpu")
 SIDE = 128
@@ -113,6 +113,20 @@ def test_uniforms_are_uniform_and_inside_the_open_interval(source: CounterNoise 
         assert 0 < values.min() and values.max() < 1
         assert stats.kstest(values.flatten().numpy(), "uniform").pvalue > 1e-4
         assert torch.isfinite(torch.log(values)).all() and torch.isfinite(torch.log1p(-values)).all()
+
+
+def test_the_extreme_words_lie_inside_the_open_interval_too() -> None:
+    for values in _uniforms(torch.tensor([-1, 0])):
+        assert values.dtype == torch.float32
+        assert values.tolist() == [1 - 2**-24, 2**-24]
+
+
+def test_the_two_uniforms_of_a_word_share_no_bit() -> None:
+    zeros = _uniforms(torch.tensor([0]))
+    for bit in range(64):
+        word = torch.tensor([1 << bit if bit < 63 else -(1 << 63)])
+        changed = [not torch.equal(a, b) for a, b in zip(zeros, _uniforms(word), strict=True)]
+        assert changed == [bit >= 41, 8 <= bit < 31]
 
 
 def test_uniforms_and_normals_are_unrelated() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload, cpu_offload_with_hook
+from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -563,3 +564,20 @@ def test_a_variant_that_is_not_there_is_named(make_pipeline: MakePipeline, tmp_p
     make_pipeline().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="variant=fp16"):
         SuperResolutionPipeline.from_pretrained(tmp_path, variant="fp16")
+
+
+def test_the_generic_loader_of_diffusers_finds_the_class(make_pipeline: Any, tmp_path: Path) -> None:
+    make_pipeline("cvdvae").save_pretrained(tmp_path)
+    assert isinstance(DiffusionPipeline.from_pretrained(tmp_path), SuperResolutionPipeline)
+
+
+def test_networks_that_were_not_made_for_each_other_are_refused(make_vdvae: Any, make_lr_network: Any) -> None:
+    with pytest.raises(ValueError, match="decoder_width"):
+        SuperResolutionPipeline(make_vdvae(width=16), make_lr_network("cvdvae"))
+
+
+def test_latents_of_images_of_several_sizes_come_image_by_image(make_pipeline: Any) -> None:
+    pipe = make_pipeline("cvdvae")
+    images = [np.zeros((8, 8, 3), np.float32), np.zeros((8, 12, 3), np.float32)]
+    latents = pipe(images, num_samples=3, batch_size=2, output_type="latent", seed=0).latents
+    assert [[z.shape[0] for z in image] for image in latents] == [[3] * pipe.vdvae.num_groups] * 2

@@ -1,10 +1,12 @@
 import json
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from hvae_sr.evaluation import (
@@ -265,6 +267,67 @@ def test_settings_without_published_figures_have_no_published_rows(folder):
 def test_bad_settings_are_errors_that_name_them(folder, options, message):
     with pytest.raises(ValueError, match=message):
         run(NoisyBicubic(), folder, **options)
+
+
+@pytest.mark.parametrize("place", ["", "file/report.json", "file/a/report.json"])
+def test_a_report_that_cannot_be_written_is_refused_before_anything_is_computed(folder, tmp_path, place):
+    (tmp_path / "file").write_text("in the way")
+    before = sorted(tmp_path.rglob("*"))
+    pipeline = NoisyBicubic()
+    with pytest.raises(ValueError, match=f"`report_path`.*{re.escape(str(tmp_path / place))}"):
+        run(pipeline, folder, report_path=tmp_path / place)
+    assert not pipeline.calls
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_report_that_cannot_be_moved_into_place_leaves_no_temporary_file(tmp_path):
+    (tmp_path / "report.json").mkdir()
+    with pytest.raises(OSError):
+        write_report({"rows": []}, tmp_path / "report.json")
+    assert [path.name for path in tmp_path.rglob("*")] == ["report.json"]
+
+
+def test_a_report_path_with_a_trailing_slash_is_a_file(folder, tmp_path):
+    report = run(None, folder, report_path=f"{tmp_path}/new/")
+    write_report(report, f"{tmp_path}/new/")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["Set5", "new"] and (tmp_path / "new").is_file()
+
+
+@pytest.mark.parametrize("pipeline", [None, NoisyBicubic("matlab-bicubic")])
+def test_errors_about_an_image_name_it(folder, pipeline):
+    Image.new("RGB", (3, 50)).save(folder / "small.png")
+    with pytest.raises(ValueError, match="^small.png: "):
+        run(pipeline, folder, protocol="standard")  # it cannot be prepared
+    Image.new("RGB", (12, 12)).save(folder / "small.png")
+    with pytest.raises(ValueError, match="^small.png: "):
+        run(pipeline, folder, protocol="standard")  # too small for the windows of SSIM
+    (folder / "small.png").write_text("no image")
+    with pytest.raises(ValueError, match="small.png"):
+        run(pipeline, folder, protocol="standard")
+
+
+def test_weights_are_summed_on_the_cpu(folder, monkeypatch):
+    class Elsewhere(torch.nn.Parameter):
+        """As on MPS: there is no fp64."""
+
+        moved = 0
+
+        def detach(self):
+            return self
+
+        def cpu(self):
+            Elsewhere.moved += 1
+            return self.data.as_subclass(torch.Tensor)
+
+        def abs(self):
+            raise TypeError("MPS has no float64")
+
+    pipeline = NoisyBicubic()
+    network = torch.nn.Linear(2, 1, bias=False)
+    network.weight = Elsewhere(torch.tensor([[1.0, -2.0]]))
+    pipeline.components = {"vdvae": network}
+    report = run(pipeline, folder)
+    assert report["pipeline"]["weights"] == {"vdvae": "3.000000000e+00"} and Elsewhere.moved == 1
 
 
 def test_a_folder_without_images_is_an_error(tmp_path):

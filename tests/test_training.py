@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, tracking
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DistributedType
 from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
@@ -23,7 +25,7 @@ import train
 from hvae_sr import VDVAE, LREncoder, SuperResolutionPipeline
 from hvae_sr.data import ImageFolder
 from hvae_sr.training import Trainer, TrainingConfig, parse_arguments
-from hvae_sr.training.build import build_objective
+from hvae_sr.training.build import build_objective, check_gradients
 from hvae_sr.training.checkpoints import list_checkpoints
 
 STAGES = ["vdvae", "lr-encoder", "vdvae-sr"]
@@ -522,7 +524,9 @@ BAD = {  # what is changed, and what the error must name; the folder of photogra
         {"stage": "lr-encoder", "downsampling_kernel": "cubic", "lr_config": "LR", "pretrained_vdvae": "PRIOR"},
         ["kernel", "cubic"],
     ),
-    "a folder that is a file": ({"output_dir": "DAMAGED"}, ["output_dir", "damaged.json"]),
+    "a folder that is a file": ({"output_dir": "DAMAGED", "train_data_dir": MISSING}, ["output_dir", "damaged.json"]),
+    "a folder below a file": ({"output_dir": "BELOW", "train_data_dir": MISSING}, ["output_dir", "damaged.json"]),
+    "a tracker that does not exist": ({"report_to": "paper", "train_data_dir": MISSING}, ["report_to", "paper"]),
 }
 
 
@@ -543,6 +547,7 @@ def test_bad_input_ends_with_one_line_and_leaves_nothing(case, options, configs,
         "LIST": write(tmp_path / "list.yaml", "- 1\n"),
         "BROKEN": write(tmp_path / "broken.yaml", "a: [1\nb: {"),
     }
+    places["BELOW"] = places["DAMAGED"] / "a" / "b"
     before = sorted(tmp_path.rglob("*"))
     changes = {name: places.get(value, value) if isinstance(value, str) else value for name, value in changes.items()}
     values = {"stage": "vdvae", "output_dir": tmp_path / "out", **changes}
@@ -551,6 +556,58 @@ def test_bad_input_ends_with_one_line_and_leaves_nothing(case, options, configs,
     assert len(lines) == 1 and lines[0].startswith("train.py: error: "), lines
     assert all(word in lines[0] for word in named), lines[0]
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["wandb", "all"])
+def test_a_tracker_that_is_not_installed_is_refused(name, options, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(tracking, "_available_trackers", [])
+    assert train.main(options("vdvae", tmp_path / "out", report_to=name, train_data_dir=MISSING)) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "`report_to`" in line and "installed" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_errors_of_the_file_system_end_with_one_line(options, tmp_path, capfd, monkeypatch):
+    def full_disk(*arguments):
+        raise OSError("no space left\non device")
+
+    monkeypatch.setattr(Accelerator, "save_state", full_disk)
+    assert train.main(options("vdvae", tmp_path)) == 2
+    assert capfd.readouterr().err.endswith("\ntrain.py: error: no space left on device\n")
+
+
+def test_parameters_that_nothing_reads_are_named(options, tmp_path, caplog):
+    blocks = {"blocks": "8x1,8d2,4x1", "upsampling_blocks": None, "num_conditioned_groups": 1}
+    lr_config = write(tmp_path / "lr.json", json.dumps({**LR_CONFIGS["lr-encoder"], **blocks}))
+    config = parse_arguments(options("lr-encoder", tmp_path / "out", lr_config=lr_config))
+    objective, named = build_objective(config), r"parameters get no gradient.*lr_network\.network.*blocks\."
+    with pytest.raises(ValueError, match=named):
+        check_gradients(objective, config, torch.device("cpu"), num_processes=2)
+    check_gradients(objective, config, torch.device("cpu"), num_processes=1)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert re.search(named, caplog.text)
+    assert all(parameter.grad is None for parameter in objective.parameters())
+    assert train.main(options("lr-encoder", tmp_path / "out", lr_config=lr_config, max_train_steps=1)) == 0
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_parameter_of_a_stage_gets_a_gradient(stage, options, tmp_path):
+    config = parse_arguments(options(stage, tmp_path))
+    check_gradients(build_objective(config), config, torch.device("cpu"), num_processes=2)
+
+
+def test_nothing_to_train_is_an_error(options, tmp_path):
+    config = parse_arguments(options("vdvae", tmp_path))
+    objective = build_objective(config).requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing to train"):
+        check_gradients(objective, config, torch.device("cpu"), num_processes=1)
+
+
+def test_sharded_training_is_refused(options, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(Accelerator, "distributed_type", property(lambda self: DistributedType.FSDP))
+    assert train.main(options("vdvae", tmp_path / "out", train_data_dir=MISSING)) == 2
+    assert "FSDP is not supported" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_fresh_start_over_an_earlier_run_is_refused(options, tmp_path, capsys):

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -28,15 +28,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..images import IMAGE_SUFFIXES, load_image
+from ..images import IMAGE_SUFFIXES, ImageError, load_image
 from ..operators import Downsampling
 from . import metrics
+from .storage import Partial, Rows, partial_path, strict, write_atomically
 
 logger = logging.getLogger(__name__)
 
 Uint8 = NDArray[np.uint8]
 Float = NDArray[np.floating[Any]]
-Rows = dict[str, dict[str, float]]
 
 
 @cache
@@ -130,11 +130,24 @@ def _project(operator: Downsampling, images: Float, y: torch.Tensor) -> Float:
     return np.moveaxis(operator.project(metrics.to_planes(images), y).numpy(), -3, -1)
 
 
-class _Scorer:
-    """The measurements on one (HR, LR) pair."""
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Errors name the image they are about."""
+    try:
+        yield
+    except ImageError:  # it does already
+        raise
+    except (ValueError, RuntimeError, ArithmeticError, LookupError) as error:
+        raise ValueError(f"{file.name}: {error}") from error
 
-    def __init__(self, protocol: EvaluationProtocol, hr: Uint8, lr: Uint8, scale: int):
-        self.protocol, self.hr, self.lr, self.scale = protocol, hr, lr, scale
+
+class _Scorer:
+    """The measurements on the (HR, LR) pair of one image."""
+
+    def __init__(self, protocol: EvaluationProtocol, file: Path, size: int, scale: int):
+        with _naming(file):
+            hr, lr = protocol.prepare(load_image(file), size, scale)
+        self.protocol, self.file, self.hr, self.lr, self.scale = protocol, file, hr, lr, scale
         self.operator, self.y = _operator(protocol.kernel, scale), metrics.to_planes(lr / 255)
 
     def quality(self, estimate: Float) -> dict[str, float]:
@@ -162,9 +175,9 @@ class _Scorer:
 
 
 def _describe_pipeline(pipeline: Any) -> dict[str, Any]:
-    """Class, configuration and, as a fingerprint of the weights, the sum of their magnitudes."""
+    """Class, configuration and, as a fingerprint of the weights, the sum of their magnitudes (on the CPU, in fp64)."""
     weights = {
-        name: f"{sum(float(p.detach().abs().sum(dtype=torch.float64)) for p in module.parameters()):.9e}"
+        name: f"{sum(float(p.detach().cpu().abs().sum(dtype=torch.float64)) for p in module.parameters()):.9e}"
         for name, module in getattr(pipeline, "components", {}).items()
         if isinstance(module, torch.nn.Module)
     }
@@ -176,50 +189,6 @@ def _versions() -> dict[str, str | None]:
     modules = {"numpy": np, "pillow": PIL, "scikit-image": skimage, "hvae-sr": sys.modules.get("hvae_sr")}
     versions = {name: getattr(module, "__version__", None) for name, module in modules.items()}
     return {"python": platform.python_version(), "torch": str(torch.__version__), **versions}
-
-
-def _strict(value: Any) -> Any:
-    """JSON has no infinity: non-finite floats become strings, which `float` reads."""
-    if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write_atomically(text: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-class _Partial:
-    """Per-image results in ``REPORT.json.partial``: one line of settings, then one line per image."""
-
-    def __init__(self, report_path: str | os.PathLike[str] | None, settings: dict[str, Any]):
-        self.path = None if report_path is None else Path(f"{os.fspath(report_path)}.partial")
-        self.done: dict[tuple[str, str], Rows] = {}
-        kept = [header := json.dumps(_strict(settings)) + "\n"]
-        if self.path is None:
-            return
-        if self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            if lines[:1] == [header]:
-                kept = [line for line in lines if line.endswith("\n")]  # the last one may be cut off
-            else:
-                logger.warning("%s holds results of other settings: starting afresh.", self.path)
-        for line in kept[1:]:
-            record = json.loads(line)
-            rows = {name: {k: float(v) for k, v in row.items()} for name, row in record["rows"].items()}
-            self.done[record["image"], record["sha256"]] = rows
-        _write_atomically("".join(kept), self.path)
-
-    def add(self, image: str, sha256: str, rows: Rows) -> None:
-        self.done[image, sha256] = rows
-        if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(_strict({"image": image, "sha256": sha256, "rows": rows})) + "\n")
 
 
 def _list_images(data_dir: str | os.PathLike[str]) -> list[Path]:
@@ -268,12 +237,13 @@ def _pipeline_rows(
             raise ValueError(f"`pipeline` must return {drawn * len(scorers)} images, got {len(images)}.")
         for index, scorer in enumerate(scorers):
             samples = np.stack([images[index * drawn + j] for j in range(drawn)]).astype(np.float32)
-            projected = _project(pipeline.operator, samples, scorer.y)
-            rows[index] |= scorer.samples(samples[:kept], label)
-            rows[index] |= scorer.samples(projected[:kept], f"{label} projected")
-            if covered:
-                covering = np.clip(projected[:covered], 0, 1)
-                rows[index][f"sample {label} projected"] |= metrics.calibration(covering, scorer.hr / 255)
+            with _naming(scorer.file):
+                projected = _project(pipeline.operator, samples, scorer.y)
+                rows[index] |= scorer.samples(samples[:kept], label)
+                rows[index] |= scorer.samples(projected[:kept], f"{label} projected")
+                if covered:
+                    covering = np.clip(projected[:covered], 0, 1)
+                    rows[index][f"sample {label} projected"] |= metrics.calibration(covering, scorer.hr / 255)
     return rows
 
 
@@ -316,7 +286,8 @@ def evaluate(
         progress_bar: show one.
 
     Returns a report for `write_report` and `markdown_table`: settings, ``rows`` (means), ``images`` (values).
-    Raises ValueError if a setting is out of range, there are no images, or the pipeline does not fit.
+    Raises ValueError if a setting is out of range, there are no images, the pipeline does not fit, or an image (it
+    is named) cannot be read or scored.
     """
     settings: dict[str, Any] = {
         "protocol": protocol,
@@ -341,17 +312,18 @@ def evaluate(
             logger.warning("The pipeline projects for %r, the protocol's is %r.", kernel, chosen.kernel)
         settings["pipeline"] = _describe_pipeline(pipeline)
         pipeline.set_progress_bar_config(disable=True)  # one bar, over the images
-    partial = _Partial(report_path, settings)
+    partial = Partial(report_path, settings)
     keys = [(file.name, hashlib.sha256(file.read_bytes()).hexdigest()[:16]) for file in files]
     todo = [(file, key) for file, key in zip(files, keys, strict=True) if key not in partial.done]
     step = max(1, (batch_size or 1) // num_samples)
     for start in tqdm(range(0, len(todo), step), desc=settings["dataset"], disable=not progress_bar):
         group = todo[start : start + step]
-        pairs = [chosen.prepare(load_image(file), size or 0, scale_factor) for file, _ in group]
-        scorers = [_Scorer(chosen, hr, lr, scale_factor) for hr, lr in pairs]
+        scorers = [_Scorer(chosen, file, size or 0, scale_factor) for file, _ in group]
         found = _pipeline_rows(pipeline, scorers, settings, batch_size) if pipeline is not None else []
-        for index, (_, key) in enumerate(group):
-            partial.add(*key, scorers[index].bicubic() | (found[index] if found else {}))
+        for index, (file, key) in enumerate(group):
+            with _naming(file):
+                rows = scorers[index].bicubic()
+            partial.add(*key, rows | (found[index] if found else {}))
     return {
         **settings,
         "num_images": len(files),
@@ -363,8 +335,8 @@ def evaluate(
 
 def write_report(report: dict[str, Any], path: str | os.PathLike[str]) -> None:
     """Write the report as JSON, whole or not at all, and remove ``PATH.partial``, which it replaces."""
-    _write_atomically(json.dumps(_strict(report), indent=1) + "\n", Path(path))
-    Path(f"{os.fspath(path)}.partial").unlink(missing_ok=True)
+    write_atomically(json.dumps(strict(report), indent=1) + "\n", Path(path))
+    partial_path(Path(path)).unlink(missing_ok=True)
 
 
 def published_rows(report: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:

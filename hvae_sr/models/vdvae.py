@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
@@ -304,11 +305,11 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         return x.to(stream_dtype(x), memory_format=torch.channels_last)
 
     def _temperatures(self, temperature: float | Sequence[float], argument: str) -> list[float]:
-        values = [temperature] * self.num_groups if isinstance(temperature, (int, float)) else list(temperature)
+        values: list[Any] = list(temperature) if isinstance(temperature, Sequence) else [temperature] * self.num_groups
         if len(values) != self.num_groups:
             raise ValueError(f"`{argument}` must be a number or one for each of {self.num_groups} groups, got {values}")
         for value in values:
-            if not (isinstance(value, (int, float)) and 0 <= value < float("inf")):
+            if not (isinstance(value, Real) and 0 <= float(value) < float("inf")):
                 raise ValueError(f"`{argument}` must be a finite number >= 0, got {value!r}")
         return [float(value) for value in values]
 
@@ -385,7 +386,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             condition: what an LR network's `encode` returned; its stream additions condition prior and posterior.
 
         Raises:
-            ValueError: sides that do not fit, values that are not finite or a wrong number of channels.
+            ValueError: sides that do not fit, or a wrong number of channels.
         """
         if sample.ndim != 4 or sample.shape[1] != 3:
             raise ValueError(f"`sample` must be [B, 3, H, W], got {tuple(sample.shape)}")

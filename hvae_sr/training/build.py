@@ -2,10 +2,13 @@
 
 import inspect
 import json
+import logging
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
 from diffusers.models.modeling_utils import ModelMixin
 
 from ..models import VDVAE, LRConditioner, LREncoder
@@ -13,6 +16,9 @@ from ..operators import Downsampling
 from .config import TrainingConfig
 from .objectives import ELBO, ConditionalELBO, Distillation, Objective
 
+logger = logging.getLogger(__name__)
+
+_NAMES_SHOWN = 5
 _Network = TypeVar("_Network", bound=ModelMixin)
 
 
@@ -58,6 +64,42 @@ def check_objective(objective: Objective, config: TrainingConfig, device: torch.
             f"the networks do not fit each other, or `resolution` {config.resolution} and "
             f"`scale_factor` {config.scale_factor}: {one_line(error)}"
         ) from error
+
+
+def check_gradients(objective: Objective, config: TrainingConfig, device: torch.device, num_processes: int) -> None:
+    """Looks for trainable parameters that the loss does not depend on; leaves no gradients.
+
+    Raises:
+        ValueError: there are some and several processes, which would wait for their gradients; or all are.
+    """
+    named = [(name, parameter) for name, parameter in objective.named_parameters() if parameter.requires_grad]
+    loss, _ = objective(torch.zeros(1, 3, config.resolution, config.resolution, dtype=torch.uint8, device=device), [0])
+    if not loss.requires_grad:
+        raise ValueError("there is nothing to train: the loss depends on no trainable parameter")
+    gradients = torch.autograd.grad(loss, [parameter for _, parameter in named], allow_unused=True)
+    idle = [name for (name, _), gradient in zip(named, gradients, strict=True) if gradient is None]
+    if not idle:
+        return
+    more = ", ..." if len(idle) > _NAMES_SHOWN else ""
+    message = f"{len(idle)} parameters get no gradient, nothing reads them: {', '.join(idle[:_NAMES_SHOWN])}{more}"
+    if num_processes > 1:
+        raise ValueError(f"{message}; with {num_processes} processes all must have one")
+    logger.warning("%s", message)
+
+
+def check_tracker(name: str | None) -> None:
+    """Accelerate leaves out a tracker that is not installed, without a word.
+
+    Raises:
+        ValueError: no tracker is called `name`, or it is not installed.
+    """
+    if name is None:
+        return
+    if name not in LoggerType.list():
+        raise ValueError(f"`report_to` must be one of {', '.join(LoggerType.list())}; got {name!r}")
+    available = [str(tracker) for tracker in get_available_trackers()]
+    if name not in available and not (name == "all" and available):
+        raise ValueError(f"`report_to`: {'no tracker is' if name == 'all' else f'{name} is not'} installed")
 
 
 def one_line(error: BaseException) -> str:

@@ -4,6 +4,8 @@ import logging
 import os
 import re
 import shutil
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -12,6 +14,26 @@ logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _PARTIAL = ".partial"
+
+
+def check_writable(output_dir: Path) -> None:
+    """Makes the folder, writes to it, and leaves everything as it was.
+
+    Raises:
+        ValueError: the folder cannot be made or written to.
+    """
+    missing: list[Path] = []
+    try:
+        missing = [path for path in (output_dir, *output_dir.parents) if not path.exists()]
+        output_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output_dir):
+            pass
+    except OSError as error:
+        raise ValueError(f"`output_dir`: {output_dir} cannot be written: {error}") from error
+    finally:
+        for path in missing:  # the innermost first
+            with suppress(OSError):
+                path.rmdir()
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:

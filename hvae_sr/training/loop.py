@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import SeedableRandomSampler
-from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
+from accelerate.utils import DataLoaderConfiguration, DistributedType, ProjectConfiguration, set_seed
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from ..data import ImageFolder
-from .build import build_objective, check_objective, one_line
-from .checkpoints import find_checkpoint, remove_partial, save_checkpoint
+from .build import build_objective, check_gradients, check_objective, check_tracker, one_line
+from .checkpoints import check_writable, find_checkpoint, remove_partial, save_checkpoint
 from .config import TrainingConfig
 from .progress import Interrupted, Meter, Progress, append_log, stop_signals, trim_log
 
@@ -47,6 +47,7 @@ class Trainer:
         if self.output_dir.exists() and not self.output_dir.is_dir():
             raise ValueError(f"`output_dir`: {self.output_dir} is not a folder")
         self.checkpoint = find_checkpoint(config.resume_from_checkpoint, self.output_dir)
+        check_tracker(config.report_to)
         self.accelerator = Accelerator(
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             mixed_precision=config.mixed_precision,
@@ -55,6 +56,10 @@ class Trainer:
             step_scheduler_with_optimizer=False,
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=False),  # the one below is seedable
         )
+        if self.accelerator.distributed_type == DistributedType.FSDP:
+            raise ValueError("FSDP is not supported until the averaging of the weights works on sharded parameters")
+        if self.accelerator.is_main_process:
+            check_writable(self.output_dir)
         set_seed(config.seed)
         torch.set_flush_denormal(True)  # latents that have not come alive yet are full of denormal gradients
         objective = build_objective(config).to(self.accelerator.device)
@@ -62,6 +67,7 @@ class Trainer:
         if config.gradient_checkpointing:
             for network in objective.components().values():
                 network.enable_gradient_checkpointing()
+        check_gradients(objective, config, self.accelerator.device, self.accelerator.num_processes)
         objective = objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.trainable = [parameter for parameter in objective.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
