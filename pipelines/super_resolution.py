@@ -26,9 +26,9 @@ from .windows import Window, split
 PIXELS_PER_CHUNK = 2**20
 """HR pixels that one network evaluation works on by default: about 1 GiB in fp32 for the bundled models."""
 
-MARGIN = 64
-"""HR pixels around a window that the networks see and that are not kept: on natural-x4 windows and whole then differ
-by less than 0.01 grey levels (`python benchmarks/windows.py`)."""
+MARGIN = 96
+"""HR pixels around a window that the networks see and that are not kept: on the bundled models windows and whole then
+differ by less than 0.01 grey levels (`python benchmarks/windows.py`)."""
 
 _LOADING_ERRORS = (
     OSError,

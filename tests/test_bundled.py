@@ -73,11 +73,32 @@ def test_samples_have_the_colours_and_brightness_of_the_input(pipeline, pair):
     assert np.abs(shift).max() < 1.0  # grey levels, before the projection could have mended it
 
 
-def test_a_flat_image_stays_flat(pipeline):
-    flat = Image.new("RGB", (24, 20), (120, 60, 200))
-    image = np.asarray(pipeline(flat, seed=0, temperature=0.8).images[0], dtype=float)
-    assert np.abs(image - (120, 60, 200)).max() <= 8
+@pytest.mark.parametrize("colour", [(128, 128, 128), (90, 120, 160), (20, 20, 20), (250, 250, 250), (120, 60, 200)])
+def test_a_flat_image_stays_flat(pipeline, colour):
+    image = np.asarray(pipeline(Image.new("RGB", (24, 20), colour), seed=0).images[0], dtype=float)
     assert image.shape == (80, 96, 3)
+    assert np.sqrt(((image - colour) ** 2).mean()) <= 2  # grey levels
+    assert np.abs(image.mean(axis=(0, 1)) - colour).max() <= 0.1
+
+
+@pytest.mark.parametrize("kind", ["noise", "checks", "black", "red"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 1.5])
+def test_inputs_unlike_any_photograph_stay_finite_and_consistent(pipeline, kind, temperature):
+    images = {
+        "noise": np.random.default_rng(0).random((32, 32, 3)),
+        "checks": (np.random.default_rng(0).random((32, 32, 3)) > 0.5) * 1.0,
+        "black": np.zeros((32, 32, 3)),
+        "red": np.zeros((32, 32, 3)) + (1, 0, 0),
+    }
+    out = pipeline(images[kind].astype(np.float32), temperature=temperature, seed=0, output_type="np")
+    assert np.isfinite(out.images).all() and min(out.lr_psnr_float) >= 100
+
+
+def test_windows_leave_no_trace(pipeline):
+    photo = Image.open(PHOTOS / "chelsea.png").convert("RGB").crop((60, 0, 180, 100))
+    options = {"seed": 0, "temperature": 0.8, "output_type": "np"}
+    whole, windowed = (pipeline(photo, window_size=side, **options).images[0] for side in (120, 48))
+    assert np.abs(whole - windowed).max() * 255 <= 0.05
 
 
 def test_bfloat16_stays_close_to_float32(pair):

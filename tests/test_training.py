@@ -671,7 +671,8 @@ RECIPES = sorted((Path(__file__).parents[1] / "hub_configs").glob("*/*.yaml"))
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_the_recipes_of_the_checkpoints_are_complete(path):
-    config = parse_arguments(f"--config {path} --train_data_dir in --output_dir out --pretrained_vdvae prior".split())
+    given = "--train_data_dir in --output_dir out --pretrained_vdvae prior --pretrained_lr_encoder encoder"
+    config = parse_arguments(f"--config {path} {given}".split())
     for file in (config.vdvae_config, config.lr_config):
         assert file is None or json.loads(Path(file).read_text())
 

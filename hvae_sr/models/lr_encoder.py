@@ -52,9 +52,9 @@ class Condition:
         """The stream `[B, width, h, w]` of the group, with what the network adds to it."""
         return self.network.add_to_stream(self.features, group, x)
 
-    def posterior(self, group: int, x: Tensor) -> DiagonalGaussian | None:
-        """q_psi(z_group | z_<group, y), or None where the network has none."""
-        return self.network.posterior(self.features, group, x)
+    def posterior(self, group: int, x: Tensor, prior: DiagonalGaussian) -> DiagonalGaussian | None:
+        """q_psi(z_group | z_<group, y) beside the group's prior, or None where the network has none."""
+        return self.network.posterior(self.features, group, x, prior)
 
     def select(self, index: Tensor) -> "Condition":
         """The condition of the batch rows `index` (int64, may repeat): many samples share one bottom-up pass."""
@@ -189,6 +189,9 @@ class LREncoder(_LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         num_conditioned_groups: k; None means every group.
         decoder_blocks, decoder_width, decoder_custom_widths, decoder_bottleneck_multiple, latent_channels: as in the
             VDVAE's configuration.
+        max_deviation: keeps the means of q_psi within so many standard deviations of the prior's (each at most e), so
+            that an input unlike any photograph, such as noise, cannot send the stream to infinity; None (as published)
+            leaves them free.
     """
 
     _supports_gradient_checkpointing = True
@@ -214,8 +217,11 @@ class LREncoder(_LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         decoder_custom_widths: str | None = None,
         decoder_bottleneck_multiple: float = 0.25,
         latent_channels: int = 16,
+        max_deviation: float | None = None,
     ) -> None:
         super().__init__()
+        if max_deviation is not None and not max_deviation > 0:
+            raise ValueError(f"`max_deviation` must be None or above 0, got {max_deviation}")
         specs = self._build()
         widths = parse_widths(decoder_width, decoder_custom_widths)
         heads = []
@@ -254,12 +260,20 @@ class LREncoder(_LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         return x
 
     @entry_point
-    def posterior(self, features: dict[int, Tensor], group: int, x: Tensor) -> DiagonalGaussian | None:
-        """q_psi(z_l | z_<l, y) for l < k (eq. 12), None beyond."""
+    def posterior(
+        self, features: dict[int, Tensor], group: int, x: Tensor, prior: DiagonalGaussian
+    ) -> DiagonalGaussian | None:
+        """q_psi(z_l | z_<l, y) for l < k (eq. 12), None beyond; within `max_deviation` of the group's prior."""
         if group >= len(self.heads):
             return None
         inputs = torch.cat((x, features[self.resolutions[group]].to(x)), dim=1)
-        return DiagonalGaussian.from_parameters(self.heads[group](inputs))
+        q_psi = DiagonalGaussian.from_parameters(self.heads[group](inputs))
+        if self.config.max_deviation is None:
+            return q_psi
+        # The prior's own deviation is bounded too: after one latent far out, it may be anything.
+        reach = self.config.max_deviation * torch.exp(prior.log_sigma.clamp(max=1.0))
+        mean = torch.minimum(torch.maximum(q_psi.mean, prior.mean - reach), prior.mean + reach)
+        return DiagonalGaussian(mean, q_psi.log_sigma.clamp(max=2.5))
 
     def forward(self, sample: Tensor, return_dict: bool = True) -> LRFeatures | tuple[Any, ...]:
         """The features of y, `[B, 3, h, w]` on [-1, 1]."""
@@ -368,7 +382,9 @@ class LRConditioner(_LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
             return x
         return x + self.gates[str(group)](features[self.resolutions[group]]).to(x)
 
-    def posterior(self, features: dict[int, Tensor], group: int, x: Tensor) -> DiagonalGaussian | None:
+    def posterior(
+        self, features: dict[int, Tensor], group: int, x: Tensor, prior: DiagonalGaussian
+    ) -> DiagonalGaussian | None:
         """None: VDVAE-SR samples from its conditioned prior."""
         return None
 

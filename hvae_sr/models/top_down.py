@@ -16,7 +16,7 @@ class GroupInputs(NamedTuple):
 
     Args:
         activation: HR activation `[B, width, h, w]`, or None where there is no x.
-        lr_posterior: gives q_psi(z_l | z_<l, y) from the stream, or None where group l has none.
+        lr_posterior: gives q_psi(z_l | z_<l, y) from the stream and the prior, or None where group l has none.
         z: the value `[B, C, h, w]`, where it is given.
         noise: standard normals `[B, C, h, w]`, or None for the mean.
         temperature: factor of the prior's standard deviation.
@@ -24,7 +24,7 @@ class GroupInputs(NamedTuple):
     """
 
     activation: Tensor | None = None
-    lr_posterior: Callable[[Tensor], DiagonalGaussian | None] | None = None
+    lr_posterior: Callable[[Tensor, DiagonalGaussian], DiagonalGaussian | None] | None = None
     z: Tensor | None = None
     noise: Tensor | None = None
     temperature: float = 1.0
@@ -89,6 +89,7 @@ class TopDownBlock(nn.Module):
         num_blocks: blocks of the whole decoder; scales the initial weights.
         with_posterior: whether the head q(z_l | z_<l, x) is built.
         activation: "gelu" or "silu".
+        max_log_sigma: bound of the prior's log_sigma, or None.
     """
 
     def __init__(
@@ -100,8 +101,10 @@ class TopDownBlock(nn.Module):
         num_blocks: int,
         with_posterior: bool,
         activation: str,
+        max_log_sigma: float | None = None,
     ) -> None:
         super().__init__()
+        self.max_log_sigma = max_log_sigma
         self.resolution = spec.resolution
         self.mixin = spec.mixin
         self.width = width
@@ -126,7 +129,10 @@ class TopDownBlock(nn.Module):
         """p(z_l | z_<l) and the deterministic residual, from the stream `[B, width, h, w]`."""
         features = self.prior_head(x)
         c = 2 * self.latent_channels
-        return DiagonalGaussian.from_parameters(features[:, :c]), features[:, c:]
+        prior = DiagonalGaussian.from_parameters(features[:, :c])
+        if self.max_log_sigma is not None:
+            prior = prior._replace(log_sigma=prior.log_sigma.clamp(max=self.max_log_sigma))
+        return prior, features[:, c:]
 
     def posterior(self, x: Tensor, activation: Tensor) -> DiagonalGaussian:
         """q(z_l | z_<l, x) from the stream and the HR activation, `[B, width, h, w]` each."""
@@ -150,7 +156,7 @@ class TopDownBlock(nn.Module):
         """
         prior, residual = self.prior(x)
         posterior = self.posterior(x, inputs.activation) if inputs.activation is not None else None
-        lr_posterior = inputs.lr_posterior(x) if inputs.lr_posterior is not None else None
+        lr_posterior = inputs.lr_posterior(x, prior) if inputs.lr_posterior is not None else None
         if inputs.z is not None:
             z = inputs.z.to(x.device)
         elif posterior is not None:

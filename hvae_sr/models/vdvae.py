@@ -79,6 +79,8 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         patch_size: space-to-depth at the stem and its inverse at the head; 1 as published.
         activation: "gelu" (published) or "silu".
         initial_log_scale: log-scale of the logistics (on [-1, 1]) that the output layer's bias starts at.
+        max_log_sigma: bound of the priors' log_sigma, so that a conditioned stream unlike any in training, such as that
+            of noise, cannot send draws to infinity; None (as published) leaves it free.
     """
 
     _supports_gradient_checkpointing = True
@@ -105,6 +107,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         patch_size: int = 1,
         activation: str = "gelu",
         initial_log_scale: float = 0.0,
+        max_log_sigma: float | None = None,
     ) -> None:
         super().__init__()
         if bias_type not in ("spatial", "channel"):
@@ -132,6 +135,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
                 len(specs),
                 with_posterior=encoder_blocks is not None,
                 activation=activation,
+                max_log_sigma=max_log_sigma,
             )
             for spec in specs
         )
