@@ -317,6 +317,15 @@ def test_rotation_keeps_the_newest_checkpoints_also_after_going_back(options, tm
 # Other processes
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums depend on the number of threads in the last digit; the other processes of these tests have one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def in_process(arguments, environment, stop_at=None):
     """Runs `train.main` and ends with its status; hangs while it writes the checkpoint named `stop_at`."""
     os.environ.update(environment, OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true")
