@@ -44,10 +44,6 @@ class DiagonalGaussian(NamedTuple):
         scaled = (z - self.mean) * torch.exp(-self.log_sigma)
         return -0.5 * scaled * scaled - self.log_sigma - 0.9189385332046727
 
-    def select(self, start: int, stop: int) -> "DiagonalGaussian":
-        """Rows `start:stop` of the batch."""
-        return DiagonalGaussian(self.mean[start:stop], self.log_sigma[start:stop])
-
 
 LOG_SCALE_FLOOR = -7.0
 """Smallest log-scale of a logistic, as in PixelCNN++ and VD-VAE."""
