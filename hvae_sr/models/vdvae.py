@@ -156,6 +156,13 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         self.num_groups = len(specs)
         self.gradient_checkpointing = False
 
+    def remove_encoder(self) -> None:
+        """Drops the bottom-up network and the posterior heads, which only training and reconstruction need."""
+        self.encoder = None
+        for block in self.blocks:
+            block.posterior_head = None  # type: ignore[assignment]
+        self.register_to_config(encoder_blocks=None)
+
     @property
     def size_multiple(self) -> int:
         """The coarsest stride: what the sides of an image must be multiples of."""

@@ -14,7 +14,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from ..models import VDVAE, LRConditioner, LREncoder
 from ..operators import Downsampling
 from .config import TrainingConfig
-from .objectives import ELBO, ConditionalELBO, Distillation, Objective
+from .objectives import ELBO, ConditionalELBO, Distillation, EnergyScore, Objective
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,11 @@ def build_objective(config: TrainingConfig) -> Objective:
     lr_sources = (config.pretrained_lr_encoder, "pretrained_lr_encoder", config.lr_config, "lr_config")
     if config.stage == "lr-encoder":
         return Distillation(vdvae, _network(LREncoder, *lr_sources), operator, config.kl_reduction)
+    if config.stage == "energy-score":
+        vdvae.remove_encoder()
+        vdvae.requires_grad_(config.train_decoder)
+        network = _network(_lr_class(config), *lr_sources)
+        return EnergyScore(vdvae, network, operator, config.score_samples, config.score_patch_sizes)
     conditioner = _network(LRConditioner, *lr_sources)
     for name in ("scale_factor", "downsampling_kernel"):
         used = conditioner.config.likelihood_location is not None
@@ -105,6 +110,18 @@ def check_tracker(name: str | None) -> None:
 def one_line(error: BaseException) -> str:
     """The message of an error, without its line breaks."""
     return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _lr_class(config: TrainingConfig) -> type[LREncoder] | type[LRConditioner]:
+    """The class that the LR network's configuration names: either system's sampler has an energy score."""
+    path = (
+        Path(config.pretrained_lr_encoder or "") / "config.json" if config.pretrained_lr_encoder else config.lr_config
+    )
+    try:
+        name = json.loads(Path(path or "").read_text())["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return LRConditioner  # where it cannot be read, loading says why
+    return LREncoder if name == "LREncoder" else LRConditioner
 
 
 def _network(

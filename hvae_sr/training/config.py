@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 from transformers import HfArgumentParser
 
-STAGES = ("vdvae", "lr-encoder", "vdvae-sr")
+STAGES = ("vdvae", "lr-encoder", "vdvae-sr", "energy-score")
 _CHOICES = {
     "stage": STAGES,
     "kl_reduction": ("sum", "group_mean"),
@@ -25,6 +25,7 @@ _AT_LEAST = {  # lowest value that is allowed
     "gradient_accumulation_steps": 1,
     "max_train_steps": 1,
     "scale_factor": 1,
+    "score_samples": 1,
     "checkpointing_steps": 1,
     "checkpoints_total_limit": 1,
     "logging_steps": 1,
@@ -52,7 +53,9 @@ def option(default: Any, help: str) -> Any:
 class TrainingConfig:
     """Options of `train.py`. Names are those of diffusers' training scripts where they mean the same."""
 
-    stage: str = option("vdvae", "vdvae (ELBO), lr-encoder (distillation) or vdvae-sr (conditional ELBO).")
+    stage: str = option(
+        "vdvae", "vdvae (ELBO), lr-encoder (distillation), vdvae-sr (conditional ELBO) or energy-score."
+    )
     train_data_dir: list[str] = option([], "Folders of photographs, searched recursively.")
     validation_data_dir: list[str] = option([], "Folders of photographs held out, to measure the loss on.")
     validation_steps: int = option(500, "Updates between validations.")
@@ -70,7 +73,9 @@ class TrainingConfig:
         "Weight of the rate in an ELBO at given updates, linear between them and constant after the last, such as "
         "0:0.1 1000:1; none: 1 throughout. Weights below 1 bring silent latents to life.",
     )
-    train_decoder: bool = option(True, "vdvae-sr: whether the VDVAE is trained with the LR network.")
+    train_decoder: bool = option(True, "vdvae-sr, energy-score: whether the VDVAE is trained with the LR network.")
+    score_samples: int = option(2, "energy-score: samples of each crop; 1 is the regression of a point estimate.")
+    score_patch_sizes: list[int] = option([1, 4], "energy-score: sides of the patches that are compared, in pixels.")
 
     resolution: int = option(64, "Side of the training crops.")
     rotate: bool = option(True, "Quarter turns as augmentation.")
@@ -120,6 +125,8 @@ class TrainingConfig:
             raise ValueError(f"`rate_weights` must name ascending updates, got {' '.join(self.rate_weights)}")
         if self.resolution % self.scale_factor:
             raise ValueError(f"`resolution` must be a multiple of scale_factor {self.scale_factor}: {self.resolution}")
+        if not self.score_patch_sizes or any(p < 1 or self.resolution % p for p in self.score_patch_sizes):
+            raise ValueError(f"`score_patch_sizes` must divide resolution {self.resolution}: {self.score_patch_sizes}")
         if self.vdvae_config is None and self.pretrained_vdvae is None:
             raise ValueError("`vdvae_config` or `pretrained_vdvae` must be given")
         if self.stage == "lr-encoder" and self.pretrained_vdvae is None:

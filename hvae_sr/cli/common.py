@@ -1,0 +1,46 @@
+"""What several commands share: the options that choose a model, loading it, and lines for the terminal."""
+
+import argparse
+import sys
+from typing import Any
+
+
+def add_model(
+    parser: argparse.ArgumentParser, help: str = "bundled name, folder or Hub id", default: str | None = "natural-x4"
+) -> None:
+    parser.add_argument("--model", default=default, help=help if default is None else f"{help} (default {default})")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, xpu, mps, ...")
+
+
+def load_pipeline(options: argparse.Namespace) -> Any:
+    """The pipeline that --model, --dtype and --device ask for."""
+    import torch
+    from accelerate import PartialState
+    from diffusers.utils import logging
+
+    from .. import SuperResolutionPipeline
+
+    logging.disable_progress_bar()
+    try:
+        device = PartialState().device if options.device == "auto" else torch.device(options.device)
+        if device.type == "meta":
+            raise RuntimeError("it computes nothing")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"`--device`: cannot use {options.device!r}: {str(error).splitlines()[0]}") from None
+    dtype = torch.float32 if options.dtype == "auto" else getattr(torch, options.dtype)
+    pipeline = SuperResolutionPipeline.from_pretrained(options.model, dtype=dtype)
+    return pipeline.to(device)
+
+
+def fail(error: Exception) -> int:
+    """Prints the error as one line on stderr; returns the exit status 2."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    print(f"hvae-sr: error: {line}", file=sys.stderr)
+    return 2
+
+
+def say(line: str) -> None:
+    """Prints a line whose file names may hold bytes that are no text."""
+    print(line.encode(errors="replace").decode())

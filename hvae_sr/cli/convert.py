@@ -1,0 +1,27 @@
+"""Published .th/.ckpt/.h5 checkpoints to save_pretrained folders."""
+
+import argparse
+import json
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT")
+    parser.add_argument("-o", "--output_dir", required=True, metavar="DIR", help="a folder that does not exist yet")
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--preset", help="name of a published model, such as ffhq256 or cvdvae-ffhq256-x4")
+    kind.add_argument("--hparams", metavar="FILE", help="JSON file with the published names of the hyper-parameters")
+
+
+def run(options: argparse.Namespace) -> int:
+    from ..conversion import convert
+
+    hparams = None
+    if options.hparams:
+        try:
+            hparams = json.loads(Path(options.hparams).read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise ValueError(f"`--hparams`: cannot read {options.hparams}: {error}") from None
+    convert(options.checkpoint, options.output_dir, preset=options.preset, hparams=hparams)
+    print(f"wrote {options.output_dir}")
+    return 0
