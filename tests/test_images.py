@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from hvae_sr import images
 from hvae_sr.images import (
     ImageError,
     find_images,
@@ -19,6 +18,7 @@ from hvae_sr.images import (
     to_pil,
     to_tensor,
     uncertainty_to_pil,
+    writing,
 )
 
 ORIENTATION = 0x0112
@@ -446,7 +446,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatc
         raise OSError("no rename")
 
     if stage == "rename":
-        monkeypatch.setattr(images.os, "replace", refuse)
+        monkeypatch.setattr(writing.os, "replace", refuse)
     else:
         monkeypatch.setattr(Image.Image, "save", encode_half)
     with pytest.raises((OSError, KeyboardInterrupt)):

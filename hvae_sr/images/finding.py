@@ -1,0 +1,50 @@
+"""Image files in folders."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from .reading import ImageError, PathLike
+
+IMAGE_SUFFIXES = tuple(
+    f".{name}" for name in "avif bmp gif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tif tiff webp".split()
+)
+
+
+def _natural_key(path: Path) -> tuple[Any, ...]:
+    """Order "img2" before "img10", and keep a folder's content together."""
+    parts = (re.split(r"([0-9]+)", part.casefold()) for part in path.parts)
+    return *([int(p) if i % 2 else p for i, p in enumerate(part)] for part in parts), [str(path)]
+
+
+def find_images(paths: PathLike | Iterable[PathLike], recursive: bool = False) -> list[Path]:
+    """List image files: files are taken as given, folders are searched for known suffixes.
+
+    Arguments keep their order, a folder's files are in natural order ("img2" before "img10"), and a file met
+    twice is listed once. Folders in folders are searched if `recursive`, also through links; hidden ones and
+    hidden files are not. Raises ImageError for a path that does not exist.
+    """
+    found: list[Path] = []
+    for given in map(Path, [paths] if isinstance(paths, (str, os.PathLike)) else paths):
+        if not given.exists():
+            raise ImageError(f"{given}: no such file or folder")
+        found.extend(sorted(_walk(given, recursive), key=_natural_key) if given.is_dir() else [given])
+    return list(dict.fromkeys(found))
+
+
+def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
+    visited: set[str] = set()  # a link may lead back up
+    for root, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+        for name in names:
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+                yield Path(root, name)

@@ -1,0 +1,211 @@
+"""What comes with the colours of a photograph: alpha, profile, EXIF, frames; and what its header promises."""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image, ImageCms
+
+from hvae_sr.images import ImageError, Photo, count_frames, load_image, prepare_photos, read_photo, reading, save_image
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def cmyk_profile() -> bytes:
+    """A press that prints cyan as a mid grey, to see that a profile is used: CMYK to Lab, a 2x2x2x2 table."""
+
+    def lab(cyan: int, magenta: int, yellow: int, black: int) -> bytes:
+        lightness = 255 * (1 - 0.5 * cyan) * (1 - 0.8 * max(magenta, yellow)) * (1 - black)
+        return bytes([round(lightness), 128, 128])
+
+    nodes = [(c, m, y, k) for c in (0, 1) for m in (0, 1) for y in (0, 1) for k in (0, 1)]
+    table = b"mft1" + bytes(4) + bytes([4, 3, 2, 0])
+    table += b"".join(struct.pack(">i", 65536 if i % 4 == 0 else 0) for i in range(9))
+    table += bytes(range(256)) * 4 + b"".join(lab(*node) for node in nodes) + bytes(range(256)) * 3
+    text = b"text" + bytes(4) + b"none\0"
+    description = b"desc" + bytes(4) + struct.pack(">I", 5) + b"test\0" + bytes(78)
+    white = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
+    tags = {b"desc": description, b"cprt": text, b"wtpt": white, b"A2B0": table}
+    offset, entries, body = 128 + 4 + 12 * len(tags), b"", b""
+    for name, data in tags.items():
+        data += bytes(-len(data) % 4)
+        entries += name + struct.pack(">II", offset + len(body), len(data))
+        body += data
+    header = struct.pack(">I4sI4s4s4s", offset + len(body), b"none", 0x02400000, b"prtr", b"CMYK", b"Lab ")
+    header += struct.pack(">6H", 2026, 1, 1, 0, 0, 0) + b"acsp" + bytes(28)
+    header += struct.pack(">3i", 63190, 65536, 54061) + bytes(48)
+    return header + struct.pack(">I", len(tags)) + entries + body
+
+
+def test_a_cmyk_photograph_is_converted_by_its_profile(tmp_path):
+    path = tmp_path / "press.jpg"
+    Image.new("CMYK", (16, 16), (255, 0, 0, 0)).save(path, quality=100, subsampling=0, icc_profile=cmyk_profile())
+    levels = np.asarray(read_photo(path).image).astype(int)
+    assert np.abs(levels - 119).max() <= 3  # L* = 50 in sRGB; Pillow's own formula gives (0, 255, 255)
+    assert read_photo(path).icc_profile == b""
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGBa"])
+def test_alpha_is_kept_apart_and_hidden_colours_are_those_of_the_nearest_visible_pixel(mode, tmp_path):
+    levels = np.zeros((8, 12, 4), dtype=np.uint8)
+    levels[:, 4:8] = (200, 60, 60, 255)
+    levels[:, 8:] = (0, 255, 0, 0)
+    image = Image.fromarray(levels).convert(mode)
+    path = tmp_path / "a.png"
+    if mode == "RGBa":
+        photo = read_photo(image)
+    else:
+        image.save(path)
+        photo = read_photo(path)
+    assert np.array_equal(np.asarray(photo.alpha), levels[..., 3])
+    colours = np.asarray(photo.image)
+    assert (colours == colours[0, 5]).all() and photo.grey == (mode == "LA")
+    assert np.array_equal(np.asarray(load_image(image))[:, 4:8], colours[:, 4:8])
+
+
+def test_transparency_of_a_grey_or_colour_png_is_alpha(tmp_path):
+    Image.fromarray(np.array([[9, 200]], dtype=np.uint8)).save(tmp_path / "g.png", transparency=9)
+    photo = read_photo(tmp_path / "g.png")
+    assert np.asarray(photo.alpha).tolist() == [[0, 255]] and photo.grey
+    assert np.asarray(photo.image)[0, 0].tolist() == [200] * 3
+
+
+def test_alpha_turns_with_the_image(tmp_path):
+    levels = np.zeros((2, 3, 4), dtype=np.uint8)
+    levels[0, 0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(levels).save(tmp_path / "a.png", exif=exif)
+    photo = read_photo(tmp_path / "a.png")
+    assert photo.image.size == (2, 3) and np.asarray(photo.alpha)[0].tolist() == [0, 255]
+
+
+def test_an_opaque_or_wholly_transparent_image_keeps_its_colours():
+    for alpha in (0, 255):
+        levels = np.random.default_rng(0).integers(0, 256, (5, 6, 4), dtype=np.uint8)
+        levels[..., 3] = alpha
+        assert np.array_equal(np.asarray(read_photo(Image.fromarray(levels)).image), levels[..., :3])
+
+
+def test_finish_gives_alpha_grey_and_profile_back():
+    alpha = Image.new("L", (4, 3), 77)
+    colours = Image.new("RGB", (16, 12), (9, 9, 9))
+    photo = Photo(Image.new("RGB", (4, 3)), alpha, False, SRGB)
+    finished = photo.finish(colours)
+    assert finished.mode == "RGBA" and finished.getpixel((3, 3)) == (9, 9, 9, 77)
+    assert finished.info["icc_profile"] == SRGB and colours.mode == "RGB"
+    assert Photo(photo.image, alpha, True).finish(colours).mode == "LA"
+    assert Photo(photo.image, None, True).finish(colours).mode == "L"
+
+
+def test_a_profile_is_kept_where_it_speaks_of_the_channels_that_are_written(tmp_path):
+    grey = SRGB[:16] + b"GRAY" + SRGB[20:]
+    Image.new("L", (4, 4)).save(tmp_path / "g.png", icc_profile=grey)
+    Image.new("L", (4, 4)).save(tmp_path / "c.png", icc_profile=SRGB)
+    assert read_photo(tmp_path / "g.png").icc_profile == grey and read_photo(tmp_path / "c.png").icc_profile == b""
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+def test_exif_is_passed_on_without_the_orientation_that_was_applied(tmp_path, suffix):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "Maker"
+    exif.get_ifd(0x8769)[0x9003] = "2026:01:02 03:04:05"
+    Image.new("RGB", (4, 6)).save(tmp_path / "a.jpg", exif=exif)
+    photo = read_photo(tmp_path / "a.jpg")
+    assert photo.image.size == (6, 4)
+    save_image(photo.image, tmp_path / f"b.{suffix}", {"seed": 1}, photo.exif)
+    again = Image.open(tmp_path / f"b.{suffix}")
+    tags = again.getexif()
+    assert tags[0x010F] == "Maker" and 0x0112 not in tags and again.size == (6, 4)
+    assert tags.get_ifd(0x8769)[0x9003] == "2026:01:02 03:04:05"
+    assert reading.read_metadata(tmp_path / f"b.{suffix}") == {"seed": 1}
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([0.0, 0.5, 1.0], dtype=np.float32), [0, 128, 255]),
+        (np.array([-9.0, 40.4, 300.0], dtype=np.float64), [0, 40, 255]),
+    ],
+)
+def test_a_float_tiff_in_colour_is_read(tmp_path, values, expected):
+    tifffile.imwrite(tmp_path / "a.tif", np.tile(values[:, None], (4, 1, 3)).reshape(4, 3, 3), photometric="rgb")
+    assert np.asarray(read_photo(tmp_path / "a.tif").image)[0, :, 0].tolist() == expected
+
+
+def test_a_16_bit_tiff_in_colour_is_read_to_within_a_level(tmp_path):
+    levels = np.random.default_rng(0).integers(0, 65536, (5, 7, 3), dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", levels, photometric="rgb")
+    assert np.abs(np.asarray(read_photo(tmp_path / "a.tif").image) - levels / 257).max() <= 1
+
+
+def test_frames_of_an_animation_are_counted_and_read_one_by_one(tmp_path):
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    frames = [Image.new("RGB", (8, 6), colour) for colour in colours]
+    for suffix, options in (("gif", {}), ("png", {}), ("webp", {"lossless": True})):
+        path = tmp_path / f"a.{suffix}"
+        frames[0].save(path, save_all=True, append_images=frames[1:], **options)
+        assert count_frames(path) == 3
+        for number, colour in enumerate(colours):
+            assert read_photo(path, number).image.getpixel((3, 3)) == colour
+        with pytest.raises(ImageError, match="a\\."):
+            read_photo(path, 3)
+    assert count_frames(tmp_path / "a.gif") == 3
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif", "bmp", "avif", "gif"])
+def test_every_format_is_read(tmp_path, suffix):
+    smooth = Image.fromarray(np.linspace(0, 255, 24 * 32).reshape(24, 32).astype(np.uint8)).convert("RGB")
+    smooth.save(tmp_path / f"a.{suffix}")
+    assert np.abs(np.asarray(load_image(tmp_path / f"a.{suffix}")).astype(int) - np.asarray(smooth)).mean() < 3
+
+
+def test_a_file_that_would_start_a_program_is_no_image(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
+    with pytest.raises(ImageError, match="not an image"):
+        load_image(tmp_path / "a.png")
+
+
+def test_more_pixels_than_are_read_are_refused_by_their_header(tmp_path, monkeypatch):
+    Image.new("RGB", (100, 50)).save(tmp_path / "a.bmp")
+    monkeypatch.setattr(reading, "MAX_PIXELS", 4999)
+    with pytest.raises(ImageError, match="100x50 pixels are more"):
+        load_image(tmp_path / "a.bmp")
+
+
+def test_a_header_that_promises_more_than_the_file_can_hold_is_refused_before_memory_is_taken(tmp_path):
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(buffer, "PNG")
+    data = bytearray(buffer.getvalue())
+    data[16:24] = struct.pack(">II", 9000, 9000)
+    import zlib
+
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(ImageError, match="9000x9000 pixels cannot be in"):
+        load_image(tmp_path / "a.png")
+
+
+def test_flat_images_that_compress_well_are_read(tmp_path):
+    for suffix in ("png", "jpg", "gif", "webp", "avif"):
+        Image.new("RGB", (1500, 1000), (200, 30, 30)).save(tmp_path / f"a.{suffix}")
+        assert load_image(tmp_path / f"a.{suffix}").size == (1500, 1000)
+    Image.new("1", (3000, 2000)).save(tmp_path / "b.png")
+    assert load_image(tmp_path / "b.png").size == (3000, 2000)
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    import os
+
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(ImageError, match="not a regular file"):
+        load_image(tmp_path / "a.png")
+
+
+def test_photos_are_prepared_beside_tensors():
+    rgba = Image.new("RGBA", (5, 4), (1, 2, 3, 128))
+    (first, photo), (second, none) = prepare_photos([rgba, np.zeros((3, 2, 3), dtype=np.uint8)])
+    assert first.shape == (3, 4, 5) and photo is not None and photo.alpha is not None and none is None
+    assert second.shape == (3, 3, 2)
