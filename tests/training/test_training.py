@@ -1,25 +1,34 @@
 """Training runs end with folders that load, resume as if never stopped, survive being killed, and refuse bad input."""
 
 import json
-import multiprocessing
 import os
 import re
 import shutil
 import signal
-import socket
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from accelerate import Accelerator, tracking
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from PIL import Image
-from safetensors.torch import load_file
-from torch.testing import assert_close
+from runs import (
+    FIGURES,
+    LR_CONFIGS,
+    STAGES,
+    VDVAE_CONFIG,
+    assert_equal_trees,
+    assert_same,
+    log,
+    on_two_processes,
+    started,
+    state,
+    wait_until,
+    weights,
+    write,
+)
 
 import train
 from hvae_sr import VDVAE, LREncoder, SuperResolutionPipeline
@@ -27,126 +36,6 @@ from hvae_sr.data import ImageFolder
 from hvae_sr.training import Trainer, TrainingConfig, parse_arguments
 from hvae_sr.training.build import build_objective, check_gradients
 from hvae_sr.training.checkpoints import list_checkpoints
-
-STAGES = ["vdvae", "lr-encoder", "vdvae-sr"]
-DECODER = {"decoder_blocks": "8x1,16m8,16x1", "latent_channels": 4}
-VDVAE_CONFIG = {
-    "image_size": 32, "width": 8, "encoder_blocks": "16x1,16d2,8x1", "bottleneck_multiple": 0.5, "num_mixtures": 2,
-    "patch_size": 2, **DECODER,
-}  # fmt: skip
-LR_CONFIG = {"image_size": 8, "blocks": "8x1", "upsampling_blocks": "16m8", "width": 8, "bottleneck_multiple": 0.5}
-LR_CONFIGS = {
-    "lr-encoder": {**LR_CONFIG, **DECODER, "decoder_width": 8, "num_conditioned_groups": 2},
-    "vdvae-sr": {**LR_CONFIG, "decoder_blocks": DECODER["decoder_blocks"], "decoder_width": 8, "gate_init": 0.3},
-}
-PROCESSES = multiprocessing.get_context("forkserver")  # imports once for all; no threads or devices are inherited
-PROCESSES.set_forkserver_preload(["train", "pytest", "hvae_sr.pipelines", "torch._dynamo", "torch.distributed"])
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate(monkeypatch):
-    """Every run of the process begins like the first, on the CPU."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    torch.set_flush_denormal(False)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """Five smooth pictures of 40 to 60 pixels."""
-    folder = tmp_path_factory.mktemp("photos")
-    for i in range(5):
-        rows, columns = np.mgrid[: 40 + 5 * i, : 60 - 3 * i]
-        waves = [np.sin((rows * (c + 1) + columns * (i + 1)) / 15 + i) for c in range(3)]
-        Image.fromarray((127.5 + 100 * np.stack(waves, -1)).astype(np.uint8)).save(folder / f"{i}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def configs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("configs")
-    for name, config in {"vdvae": VDVAE_CONFIG, **LR_CONFIGS}.items():
-        (folder / f"{name}.json").write_text(json.dumps(config))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def prior(tmp_path_factory):
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("prior")
-    network = VDVAE(**VDVAE_CONFIG)
-    with torch.no_grad():
-        for parameter in network.parameters():  # at the start posteriors hardly differ from priors
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    network.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def options(photos, configs, prior):
-    """A function that makes a command line for a stage; `name=None` leaves an option out."""
-
-    def make(stage, output_dir, **changes):
-        values = {
-            "stage": stage, "train_data_dir": photos, "output_dir": output_dir, "resolution": 32,
-            "crops_per_image": 2, "train_batch_size": 2, "max_train_steps": 3, "learning_rate": 3e-3,
-            "lr_scheduler": "constant", "lr_warmup_steps": 0, "logging_steps": 1, "ema_decay": 0.9,
-        }  # fmt: skip
-        values |= {"vdvae_config": configs / "vdvae.json"} if stage == "vdvae" else {"pretrained_vdvae": prior}
-        if stage in LR_CONFIGS:
-            values["lr_config"] = configs / f"{stage}.json"
-        values |= changes
-        return [part for name, value in values.items() if value is not None for part in (f"--{name}", str(value))]
-
-    return make
-
-
-def strict(line):
-    """The JSON of a line, without the figures that depend on the clock; NaN is no JSON."""
-    record = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} in the log"))
-    record.pop("images_per_second", None)
-    return record
-
-
-def log(output_dir):
-    return [strict(line) for line in (output_dir / "log.jsonl").read_text().splitlines()]
-
-
-def weights(folder):
-    """Every tensor below a folder of networks."""
-    files = sorted(folder.rglob("*.safetensors"))
-    files = [file for file in files if "checkpoint-" not in str(file.relative_to(folder))]
-    assert files
-    return {f"{file.relative_to(folder)}:{name}": x for file in files for name, x in load_file(file).items()}
-
-
-def state(checkpoint):
-    """Weights, optimiser, average, schedule and progress of a checkpoint, as one flat list."""
-    loaded = [torch.load(file, weights_only=False) for file in sorted(checkpoint.glob("*.bin"))]
-    loaded += [torch.load(file, weights_only=False) for file in sorted(checkpoint.glob("custom_checkpoint_*.pkl"))]
-    return load_file(checkpoint / "model.safetensors"), loaded
-
-
-def assert_same(a, b):
-    assert_close(a, b, rtol=0, atol=0)
-
-
-def assert_equal_trees(a, b):
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_equal_trees(a[key], b[key])
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_equal_trees(x, y)
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    else:
-        assert a == b
-
 
 # Stages
 
@@ -166,7 +55,7 @@ def test_a_stage_leaves_what_it_should(stage, options, tmp_path):
         assert [image.size for image in sample.images] == [(32, 32)] * 2
     records = log(out)
     assert [record["step"] for record in records] == [1, 2, 3]
-    figure = "kl_bits_per_dim" if stage == "lr-encoder" else "bits_per_dim"
+    figure = FIGURES[stage]
     for record in records:
         assert record[figure] > 0 and record["grad_norm"] > 0
         assert record["learning_rate"] == 3e-3 and record["skipped_updates"] == 0
@@ -179,7 +68,7 @@ def test_a_stage_leaves_what_it_should(stage, options, tmp_path):
 def test_the_loss_falls_on_a_toy_set(stage, options, tmp_path):
     arguments = options(stage, tmp_path, max_train_steps=60, logging_steps=10, learning_rate=5e-3, train_batch_size=4)
     assert train.main(arguments) == 0
-    losses = [record["kl_bits_per_dim" if stage == "lr-encoder" else "bits_per_dim"] for record in log(tmp_path)]
+    losses = [record[FIGURES[stage]] for record in log(tmp_path)]
     assert len(losses) == 6 and losses[-1] < 0.95 * losses[0]
 
 
@@ -317,45 +206,6 @@ def test_rotation_keeps_the_newest_checkpoints_also_after_going_back(options, tm
 # Other processes
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums depend on the number of threads in the last digit; the other processes of these tests have one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def in_process(arguments, environment, stop_at=None):
-    """Runs `train.main` and ends with its status; hangs while it writes the checkpoint named `stop_at`."""
-    os.environ.update(environment, OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true")
-    torch.set_num_threads(1)
-    if stop_at is not None:
-        save_state = Accelerator.save_state
-
-        def slow(self, output_dir):
-            save_state(self, output_dir)
-            while os.path.basename(output_dir).startswith(stop_at):
-                time.sleep(0.05)
-
-        Accelerator.save_state = slow
-    raise SystemExit(train.main(arguments))
-
-
-def started(arguments, environment=None, stop_at=None):
-    process = PROCESSES.Process(target=in_process, args=(arguments, environment or {}, stop_at))
-    process.start()
-    return process
-
-
-def wait_until(condition, process, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.is_alive(), f"the run ended with status {process.exitcode}"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before(options, tmp_path):
     common = {"max_train_steps": 5, "checkpointing_steps": 2}
     assert train.main(options("vdvae", tmp_path / "straight", **common)) == 0
@@ -390,20 +240,6 @@ def test_a_run_that_is_asked_to_stop_saves_a_checkpoint_first(signum, options, t
     assert not (out / "config.json").exists()
     assert train.main(options("vdvae", out, max_train_steps=step + 2, resume_from_checkpoint="latest")) == 0
     assert [record["step"] for record in log(out)] == list(range(1, step + 3))
-
-
-def on_two_processes(arguments):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = []
-    for rank in range(2):
-        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-        environment = {name: str(value) for name, value in environment.items()} | {"MASTER_ADDR": "127.0.0.1"}
-        ranks.append(started(arguments, environment))
-    for process in ranks:
-        process.join(120)
-    assert [process.exitcode for process in ranks] == [0, 0]
 
 
 @pytest.mark.parametrize("stage, accumulation", [("vdvae", 1), ("lr-encoder", 1), ("vdvae-sr", 2)])
@@ -453,7 +289,7 @@ def test_mixed_precision_and_gradient_checkpointing_run(stage, options, tmp_path
     assert train.main(options(stage, reference)) == 0
     AcceleratorState._reset_state(reset_partial_state=True)
     assert train.main(options(stage, out, mixed_precision="bf16", gradient_checkpointing="true")) == 0
-    figure = "kl_bits_per_dim" if stage == "lr-encoder" else "bits_per_dim"
+    figure = FIGURES[stage]
     for expected, found in zip(log(reference), log(out), strict=True):
         assert found[figure] == pytest.approx(expected[figure], rel=0.1)
     assert all(x.dtype == torch.float32 for x in weights(out).values())
@@ -476,11 +312,6 @@ def test_gradient_checkpointing_gives_the_same_gradients(stage, options, tmp_pat
 
 
 # Bad input
-
-
-def write(path, text):
-    path.write_text(text)
-    return path
 
 
 MISSING = "no-such-folder"
@@ -675,7 +506,7 @@ def test_a_recipe_runs(options, configs, photos, tmp_path):
     assert json.loads((out / "training_config.json").read_text())["kl_reduction"] == "group_mean"
 
 
-RECIPES = sorted((Path(__file__).parents[1] / "hub_configs").glob("*/*.yaml"))
+RECIPES = sorted((Path(__file__).parents[2] / "hub_configs").glob("*/*.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.name}")

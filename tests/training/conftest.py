@@ -1,0 +1,81 @@
+"""Photographs, configurations and command lines of tiny training runs."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+from runs import LR_CONFIGS, VDVAE_CONFIG
+
+from hvae_sr import VDVAE
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate(monkeypatch):
+    """Every run of the process begins like the first, on the CPU."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Five smooth pictures of 40 to 60 pixels."""
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(5):
+        rows, columns = np.mgrid[: 40 + 5 * i, : 60 - 3 * i]
+        waves = [np.sin((rows * (c + 1) + columns * (i + 1)) / 15 + i) for c in range(3)]
+        Image.fromarray((127.5 + 100 * np.stack(waves, -1)).astype(np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("configs")
+    for name, config in {"vdvae": VDVAE_CONFIG, **LR_CONFIGS}.items():
+        (folder / f"{name}.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("prior")
+    network = VDVAE(**VDVAE_CONFIG)
+    with torch.no_grad():
+        for parameter in network.parameters():  # at the start posteriors hardly differ from priors
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    network.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def options(photos, configs, prior):
+    """A function that makes a command line for a stage; `name=None` leaves an option out."""
+
+    def make(stage, output_dir, **changes):
+        values = {
+            "stage": stage, "train_data_dir": photos, "output_dir": output_dir, "resolution": 32,
+            "crops_per_image": 2, "train_batch_size": 2, "max_train_steps": 3, "learning_rate": 3e-3,
+            "lr_scheduler": "constant", "lr_warmup_steps": 0, "logging_steps": 1, "ema_decay": 0.9,
+        }  # fmt: skip
+        values |= {"vdvae_config": configs / "vdvae.json"} if stage == "vdvae" else {"pretrained_vdvae": prior}
+        if stage in LR_CONFIGS:
+            values["lr_config"] = configs / f"{stage}.json"
+        values |= changes
+        return [part for name, value in values.items() if value is not None for part in (f"--{name}", str(value))]
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums depend on the number of threads in the last digit; the other processes of these tests have one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -1,0 +1,131 @@
+"""Tiny networks, and what the tests of training ask of a run: its log, its weights, its processes."""
+
+import json
+import multiprocessing
+import os
+import socket
+import time
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+import train
+
+STAGES = ["vdvae", "lr-encoder", "vdvae-sr", "energy-score"]
+FIGURES = {
+    "vdvae": "bits_per_dim",
+    "lr-encoder": "kl_bits_per_dim",
+    "vdvae-sr": "bits_per_dim",
+    "energy-score": "score",
+}
+"""What a stage logs of its loss."""
+DECODER = {"decoder_blocks": "8x1,16m8,16x1", "latent_channels": 4}
+VDVAE_CONFIG = {
+    "image_size": 32, "width": 8, "encoder_blocks": "16x1,16d2,8x1", "bottleneck_multiple": 0.5, "num_mixtures": 2,
+    "patch_size": 2, **DECODER,
+}  # fmt: skip
+LR_CONFIG = {"image_size": 8, "blocks": "8x1", "upsampling_blocks": "16m8", "width": 8, "bottleneck_multiple": 0.5}
+LR_CONFIGS = {
+    "lr-encoder": {**LR_CONFIG, **DECODER, "decoder_width": 8, "num_conditioned_groups": 2},
+    "vdvae-sr": {**LR_CONFIG, "decoder_blocks": DECODER["decoder_blocks"], "decoder_width": 8, "gate_init": 0.3},
+}
+LR_CONFIGS["energy-score"] = {"_class_name": "LRConditioner", **LR_CONFIGS["vdvae-sr"]}
+PROCESSES = multiprocessing.get_context("forkserver")  # imports once for all; no threads or devices are inherited
+PROCESSES.set_forkserver_preload(["train", "pytest", "hvae_sr.pipelines", "torch._dynamo", "torch.distributed"])
+
+
+def strict(line):
+    """The JSON of a line, without the figures that depend on the clock; NaN is no JSON."""
+    record = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} in the log"))
+    record.pop("images_per_second", None)
+    return record
+
+
+def log(output_dir):
+    return [strict(line) for line in (output_dir / "log.jsonl").read_text().splitlines()]
+
+
+def weights(folder):
+    """Every tensor below a folder of networks."""
+    files = sorted(folder.rglob("*.safetensors"))
+    files = [file for file in files if "checkpoint-" not in str(file.relative_to(folder))]
+    assert files
+    return {f"{file.relative_to(folder)}:{name}": x for file in files for name, x in load_file(file).items()}
+
+
+def state(checkpoint):
+    """Weights, optimiser, average, schedule and progress of a checkpoint, as one flat list."""
+    loaded = [torch.load(file, weights_only=False) for file in sorted(checkpoint.glob("*.bin"))]
+    loaded += [torch.load(file, weights_only=False) for file in sorted(checkpoint.glob("custom_checkpoint_*.pkl"))]
+    return load_file(checkpoint / "model.safetensors"), loaded
+
+
+def assert_same(a, b):
+    assert_close(a, b, rtol=0, atol=0)
+
+
+def assert_equal_trees(a, b):
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal_trees(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_equal_trees(x, y)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+def in_process(arguments, environment, stop_at=None):
+    """Runs `train.main` and ends with its status; hangs while it writes the checkpoint named `stop_at`."""
+    os.environ.update(environment, OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true")
+    torch.set_num_threads(1)
+    if stop_at is not None:
+        save_state = Accelerator.save_state
+
+        def slow(self, output_dir):
+            save_state(self, output_dir)
+            while os.path.basename(output_dir).startswith(stop_at):
+                time.sleep(0.05)
+
+        Accelerator.save_state = slow
+    raise SystemExit(train.main(arguments))
+
+
+def started(arguments, environment=None, stop_at=None):
+    process = PROCESSES.Process(target=in_process, args=(arguments, environment or {}, stop_at))
+    process.start()
+    return process
+
+
+def wait_until(condition, process, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.is_alive(), f"the run ended with status {process.exitcode}"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def on_two_processes(arguments):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = []
+    for rank in range(2):
+        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+        environment = {name: str(value) for name, value in environment.items()} | {"MASTER_ADDR": "127.0.0.1"}
+        ranks.append(started(arguments, environment))
+    for process in ranks:
+        process.join(120)
+    assert [process.exitcode for process in ranks] == [0, 0]
+
+
+def write(path, text):
+    path.write_text(text)
+    return path

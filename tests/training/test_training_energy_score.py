@@ -1,0 +1,155 @@
+"""The energy score is the formula, unbiased, of the samples that the pipeline draws, and trains both networks."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from runs import LR_CONFIGS, VDVAE_CONFIG
+
+from hvae_sr import VDVAE, Downsampling, LRConditioner, LREncoder, SuperResolutionPipeline
+from hvae_sr.noise import CounterNoise
+from hvae_sr.training import EnergyScore
+
+NETWORKS = {
+    "cvdvae": lambda: LREncoder(**LR_CONFIGS["lr-encoder"]),
+    "vdvae-sr": lambda: LRConditioner(**LR_CONFIGS["vdvae-sr"]),
+}
+OPERATOR = Downsampling(4, "bicubic")
+
+
+def make(kind="vdvae-sr", **options):
+    torch.manual_seed(0)
+    vdvae = VDVAE(**VDVAE_CONFIG)
+    vdvae.remove_encoder()
+    network = NETWORKS[kind]()
+    with torch.no_grad():
+        for parameter in (*vdvae.parameters(), *network.parameters()):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return EnergyScore(vdvae, network, OPERATOR, **options)
+
+
+def photographs(count=2, side=32):
+    return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
+
+
+class Drawn(EnergyScore):
+    """Its samples are N(mean, deviation^2), grey."""
+
+    mean, deviation = 0.3, 0.5
+
+    def samples(self, y, size, seeds):
+        draws = torch.randn(self.num_samples, 2, 1, *size, generator=torch.Generator().manual_seed(self.num_samples))
+        return tuple((self.mean + self.deviation * draws).expand(-1, -1, 3, -1, -1))
+
+
+def patch_distance(a, b, p):
+    """|a - b| of every patch, by loops."""
+    found = []
+    for top in range(0, a.shape[-2], p):
+        for left in range(0, a.shape[-1], p):
+            patch = (a - b)[:, top : top + p, left : left + p]
+            found.append(math.sqrt(float((patch**2).mean()) + 1e-6))
+    return np.array(found)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_the_loss_is_the_formula(n):
+    objective, images, seeds = make(num_samples=n, patch_sizes=(2, 8)), photographs(), [3, 10]
+    x, y = objective.pairs(images)
+    with torch.no_grad():
+        loss, figures = objective(images, seeds)
+        samples = np.stack([sample.numpy() for sample in objective.samples(y, (32, 32), seeds)])  # [n, B, 3, H, W]
+    scores = []
+    for p in (2, 8):
+        for b in range(2):
+            error = sum(patch_distance(samples[i, b], x[b].numpy(), p) for i in range(n)) / n
+            pairs = [patch_distance(samples[i, b], samples[j, b], p) for i in range(n) for j in range(i)]
+            scores.append((error - (sum(pairs) / (n * (n - 1)) if pairs else 0)).mean())
+    assert float(loss) == pytest.approx(np.mean(scores), rel=1e-5)
+    assert figures["score"] == pytest.approx(127.5 * float(loss), rel=1e-5)
+    assert float(figures["spread"]) > 0 if n > 1 else float(figures["spread"]) == 0
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_the_score_is_unbiased_in_the_number_of_samples(n):
+    """E|X - x| - E|X - X'| / 2 of a Gaussian has a closed form (Gneiting and Raftery, 2007, eq. 21), whatever n."""
+    torch.manual_seed(0)
+    objective = Drawn(VDVAE(**VDVAE_CONFIG), NETWORKS["vdvae-sr"](), OPERATOR, num_samples=n, patch_sizes=(1,))
+    mean, deviation = Drawn.mean, Drawn.deviation
+    found = float(objective(torch.full((2, 3, 256, 256), 128, dtype=torch.uint8), [0, 1])[0])
+    offset = (mean - (128 / 127.5 - 1)) / deviation
+    density, below = math.exp(-(offset**2) / 2) / math.sqrt(2 * math.pi), 0.5 * math.erfc(-offset / math.sqrt(2))
+    assert found == pytest.approx(
+        deviation * (2 * density + offset * (2 * below - 1) - 1 / math.sqrt(math.pi)), rel=0.01
+    )
+
+
+def test_the_score_is_least_for_the_true_distribution():
+    """Photographs N(0, 0.25^2) of a grey: the spread that the score prefers is theirs."""
+    x = (127.5 + 127.5 * 0.25 * torch.randn(2, 1, 256, 256, generator=torch.Generator().manual_seed(9))).round()
+    images = x.clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1)
+    torch.manual_seed(0)
+    objective = Drawn(VDVAE(**VDVAE_CONFIG), NETWORKS["vdvae-sr"](), OPERATOR, num_samples=2, patch_sizes=(1,))
+    scores = {}
+    for objective.mean, objective.deviation in ((0.0, 0.1), (0.0, 0.25), (0.0, 0.4), (0.1, 0.25)):
+        scores[objective.mean, objective.deviation] = float(objective(images, [0, 1])[0])
+    assert min(scores, key=scores.get) == (0.0, 0.25)
+
+
+def test_one_sample_is_a_deterministic_regression():
+    objective, images = make(num_samples=1), photographs()
+    losses = {objective(images, seeds)[0].item() for seeds in ([0, 1], [7, 12345])}
+    assert len(losses) == 1
+    assert len({make(num_samples=2)(images, seeds)[0].item() for seeds in ([0, 1], [7, 12345])}) == 2
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_the_first_samples_are_those_of_the_pipeline(kind):
+    objective = make(kind, num_samples=2)
+    _, y = objective.pairs(photographs())
+    with torch.no_grad():
+        first, second = objective.samples(y, (32, 32), [5, 6])
+    pipe = SuperResolutionPipeline(objective.vdvae, objective.lr_network)
+    pipe.set_progress_bar_config(disable=True)
+    out = pipe((y + 1) / 2, temperature=1.0, num_samples=1, seed=[5, 6], output_type="pt")
+    assert torch.allclose(out.images, (first.clamp(-1, 1) + 1) / 2, atol=1e-5)
+    assert (first - second).abs().mean() > 0.01
+    assert torch.allclose(OPERATOR(first), y, atol=1e-4) and torch.allclose(OPERATOR(second), y, atol=1e-4)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_the_gradient_reaches_both_networks(kind, n):
+    objective = make(kind, num_samples=n)
+    objective(photographs(), [0, 1])[0].backward()
+    silent = [name for name, parameter in objective.named_parameters() if parameter.grad is None]
+    assert not silent
+    for network in (objective.vdvae, objective.lr_network):
+        total = sum(float(parameter.grad.abs().sum()) for parameter in network.parameters())
+        assert math.isfinite(total) and total > 0
+
+
+def test_a_prior_without_its_encoder_survives_saving(tmp_path):
+    torch.manual_seed(0)
+    whole = VDVAE(**VDVAE_CONFIG).eval()
+    before = sum(parameter.numel() for parameter in whole.parameters())
+    draws = {"noise": CounterNoise([3]), "temperature": 0.7}
+    expected = whole.sample(1, **draws).sample
+    whole.remove_encoder()
+    assert whole.config.encoder_blocks is None
+    assert sum(parameter.numel() for parameter in whole.parameters()) < before
+    assert torch.equal(whole.sample(1, **draws).sample, expected)
+    whole.save_pretrained(tmp_path)
+    again = VDVAE.from_pretrained(tmp_path)
+    assert again.encoder is None and all(block.posterior_head is None for block in again.blocks)
+    assert torch.equal(again.sample(1, **draws).sample, expected)
+    with pytest.raises(ValueError, match="without an encoder"):
+        again(torch.zeros(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("wrong, named", [({"num_samples": 0}, "num_samples"), ({"patch_sizes": ()}, "patch_sizes"),
+                                          ({"patch_sizes": (0,)}, "patch_sizes")])  # fmt: skip
+def test_wrong_arguments_are_named(wrong, named):
+    with pytest.raises(ValueError, match=named):
+        make(**wrong)
