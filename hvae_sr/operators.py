@@ -6,7 +6,7 @@ import math
 import operator
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import TypeVar
 
@@ -83,6 +83,27 @@ class Downsampling:
         _check_image("x", x)
         return self._transform("apply", x, (x.shape[-2], x.shape[-1]))
 
+    def apply_rows(
+        self, rows: Callable[[int, int], torch.Tensor], size: tuple[int, int], device: torch.device | str = "cpu"
+    ) -> torch.Tensor:
+        """`apply` to an image that is asked for some rows at a time, as it is not held, or not in floating point.
+
+        Args:
+            rows: `rows(low, high)` gives [..., high - low, W]; rows near the borders of strips are asked for twice.
+            size: (H, W).
+            device: that of the rows; computed in float64 where it has it.
+
+        Returns:
+            Hx, [..., ceil(H / s), ceil(W / s)].
+        """
+        height, width = _check_size(size)
+        device = torch.device(device)
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        matrix, columns = self._matrices("apply", (height, width), device, dtype)
+        return torch.cat(
+            [columns.multiply_width(block @ rows(low, high).to(dtype)) for low, high, block in matrix.tiles], dim=-2
+        )
+
     def adjoint(self, y: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Hᵀy = R_hᵀ y R_w, [..., H, W]: the linear map for which <Hx, y> = <x, Hᵀy>.
 
@@ -130,6 +151,31 @@ class Downsampling:
         residual = y_wide - self._transform("apply", x_wide, size)
         return (x_wide + self._transform("pseudo_inverse", residual, size)).to(x.dtype)
 
+    def project_(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """`project` in place, a strip of rows at a time: for images too large to be held several times over.
+
+        Args:
+            x: [..., H, W], float32 or float64; overwritten by x̂.
+            y: [..., ceil(H / s), ceil(W / s)], of the dtype of x, with leading dimensions that broadcast to those of x.
+
+        Returns:
+            x.
+
+        Raises:
+            ValueError: as `project`, or for another dtype.
+        """
+        _check_image("x", x)
+        size = self._check_lr("y", y, (x.shape[-2], x.shape[-1]))
+        if x.dtype not in (torch.float32, torch.float64) or y.dtype != x.dtype:
+            raise ValueError(f"`x` and `y` must be both float32 or both float64, but are {x.dtype} and {y.dtype}")
+        residual = y - self._transform("apply", x, size)
+        start = 0
+        for strip in self._strips("pseudo_inverse", residual, size):
+            stop = start + strip.shape[-2]
+            x[..., start:stop, :] += strip.to(x.dtype)
+            start = stop
+        return x
+
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(ceil(H / s), ceil(W / s)), the size of the LR image of an HR image of `size` = (H, W).
 
@@ -170,10 +216,16 @@ class Downsampling:
 
     def _transform(self, kind: str, image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """A_h image A_wᵀ with the `kind` of A that belongs to HR sides `size`."""
+        return torch.cat([strip.to(image.dtype) for strip in self._strips(kind, image, size)], dim=-2)
+
+    def _strips(self, kind: str, image: torch.Tensor, size: tuple[int, int]) -> Iterator[torch.Tensor]:
+        """`_transform`, some rows at a time, in the dtype it is computed in: what lies between is never held whole."""
         rows, columns = self._matrices(kind, size, image.device, image.dtype)
         has_autocast = torch.amp.is_autocast_available(image.device.type)
-        with torch.autocast(image.device.type, enabled=False) if has_autocast else nullcontext():
-            return columns.multiply_width(rows.multiply_height(image.to(rows.dtype))).to(image.dtype)
+        for low, high, block in rows.tiles:
+            with torch.autocast(image.device.type, enabled=False) if has_autocast else nullcontext():
+                strip = columns.multiply_width(block @ image[..., low:high, :].to(rows.dtype))
+            yield strip
 
     @_outside_graphs
     def _matrices(

@@ -14,6 +14,7 @@ from PIL import Image
 from .reading import ImageError, ImageInput, Photo, image_errors, load_image, read_photo
 
 _RANGE_TOLERANCE = 1e-3
+_STRIP = 256  # rows
 # Eleven equally spaced colours of the "magma" map (van der Walt and Smith, CC0).
 _MAGMA = np.array(
     [[0, 0, 3], [20, 13, 53], [59, 15, 111], [99, 25, 127], [140, 41, 128], [181, 54, 121]]
@@ -117,10 +118,13 @@ def to_pil(tensor: torch.Tensor) -> Image.Image:
     """
     if tensor.ndim != 3 or tensor.shape[0] != 3 or tensor.numel() == 0 or not tensor.is_floating_point():
         raise ImageError(f"tensor must be float [3, H, W], got {tensor.dtype} {tuple(tensor.shape)}")
-    if torch.isnan(tensor).any():
+    if torch.isnan(tensor.detach().min()):
         raise ImageError("tensor holds NaN values")
-    levels = (tensor.detach().float().clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
-    return Image.fromarray(levels.permute(1, 2, 0).contiguous().cpu().numpy())
+    levels = np.empty((*tensor.shape[1:], 3), dtype=np.uint8)
+    for low in range(0, len(levels), _STRIP):  # the steps of a large image would take several times its memory
+        strip = tensor[:, low : low + _STRIP].detach().float().clamp(0.0, 1.0) * 255.0
+        levels[low : low + _STRIP] = strip.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(levels)
 
 
 def uncertainty_to_pil(std: torch.Tensor | np.ndarray, max_std: float = 0.1) -> Image.Image:
@@ -139,15 +143,20 @@ def uncertainty_to_pil(std: torch.Tensor | np.ndarray, max_std: float = 0.1) -> 
     """
     if not (max_std > 0 and math.isfinite(max_std)):
         raise ImageError(f"max_std must be positive and finite, got {max_std}")
-    values = torch.as_tensor(std).detach().double().cpu().numpy()
+    values = torch.as_tensor(std).detach()
     if values.ndim == 3 and values.shape[0] != 3 and isinstance(std, np.ndarray):
-        values = values.transpose(2, 0, 1)
-    if values.size == 0 or values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[0] != 3):
+        values = values.permute(2, 0, 1)
+    if values.numel() == 0 or values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[0] != 3):
         raise ImageError(f"std must have shape [H, W] or [3, H, W], got {tuple(std.shape)}")
-    if not np.isfinite(values).all() or values.min() < 0:
+    low, high = (float(value) for value in torch.aminmax(values))
+    if not (low >= 0 and high < math.inf):
         raise ImageError("std must be finite and not negative")
-    if values.ndim == 3:
-        values = np.sqrt(np.square(values).mean(axis=0))
     anchors = np.linspace(0.0, max_std, len(_MAGMA))
-    colours = np.stack([np.interp(values, anchors, _MAGMA[:, channel]) for channel in range(3)], axis=-1)
-    return Image.fromarray(np.rint(colours).astype(np.uint8))
+    picture = np.empty((*values.shape[-2:], 3), dtype=np.uint8)
+    for start in range(0, len(picture), _STRIP):
+        strip = values[..., start : start + _STRIP, :].double().cpu().numpy()
+        if strip.ndim == 3:
+            strip = np.sqrt(np.square(strip).mean(axis=0))
+        colours = [np.interp(strip, anchors, _MAGMA[:, channel]) for channel in range(3)]
+        picture[start : start + _STRIP] = np.rint(np.stack(colours, axis=-1))
+    return Image.fromarray(picture)

@@ -3,6 +3,7 @@
 import functools
 import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -51,17 +52,29 @@ def per_group(tensors: Iterable[Tensor]) -> PerGroup:
     return values if torch.compiler.is_compiling() else PerGroup(values)  # type: ignore[return-value]
 
 
+PICKLED = (".bin", ".ckpt", ".h5", ".pickle", ".pkl", ".pt", ".pth", ".th")
+"""Suffixes of weights that run code when they are read, or may."""
+
+
 class StrictLoading:
-    """`from_pretrained` that refuses weights with missing or unknown keys, where diffusers would only warn."""
+    """`from_pretrained` that reads safetensors only, and refuses weights with missing or unknown keys.
+
+    diffusers would fall back on pickled weights, which run what is written in them, and only warn of keys.
+    """
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **kwargs: Any) -> Any:
         """`ModelMixin.from_pretrained`.
 
         Raises:
-            ValueError: weights that lack parameters of the model, or hold others; the message names them.
+            ValueError: pickled weights; or weights that lack parameters of the model, or hold others; the message names
+                them.
             OSError: no weights, or none that can be read.
         """
+        if kwargs.get("use_safetensors") is False:
+            raise ValueError("`use_safetensors=False`: pickled weights are not read, they could run any code")
+        kwargs["use_safetensors"] = True
+        _refuse_pickles(pretrained_model_name_or_path, kwargs.get("subfolder"))
         wants_info = kwargs.pop("output_loading_info", False)
         loaded = super().from_pretrained(  # type: ignore[misc]
             pretrained_model_name_or_path, output_loading_info=True, **kwargs
@@ -75,3 +88,16 @@ class StrictLoading:
                 where = f"the weights in {pretrained_model_name_or_path}"
                 raise ValueError(f"{where} {kind} keys of {cls.__name__}: {names}")
         return (model, info) if wants_info else model
+
+
+def _refuse_pickles(source: str | os.PathLike[str] | None, subfolder: str | None) -> None:
+    """Raises a ValueError if a model folder on disk holds pickled weights, also beside others."""
+    folder = Path(source or "") / (subfolder or "")
+    if source is None or not folder.is_dir():
+        return
+    pickled = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in PICKLED)
+    if pickled:
+        raise ValueError(
+            f"{folder} holds pickled weights ({', '.join(pickled[:4])}), which could run any code: convert them to "
+            "safetensors, and remove them"
+        )
