@@ -1,5 +1,6 @@
 """Diverse super-resolution with a hierarchical VAE prior: one network evaluation for each sample of p(x|y)."""
 
+import sys
 from pathlib import Path
 
 import diffusers
@@ -21,8 +22,10 @@ from .models import VDVAE, LRConditioner, LREncoder  # noqa: E402
 from .operators import Downsampling  # noqa: E402
 from .pipelines import SuperResolutionOutput, SuperResolutionPipeline  # noqa: E402
 
-# `DiffusionPipeline.from_pretrained(folder)` looks the class of model_index.json up here.
+# `DiffusionPipeline.from_pretrained(folder)` looks the class of model_index.json up here, and those of its components
+# in `diffusers.pipelines`, before it would run a file of that name in a repository.
 diffusers.SuperResolutionPipeline = SuperResolutionPipeline  # type: ignore[attr-defined]
+diffusers.pipelines.hvae_sr = sys.modules[__name__]
 
 __all__ = [
     "VDVAE",

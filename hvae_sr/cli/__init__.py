@@ -8,10 +8,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import convert, evaluate, upscale
+from . import convert, evaluate, push, upscale
 from .common import fail
 
-COMMANDS = {"upscale": upscale, "convert": convert, "evaluate": evaluate}
+COMMANDS = {"upscale": upscale, "convert": convert, "evaluate": evaluate, "push": push}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

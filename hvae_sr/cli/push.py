@@ -1,0 +1,31 @@
+"""Upload a pipeline folder to the Hub."""
+
+import argparse
+from pathlib import Path
+
+from .common import say
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", help="a bundled name, or a folder of save_pretrained or training")
+    parser.add_argument("--repo_id", required=True, metavar="OWNER/NAME")
+    parser.add_argument("--private", action="store_true", default=None, help="if the repository is made")
+    parser.add_argument("--revision", help="branch (default main)")
+    parser.add_argument("--message", help="of the commit")
+    parser.add_argument("--dry_run", action="store_true", help="list the files and upload nothing")
+
+
+def run(options: argparse.Namespace) -> int:
+    from ..hub import bundled_checkpoints, files_to_push, push
+
+    folder = bundled_checkpoints().get(options.folder, Path(options.folder))
+    if options.dry_run:
+        content = files_to_push(folder)
+        sizes = {name: len(it) if isinstance(it, bytes) else it.stat().st_size for name, it in content.items()}
+        for name, size in sizes.items():
+            say(f"{size:>12,}  {name}{'  (added)' if isinstance(content[name], bytes) else ''}")
+        say(f"{sum(sizes.values()):>12,}  bytes in {len(sizes)} files for {options.repo_id}; nothing was uploaded")
+        return 0
+    url = push(folder, options.repo_id, private=options.private, revision=options.revision, message=options.message)
+    say(url)
+    return 0
