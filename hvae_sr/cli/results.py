@@ -1,0 +1,19 @@
+"""Write the results document of evaluation reports."""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("reports", nargs="+", metavar="REPORT.json", help="what `hvae-sr evaluate` wrote")
+    parser.add_argument("-o", "--output", required=True, metavar="RESULTS.md")
+
+
+def run(options: argparse.Namespace) -> int:
+    from ..evaluation import read_report, results_document
+    from ..evaluation.storage import write_atomically
+
+    reports = [read_report(path) for path in options.reports]
+    write_atomically(results_document(reports, [Path(path).name for path in options.reports]), Path(options.output))
+    print(f"wrote {options.output}")
+    return 0

@@ -1,0 +1,311 @@
+"""Where the information of an image lies in the latent groups, and how many groups k to condition.
+
+Appendix A of the CVDVAE paper (U_k^s), expected consistency (slides, eq. 12-13), the KL of each group, and
+reconstructions from the first k groups. Every analysis returns a dictionary of plain numbers, ready for JSON.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..models import VDVAE, LRConditioner
+from ..noise import CounterNoise
+from ..operators import Downsampling
+from .metrics import psnr, to_planes, to_uint8
+
+_PIXELS_PER_BATCH = 2**19
+_NATS_PER_BIT = math.log(2)
+
+
+def _seed(base: int, code: int, image: int = 0) -> int:
+    """Addresses the noise of one latent code, or of one image that goes on from it."""
+    return (base << 64) + (code << 32) + image
+
+
+@torch.no_grad()
+def low_resolution_distance(
+    vdvae: VDVAE,
+    scales: Sequence[int] = (1, 4, 8, 16),
+    num_codes: int = 50,
+    num_images: int = 5,
+    size: tuple[int, int] | None = None,
+    kernel: str = "bicubic",
+    sample_pixels: bool = False,
+    seed: int = 0,
+    progress_bar: bool = True,
+) -> dict[str, Any]:
+    """U_k^s, how far apart images with the same first k groups are at 1/s of the resolution (paper, eq. 15-18).
+
+    U_k^s = E_{p(z_<k)} E_{p(x|z_<k)} E_{p(x'|z_<k)} |H_s x - H_s x'| / sqrt(m), in grey levels of 0..255: the mean over
+    latent codes and over the pairs of the images of each. (The printed eq. 18 leaves out the division by their number.)
+
+    Args:
+        vdvae: any VD-VAE; no encoder is needed.
+        scales: s; H_1 is the identity.
+        num_codes, num_images: latent codes, and images of each for every k; 50 and 5 in the paper.
+        size: (H, W) of the images; None means the model's nominal size.
+        kernel: of H_s, see `Downsampling`.
+        sample_pixels: draws x from p(x|z) instead of taking E[x|z]; then U_L^1 is that of the pixels' white noise.
+        seed: of the codes; the same images' noise serves every k.
+        progress_bar: show one.
+
+    Returns:
+        ``groups`` (k = 0..L), ``scales``, ``distance`` (U_k^s by str(s)), its ``standard_error`` over the codes, and
+        the settings.
+
+    Raises ValueError: fewer than one code or two images, or a size or scale that does not fit.
+    """
+    if num_codes < 1:
+        raise ValueError(f"`num_codes` must be at least 1, got {num_codes}.")
+    if num_images < 2:
+        raise ValueError(f"`num_images` must be at least 2, for a distance, got {num_images}.")
+    if not scales or len(set(scales)) != len(scales):
+        raise ValueError(f"`scales` must be different factors, got {tuple(scales)}.")
+    size = size or (vdvae.config.image_size, vdvae.config.image_size)
+    vdvae.check_size(size, "size")
+    if max(scales) > min(size):
+        raise ValueError(f"`scales` must not exceed the images' sides {size}, got {max(scales)}.")
+    operators = {scale: Downsampling(scale, kernel=kernel) for scale in scales}
+    groups = list(range(vdvae.num_groups + 1))
+    found = {scale: np.zeros((len(groups), num_codes)) for scale in scales}
+    step = max(1, _PIXELS_PER_BATCH // (size[0] * size[1] * num_images))
+    pairs = list(combinations(range(num_images), 2))
+    for start in tqdm(range(0, num_codes, step), desc="latent codes", disable=not progress_bar):
+        codes = range(start, min(start + step, num_codes))
+        fixed = vdvae.sample(len(codes), size, CounterNoise([_seed(seed, code) for code in codes])).latents
+        noise = CounterNoise([_seed(seed, code, 1 + j) for code in codes for j in range(num_images)])
+        for k in groups:
+            latents = [z.repeat_interleave(num_images, dim=0) for z in fixed[:k]]
+            out = vdvae.sample(
+                len(codes) * num_images,
+                size,
+                noise,
+                latents=latents,
+                sample_pixels=sample_pixels,
+                return_latents=False,
+            )
+            images = (out.sample.float().clamp(-1, 1) + 1) * 127.5
+            for scale, operator in operators.items():
+                low = (operator(images) if scale > 1 else images).double().unflatten(0, (len(codes), num_images))
+                errors = [(low[:, i] - low[:, j]).square().mean(dim=(1, 2, 3)).sqrt() for i, j in pairs]
+                found[scale][k, start : codes.stop] = torch.stack(errors).mean(dim=0).cpu().numpy()
+    root = math.sqrt(num_codes)
+    return {
+        "analysis": "low-resolution distance",
+        "groups": groups,
+        "scales": list(scales),
+        "distance": {str(scale): values.mean(axis=1).tolist() for scale, values in found.items()},
+        "standard_error": {
+            str(scale): (values.std(axis=1, ddof=1) / root).tolist() if num_codes > 1 else [0.0] * len(groups)
+            for scale, values in found.items()
+        },
+        "strides": [vdvae.stride(group) for group in range(vdvae.num_groups)],
+        "num_codes": num_codes,
+        "num_images": num_images,
+        "size": list(size),
+        "kernel": kernel,
+        "sample_pixels": sample_pixels,
+        "seed": seed,
+    }
+
+
+def choose_num_groups(analysis: Mapping[str, Any], scale: int, threshold: float = 0.5) -> int | None:
+    """The smallest k from which on U_k^s stays below `threshold` grey levels, or None if there is none below L.
+
+    The paper's criterion: U_60^4 < 0.5 for the published VD-VAE of faces, so that k = 60 groups determine the LR image.
+    k = L always does (all is fixed), and says nothing.
+
+    >>> analysis = {"groups": [0, 1, 2, 3], "distance": {"4": [9.0, 0.4, 0.3, 0.0]}}
+    >>> choose_num_groups(analysis, 4), choose_num_groups(analysis, 4, threshold=0.1)
+    (1, None)
+    """
+    if str(scale) not in analysis["distance"]:
+        raise ValueError(f"`scale` must be one of {', '.join(analysis['distance'])}; got {scale}.")
+    values = analysis["distance"][str(scale)]
+    above = [k for k, value in zip(analysis["groups"], values, strict=True) if value >= threshold]
+    k = max(above, default=-1) + 1
+    return k if k < analysis["groups"][-1] else None
+
+
+def expected_consistency(
+    pipeline: Any,
+    images: Iterable[Any],
+    groups: Sequence[int] | None = None,
+    num_samples: int = 5,
+    temperature: float = 1.0,
+    seed: int = 0,
+    progress_bar: bool = True,
+) -> dict[str, Any]:
+    """CE(k) = E |H x - y| / sqrt(m), x from p_SR(x|y) with k conditioned groups, unprojected (slides, eq. 12).
+
+    In grey levels of 0..255. With everything trained to optimality CE(k) = U_k^s (eq. 13); what it lies above that is
+    what the LR encoder leaves to the projection.
+
+    Args:
+        pipeline: a `SuperResolutionPipeline`.
+        images: LR images y, as the pipeline takes them.
+        groups: values of k; None means 0..L.
+        num_samples: of each image.
+        temperature, seed: of the samples.
+        progress_bar: show one.
+    """
+    inputs = list(images)
+    if not inputs:
+        raise ValueError("`images` must hold at least one image, got none.")
+    chosen = list(range(pipeline.vdvae.num_groups + 1)) if groups is None else list(groups)
+    pipeline.set_progress_bar_config(disable=True)
+    values = []
+    for k in tqdm(chosen, desc="conditioned groups", disable=not progress_bar):
+        decibels: list[float] = []
+        for image in inputs:
+            out = pipeline(
+                image,
+                num_conditioned_groups=k,
+                temperature=temperature,
+                num_samples=num_samples,
+                seed=seed,
+                enforce_consistency=False,
+                output_type="np",
+            )
+            decibels += out.lr_psnr_unprojected
+        values.append(float(np.mean([255 * 10 ** (-decibel / 20) for decibel in decibels])))
+    return {
+        "analysis": "expected consistency",
+        "groups": chosen,
+        "consistency": values,
+        "scale_factor": pipeline.config.scale_factor,
+        "num_images": len(inputs),
+        "num_samples": num_samples,
+        "temperature": temperature,
+        "seed": seed,
+    }
+
+
+def _prepare(model: Any, image: Image.Image) -> tuple[VDVAE, Tensor, Tensor | None]:
+    """The VD-VAE of a model or pipeline, x ``[1, 3, H, W]`` on [-1, 1] from the image's centre, and a pipeline's y."""
+    vdvae: VDVAE = model if isinstance(model, VDVAE) else model.vdvae
+    multiple = vdvae.size_multiple if model is vdvae else model._multiple * model.operator.scale_factor
+    width, height = (
+        vdvae.config.image_size if vdvae.config.bias_type == "spatial" else side // multiple * multiple
+        for side in image.size
+    )
+    if width < 1 or height < 1 or width > image.width or height > image.height:
+        raise ValueError(f"`images` must be at least as large as the model's {multiple} pixels, got {image.size}.")
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    pixels = np.asarray(image.convert("RGB").crop((left, top, left + width, top + height)))
+    x = (to_planes(pixels[None] / 127.5 - 1)).to(vdvae.device)
+    if model is vdvae:
+        return vdvae, x, None
+    y = (model.operator((x + 1) * 127.5).clamp(0, 255).round() / 127.5) - 1
+    return vdvae, x, y
+
+
+@torch.no_grad()
+def group_information(model: Any, images: Iterable[Image.Image], seed: int = 0) -> dict[str, Any]:
+    """Bits per dimension of x that each group carries: KL(q(z_l|z_<l, x) || p(z_l|z_<l)), mean over images.
+
+    For a pipeline of VDVAE-SR, posterior and prior see y, so it is what y does not say. For a pipeline of CVDVAE also
+    ``from_y``: KL(q_psi(z_l|z_<l, y) || p(z_l|z_<l)), z drawn from q_psi, what the LR encoder writes into each group;
+    that part needs no encoder of x.
+
+    Args:
+        model: a VD-VAE, or a `SuperResolutionPipeline`.
+        images: HR images; the centre that the networks can work on is used.
+        seed: of the draws of z.
+
+    Returns:
+        ``strides`` of the groups and, in bits per dimension by group, ``from_x`` (absent without an encoder of x, if
+        there is ``from_y``) and ``from_y``.
+
+    Raises ValueError: no images, or a model that has neither an encoder of x nor q_psi.
+    """
+    found: dict[str, list[list[float]]] = {"from_x": [], "from_y": []}
+    vdvae: VDVAE | None = None
+    for number, image in enumerate(images):
+        vdvae, x, y = _prepare(model, image)
+        size, noise = (x.shape[-2], x.shape[-1]), CounterNoise([_seed(seed, number)])
+        unit = 3 * size[0] * size[1] * _NATS_PER_BIT
+        condition = model.lr_encoder.encode(y) if y is not None else None
+        is_conditioner = y is not None and isinstance(model.lr_encoder, LRConditioner)
+        if vdvae.encoder is not None or condition is None or is_conditioner:
+            posterior = vdvae(x, noise=noise, condition=condition if is_conditioner else None)
+            found["from_x"].append([float(kl.sum()) / unit for kl in posterior.group_kl])
+        if condition is not None and not is_conditioner:
+            out = vdvae.top_down(1, size, noise, condition=condition)
+            kls = [group.lr_posterior.kl(group.prior) if group.lr_posterior else None for group in out.groups]
+            found["from_y"].append([0.0 if kl is None else float(kl.sum()) / unit for kl in kls])
+    if vdvae is None:
+        raise ValueError("`images` must hold at least one image, got none.")
+    return {
+        "analysis": "group information",
+        "strides": [vdvae.stride(group) for group in range(vdvae.num_groups)],
+        **{name: np.mean(values, axis=0).tolist() for name, values in found.items() if values},
+        "num_images": number + 1,
+        "seed": seed,
+    }
+
+
+@torch.no_grad()
+def reconstructions(
+    model: Any, image: Image.Image, groups: Sequence[int] | None = None
+) -> tuple[list[NDArray[np.uint8]], NDArray[np.uint8], list[float]]:
+    """E[x|z] with the first k groups at the mean of q(z_l|z_<l, x) and the others at the prior's mean, for each k.
+
+    Args:
+        model: a VD-VAE with its encoder, or a pipeline with such a VD-VAE (VDVAE-SR: all groups see y).
+        image: x; the centre that the networks can work on is used.
+        groups: values of k; None means 0..L.
+
+    Returns:
+        8-bit images ``[H, W, 3]`` for each k, x itself, and the PSNRs in dB (RGB).
+
+    Raises ValueError: the model was made without an encoder, or k is not between 0 and L.
+    """
+    vdvae, x, y = _prepare(model, image)
+    chosen = list(range(vdvae.num_groups + 1)) if groups is None else list(groups)
+    if not all(0 <= k <= vdvae.num_groups for k in chosen):
+        raise ValueError(f"`groups` must lie between 0 and {vdvae.num_groups}, got {chosen}.")
+    is_conditioner = y is not None and isinstance(model.lr_encoder, LRConditioner)
+    condition = model.lr_encoder.encode(y) if is_conditioner else None
+    size = (x.shape[-2], x.shape[-1])
+    activations = vdvae.encode(x)
+    means = vdvae.top_down(1, size, _no_noise, activations=activations, condition=condition).groups
+    images = []
+    for k in chosen:
+        latents = [group.z for group in means[:k]]
+        out = vdvae.sample(1, size, _no_noise, condition=condition, latents=latents, temperature=0.0)
+        images.append(to_uint8((out.sample[0].float().permute(1, 2, 0).cpu() + 1) / 2))
+    truth = to_uint8((x[0].permute(1, 2, 0).cpu() + 1) / 2)
+    return images, truth, [psnr(found, truth, 255) for found in images]
+
+
+def _no_noise(group: int, stride: int, shape: tuple[int, int, int, int], device: torch.device) -> Tensor:
+    return torch.zeros(shape, device=device)
+
+
+def distance_table(analysis: Mapping[str, Any], consistency: Mapping[str, Any] | None = None) -> str:
+    """U_k^s by k and s as Markdown, with CE(k) beside it."""
+    scales = [str(scale) for scale in analysis["scales"]]
+    heads = ["k", "stride of group k - 1", *(f"U_k^{scale}" for scale in scales)]
+    ce: dict[int, float] = {}
+    if consistency is not None:
+        heads.append(f"CE(k), s = {consistency['scale_factor']}")
+        ce = dict(zip(consistency["groups"], consistency["consistency"], strict=True))
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---:|" * len(heads)]
+    for index, k in enumerate(analysis["groups"]):
+        cells = [str(k), str(analysis["strides"][k - 1]) if k else ""]
+        cells += [f"{analysis['distance'][scale][index]:.2f}" for scale in scales]
+        if consistency is not None:
+            cells.append(f"{ce[k]:.2f}" if k in ce else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", "Grey levels of 0..255.", ""])

@@ -1,0 +1,375 @@
+"""Evaluation of a pipeline, of bicubic interpolation, or of another method's images by one of the protocols."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import PIL
+import skimage
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ..images import ImageError
+from . import metrics, posterior
+from .perceptual import PerceptualMetrics, frechet_distance
+from .protocols import PROTOCOLS, EvaluationProtocol, Float, operator
+from .sources import PathLike, Predictions, SourceImage, open_source
+from .storage import Features, Key, Partial, Rows
+from .tables import mean_rows
+
+logger = logging.getLogger(__name__)
+
+_VALUES_PER_CALL = 2**22
+"""Pixel values that a pipeline is asked for at a time: 21 samples of 256x256. They are copied, so that memory holds
+the samples of an image once, however many they are."""
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Errors name the image they are about."""
+    try:
+        yield
+    except ImageError:  # it does already
+        raise
+    except (ValueError, RuntimeError, ArithmeticError, LookupError) as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+class _Scorer:
+    """The measurements on the (HR, LR) pair of one image."""
+
+    def __init__(
+        self, protocol: EvaluationProtocol, image: SourceImage, size: int, scale: int, perceptual: PerceptualMetrics
+    ):
+        self.name, self.protocol, self.scale, self.perceptual = image.name, protocol, scale, perceptual
+        with _naming(image.name):
+            self.hr, self.lr = protocol.prepare(image.load(), size, scale)
+        self.operator, self.y = operator(protocol.kernel, scale), metrics.to_planes(self.lr / 255)
+        self.rows: Rows = {}
+        self.features: Features = {}
+        self._keep_features("truth", self.hr)
+
+    def _keep_features(self, name: str, image: Any) -> None:
+        if self.perceptual.features is not None:
+            self.features[name] = np.asarray(self.perceptual.features(image), dtype=np.float32)
+
+    def project(self, images: Float) -> Float:
+        """The images nearest to `images` ``[N, H, W, 3]`` that are consistent with y."""
+        return np.moveaxis(self.operator.project(metrics.to_planes(images), self.y).numpy(), -3, -1)
+
+    def psnr(self, estimate: Float) -> float:
+        """PSNR of one estimate, in 8 bits."""
+        return self.protocol.psnr(self.hr, metrics.to_uint8(estimate), self.scale)
+
+    def quality(self, estimate: Float) -> dict[str, float]:
+        """Distortion, consistency and perceptual quality of one estimate in [0, 1], before clamping and rounding."""
+        image = metrics.to_uint8(estimate)
+        row = {
+            "psnr": self.protocol.psnr(self.hr, image, self.scale),
+            "ssim": self.protocol.ssim(self.hr, image, self.scale),
+            "lr_psnr": metrics.lr_psnr(metrics.to_planes(image / 255), self.y, self.operator),
+            "lr_psnr_float": metrics.lr_psnr(metrics.to_planes(estimate), self.y, self.operator),
+        }
+        if self.perceptual.lpips is not None:
+            row["lpips"] = float(self.perceptual.lpips(self.hr, image))
+        if self.perceptual.brisque is not None:
+            row["brisque"] = float(self.perceptual.brisque(image))
+        return row
+
+    def add(self, name: str, estimate: Float) -> None:
+        """The row of one estimate."""
+        self.rows[name] = self.quality(estimate)
+        self._keep_features(name, metrics.to_uint8(estimate))
+
+    def add_bicubic(self) -> None:
+        with _naming(self.name):
+            estimate = self.protocol.upsample(self.lr, self.scale) / 255
+            self.add("bicubic", estimate)
+            self.add("bicubic projected", self.project(estimate[None])[0])
+
+    def add_samples(self, samples: Float, names: tuple[str, str | None], kept: int, calibrate: bool) -> None:
+        """Rows of samples ``[N, H, W, 3]``: means over the first `kept`, and their mean image.
+
+        Args:
+            samples: of the posterior; overwritten.
+            names: of the row of the samples, and of that of their mean, or None for none.
+            kept: samples that the row is of; all N serve curves over the number of samples, and the calibration.
+            calibrate: whether the calibration is measured.
+        """
+        each = [self.quality(sample) for sample in samples[:kept]]
+        row = {key: float(np.mean([values[key] for values in each])) for key in each[0]}
+        self._keep_features(names[0], metrics.to_uint8(samples[0]))
+        means: dict[str, float] = {}
+        if len(samples) > 1:
+            psnrs = [values["psnr"] for values in each] + [self.psnr(sample) for sample in samples[kept:]]
+            for n in [2**i for i in range(len(samples).bit_length())]:
+                row[f"best_psnr@{n}"] = posterior.best_of_n(psnrs, n)
+                groups = psnrs if n == 1 else [self.psnr(mean) for mean in posterior.mean_of_n(samples, n)]
+                means[f"psnr@{n}"] = float(np.mean(groups))
+        if names[1] is not None:
+            self.add(names[1], samples[:kept].mean(axis=0))
+            self.rows[names[1]] |= means
+        np.clip(samples, 0, 1, out=samples)
+        if kept > 1:
+            row |= posterior.spread(samples[:kept], self.hr / 255)
+            if self.perceptual.lpips is not None:
+                eight_bit = [metrics.to_uint8(sample) for sample in samples[:kept]]
+                row["apd_lpips"] = posterior.average_pairwise_distance(np.stack(eight_bit), self.perceptual.lpips)
+        if calibrate:
+            curve = posterior.calibration_curve(samples, self.hr / 255)
+            for level, covered, width in zip(*curve.values(), strict=True):
+                row |= {f"coverage@{level:g}": covered, f"width@{level:g}": width}
+            row |= {"coverage": row["coverage@0.9"], "interval_width": row["width@0.9"]}
+        self.rows[names[0]] = row
+        if names[1] is not None:
+            self.rows[names[1]] = self.rows.pop(names[1])  # below its samples
+
+
+def _add_pipeline_rows(
+    pipeline: Any, scorers: Sequence[_Scorer], settings: dict[str, Any], batch_size: int | None
+) -> None:
+    """Rows of the pipeline for some images: one network run per temperature, projected here."""
+    kept = settings["num_samples"]
+    for temperature in settings["temperatures"]:
+        covered = (settings["coverage_samples"] or 0) if temperature == 1 else 0
+        drawn = _draw(pipeline, scorers, temperature, max(kept, covered), settings["seed"], batch_size)
+        for scorer, samples in zip(scorers, drawn, strict=True):
+            _add_projected(scorer, samples, f"t={temperature:g}", kept, bool(covered), temperature)
+
+
+def _add_projected(
+    scorer: _Scorer, samples: Float, label: str, kept: int, calibrate: bool, temperature: float | None = None
+) -> None:
+    """Rows of samples as they are, and projected; those of a pipeline tell their temperature."""
+    with _naming(scorer.name):
+        projected = np.concatenate([scorer.project(sample[None]) for sample in samples])
+        # A method of one image has one row: its sample is its mean.
+        alone = kept == 1 and temperature is None
+        for images, name, all_of_them in (
+            (samples[:kept], label, False),
+            (projected, f"{label} projected", calibrate),
+        ):
+            names = (name, None) if alone else (f"sample {name}", f"mean {name}")
+            scorer.add_samples(images, names, kept, all_of_them)
+            if temperature is not None:
+                for row in names:
+                    scorer.rows[str(row)]["temperature"] = temperature
+
+
+def _draw(
+    pipeline: Any, scorers: Sequence[_Scorer], temperature: float, count: int, seed: int, batch_size: int | None
+) -> list[Float]:
+    """Unprojected samples of each image, ``[count, H, W, 3]``: sample j has the seed `seed` + j."""
+    options: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
+    drawn: list[Float] = [np.empty((count, *scorer.hr.shape), dtype=np.float32) for scorer in scorers]
+    step = max(1, _VALUES_PER_CALL // sum(scorer.hr.size for scorer in scorers))
+    for start in range(0, count, step):
+        number = min(step, count - start)
+        images = pipeline(
+            [Image.fromarray(scorer.lr) for scorer in scorers],
+            temperature=temperature,
+            num_samples=number,
+            seed=seed + start,
+            enforce_consistency=False,
+            output_type="np",
+            **options,
+        ).images
+        if len(images) != number * len(scorers):
+            raise ValueError(f"`pipeline` must return {number * len(scorers)} images, got {len(images)}.")
+        for index, samples in enumerate(drawn):
+            for j in range(number):
+                samples[start + j] = images[index * number + j]
+    return drawn
+
+
+def _describe_pipeline(pipeline: Any) -> dict[str, Any]:
+    """Class, configuration and, as a fingerprint of the weights, the sum of their magnitudes (on the CPU, in fp64)."""
+    weights = {
+        name: f"{sum(float(p.detach().cpu().abs().sum(dtype=torch.float64)) for p in module.parameters()):.9e}"
+        for name, module in getattr(pipeline, "components", {}).items()
+        if isinstance(module, torch.nn.Module)
+    }
+    config = {
+        key: str(value)
+        for key, value in dict(getattr(pipeline, "config", {})).items()
+        if key != "_name_or_path"  # where it lies changes nothing
+    }
+    return {"class": type(pipeline).__name__, "config": config, "weights": weights}
+
+
+def _versions() -> dict[str, str | None]:
+    modules = {"numpy": np, "pillow": PIL, "scikit-image": skimage, "hvae-sr": sys.modules.get("hvae_sr")}
+    versions = {name: getattr(module, "__version__", None) for name, module in modules.items()}
+    return {"python": platform.python_version(), "torch": str(torch.__version__), **versions}
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    protocol, temperatures, covered = (settings[k] for k in ("protocol", "temperatures", "coverage_samples"))
+    if len(set(temperatures)) != len(temperatures) or not all(0 <= t < float("inf") for t in temperatures):
+        raise ValueError(f"`temperatures` must be different, finite and not negative, got {tuple(temperatures)}.")
+    if settings["size"] is None and not PROTOCOLS[protocol].full_images:
+        raise ValueError(f"`size` must be given for the {protocol} protocol, got None.")
+    for name in ("num_samples", "batch_size", "scale_factor"):
+        if settings[name] is not None and settings[name] < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {settings[name]}.")
+    if covered is not None and (covered < 19 or 1.0 not in temperatures):
+        raise ValueError(f"`coverage_samples` must be >= 19, with temperature 1, got {covered}.")
+
+
+def evaluate(
+    pipeline: Any,
+    data: PathLike,
+    protocol: str = "thesis",
+    size: int | None = None,
+    temperatures: Sequence[float] = (0.2, 0.8, 1.0),
+    num_samples: int | None = None,
+    seed: int = 0,
+    num_images: int | None = None,
+    batch_size: int | None = None,
+    coverage_samples: int | None = None,
+    scale_factor: int | None = None,
+    predictions: PathLike | None = None,
+    perceptual: PerceptualMetrics | None = None,
+    split: str = "test",
+    image_column: str = "image",
+    name: str | None = None,
+    report_path: str | os.PathLike[str] | None = None,
+    progress_bar: bool = True,
+) -> dict[str, Any]:
+    """Evaluate bicubic interpolation, and a super-resolution pipeline or another method's images, on a data set.
+
+    At every temperature the network runs once, without projection; ``projected`` rows are the projection of its
+    output on {x : Hx = y}, before clamping and rounding. They differ from the pipeline's own projected output only
+    where the network leaves [0, 1]. Metrics are those of 8-bit images, except ``lr_psnr_float`` and what is measured
+    on sets of samples. LR-PSNR is by the protocol's own downsampling.
+
+    Under `accelerate launch` the images are split over the processes, and each returns the whole report.
+
+    Args:
+        pipeline: a `SuperResolutionPipeline`, or None for the bicubic rows, and those of `predictions`.
+        data: folder of images, whose name is the name of the data set, or a data set of the Hub.
+        protocol: ``"thesis"``, ``"paper"`` or ``"standard"``.
+        size: side of the HR squares (paper: 256 by default); ``"standard"`` takes full images and ignores it.
+        temperatures: one group of rows each.
+        num_samples: samples per image; ``sample`` rows are means over them, ``mean`` rows their mean image. None means
+            8, and 5 for ``"paper"``.
+        seed: sample j of every image has the seed ``seed + j``.
+        num_images: only the first images, in the order of their names.
+        batch_size: samples per network evaluation; ``batch_size // num_samples`` images a call.
+        coverage_samples: samples for the calibration of central intervals at temperature 1; one image's are held in
+            memory at a time (50 MB for 64 of 256x256).
+        scale_factor: None means the pipeline's, or 4.
+        predictions: folder of another method's images, instead of a pipeline (see `Predictions`).
+        perceptual: LPIPS, BRISQUE and FID, from `load_perceptual`.
+        split, image_column: of a data set of the Hub.
+        name: of the model, for the report.
+        report_path: results are kept in ``REPORT_PATH.partial``, and taken from there by a later call with
+            equal settings. `write_report` removes that file.
+        progress_bar: show one.
+
+    Returns a report for `write_report` and `markdown_table`: settings, ``rows`` (means), ``images`` (values).
+    Raises ValueError if a setting is out of range, there are no images, the pipeline does not fit, or an image (it
+    is named) cannot be read or scored.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"`protocol` must be one of {sorted(PROTOCOLS)}, got {protocol!r}.")
+    if pipeline is not None and predictions is not None:
+        raise ValueError("`pipeline` and `predictions` were both given; one report is about one method.")
+    chosen, perceptual = PROTOCOLS[protocol], perceptual or PerceptualMetrics()
+    if scale_factor is None:
+        scale_factor = pipeline.operator.scale_factor if pipeline is not None else 4
+    sampled = pipeline is not None
+    settings: dict[str, Any] = {
+        "protocol": protocol,
+        "dataset": None,
+        "size": None if chosen.full_images else (size or chosen.size),
+        "scale_factor": scale_factor,
+        "seed": seed,
+        "num_samples": chosen.num_samples if num_samples is None else num_samples,
+        "temperatures": [float(t) for t in temperatures] if sampled else [],
+        "coverage_samples": coverage_samples if sampled else None,
+    }
+    _check_settings(settings | {"batch_size": batch_size})
+    source = open_source(data, split, image_column, num_images)
+    settings |= {"dataset": source.name, "downsampling_kernel": chosen.kernel, "pipeline": None, "name": name}
+    settings |= {"predictions": None, "metrics": perceptual.names, "absent": perceptual.absent, "versions": _versions()}
+    others: Predictions | None = None
+    if pipeline is not None:
+        scale, kernel = pipeline.operator.scale_factor, pipeline.operator.kernel
+        if scale != scale_factor:
+            raise ValueError(f"`scale_factor` must be the pipeline's {scale}, got {scale_factor}.")
+        if kernel != chosen.kernel:
+            logger.warning("The pipeline projects for %r, the protocol's is %r.", kernel, chosen.kernel)
+        settings["pipeline"] = _describe_pipeline(pipeline)
+        pipeline.set_progress_bar_config(disable=True)  # one bar, over the images
+    elif predictions is not None:
+        others = Predictions(predictions, source.images)
+        settings |= {"predictions": {"name": others.name, "sha256": others.sha256}, "num_samples": others.num_samples}
+
+    def score(images: Sequence[SourceImage]) -> list[_Scorer]:
+        scorers = [_Scorer(chosen, image, settings["size"] or 0, scale_factor, perceptual) for image in images]
+        for scorer in scorers:
+            scorer.add_bicubic()
+        if pipeline is not None:
+            _add_pipeline_rows(pipeline, scorers, settings, batch_size)
+        for scorer, image in zip(scorers, images, strict=True):
+            if others is not None:
+                samples = others.load(image, *scorer.hr.shape[:2])
+                _add_projected(scorer, samples, others.name, len(samples), calibrate=False)
+        return scorers
+
+    step = max(1, (batch_size or 1) // settings["num_samples"])
+    done = _score_all(source.images, score, Partial(report_path, settings), step, source.name, progress_bar)
+    keys = [(image.name, image.sha256) for image in source.images]
+    rows = mean_rows([done[key][0] for key in keys], settings["num_samples"])
+    if perceptual.features is not None:
+        _add_fid(rows, [done[key][1] for key in keys])
+    return {
+        **settings,
+        "num_images": len(keys),
+        "num_images_available": source.available,
+        "rows": rows,
+        "images": [{"name": key[0], "sha256": key[1], "rows": done[key][0]} for key in keys],
+    }
+
+
+def _score_all(
+    images: Sequence[SourceImage],
+    score: Callable[[Sequence[SourceImage]], list[_Scorer]],
+    partial: Partial,
+    step: int,
+    title: str,
+    progress_bar: bool,
+) -> dict[Key, tuple[Rows, Features]]:
+    """Results of all images, `step` at a time: from earlier runs, from here and from the other processes."""
+    state = PartialState()
+    todo = [image for image in images if (image.name, image.sha256) not in partial.done]
+    share = todo[state.process_index :: state.num_processes]
+    hidden = not (progress_bar and state.is_main_process)
+    with tqdm(total=len(share), desc=title, unit="image", disable=hidden) as bar:
+        for start in range(0, len(share), step):
+            group = share[start : start + step]
+            for scorer, image in zip(score(group), group, strict=True):
+                partial.add((image.name, image.sha256), scorer.rows, scorer.features)
+            bar.update(len(group))
+    # Every process knows the earlier results and its own: together that is all.
+    return dict(gather_object(list(partial.done.items())))
+
+
+def _add_fid(rows: list[dict[str, Any]], features: Sequence[Features]) -> None:
+    """FID of every row between the sets of truths and of estimates; of samples, the first of each image."""
+    if len(features) < 2:
+        raise ValueError(f"`data` must hold at least 2 images for FID, got {len(features)}.")
+    truth = np.stack([of_image["truth"] for of_image in features])
+    for row in rows:
+        row["fid"] = frechet_distance(np.stack([of_image[row["name"]] for of_image in features]), truth)

@@ -1,0 +1,165 @@
+"""Where the images of an evaluation come from: a folder, a data set of the Hub, or another method's results."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..images import IMAGE_SUFFIXES, ImageError, load_image, read_metadata
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """One image of a data set.
+
+    Args:
+        name: of the file, or made of its number.
+        sha256: of its bytes, shortened: results are kept under name and content.
+        load: decodes it, as RGB.
+    """
+
+    name: str
+    sha256: str
+    load: Callable[[], Image.Image]
+
+    @property
+    def stem(self) -> str:
+        """The name without the suffix of an image file."""
+        path = Path(self.name)
+        return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else self.name
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """The images of a data set, in order: `name`, the first of them, and how many there are in all."""
+
+    name: str
+    images: list[SourceImage]
+    available: int
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def list_images(folder: PathLike, argument: str = "data") -> list[Path]:
+    """The image files of a folder, sorted by name; a ValueError that names `argument` if there are none."""
+    files = sorted(Path(folder).iterdir()) if Path(folder).is_dir() else []
+    files = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")]
+    if not files:
+        raise ValueError(f"`{argument}` must be a folder of images, got {os.fspath(folder)!r}.")
+    return files
+
+
+def open_source(
+    data: PathLike, split: str = "test", image_column: str = "image", num_images: int | None = None
+) -> ImageSource:
+    """The images of `data`: a folder of image files, or what `datasets.load_dataset` can load, such as a Hub id.
+
+    Args:
+        data: a folder, or "owner/name"; a folder without image files is given to `load_dataset` too.
+        split: of a data set that `load_dataset` loads.
+        image_column: its column of images.
+        num_images: only the first so many.
+
+    Raises ValueError: neither, no such split or column, no images, or the extra `data` is not installed.
+    """
+    if num_images is not None and num_images < 1:
+        raise ValueError(f"`num_images` must be at least 1, got {num_images}.")
+    folder = Path(data)
+    holds_data = folder.is_dir() and any(file.suffix in (".parquet", ".arrow") for file in folder.rglob("*"))
+    is_hub_id = not folder.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", os.fspath(data)) is not None
+    if not (holds_data or is_hub_id):
+        files = list_images(data)
+        images = [
+            SourceImage(file.name, _digest(file.read_bytes()), lambda file=file: load_image(file))  # type: ignore[misc]
+            for file in files[:num_images]
+        ]
+        return ImageSource(folder.resolve().name, images, len(files))
+    return _open_dataset(data, split, image_column, num_images)
+
+
+def _open_dataset(data: PathLike, split: str, column: str, num_images: int | None) -> ImageSource:
+    from ..data.hub import open_dataset
+
+    table, column = open_dataset(os.fspath(data), split=split, image_column=column)
+    count = len(table) if num_images is None else min(num_images, len(table))
+    if not count:
+        raise ValueError(f"`data`: {os.fspath(data)!r} has no images in its split {split!r}.")
+
+    def read(index: int) -> bytes:
+        value = table[index][column]
+        return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+
+    def load(index: int, name: str) -> Image.Image:
+        try:
+            return load_image(Image.open(BytesIO(read(index))))
+        except (OSError, ValueError) as error:
+            raise ImageError(f"{name}: {error}") from error
+
+    images = []
+    for index in range(count):
+        name = f"{split}-{index:06d}"
+        images.append(SourceImage(name, _digest(read(index)), lambda i=index, name=name: load(i, name)))  # type: ignore[misc]
+    return ImageSource(Path(data).name, images, len(table))
+
+
+class Predictions:
+    """Images that another method made, `--predictions DIR`: several samples of an image by suffix.
+
+    The samples of ``img_001.png`` are ``img_001.png`` itself, or ``img_001_0.png``, ``img_001-seed7.jpg`` and the
+    like: the name, a separator (one of ``_ - . space``) and anything, in the order of their names. A file belongs to
+    the longest name that fits. Means and uncertainty maps that `hvae-sr upscale` wrote are left out.
+
+    Raises ValueError: not a folder of images, an image without a sample, or numbers of samples that differ.
+    """
+
+    def __init__(self, folder: PathLike, images: list[SourceImage]):
+        stems = sorted({image.stem for image in images}, key=len, reverse=True)
+        self.files: dict[str, list[Path]] = {stem: [] for stem in stems}
+        for file in list_images(folder, "predictions"):
+            owner = next((stem for stem in stems if _belongs(file.stem, stem)), None)
+            if owner is not None and "what" not in read_metadata(file):
+                self.files[owner].append(file)
+        missing = [stem for stem, files in self.files.items() if not files]
+        if missing:
+            raise ValueError(f"`predictions`: {os.fspath(folder)!r} has no image of {', '.join(sorted(missing)[:5])}.")
+        counts = {stem: len(files) for stem, files in self.files.items()}
+        self.num_samples = min(counts.values())
+        if len(set(counts.values())) > 1:
+            least, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+            raise ValueError(
+                f"`predictions` must hold as many samples of each image, got {counts[least]} of {least!r} and "
+                f"{counts[most]} of {most!r}."
+            )
+        self.name = Path(folder).resolve().name
+        content = "".join(_digest(file.read_bytes()) for stem in sorted(stems) for file in self.files[stem])
+        self.sha256 = _digest(content.encode())
+
+    def load(self, image: SourceImage, height: int, width: int) -> NDArray[np.float32]:
+        """The samples of an image, ``[N, H, W, 3]`` in [0, 1]; ValueError if a size is not (`height`, `width`)."""
+        samples = []
+        for file in self.files[image.stem]:
+            sample = np.asarray(load_image(file), dtype=np.float32) / 255
+            if sample.shape[:2] != (height, width):
+                raise ValueError(
+                    f"`predictions`: {file.name} must be {width}x{height} pixels, as the protocol's HR image, got "
+                    f"{sample.shape[1]}x{sample.shape[0]}."
+                )
+            samples.append(sample)
+        return np.stack(samples)
+
+
+def _belongs(stem: str, owner: str) -> bool:
+    return stem == owner or (stem.startswith(owner) and stem[len(owner)] in "_-. ")

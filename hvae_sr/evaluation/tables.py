@@ -1,0 +1,240 @@
+"""Tables of evaluation reports, with the published figures beside them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from .posterior import expected_mse_ratio, mse_ratio_of_parts
+
+#: Title and format of the metrics of images, of what describes sets of samples, and of curves over n or a level.
+QUALITY = {
+    "psnr": ("PSNR", ".2f"),
+    "ssim": ("SSIM", ".4f"),
+    "psnr_gain": ("PSNR gain", "+.2f"),
+    "ssim_gain": ("SSIM gain", "+.4f"),
+    "lpips": ("LPIPS", ".3f"),
+    "brisque": ("BRISQUE", ".2f"),
+    "fid": ("FID", ".2f"),
+    "lr_psnr": ("LR-PSNR", ".1f"),
+    "lr_psnr_float": ("LR-PSNR float", ".1f"),
+}
+SPREAD = {
+    "std": ("std", ".4f"),
+    "apd_mse": ("APD-MSE x1e4", ".2f"),
+    "apd_lpips": ("APD-LPIPS x1e3", ".1f"),
+    "crps": ("CRPS", ".4f"),
+    "diversity_score": ("NTIRE score", ".2f"),
+    "mse_ratio": ("MSE ratio", ".3f"),
+    "mse_ratio_expected": ("expected", ".3f"),
+    "mse_ratio_true": ("MSE ratio, true mean", ".3f"),
+    "mse_ratio_true_expected": ("expected", ".3f"),
+    "coverage": ("coverage of 90 %", ".3f"),
+    "interval_width": ("width", ".4f"),
+}
+CURVES = {
+    "psnr@": ("PSNR of the mean of n", "n", ".2f"),
+    "best_psnr@": ("PSNR of the best of n", "n", ".2f"),
+    "coverage@": ("Coverage of intervals", "level", ".3f"),
+    "width@": ("Width of intervals", "level", ".4f"),
+}
+_FACTORS = {"apd_mse": 1e4, "apd_lpips": 1e3}
+
+
+def mean_rows(images: Sequence[Mapping[str, Mapping[str, float]]], num_samples: int = 1) -> list[dict[str, Any]]:
+    """Means over images of rows of metrics, their gains in PSNR and SSIM over the first row, and ratios of MSEs.
+
+    The ratios are of the means over images: a mean of ratios is not what a calibrated sampler has an expectation of.
+
+    >>> bicubic = {"psnr": 20.0, "ssim": 0.5}
+    >>> images = [{"bicubic": bicubic, "ours": {"psnr": p, "ssim": 0.75}} for p in (21, 22)]
+    >>> mean_rows(images)[1]
+    {'name': 'ours', 'psnr': 21.5, 'ssim': 0.75, 'psnr_gain': 1.5, 'ssim_gain': 0.25}
+    """
+    rows: list[dict[str, Any]] = []
+    for name, first in images[0].items():
+        row: dict[str, Any] = {"name": name}
+        row |= {key: float(np.mean([image[name][key] for image in images])) for key in first}
+        base = rows[0] if rows else row
+        for key in ("psnr", "ssim"):  # two infinite values have no difference
+            row[f"{key}_gain"] = 0.0 if row[key] == base[key] else row[key] - base[key]
+        if "mse" in row:
+            parts = {key: row[key] for key in ("mse", "mse_of_mean", "variance")}
+            row["mse_ratio"], row["mse_ratio_true"] = mse_ratio_of_parts(**parts, num_samples=num_samples)
+            if "temperature" in first:
+                row["temperature"] = first["temperature"]
+                row["mse_ratio_expected"] = expected_mse_ratio(row["temperature"], num_samples)
+                row["mse_ratio_true_expected"] = expected_mse_ratio(row["temperature"])
+        rows.append(row)
+    return rows
+
+
+def curve(row: Mapping[str, Any], prefix: str) -> tuple[list[float], list[float]]:
+    """The values of a row over n or the level, in order: `prefix` is one of `CURVES`.
+
+    >>> curve({"name": "mean", "psnr": 21.0, "psnr@2": 20.5, "psnr@1": 20.0}, "psnr@")
+    ([1.0, 2.0], [20.0, 20.5])
+    """
+    points = sorted((float(key[len(prefix) :]), float(row[key])) for key in row if key.startswith(prefix))
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def published_rows(report: Mapping[str, Any]) -> tuple[str, list[dict[str, Any]]]:
+    """(source, rows) of the published figures for the report's protocol, data set and size, if there are.
+
+    A data set has the figures of the published one whose name is part of its own, but for case, - and _.
+    """
+    text = resources.files(__package__).joinpath("published.json").read_text(encoding="utf-8")
+    entry = json.loads(text)[report["protocol"]]
+    tables = entry["tables"].get(f"{report['size'] or 'full'} x{report['scale_factor']}", {})
+    name = report["dataset"].casefold().replace("-", "").replace("_", "")
+    figures: dict[str, list[float | None]] = next(
+        (table for dataset, table in tables.items() if dataset.casefold() in name), {}
+    )
+    rows: list[dict[str, Any]] = []
+    for method, values in figures.items():
+        row = {key: value for key, value in zip(entry["columns"], values, strict=False) if value is not None}
+        base = rows[0] if rows else row
+        row |= {f"{key}_gain": row[key] - base[key] for key in ("psnr", "ssim") if key in row and key in base}
+        rows.append({"name": f"{method} (published)", **row})
+    return (entry["source"] if rows else ""), rows
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, tuple[str, str]]) -> list[str]:
+    """Lines of a Markdown table: a line for each row, a column for each metric that a row has."""
+    used = {key: column for key, column in columns.items() if any(key in row for row in rows)}
+    lines = [" | ".join(["| Method", *(head for head, _ in used.values())]) + " |", "|---|" + "---:|" * len(used)]
+    for row in rows:
+        cells = [
+            format(float(row[key]) * _FACTORS.get(key, 1), spec) if key in row else ""
+            for key, (_, spec) in used.items()
+        ]
+        lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def markdown_table(report: Mapping[str, Any]) -> str:
+    """The report as Markdown: its rows below the published ones, then what describes sets of samples.
+
+    Gains are over the bicubic row of the same source.
+    """
+    source, published = published_rows(report)
+    size = f", {report['size']}x{report['size']}" if report["size"] else ""
+    title = f"**{report['dataset']}**, {report['protocol']} protocol{size}, x{report['scale_factor']}, "
+    title += f"{report['num_images']} of {report['num_images_available']} images"
+    if any("std" in row for row in report["rows"]):
+        title += f", {report['num_samples']} samples of each"
+    lines = [f"{title}.", "", *table([*published, *report["rows"]], QUALITY)]
+    sets = [row for row in report["rows"] if "std" in row]
+    if sets:
+        lines += ["", *table(sets, SPREAD)]
+    for prefix, (head, unit, spec) in CURVES.items():
+        rows = [row for row in report["rows"] if curve(row, prefix)[0]]
+        if rows:
+            points = sorted({x for row in rows for x in curve(row, prefix)[0]})
+            columns = {f"{prefix}{x:g}": (f"{unit} = {x:g}", spec) for x in points}
+            lines += ["", f"{head}:", "", *table(rows, columns)]
+    for name, reason in report.get("absent", {}).items():
+        lines += ["", f"{name} is absent: {reason}."]
+    if source:
+        lines += ["", f"Published figures: {source}."]
+    return "\n".join([*lines, ""])
+
+
+def temperature_table(report: Mapping[str, Any], projected: bool = True) -> str:
+    """Effect of the sampling temperature (table 2 of the CVDVAE paper) as Markdown: metrics of one sample by tau."""
+    rows = [dict(row, name=f"tau = {row['temperature']:g}") for row in sample_rows(report, projected)]
+    return "\n".join([*table(rows, {**QUALITY, **SPREAD}), ""])
+
+
+def projection_table(report: Mapping[str, Any]) -> str:
+    """Effect of the projection (CVDVAE slides) as Markdown: each row without it and with it."""
+    by_name = {row["name"]: row for row in report["rows"]}
+    rows = []
+    for name, row in by_name.items():
+        if f"{name} projected" in by_name:
+            rows += [row, by_name[f"{name} projected"]]
+    kept = ("psnr", "ssim", "lpips", "brisque", "fid", "lr_psnr", "lr_psnr_float", "apd_mse", "apd_lpips")
+    columns = {key: column for key, column in {**QUALITY, **SPREAD}.items() if key in kept}
+    return "\n".join([*table(rows, columns), ""])
+
+
+def sample_rows(report: Mapping[str, Any], projected: bool = True) -> list[Mapping[str, Any]]:
+    """The rows of samples of a report, by ascending temperature.
+
+    Raises ValueError: the report is not of a pipeline.
+    """
+    suffix = " projected" if projected else ""
+    by_name = {row["name"]: row for row in report["rows"]}
+    names = [f"sample t={temperature:g}{suffix}" for temperature in sorted(report["temperatures"])]
+    rows = [by_name[name] for name in names if name in by_name]
+    if not rows:
+        raise ValueError("`report` has no rows of samples: it must be of a pipeline, with at least one temperature.")
+    return rows
+
+
+def command_line(report: Mapping[str, Any], output: str = "report.json") -> str:
+    """The `hvae-sr evaluate` command that makes such a report; folders by their names."""
+    words = ["hvae-sr", "evaluate"]
+    if report.get("pipeline"):
+        words += ["--model", report.get("name") or "MODEL"]
+    if report.get("predictions"):
+        words += ["--predictions", report["predictions"]["name"]]
+    words += ["--data", report["dataset"], "--protocol", report["protocol"]]
+    if report["size"]:
+        words += ["--size", str(report["size"])]
+    if report.get("pipeline"):
+        words += ["--temperatures", *(f"{tau:g}" for tau in report["temperatures"])]
+        words += ["--num_samples", str(report["num_samples"])]
+        words += ["--coverage_samples", str(report["coverage_samples"])] if report["coverage_samples"] else []
+        words += ["--seed", str(report["seed"])] if report["seed"] else []
+    elif report["scale_factor"] != 4:
+        words += ["--scale_factor", str(report["scale_factor"])]
+    if report["num_images"] < report["num_images_available"]:
+        words += ["--num_images", str(report["num_images"])]
+    metrics = [*report.get("metrics", []), *report.get("absent", {})]
+    words += ["--metrics", *metrics] if metrics else []
+    return shlex.join([*words, "-o", output])
+
+
+def results_document(reports: Sequence[Mapping[str, Any]], names: Sequence[str] | None = None) -> str:
+    """The results document: every report's tables below the command that makes it.
+
+    Args:
+        reports: of `evaluate`.
+        names: of their files; "report-1.json" and so on where None.
+
+    >>> row = {"name": "bicubic", "psnr": 28.4, "ssim": 0.8, "psnr_gain": 0.0, "ssim_gain": 0.0}
+    >>> report = {"protocol": "standard", "dataset": "X", "size": None, "scale_factor": 4, "num_images": 1,
+    ...     "num_images_available": 1, "rows": [row], "images": []}
+    >>> print(results_document([report]).splitlines()[0])
+    # Results
+    """
+    if not reports:
+        raise ValueError("`reports` must hold at least one report, got none.")
+    files = list(names) if names is not None else [f"report-{i + 1}.json" for i in range(len(reports))]
+    lines = [
+        "# Results",
+        "",
+        "Everything here is printed by the commands shown; `docs/evaluation.md` says what the columns are. Made of the",
+        "reports by",
+        "",
+        "```",
+        f"hvae-sr results {shlex.join(files)} -o docs/results.md",
+        "```",
+    ]
+    for report, file in zip(reports, files, strict=True):
+        predictions = report.get("predictions")
+        method = predictions["name"] if predictions else report.get("name") or "bicubic"
+        size = f", S={report['size']}" if report["size"] else ""
+        lines += ["", f"## {method} on {report['dataset']}, {report['protocol']} protocol{size}", ""]
+        lines += ["```", command_line(report, file), "```", "", markdown_table(report).rstrip("\n")]
+        versions = {name: version for name, version in report.get("versions", {}).items() if version}
+        if versions:
+            lines += ["", "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + "."]
+    return "\n".join([*lines, ""])
