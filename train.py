@@ -1,9 +1,9 @@
-"""Trains the networks of hvae-sr: `accelerate launch train.py --stage vdvae|lr-encoder|vdvae-sr ...`."""
+"""Trains the networks of hvae-sr: `accelerate launch train.py --stage vdvae|lr-encoder|joint|vdvae-sr ...`."""
 
 import logging
 import sys
 
-from hvae_sr.training import Interrupted, Trainer, parse_arguments
+from hvae_sr.training import Interrupted, Trainer, describe, parse_arguments
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -11,7 +11,11 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # or seven lines for each checkpoint
     try:
-        Trainer(parse_arguments(arguments)).train()
+        config = parse_arguments(arguments)
+        if config.dry_run:
+            print(describe(config))
+        else:
+            Trainer(config).train()
     except (ValueError, OSError) as error:
         print(f"train.py: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2

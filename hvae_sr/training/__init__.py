@@ -1,8 +1,9 @@
 """Training: objectives, the loop, checkpoints and options."""
 
 from .config import TrainingConfig, parse_arguments
+from .dry_run import describe
 from .loop import Trainer
-from .objectives import ELBO, ConditionalELBO, Distillation, EnergyScore, Objective
+from .objectives import ELBO, ConditionalELBO, Distillation, EnergyScore, Joint, Objective
 from .progress import Interrupted
 
 __all__ = [
@@ -11,8 +12,10 @@ __all__ = [
     "Distillation",
     "EnergyScore",
     "Interrupted",
+    "Joint",
     "Objective",
     "Trainer",
     "TrainingConfig",
+    "describe",
     "parse_arguments",
 ]

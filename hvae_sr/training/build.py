@@ -3,6 +3,8 @@
 import inspect
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,10 +13,11 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 from diffusers.models.modeling_utils import ModelMixin
 
+from ..data import Augmentation, ImageCrops, ImageFolder, ImageStream, ImageTable
 from ..models import VDVAE, LRConditioner, LREncoder
 from ..operators import Downsampling
 from .config import TrainingConfig
-from .objectives import ELBO, ConditionalELBO, Distillation, EnergyScore, Objective
+from .objectives import ELBO, ConditionalELBO, Distillation, EnergyScore, Joint, Objective
 
 logger = logging.getLogger(__name__)
 
@@ -22,25 +25,33 @@ _NAMES_SHOWN = 5
 _Network = TypeVar("_Network", bound=ModelMixin)
 
 
-def build_objective(config: TrainingConfig) -> Objective:
+def build_objective(config: TrainingConfig, load_weights: bool = True) -> Objective:
     """The objective of `config.stage`, with its networks made or loaded.
+
+    Args:
+        config: the options.
+        load_weights: False makes pretrained networks from their configurations alone, for `plan`.
 
     Raises:
         ValueError: a configuration or a folder that cannot be read, or does not describe the network it should.
     """
-    vdvae = _network(VDVAE, config.pretrained_vdvae, "pretrained_vdvae", config.vdvae_config, "vdvae_config")
+    source = (config.pretrained_vdvae, "pretrained_vdvae", config.vdvae_config, "vdvae_config")
+    vdvae = _network(VDVAE, *source, load_weights)
     if config.stage == "vdvae":
         return ELBO(vdvae)
     operator = Downsampling(config.scale_factor, config.downsampling_kernel)
     lr_sources = (config.pretrained_lr_encoder, "pretrained_lr_encoder", config.lr_config, "lr_config")
-    if config.stage == "lr-encoder":
-        return Distillation(vdvae, _network(LREncoder, *lr_sources), operator, config.kl_reduction)
+    if config.stage in ("lr-encoder", "joint"):
+        lr_encoder = _lr_network(LREncoder, lr_sources, config, load_weights)
+        if config.stage == "joint":
+            return Joint(vdvae, lr_encoder, operator)
+        return Distillation(vdvae, lr_encoder, operator, config.kl_reduction)
     if config.stage == "energy-score":
         vdvae.remove_encoder()
         vdvae.requires_grad_(config.train_decoder)
-        network = _network(_lr_class(config), *lr_sources)
+        network = _lr_network(_lr_class(config), lr_sources, config, load_weights)
         return EnergyScore(vdvae, network, operator, config.score_samples, config.score_patch_sizes)
-    conditioner = _network(LRConditioner, *lr_sources)
+    conditioner = _lr_network(LRConditioner, lr_sources, config, load_weights)
     for name in ("scale_factor", "downsampling_kernel"):
         used = conditioner.config.likelihood_location is not None
         if used and getattr(conditioner.config, name) != getattr(config, name):
@@ -49,7 +60,89 @@ def build_objective(config: TrainingConfig) -> Objective:
                 f"{getattr(conditioner.config, name)!r}; its likelihood is located with the latter"
             )
     vdvae.requires_grad_(config.train_decoder)
+    if vdvae.encoder is not None and not config.train_encoder:
+        vdvae.encoder.requires_grad_(False)
     return ConditionalELBO(vdvae, conditioner, operator)
+
+
+def build_training_set(config: TrainingConfig, rank: int, num_processes: int) -> ImageCrops | ImageStream:
+    """The images to train on, as `config` names them.
+
+    Raises:
+        ValueError: there are none that can be used, in the words of the command line.
+    """
+    lr_pairs = bool(config.train_lr_dir)
+    augmentation = Augmentation(
+        config.resolution, config.horizontal_flip, False, config.rotate, (1.0,) if lr_pairs else tuple(config.scales)
+    )
+    with _options_named():
+        if config.streaming:
+            return ImageStream(
+                config.dataset_name or "",
+                augmentation,
+                dataset_config_name=config.dataset_config_name,
+                split=config.dataset_split,
+                image_column=config.image_column,
+                seed=config.seed,
+                batch_size=config.train_batch_size,
+                rank=rank,
+                world_size=num_processes,
+            )
+        if config.dataset_name is not None:
+            return _table(config, config.dataset_split, augmentation, config.crops_per_image)
+        return ImageFolder(
+            config.train_data_dir,
+            config.resolution,
+            seed=config.seed,
+            horizontal_flip=config.horizontal_flip,
+            rotate=config.rotate,
+            scales=config.scales,
+            crops_per_image=config.crops_per_image,
+            cache_bytes=int(config.cache_gib * 2**30),
+            train_lr_dir=config.train_lr_dir,
+            scale_factor=config.scale_factor,
+        )
+
+
+def build_validation_set(config: TrainingConfig) -> ImageCrops | None:
+    """The images held out, or None: crops at full scale, neither mirrored nor turned.
+
+    Raises:
+        ValueError: as `build_training_set`.
+    """
+    plain = Augmentation(config.resolution, horizontal_flip=False, scales=(1.0,))
+    with _options_named("validation_data_dir"):
+        if config.validation_split is not None:
+            return _table(config, config.validation_split, plain, 1)
+        if config.validation_data_dir:
+            folders, side = config.validation_data_dir, config.resolution
+            return ImageFolder(folders, side, seed=config.seed, horizontal_flip=False, scales=(1.0,))
+    return None
+
+
+def _table(config: TrainingConfig, split: str, augmentation: Augmentation, crops_per_image: int) -> ImageTable:
+    return ImageTable(
+        config.dataset_name or "",
+        augmentation,
+        dataset_config_name=config.dataset_config_name,
+        split=split,
+        image_column=config.image_column,
+        seed=config.seed,
+        crops_per_image=crops_per_image,
+        cache_bytes=int(config.cache_gib * 2**30),
+    )
+
+
+@contextmanager
+def _options_named(folders: str = "train_data_dir") -> Iterator[None]:
+    """Puts errors of the data into the words of the command line."""
+    try:
+        yield
+    except ValueError as error:
+        message = str(error).replace("crop_size", "`resolution`").replace("train_data_dir", f"`{folders}`")
+        for name in ("train_lr_dir", "dataset_name", "image_column"):
+            message = message.replace(name, f"`{name}`")
+        raise ValueError(message) from error
 
 
 def check_objective(objective: Objective, config: TrainingConfig, device: torch.device) -> None:
@@ -124,8 +217,35 @@ def _lr_class(config: TrainingConfig) -> type[LREncoder] | type[LRConditioner]:
     return LREncoder if name == "LREncoder" else LRConditioner
 
 
+def _lr_network(
+    kind: type[_Network],
+    sources: tuple[str | None, str, str | None, str],
+    config: TrainingConfig,
+    load_weights: bool,
+) -> _Network:
+    """An LR network, its bottom-up part started from a VDVAE's encoder where that is asked for."""
+    network = _network(kind, *sources, load_weights)
+    if config.lr_from_vdvae is None:
+        return network
+    source = _network(VDVAE, config.lr_from_vdvae, "lr_from_vdvae", None, "", load_weights)
+    if source.encoder is None:
+        raise ValueError(f"`lr_from_vdvae`: {config.lr_from_vdvae} has no encoder")
+    try:
+        network.network.bottom_up.load_state_dict(source.encoder.state_dict())
+    except RuntimeError as error:
+        raise ValueError(
+            f"`lr_from_vdvae`: the encoder of {config.lr_from_vdvae} does not fit: {one_line(error)}"
+        ) from error
+    return network
+
+
 def _network(
-    kind: type[_Network], folder: str | None, folder_argument: str, config: str | None, config_argument: str
+    kind: type[_Network],
+    folder: str | None,
+    folder_argument: str,
+    config: str | None,
+    config_argument: str,
+    load_weights: bool,
 ) -> _Network:
     """A network of the class `kind`: loaded from `folder` where given, else made from the JSON file `config`."""
     argument, source = (folder_argument, folder) if folder is not None else (config_argument, config)
@@ -133,7 +253,9 @@ def _network(
         if folder is not None:
             options = kind.load_config(folder)  # type: ignore[attr-defined]
             _check_options(kind, options)
-            return kind.from_pretrained(folder)
+            if load_weights:
+                return kind.from_pretrained(folder)
+            return kind.from_config(options)  # type: ignore[attr-defined]
         options = json.loads(Path(config or "").read_text())
         _check_options(kind, options)
         return kind.from_config(options)  # type: ignore[attr-defined]

@@ -1,19 +1,23 @@
 """Checkpoints that survive being killed: each is written beside its place and moved there whole."""
 
+import json
 import logging
 import os
 import re
 import shutil
 import tempfile
+import zlib
 from contextlib import suppress
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _PARTIAL = ".partial"
+_MANIFEST = "files.json"
 
 
 def check_writable(output_dir: Path) -> None:
@@ -55,6 +59,9 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, total
     A process that is killed in between leaves a folder with the suffix .partial, which is never read. Checkpoints of
     later steps are left from before the run was taken back to an earlier one, and are removed too: they would count as
     the newest.
+
+    Raises:
+        OSError: it could not be written, such as on a full disk; what was begun is removed, earlier ones are left.
     """
     target = output_dir / f"checkpoint-{step}"
     partial = output_dir / (target.name + _PARTIAL)
@@ -62,9 +69,25 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, total
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))  # on every rank: each writes its own random state
+    failure = None
+    try:
+        accelerator.save_state(str(partial))  # on every rank: each writes its own random state
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        failure = error
+    failed = accelerator.reduce(torch.tensor(float(failure is not None), device=accelerator.device), reduction="sum")
+    if float(failed):
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        kept_ones = [path.name for path in list_checkpoints(output_dir)]
+        raise OSError(
+            f"{target.name} could not be written ({' '.join(str(failure or 'on another process').split())}); "
+            f"{_free(output_dir)} are free; checkpoints that are left: {', '.join(kept_ones) or 'none'}"
+        ) from failure
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        files = sorted(path for path in partial.rglob("*") if path.is_file())
+        manifest = {str(path.relative_to(partial)): (path.stat().st_size, _checksum(path)) for path in files}
+        (partial / _MANIFEST).write_text(json.dumps(manifest))
         _sync_folder(partial)
         if target.exists():
             _discard(target)
@@ -79,6 +102,10 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, total
     return target
 
 
+def _free(folder: Path) -> str:
+    return f"{shutil.disk_usage(folder).free / 2**20:,.0f} MiB of {folder}"
+
+
 def remove_partial(output_dir: Path) -> None:
     """Removes what a process that was killed while it wrote or removed a checkpoint has left."""
     for path in output_dir.glob(f"checkpoint-*{_PARTIAL}"):
@@ -86,11 +113,12 @@ def remove_partial(output_dir: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def find_checkpoint(resume_from: str | None, output_dir: Path) -> Path | None:
-    """The checkpoint that `resume_from` means, or None for a fresh start.
+def find_checkpoints(resume_from: str | None, output_dir: Path) -> list[Path]:
+    """The checkpoints that `resume_from` means, the best first; none for a fresh start.
 
     Args:
-        resume_from: None, a folder, or "latest": the newest complete checkpoint in `output_dir`, if there is one.
+        resume_from: None, a folder, or "latest": all complete checkpoints in `output_dir`, newest first, because the
+            newest may have been damaged since.
         output_dir: the folder of the run.
 
     Raises:
@@ -104,17 +132,34 @@ def find_checkpoint(resume_from: str | None, output_dir: Path) -> Path | None:
                 f"`output_dir`: {output_dir} holds {found[-1].name} of an earlier run; go on from it with "
                 "`--resume_from_checkpoint latest`, or choose another folder"
             )
-        return None
+        return []
     if resume_from == "latest":
         if not found:
             logger.info("no checkpoint in %s: a fresh start", output_dir)
-        return found[-1] if found else None
+        return found[::-1]
     folder = Path(resume_from)
     if not folder.is_dir():
         raise ValueError(f"`resume_from_checkpoint`: there is no folder {folder}")
     if folder.name.endswith(_PARTIAL):
         raise ValueError(f"`resume_from_checkpoint`: {folder} was not finished")
-    return folder
+    return [folder]
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Compares every file with the sizes and checksums that were written last, before anything is loaded.
+
+    Raises:
+        ValueError: a file is missing or has changed. A checkpoint without the list of checksums passes.
+    """
+    listed = folder / _MANIFEST
+    if not listed.is_file():
+        return
+    for name, (size, checksum) in json.loads(listed.read_text()).items():
+        path = folder / name
+        if not path.is_file():
+            raise ValueError(f"{name} is missing")
+        if path.stat().st_size != size or _checksum(path) != checksum:
+            raise ValueError(f"{name} has changed since it was written")
 
 
 def _discard(folder: Path) -> None:
@@ -123,6 +168,15 @@ def _discard(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
     os.replace(folder, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _checksum(path: Path) -> int:
+    """CRC-32 of a file: for damage, not for malice."""
+    value = 0
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            value = zlib.crc32(block, value)
+    return value
 
 
 def _sync(path: Path) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,11 +12,11 @@ import numpy as np
 import yaml
 from transformers import HfArgumentParser
 
-STAGES = ("vdvae", "lr-encoder", "vdvae-sr", "energy-score")
+STAGES = ("vdvae", "lr-encoder", "joint", "vdvae-sr", "energy-score")
 _CHOICES = {
     "stage": STAGES,
     "kl_reduction": ("sum", "group_mean"),
-    "lr_scheduler": ("constant", "constant_with_warmup", "linear", "cosine"),
+    "lr_scheduler": ("constant", "constant_with_warmup", "linear", "cosine", "plateau"),
     "mixed_precision": ("no", "bf16", "fp16"),
 }
 _AT_LEAST = {  # lowest value that is allowed
@@ -39,6 +40,9 @@ _AT_LEAST = {  # lowest value that is allowed
     "default_temperature": 0,
     "max_grad_norm": 0,
     "skip_threshold": 0,
+    "plateau_patience": 0,
+    "cache_gib": 0,
+    "validation_images": 0,
 }
 
 
@@ -54,11 +58,26 @@ class TrainingConfig:
     """Options of `train.py`. Names are those of diffusers' training scripts where they mean the same."""
 
     stage: str = option(
-        "vdvae", "vdvae (ELBO), lr-encoder (distillation), vdvae-sr (conditional ELBO) or energy-score."
+        "vdvae",
+        "vdvae (ELBO), lr-encoder (distillation), joint (both at once), vdvae-sr (conditional ELBO) or energy-score.",
     )
     train_data_dir: list[str] = option([], "Folders of photographs, searched recursively.")
     validation_data_dir: list[str] = option([], "Folders of photographs held out, to measure the loss on.")
+    train_lr_dir: list[str] = option(
+        [], "Ready-made LR images, one folder for each of train_data_dir; else downsampling_kernel makes them."
+    )
+    dataset_name: str | None = option(
+        None, "Instead of train_data_dir: a dataset on the Hub, or local .parquet or webdataset .tar files."
+    )
+    dataset_config_name: str | None = option(None, "Configuration of the dataset.")
+    dataset_split: str = option("train", "Split of the dataset to train on.")
+    validation_split: str | None = option(None, "Split of the dataset held out, instead of validation_data_dir.")
+    image_column: str = option("image", "Column of the dataset that holds the images.")
+    streaming: bool = option(False, "Read the dataset while training, instead of downloading it first.")
+    cache_gib: float = option(2.0, "Images are kept decoded in memory if they take no more, in GiB and process.")
     validation_steps: int = option(500, "Updates between validations.")
+    validation_images: int = option(4, "Held-out images in the sheets of samples in output_dir/validation; 0: none.")
+    validation_temperatures: list[float] = option([0.2, 0.8, 1.0], "Temperatures of those samples.")
     output_dir: str = option("", "Where checkpoints and, at the end, the trained folder are written.")
     vdvae_config: str | None = option(None, "JSON configuration of the VDVAE to train from scratch.")
     pretrained_vdvae: str | None = option(None, "Folder or Hub id of a trained VDVAE (needed for lr-encoder).")
@@ -73,20 +92,32 @@ class TrainingConfig:
         "Weight of the rate in an ELBO at given updates, linear between them and constant after the last, such as "
         "0:0.1 1000:1; none: 1 throughout. Weights below 1 bring silent latents to life.",
     )
+    lr_from_vdvae: str | None = option(
+        None, "Folder of a VDVAE whose encoder the LR network's bottom-up part starts from (as in VDVAE-SR 256)."
+    )
+    train_encoder: bool = option(True, "vdvae-sr: whether the VDVAE's encoder of x is trained; the thesis froze it.")
     train_decoder: bool = option(True, "vdvae-sr, energy-score: whether the VDVAE is trained with the LR network.")
     score_samples: int = option(2, "energy-score: samples of each crop; 1 is the regression of a point estimate.")
     score_patch_sizes: list[int] = option([1, 4], "energy-score: sides of the patches that are compared, in pixels.")
 
     resolution: int = option(64, "Side of the training crops.")
+    scales: list[float] = option([1.0, 0.75, 0.5, 0.33, 0.25], "Factors that images are downsized by before cropping.")
+    horizontal_flip: bool = option(True, "Mirror images as augmentation.")
     rotate: bool = option(True, "Quarter turns as augmentation.")
     crops_per_image: int = option(1, "Crops of each image in an epoch.")
     seed: int = option(0, "Seed of initialisation, augmentation, order and latent noise.")
     train_batch_size: int = option(32, "Crops per step and process.")
     gradient_accumulation_steps: int = option(1, "Batches added up before an update.")
     max_train_steps: int = option(1000, "Updates in all.")
+    num_train_epochs: int | None = option(None, "Passes over the images in all, instead of max_train_steps.")
     learning_rate: float = option(1e-3, "Peak learning rate.")
-    lr_scheduler: str = option("cosine", "constant, constant_with_warmup, linear or cosine.")
+    lr_scheduler: str = option("cosine", "constant, constant_with_warmup, linear, cosine or plateau.")
     lr_warmup_steps: int = option(100, "Updates of linear warm-up.")
+    plateau_patience: int = option(
+        10, "plateau: the rate is lowered after more than so many validations (or spans of as many updates) in a row "
+        "without a better loss."
+    )  # fmt: skip
+    plateau_factor: float = option(0.5, "plateau: what the rate is multiplied by.")
     adam_beta1: float = option(0.9, "AdamW.")
     adam_beta2: float = option(0.95, "AdamW.")
     adam_weight_decay: float = option(0.01, "AdamW.")
@@ -97,6 +128,7 @@ class TrainingConfig:
     ema_decay: float = option(0.999, "Decay of the average.")
     mixed_precision: str = option("no", "no, bf16 or fp16.")
     gradient_checkpointing: bool = option(False, "Less memory, about a third more time.")
+    allow_tf32: bool = option(False, "TF32 matrix products on Ampere GPUs and later.")
     dataloader_num_workers: int = option(0, "Processes that read images.")
     checkpointing_steps: int = option(500, "Updates between checkpoints.")
     checkpoints_total_limit: int = option(2, "Checkpoints kept.")
@@ -105,13 +137,17 @@ class TrainingConfig:
     )
     logging_steps: int = option(50, "Updates between lines in output_dir/log.jsonl.")
     report_to: str | None = option(None, "Trackers of accelerate: tensorboard, wandb, trackio.")
+    logging_dir: str = option("logs", "Folder of the trackers, below output_dir.")
+    push_to_hub: bool = option(False, "Uploads the finished folder to the Hub.")
+    hub_model_id: str | None = option(None, "Repository to upload to, owner/name; else the name of output_dir.")
+    hub_private_repo: bool = option(False, "Makes that repository private, if it is made.")
+    dry_run: bool = option(False, "Prints model, cost, memory, images and options, then stops; nothing is written.")
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
-        if not self.train_data_dir:
-            raise ValueError("`train_data_dir` must name at least one folder of photographs")
+        self._check_data()
         if not self.output_dir:
             raise ValueError("`output_dir` must be given")
         for name, lowest in _AT_LEAST.items():
@@ -129,10 +165,40 @@ class TrainingConfig:
             raise ValueError(f"`score_patch_sizes` must divide resolution {self.resolution}: {self.score_patch_sizes}")
         if self.vdvae_config is None and self.pretrained_vdvae is None:
             raise ValueError("`vdvae_config` or `pretrained_vdvae` must be given")
+        if self.num_train_epochs is not None and self.num_train_epochs < 1:
+            raise ValueError(f"`num_train_epochs` must be at least 1, got {self.num_train_epochs}")
+        if not 0 < self.plateau_factor < 1:
+            raise ValueError(f"`plateau_factor` must lie between 0 and 1, got {self.plateau_factor}")
+        if not all(0 <= t < math.inf for t in self.validation_temperatures):
+            raise ValueError(f"`validation_temperatures` must be finite and >= 0, got {self.validation_temperatures}")
         if self.stage == "lr-encoder" and self.pretrained_vdvae is None:
             raise ValueError("`pretrained_vdvae` must be given for stage lr-encoder: the prior stays frozen")
         if self.stage != "vdvae" and self.lr_config is None and self.pretrained_lr_encoder is None:
             raise ValueError(f"`lr_config` or `pretrained_lr_encoder` must be given for stage {self.stage}")
+
+    @property
+    def output_path(self) -> Path:
+        """`output_dir` as a path."""
+        return Path(self.output_dir)
+
+    def _check_data(self) -> None:
+        """Raises a ValueError unless exactly one source of images is named, with options that it has."""
+        if bool(self.train_data_dir) == bool(self.dataset_name):
+            given = "both" if self.train_data_dir else "neither"
+            raise ValueError(
+                "`train_data_dir` must name at least one folder of photographs, or else `dataset_name` a dataset; "
+                f"got {given}"
+            )
+        wrong = {
+            "train_lr_dir": bool(self.train_lr_dir and self.dataset_name),
+            "streaming": self.streaming and not self.dataset_name,
+            "validation_split": bool(self.validation_split and (self.validation_data_dir or not self.dataset_name)),
+            "num_train_epochs": self.streaming and self.num_train_epochs is not None,
+        }
+        for name, is_wrong in wrong.items():
+            if is_wrong:
+                value = getattr(self, name)
+                raise ValueError(f"`{name}` does not go with the other sources of images given; got {value!r}")
 
     def rate_weight(self, step: int) -> float:
         """The rate's weight in the loss of update `step`, interpolated in `rate_weights`."""
@@ -143,7 +209,9 @@ class TrainingConfig:
 
     def save(self, path: Path) -> None:
         """Writes the resolved options as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        os.replace(partial, path)
 
 
 def _parse_point(entry: str) -> tuple[int, float]:

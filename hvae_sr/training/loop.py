@@ -1,29 +1,35 @@
 """The training loop, the same for every stage: an objective, its trainable parameters, and accelerate."""
 
+import itertools
 import logging
 import math
 import pickle
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import SeedableRandomSampler
 from accelerate.utils import DataLoaderConfiguration, DistributedType, ProjectConfiguration, set_seed
-from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..data import ImageFolder
-from .build import build_objective, check_gradients, check_objective, check_tracker, one_line
-from .checkpoints import check_writable, find_checkpoint, remove_partial, save_checkpoint
+from ..data import ImageStream
+from .build import build_objective, build_training_set, build_validation_set, check_objective, check_tracker, one_line
+from .checkpoints import check_checkpoint, check_writable, find_checkpoints, remove_partial, save_checkpoint
 from .config import TrainingConfig
-from .progress import Interrupted, Meter, Progress, append_log, stop_signals, trim_log
+from .cost import measure_cost, measure_peak
+from .export import LOSS_FIGURES, push, repository, write_card, write_folder
+from .progress import Interrupted, Meter, Progress, append_log, read_log, stop_signals, trim_log
+from .schedule import PlateauSchedule, make_schedule
+from .validation import Validator
 
 logger = logging.getLogger(__name__)
 
@@ -43,21 +49,27 @@ class Trainer:
 
     def __init__(self, config: TrainingConfig) -> None:
         self.config = config
-        self.output_dir = Path(config.output_dir)
+        self.output_dir = config.output_path
         if self.output_dir.exists() and not self.output_dir.is_dir():
             raise ValueError(f"`output_dir`: {self.output_dir} is not a folder")
-        self.checkpoint = find_checkpoint(config.resume_from_checkpoint, self.output_dir)
+        self.checkpoints = find_checkpoints(config.resume_from_checkpoint, self.output_dir)
         check_tracker(config.report_to)
         self.accelerator = Accelerator(
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             mixed_precision=config.mixed_precision,
             log_with=config.report_to,
-            project_config=ProjectConfiguration(project_dir=config.output_dir),
+            project_config=ProjectConfiguration(
+                project_dir=config.output_dir, logging_dir=str(self.output_dir / config.logging_dir)
+            ),
             step_scheduler_with_optimizer=False,
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=False),  # the one below is seedable
         )
         if self.accelerator.distributed_type == DistributedType.FSDP:
             raise ValueError("FSDP is not supported until the averaging of the weights works on sharded parameters")
+        if config.push_to_hub and self.accelerator.is_main_process:
+            repository(config)  # now, not after the last update
+        if config.allow_tf32:
+            torch.backends.cuda.matmul.allow_tf32 = True
         if self.accelerator.is_main_process:
             check_writable(self.output_dir)
         set_seed(config.seed)
@@ -67,7 +79,8 @@ class Trainer:
         if config.gradient_checkpointing:
             for network in objective.components().values():
                 network.enable_gradient_checkpointing()
-        check_gradients(objective, config, self.accelerator.device, self.accelerator.num_processes)
+        processes = self.accelerator.num_processes
+        self.cost = measure_cost(objective, config, self.accelerator.device, processes, self.accelerator.autocast())
         objective = objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.trainable = [parameter for parameter in objective.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -77,53 +90,59 @@ class Trainer:
             weight_decay=config.adam_weight_decay,
             eps=config.adam_epsilon,
         )
-        self.scheduler = get_scheduler(
-            config.lr_scheduler,
-            self.optimizer,
-            num_warmup_steps=config.lr_warmup_steps,
-            num_training_steps=config.max_train_steps,
+        self.dataset = build_training_set(config, self.accelerator.process_index, processes)
+        self.validation_set = build_validation_set(config)
+        self.validator = (
+            Validator(objective, self.validation_set, config, self.accelerator) if self.validation_set else None
         )
-        self.dataset = self._images(
-            "train_data_dir", config.train_data_dir, rotate=config.rotate, crops_per_image=config.crops_per_image
-        )
-        self.validation_set = (
-            self._images("validation_data_dir", config.validation_data_dir, horizontal_flip=False, scales=(1.0,))
-            if config.validation_data_dir
-            else None
-        )
-        # Kept at hand: accelerate's loaders pass the epoch on to it, but not through all their wrappers.
-        self.sampler = SeedableRandomSampler(self.dataset, generator=torch.Generator(), data_seed=config.seed)
-        loader = DataLoader(
-            self.dataset,
-            batch_size=config.train_batch_size,
-            sampler=self.sampler,
-            drop_last=True,
-            num_workers=config.dataloader_num_workers,
-            persistent_workers=config.dataloader_num_workers > 0,
-        )
-        update = config.train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
-        if len(self.dataset) < update:
-            raise ValueError(
-                f"`train_batch_size` {config.train_batch_size} x `gradient_accumulation_steps` "
-                f"{config.gradient_accumulation_steps} x {self.accelerator.num_processes} processes = {update} must be "
-                f"at most the {len(self.dataset)} crops of an epoch (see `crops_per_image`)"
-            )
-        self.objective, self.optimizer, self.loader = self.accelerator.prepare(objective, self.optimizer, loader)
-        self.updates_per_epoch = len(self.loader) // config.gradient_accumulation_steps
+        self.sampler: SeedableRandomSampler | None = None
+        self.updates_per_epoch = sys.maxsize  # a stream has no end
+        self.loader = self._make_loader()
+        self.max_steps = config.max_train_steps
+        if config.num_train_epochs is not None:
+            self.max_steps = config.num_train_epochs * self.updates_per_epoch
+        self.scheduler = make_schedule(config, self.optimizer, self.max_steps)
+        self.objective, self.optimizer = self.accelerator.prepare(objective, self.optimizer)
         self.ema = EMAModel(self.trainable, decay=config.ema_decay, foreach=True) if config.use_ema else None
         if self.ema is not None:
             self.ema.to(self.accelerator.device)
             self.accelerator.register_for_checkpointing(self.ema)
         self.progress = Progress()
         self.saved_step: int | None = None
+        self.peak: float | None = None
         self.accelerator.register_for_checkpointing(self.scheduler, self.progress)
 
-    def _images(self, argument: str, folders: list[str], **options: Any) -> ImageFolder:
-        try:
-            return ImageFolder(folders, crop_size=self.config.resolution, seed=self.config.seed, **options)
-        except ValueError as error:  # in the words of the command line
-            message = str(error).replace("train_data_dir", f"`{argument}`").replace("crop_size", "`resolution`")
-            raise ValueError(message) from error
+    def _make_loader(self) -> Any:
+        """The loader of this process's batches; accelerate deals them out, a stream has been split already."""
+        config, stream = self.config, isinstance(self.dataset, ImageStream)
+        workers = config.dataloader_num_workers
+        if isinstance(self.dataset, ImageStream):
+            workers = min(workers, self.dataset.num_shards)
+        else:
+            # Kept at hand: accelerate's loaders pass the epoch on to it, but not through all their wrappers.
+            self.sampler = SeedableRandomSampler(self.dataset, generator=torch.Generator(), data_seed=config.seed)
+        loader = DataLoader(
+            self.dataset,
+            batch_size=config.train_batch_size,
+            sampler=self.sampler,
+            drop_last=True,
+            num_workers=workers,
+            persistent_workers=workers > 0 and not stream,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+        if isinstance(self.dataset, ImageStream):
+            return loader
+        processes = self.accelerator.num_processes
+        update = config.train_batch_size * config.gradient_accumulation_steps * processes
+        if len(self.dataset) < update:
+            raise ValueError(
+                f"`train_batch_size` {config.train_batch_size} x `gradient_accumulation_steps` "
+                f"{config.gradient_accumulation_steps} x {processes} processes = {update} must be "
+                f"at most the {len(self.dataset)} crops of an epoch (see `crops_per_image`)"
+            )
+        loader = self.accelerator.prepare(loader)
+        self.updates_per_epoch = len(loader) // config.gradient_accumulation_steps
+        return loader
 
     def train(self) -> Path:
         """Trains, checkpoints and, at the end, writes the folder; returns it.
@@ -133,10 +152,13 @@ class Trainer:
         """
         config, accelerator = self.config, self.accelerator
         self._resume()
+        if accelerator.is_main_process:
+            dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
+            self.peak = measure_peak(accelerator.device, dtype)
         if config.report_to:
             accelerator.init_trackers("hvae-sr", config={key: str(value) for key, value in vars(config).items()})
         bar = tqdm(
-            total=config.max_train_steps,
+            total=self.max_steps,
             initial=self.progress.step,
             disable=not accelerator.is_local_main_process,
             desc=config.stage,
@@ -144,9 +166,9 @@ class Trainer:
         meter = Meter()
         self.objective.train()
         with stop_signals() as signals, bar:
-            while self.progress.step < config.max_train_steps:
-                for images, epoch, index in self._epoch():
-                    meter.add(self._step(images, epoch, index), images.shape[0])
+            while self.progress.step < self.max_steps:
+                for batch, epoch, index in self._epoch():
+                    meter.add(self._step(batch, epoch, index), batch["image"].shape[0])
                     if not accelerator.sync_gradients:
                         continue
                     self.progress.step += 1
@@ -155,9 +177,10 @@ class Trainer:
                     if signals:
                         accelerator.set_trigger()
                     stop = accelerator.check_trigger()  # on any process: all of them save, and leave together
-                    done = self.progress.step >= config.max_train_steps
+                    done = self.progress.step >= self.max_steps
                     if stop or done or self.progress.step % config.checkpointing_steps == 0:
-                        self._save()
+                        with meter.pause():
+                            self._save()
                     if stop and not done:
                         accelerator.end_training()
                         raise Interrupted(signals[0] if signals else signal.SIGTERM, self.progress.step)
@@ -167,29 +190,46 @@ class Trainer:
         accelerator.end_training()  # last: it closes the process group
         return folder
 
-    def _epoch(self) -> Iterator[tuple[Tensor, int, int]]:
-        """The batches of the current epoch that are still to come: images, epoch, index of the batch."""
+    def _epoch(self) -> Iterator[tuple[dict[str, Tensor], int, int]]:
+        """The batches of the current epoch that are still to come, the epoch, and the index of each batch in it."""
         accumulated = self.config.gradient_accumulation_steps
         epoch, done = divmod(self.progress.step, self.updates_per_epoch)
         skip = done * accumulated
+        if isinstance(self.dataset, ImageStream):
+            yield from ((batch, 0, index) for index, batch in enumerate(self._stream(skip), start=skip))
+            return
         loader = self.accelerator.skip_first_batches(self.loader, skip) if skip else self.loader
         loader.set_epoch(epoch)  # on the very loader that is iterated, or it would begin with epoch 0's order
+        assert self.sampler is not None
         self.sampler.set_epoch(epoch)
         self.dataset.set_epoch(epoch)
         for index, batch in enumerate(loader, start=skip):
             if index >= self.updates_per_epoch * accumulated:
                 break
-            yield batch["image"], epoch, index
+            yield batch, epoch, index
 
-    def _step(self, images: Tensor, epoch: int, index: int) -> dict[str, Tensor]:
+    def _stream(self, skip: int) -> Iterator[dict[str, Tensor]]:
+        """The batches of a stream after the first `skip`, which came from its workers in turn."""
+        assert isinstance(self.dataset, ImageStream)
+        self.dataset.start = skip
+        rounds = max(1, self.loader.num_workers)
+        for batch in itertools.islice(self.loader, skip % rounds, None):
+            yield {name: value.to(self.accelerator.device) for name, value in batch.items()}
+
+    def _step(self, batch: dict[str, Tensor], epoch: int, index: int) -> dict[str, Tensor]:
         """One batch: forward, backward and, where gradients are complete and sound, an update."""
         config, accelerator = self.config, self.accelerator
+        images = batch["image"]
         # accelerate deals out whole batches in turn: those of one index are neighbours in the order of the epoch.
         first = (index * accelerator.num_processes + accelerator.process_index) * images.shape[0]
         with accelerator.accumulate(self.objective):
             seeds = self._noise_seeds(epoch, first, images.shape[0])
-            loss, figures = self.objective(images, seeds, config.rate_weight(self.progress.step))
+            loss, figures = self.objective(images, seeds, config.rate_weight(self.progress.step), batch.get("low"))
             accelerator.backward(loss)
+            if isinstance(self.scheduler, PlateauSchedule) and self.validator is None:
+                mean = float(accelerator.reduce(loss.detach().float(), reduction="mean"))
+                if math.isfinite(mean):
+                    self.scheduler.add(mean)
             if accelerator.sync_gradients:
                 norm = accelerator.clip_grad_norm_(self.trainable, config.max_grad_norm)
                 figures["grad_norm"] = norm.detach()
@@ -210,44 +250,56 @@ class Trainer:
         return [self.config.seed * _SEED_STRIDE + (epoch << 32) + first + i for i in range(count)]
 
     def _report(self, meter: Meter, bar: Any) -> None:
-        step, last = self.progress.step, self.progress.step >= self.config.max_train_steps
+        step, last = self.progress.step, self.progress.step >= self.max_steps
         if last or step % self.config.logging_steps == 0:
             figures = meter.read(self.accelerator)
+            if self.peak is not None:
+                peak = self.peak * self.accelerator.num_processes
+                figures["mfu"] = figures["images_per_second"] * self.cost.flops / peak
             figures.update(learning_rate=self.scheduler.get_last_lr()[0], skipped_updates=self.progress.skipped)
             bar.set_postfix({name: f"{value:.4g}" for name, value in figures.items()})
             self._log(figures)
-        if self.validation_set is not None and (last or step % self.config.validation_steps == 0):
-            self._log(self.validate())
+        if last or step % self.config.validation_steps == 0:
+            with meter.pause():
+                self._validate()
 
-    def _log(self, figures: dict[str, float]) -> None:
+    def _validate(self) -> None:
+        """Figures and pictures of the held-out images, and a look at the loss by a schedule that follows it."""
+        figures: dict[str, Any] = {}
+        if self.validator is not None:
+            with self._averaged_weights():
+                figures = self.validator.figures()
+                if self.accelerator.is_main_process:
+                    folder = self.output_dir / "validation"
+                    pictures, measured = self.validator.write(folder, self.progress.step, figures)
+                    figures.update(measured)
+                    self._track_images(pictures)
+            self._log(figures)
+        if isinstance(self.scheduler, PlateauSchedule):
+            if self.validator is None:
+                self.scheduler.observe_training()
+            else:
+                self.scheduler.observe(figures[f"validation_{LOSS_FIGURES[self.config.stage]}"])
+
+    def _track_images(self, pictures: dict[str, Any]) -> None:
+        """Sends pictures to the trackers that show them; their files are written in any case."""
+        for tracker in self.accelerator.trackers:
+            for name, picture in pictures.items():
+                if tracker.name == "tensorboard":
+                    array = np.asarray(picture)[None]
+                    tracker.log_images({f"validation/{name}": array}, step=self.progress.step, dataformats="NHWC")
+                elif tracker.name == "wandb":
+                    tracker.log_images({f"validation/{name}": [picture]}, step=self.progress.step)
+                elif tracker.name == "trackio":
+                    import trackio
+
+                    tracker.log({f"validation/{name}": trackio.Image(picture)}, step=self.progress.step)
+
+    def _log(self, figures: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
             append_log(self.output_dir / "log.jsonl", {"step": self.progress.step, **figures})
-        self.accelerator.log(figures, step=self.progress.step)
-
-    @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """Means of the objective's figures over the held-out images, with the weights that would be saved.
-
-        Every image has one fixed crop and fixed noise, so validations of one run can be compared.
-        """
-        assert self.validation_set is not None
-        accelerator = self.accelerator
-        mine = range(accelerator.process_index, len(self.validation_set), accelerator.num_processes)
-        objective = accelerator.unwrap_model(self.objective)
-        sums: dict[str, Tensor] = {}
-        with self._averaged_weights():
-            for number in range(0, max(len(mine), 1), self.config.train_batch_size):
-                # A process without an image still takes part in the sum, with weight 0.
-                indices = list(mine[number : number + self.config.train_batch_size]) or [0]
-                batch = next(iter(DataLoader(Subset(self.validation_set, indices), batch_size=len(indices))))["image"]
-                with accelerator.autocast():
-                    _, figures = objective(batch.to(accelerator.device), indices)
-                weight = len(indices) if len(mine) else 0
-                for name, value in {**figures, "images": torch.ones((), device=accelerator.device)}.items():
-                    sums[name] = sums.get(name, 0) + value.float() * weight
-        totals = accelerator.reduce(sums, reduction="sum")
-        images = float(totals.pop("images"))
-        return {f"validation_{name}": float(total) / images for name, total in totals.items()}
+        scalars = {name: value for name, value in figures.items() if not isinstance(value, list)}
+        self.accelerator.log(scalars, step=self.progress.step)
 
     def _save(self) -> None:
         if self.saved_step != self.progress.step:
@@ -257,17 +309,11 @@ class Trainer:
 
     def _resume(self) -> None:
         """Loads the checkpoint, if there is one, and makes the output folder what it was at that step."""
-        if self.checkpoint is not None:
-            logger.info("resuming from %s", self.checkpoint)
-            try:
-                self.accelerator.load_state(str(self.checkpoint))
-            except (RuntimeError, ValueError, KeyError, EOFError, OSError, pickle.UnpicklingError) as error:
-                raise ValueError(
-                    f"`resume_from_checkpoint`: {self.checkpoint} is damaged or of another model: {one_line(error)}"
-                ) from error
+        found = self._load_newest()
+        if found is not None:
             if self.ema is not None:
                 self.ema.to(self.accelerator.device)  # accelerate loads it to the CPU
-            if self.checkpoint.parent.resolve() == self.output_dir.resolve():
+            if found.parent.resolve() == self.output_dir.resolve():
                 self.saved_step = self.progress.step
         if self.accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
@@ -275,6 +321,31 @@ class Trainer:
             trim_log(self.output_dir / "log.jsonl", self.progress.step)
             self.config.save(self.output_dir / "training_config.json")
         self.accelerator.wait_for_everyone()
+
+    def _load_newest(self) -> Path | None:
+        """Loads the first of `self.checkpoints` that is sound, on all processes, and returns it.
+
+        Raises:
+            ValueError: there are checkpoints, and none is sound.
+        """
+        reasons = []
+        for folder in self.checkpoints:
+            damage = None
+            try:
+                check_checkpoint(folder)
+                self.accelerator.load_state(str(folder))
+            except (RuntimeError, ValueError, KeyError, EOFError, OSError, pickle.UnpicklingError) as error:
+                damage = one_line(error)
+            bad = torch.tensor(float(damage is not None), device=self.accelerator.device)
+            if float(self.accelerator.reduce(bad, reduction="sum")) == 0:
+                logger.info("resuming from %s", folder)
+                return folder
+            reasons.append(f"{folder} is damaged or of another model: {damage or 'another process could not read it'}")
+            if len(self.checkpoints) > 1:
+                logger.warning("%s", reasons[-1])
+        if reasons:
+            raise ValueError(f"`resume_from_checkpoint`: {reasons[0]}")
+        return None
 
     @contextmanager
     def _averaged_weights(self) -> Iterator[None]:
@@ -289,21 +360,13 @@ class Trainer:
             self.ema.restore(self.trainable)
 
     def _export(self) -> Path:
-        """Writes the (averaged) networks: a VDVAE folder, or a pipeline folder with both networks."""
+        """Writes the (averaged) networks and their card, and uploads them where that is asked for."""
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            components = self.accelerator.unwrap_model(self.objective).components()
             with self._averaged_weights():
-                if self.config.stage == "vdvae":
-                    components["vdvae"].save_pretrained(self.output_dir)
-                else:
-                    from ..pipelines import SuperResolutionPipeline
-
-                    SuperResolutionPipeline(
-                        **components,
-                        scale_factor=self.config.scale_factor,
-                        downsampling_kernel=self.config.downsampling_kernel,
-                        default_temperature=self.config.default_temperature,
-                    ).save_pretrained(self.output_dir)
+                write_folder(self.accelerator.unwrap_model(self.objective), self.config, self.output_dir)
+            write_card(self.config, self.output_dir, read_log(self.output_dir / "log.jsonl"), self.progress.step)
+            if self.config.push_to_hub:
+                logger.info("uploaded: %s", push(self.config, self.output_dir))
         self.accelerator.wait_for_everyone()
         return self.output_dir

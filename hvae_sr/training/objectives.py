@@ -2,17 +2,23 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import fields
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data import make_pairs
-from ..models import VDVAE, LRConditioner, LREncoder, VDVAEOutput
+from ..data import convert_pairs, make_pairs
+from ..models import VDVAE, Condition, LRConditioner, LREncoder, VDVAEOutput
+from ..models.distributions import DiagonalGaussian
+from ..models.layers import Stream
 from ..noise import CounterNoise
 from ..operators import Downsampling
 
 NATS_PER_BIT = 0.6931471805599453
+
+GROUPS = "group_bits_per_dim"
+"""The figure that is a vector: the KL of every group, bits per dimension of x."""
 
 _SAMPLE_STRIDE = 0xD1B54A32D192ED03
 """Between the noise addresses of one crop's samples: odd and far from 1, like the stride between seeds of runs."""
@@ -39,19 +45,22 @@ class Objective(nn.Module):
         self.operator = operator
 
     def forward(
-        self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1.0
+        self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1.0, low: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to minimise, a scalar, and figures to log, scalars.
+        """The loss to minimise, a scalar, and figures to log: scalars, and one vector with a number for each group.
 
         Args:
             images: `[B, 3, H, W]` uint8.
             seeds: one integer for each image, addresses the noise of its latents.
             rate_weight: factor of the rate in an ELBO; below 1 it lets latents come alive (Sønderby et al., 2016).
+            low: `[B, 3, h, w]` uint8, the LR images where they are given; else `operator` makes them.
         """
         raise NotImplementedError
 
-    def pairs(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def pairs(self, images: Tensor, low: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x and y on [-1, 1], from 8-bit images."""
+        if low is not None:
+            return convert_pairs(images, low)
         assert self.operator is not None
         return make_pairs(images, self.operator)
 
@@ -67,7 +76,7 @@ class ELBO(Objective):
     """Stage `vdvae`: the negative ELBO of x (VD-VAE, eq. 1), in nats per dimension."""
 
     def forward(
-        self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1.0
+        self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1.0, low: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         x = images.float() / 127.5 - 1
         return _elbo(self.vdvae(x, noise=CounterNoise(seeds)), rate_weight)
@@ -77,9 +86,9 @@ class ConditionalELBO(Objective):
     """Stage `vdvae-sr`: the negative conditional ELBO, where prior and posterior see y (thesis, eq. 4.5)."""
 
     def forward(
-        self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1.0
+        self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1.0, low: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        x, y = self.pairs(images)
+        x, y = self.pairs(images, low)
         condition = self.lr_network.encode(y)  # type: ignore[union-attr]
         return _elbo(self.vdvae(x, noise=CounterNoise(seeds), condition=condition), rate_weight)
 
@@ -102,18 +111,23 @@ class Distillation(Objective):
         self.vdvae.requires_grad_(False)
 
     def forward(
-        self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1.0
+        self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1.0, low: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        x, y = self.pairs(images)
+        x, y = self.pairs(images, low)
         group_kl = self.group_kl(x, y, CounterNoise(seeds))
-        nats = torch.stack([kl.sum(dim=(1, 2, 3)).mean() for kl in group_kl]).sum()
+        group_nats = torch.stack([kl.sum(dim=(1, 2, 3)).mean() for kl in group_kl])
+        nats = group_nats.sum()
         per_dimension = nats / x[0].numel()
         if self.kl_reduction == "sum":
             # Per dimension, so that the gradient's scale does not depend on the size of the crops.
             loss = per_dimension
         else:
             loss = torch.stack([kl.mean() for kl in group_kl]).sum()
-        return loss, {"kl_bits_per_dim": per_dimension.detach() / NATS_PER_BIT, "kl_nats": nats.detach()}
+        return loss, {
+            "kl_bits_per_dim": per_dimension.detach() / NATS_PER_BIT,
+            "kl_nats": nats.detach(),
+            GROUPS: group_nats.detach() / (x[0].numel() * NATS_PER_BIT),
+        }
 
     def group_kl(self, x: Tensor, y: Tensor, noise: CounterNoise | Sequence[Tensor]) -> list[Tensor]:
         """The KL of every element of the k conditioned groups in nats, `[B, C, h, w]` each.
@@ -136,6 +150,48 @@ class Distillation(Objective):
         )
         pairs = [(group.posterior, group.lr_posterior) for group in out.groups]
         return [posterior.kl(lr_posterior) for posterior, lr_posterior in pairs if posterior and lr_posterior]
+
+
+class Joint(Objective):
+    """Stage `joint`: the negative ELBO of x, and q_psi(z_l | z_<l, y) distilled from it in the same top-down pass.
+
+        -ELBO(x) + KL(sg[q_phi(z_<k|x)] || q_psi(z_<k | sg[z_<k], y)),  nats per dimension,
+
+    sg[.] stops gradients: the prior trains as in stage `vdvae`, and the LR encoder follows it while it still moves
+    (CVDVAE, eq. 13-14, with phi and theta of the moment), for the cost of the LR encoder alone.
+    """
+
+    def forward(
+        self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1.0, low: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        x, y = self.pairs(images, low)
+        condition = self.lr_network.encode(y)  # type: ignore[union-attr]
+        out = self.vdvae.top_down(
+            len(x),
+            (x.shape[-2], x.shape[-1]),
+            CounterNoise(seeds),
+            activations=self.vdvae.encode(x),
+            condition=_Follower(**{field.name: getattr(condition, field.name) for field in fields(condition)}),
+        )
+        loss, figures = _elbo(self.vdvae.elbo(x, out), rate_weight)
+        kl = torch.stack(
+            [
+                DiagonalGaussian(*(part.detach() for part in group.posterior)).kl(group.lr_posterior).sum()
+                for group in out.groups
+                if group.posterior is not None and group.lr_posterior is not None
+            ]
+        ).sum()
+        kl = kl / x.numel()
+        figures["kl_bits_per_dim"] = kl.detach() / NATS_PER_BIT
+        return loss + kl, figures
+
+
+class _Follower(Condition):
+    """A condition whose q_psi sends no gradient into the prior."""
+
+    def posterior(self, group: int, stream: Stream, prior: DiagonalGaussian | None) -> DiagonalGaussian:
+        fixed = None if prior is None else DiagonalGaussian(*(part.detach() for part in prior))
+        return super().posterior(group, Stream(stream.x.detach()), fixed)
 
 
 class EnergyScore(Objective):
@@ -173,9 +229,9 @@ class EnergyScore(Objective):
         self.patch_sizes = tuple(patch_sizes)
 
     def forward(
-        self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1.0
+        self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1.0, low: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        x, y = self.pairs(images)
+        x, y = self.pairs(images, low)
         samples = self.samples(y, (x.shape[-2], x.shape[-1]), seeds)
         error = torch.stack([self._distance(sample, x) for sample in samples]).mean()
         spread = torch.zeros_like(error)
@@ -215,6 +271,8 @@ class EnergyScore(Objective):
 
 def _elbo(out: VDVAEOutput, rate_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
     """distortion + rate_weight * rate, and the figures of the ELBO itself in bits per dimension."""
-    figures = {"bits_per_dim": out.loss, "distortion": out.distortion, "rate": out.rate}
-    loss = (out.distortion + rate_weight * out.rate).mean()
-    return loss, {name: value.detach().mean() / NATS_PER_BIT for name, value in figures.items()}
+    bits = {"bits_per_dim": out.loss, "distortion": out.distortion, "rate": out.rate}
+    figures = {name: value.detach().mean() / NATS_PER_BIT for name, value in bits.items()}
+    groups = torch.stack([kl.detach().mean() for kl in out.group_kl])
+    figures[GROUPS] = groups / (out.sample[0].numel() * NATS_PER_BIT)
+    return (out.distortion + rate_weight * out.rate).mean(), figures

@@ -41,11 +41,20 @@ class Meter:
     def add(self, figures: dict[str, Tensor], images: int) -> None:
         """Adds the figures of one batch of so many images."""
         for name, value in figures.items():
+            if value.ndim:
+                continue  # figures of every group are for validation
             value = value.detach().float()
             finite = torch.isfinite(value)
             entry = torch.stack((torch.where(finite, value, 0.0), finite.float()))
             self.sums[name] = self.sums[name] + entry if name in self.sums else entry
         self.images += images
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leaves what happens inside, such as validation, out of the images per second."""
+        start = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - start
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
         """The means, and begins anew. A collective operation: every process must call it."""
@@ -70,19 +79,27 @@ def append_log(path: Path, record: dict[str, Any]) -> None:
         log.write(json.dumps(record) + "\n")
 
 
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a log; a line that was cut off is left out."""
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+            int(record["step"])
+        except (ValueError, TypeError, KeyError):
+            continue
+        records.append(record)
+    return records
+
+
 def trim_log(path: Path, step: int) -> None:
     """Drops the lines after `step`, which a resumed run writes again, and a line that was cut off."""
     if not path.is_file():
         return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, TypeError, KeyError):
-            continue
     shorter = path.with_name(path.name + ".partial")
-    shorter.write_text("".join(kept))
+    shorter.write_text("".join(json.dumps(each) + "\n" for each in read_log(path) if each["step"] <= step))
     os.replace(shorter, path)
 
 

@@ -63,7 +63,10 @@ def options(photos, configs, prior):
             "crops_per_image": 2, "train_batch_size": 2, "max_train_steps": 3, "learning_rate": 3e-3,
             "lr_scheduler": "constant", "lr_warmup_steps": 0, "logging_steps": 1, "ema_decay": 0.9,
         }  # fmt: skip
-        values |= {"vdvae_config": configs / "vdvae.json"} if stage == "vdvae" else {"pretrained_vdvae": prior}
+        scratch = stage in ("vdvae", "joint")
+        values |= {"vdvae_config": configs / "vdvae.json"} if scratch else {"pretrained_vdvae": prior}
+            {"vdvae_config": configs / "vdvae.json"} if stage in ("vdvae", "joint") else {"pretrained_vdvae": prior}
+        )
         if stage in LR_CONFIGS:
             values["lr_config"] = configs / f"{stage}.json"
         values |= changes

@@ -1,0 +1,18 @@
+"""Training data: random crops of photographs from folders, tables and streams, and the LR images that belong."""
+
+from .augmentation import DEFAULT_SCALES, Augmentation
+from .crops import ImageCrops, ImageFolder
+from .hub import ImageStream, ImageTable, open_dataset
+from .pairs import convert_pairs, make_pairs
+
+__all__ = [
+    "DEFAULT_SCALES",
+    "Augmentation",
+    "ImageCrops",
+    "ImageFolder",
+    "ImageStream",
+    "ImageTable",
+    "make_pairs",
+    "open_dataset",
+    "convert_pairs",
+]

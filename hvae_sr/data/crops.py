@@ -1,0 +1,367 @@
+"""Crops of a set of images that can be addressed: files in folders here, rows of a table in `hub`."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+from ..images import ImageError, PathLike, find_images, load_image
+from .augmentation import DEFAULT_SCALES, Augmentation, draw, resize
+
+logger = logging.getLogger("hvae_sr.data")
+
+NAMES_LOGGED = 20
+_T = TypeVar("_T")
+_Source = Any
+"""What Pillow opens: a path or a file; or an image."""
+
+
+class ImageCrops(Dataset[dict[str, torch.Tensor]]):
+    """Random square crops of images that can be addressed by number.
+
+    Item i is a function of (seed, epoch, i) alone: its random numbers come from
+    `SeedSequence([seed, epoch, i])`, so it depends neither on the worker, the process and the order, nor on
+    the cache. Item i shows image i mod n, where n is the number of usable images: at one of the scales at
+    which both sides hold a crop, at a uniform position, mirrored and turned as asked.
+
+    At the start the headers of all images are read. Those that are damaged, or too small at every scale, are
+    left out with one warning that counts and names them (`skipped` has all of them, with reasons). Every mode
+    and format is converted by `hvae_sr.images.load_image`. An image with a good header and a bad body is
+    logged once (per process), and the next image is shown in its place.
+
+    If the decoded images with their downsized copies take at most `cache_bytes`, all are decoded at the start
+    and kept in one array; else each item decodes its image. The items are the same.
+
+    Args:
+        count: Number of images, usable or not.
+        where: The argument that named them and its value, for messages.
+        augmentation: Size, scales, mirrors and turns of the crops.
+        seed: Seed of the augmentation, not negative.
+        crops_per_image: Crops of every image in an epoch; the length is n times this.
+        cache_bytes: Limit of the cache in bytes; 0 turns it off.
+        factor: Sides of the images over those of the LR images, for a source that has `low_source`; else 1.
+
+    Raises:
+        ValueError: An argument is out of range, or there is no usable image.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        where: str,
+        augmentation: Augmentation,
+        seed: int = 0,
+        crops_per_image: int = 1,
+        cache_bytes: int = 2 * 2**30,
+        factor: int = 1,
+    ) -> None:
+        if crops_per_image < 1:
+            raise ValueError(f"crops_per_image must be at least 1, got {crops_per_image}")
+        if seed < 0:
+            raise ValueError(f"seed must not be negative, got {seed}")
+        self.augmentation = augmentation
+        self.seed = seed
+        self.crops_per_image = crops_per_image
+        self.factor = factor
+        self.skipped: dict[Any, str] = {}  # name -> reason
+        self._where = where
+        # In shared memory, so that persistent workers see a new epoch too.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._undecodable: set[int] = set()
+        self._buffer: torch.Tensor | None = None  # one tensor: workers that are spawned share it as one file
+        self._offsets: list[list[int]] = []  # of the pictures of each image in the buffer
+        self._usable: list[int] = []  # image -> number of its source
+        self._sizes: list[tuple[int, int]] = []  # (width, height)
+        self._scan(count)
+        self._fill_cache(cache_bytes)
+
+    def source(self, number: int) -> _Source:
+        """Source `number`, as Pillow opens it."""
+        raise NotImplementedError
+
+    def low_source(self, number: int) -> _Source | None:
+        """The LR image that belongs to source `number`, or None where LR images are not given."""
+        return None
+
+    def name(self, number: int) -> Any:
+        """What source `number` is called in messages."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        """Number of crops in an epoch."""
+        return self.num_images * self.crops_per_image
+
+    @property
+    def num_images(self) -> int:
+        """Number of usable images."""
+        return len(self._usable)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next items belong to."""
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, in this process and in the workers that share this dataset.
+
+        Raises:
+            ValueError: `epoch` is negative.
+        """
+        if epoch < 0:
+            raise ValueError(f"epoch must not be negative, got {epoch}")
+        self._epoch.fill_(epoch)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """Return {"image": uint8 tensor [3, crop_size, crop_size]}, and "low" where LR images are given.
+
+        Raises:
+            IndexError: `index` is not in 0..len - 1.
+            ValueError: No image can be decoded.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"index must lie in 0..{len(self) - 1}, got {index}")
+        draws = draw(self.seed, self.epoch, index)
+        pixels, low = self._pictures(index % self.num_images, float(draws[0]))
+        return self.augmentation.crop(pixels, draws, low, self.factor)
+
+    def _shapes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """The sizes of all pictures that an image of `size` is kept as: its levels, or itself and its LR image."""
+        if self.factor == 1:
+            return self.augmentation.levels(size)
+        return [size, (-(-size[0] // self.factor), -(-size[1] // self.factor))]
+
+    def _pictures(self, image: int, scale: float) -> tuple[np.ndarray, np.ndarray | None]:
+        """One level [h, w, 3] of an image, or of the next that can be decoded, and its LR image if one is given."""
+        for candidate in ((image + step) % self.num_images for step in range(self.num_images)):
+            if candidate in self._undecodable:
+                continue
+            decoded = None
+            if self._buffer is None:
+                decoded = self._decode(candidate)
+                if decoded is None:
+                    continue
+            shapes = self._shapes(decoded[0].size if decoded else self._sizes[candidate])
+            wanted = [int(scale * len(shapes))] if self.factor == 1 else [0, 1]
+            if decoded is not None:
+                found = [np.asarray(resize(decoded[min(i, len(decoded) - 1)], shapes[i])) for i in wanted]
+            else:
+                found = [self._cached(self._offsets[candidate][i], shapes[i]) for i in wanted]
+            return found[0], found[1] if len(found) > 1 else None
+        raise ValueError(f"{self._where} holds no image that can be decoded")
+
+    def _cached(self, start: int, size: tuple[int, int]) -> np.ndarray:
+        assert self._buffer is not None
+        width, height = size
+        return self._buffer[start : start + width * height * 3].numpy().reshape(height, width, 3)
+
+    def _decode(self, image: int) -> list[Image.Image] | None:
+        """The image, and its LR image if one is given; None, with one line in the log, if they cannot be decoded."""
+        number = self._usable[image]
+        try:
+            decoded = [load_image(_open(self.source(number)))]
+            # EXIF orientation may swap the sides; anything else means that the header did not tell the truth.
+            if sorted(decoded[0].size) != sorted(self._sizes[image]):
+                raise ImageError(f"{self.name(number)}: size {decoded[0].size} is not that of the header")
+            if self.factor > 1:
+                decoded.append(load_image(_open(self.low_source(number))))
+                if decoded[1].size != self._shapes(decoded[0].size)[1]:
+                    raise ImageError(f"{self.name(number)}: its LR image has size {decoded[1].size} once upright")
+            return decoded
+        except Exception as error:  # Pillow's readers raise nearly every type on damaged files
+            self._undecodable.add(image)
+            text = str(error) if isinstance(error, ImageError) else f"{self.name(number)}: {_one_line(error)}"
+            logger.warning("Another image takes the place of one that cannot be decoded: %s", text)
+            return None
+
+    def _scan(self, count: int) -> None:
+        """Read the headers of all images."""
+        with ThreadPoolExecutor(_threads()) as pool:
+            headers = _progress(pool.map(self._header, range(count)), count, "Reading image headers")
+            for number, header in enumerate(headers):
+                if isinstance(header, str):
+                    self.skipped[self.name(number)] = header
+                else:
+                    self._usable.append(number)
+                    self._sizes.append(header)
+        if self.skipped:
+            shown = [f"{path} ({reason})" for path, reason in self.skipped.items()][:NAMES_LOGGED]
+            more = len(self.skipped) - len(shown)
+            text = "; ".join(shown) + (f"; and {more} more" if more else "")
+            logger.warning("%d of %d image files are skipped: %s", len(self.skipped), count, text)
+        if not self._usable:
+            raise ValueError(
+                f"{self._where} holds no usable image: {count} image files found, none is readable with both sides of "
+                f"at least crop_size={self.augmentation.crop_size} pixels"
+                + (f" (the first: {next(iter(self.skipped.values()))})" if self.skipped else "")
+            )
+
+    def _header(self, number: int) -> tuple[int, int] | str:
+        """(width, height) as stored, or why the image cannot be used."""
+        try:
+            size = _size(self.source(number))
+            if not self.augmentation.levels(size):
+                return f"{size[0]}x{size[1]} is smaller than crop_size={self.augmentation.crop_size}"
+            if self.factor > 1:
+                low = self.low_source(number)
+                if low is None:
+                    return "no LR image belongs to it"
+                found, expected = _size(low), self._shapes(size)[1]
+                if sorted(found) != sorted(expected):  # one of them may lie on its side
+                    return f"its LR image is {found[0]}x{found[1]}, not {expected[0]}x{expected[1]}"
+            return size
+        except Exception as error:  # as in `_decode`
+            return _one_line(error)
+
+    def _fill_cache(self, cache_bytes: int) -> None:
+        """Decode everything into one buffer, if it fits."""
+        total = 0
+        for size in self._sizes:
+            offsets = []
+            for width, height in self._shapes(size):
+                offsets.append(total)
+                total += width * height * 3
+            self._offsets.append(offsets)
+        count = self.num_images
+        if total > cache_bytes:
+            logger.info(
+                "%d images need %d bytes of cache, the limit is %d: each crop decodes its file",
+                count, total, cache_bytes,
+            )  # fmt: skip
+            return
+        buffer = torch.empty(total, dtype=torch.uint8)
+        flat = buffer.numpy()
+
+        def fill(image: int) -> None:
+            decoded = self._decode(image)
+            if decoded is None:
+                return
+            self._sizes[image] = decoded[0].size
+            for i, size in enumerate(self._shapes(decoded[0].size)):
+                picture = np.asarray(resize(decoded[min(i, len(decoded) - 1)], size))
+                flat[self._offsets[image][i] :][: picture.size] = picture.reshape(-1)
+
+        with ThreadPoolExecutor(_threads()) as pool:
+            for _ in _progress(pool.map(fill, range(count)), count, "Decoding images"):
+                pass
+        if len(self._undecodable) == count:
+            raise ValueError(f"{self._where} holds no image that can be decoded")
+        self._buffer = buffer
+
+
+class ImageFolder(ImageCrops):
+    """Random square crops of all images below one or several folders; see `ImageCrops`.
+
+    Args:
+        train_data_dir: A folder or several; nested folders are searched.
+        crop_size: Side of the crops in pixels.
+        seed, crops_per_image, cache_bytes: See `ImageCrops`.
+        horizontal_flip, vertical_flip, rotate, scales: See `Augmentation`.
+        train_lr_dir: Folders of ready-made LR images, one for each of `train_data_dir`, or none. The LR image of
+            a/b.png is a/b.png, or any other format of that name, or a/bx4.png for a scale of 4 (as in DIV2K); its
+            sides must be ceil(side / scale_factor). HR images are then not downsized (scales = 1).
+        scale_factor: Sides of the images over those of the LR images.
+
+    Raises:
+        ValueError: An argument is out of range, or there is no usable image in `train_data_dir`.
+    """
+
+    def __init__(
+        self,
+        train_data_dir: PathLike | Sequence[PathLike],
+        crop_size: int = 64,
+        *,
+        seed: int = 0,
+        horizontal_flip: bool = True,
+        vertical_flip: bool = False,
+        rotate: bool = False,
+        scales: Sequence[float] = DEFAULT_SCALES,
+        crops_per_image: int = 1,
+        cache_bytes: int = 2 * 2**30,
+        train_lr_dir: PathLike | Sequence[PathLike] = (),
+        scale_factor: int = 4,
+    ) -> None:
+        folders, low_folders = _folders("train_data_dir", train_data_dir), _folders("train_lr_dir", train_lr_dir)
+        if low_folders and len(low_folders) != len(folders):
+            raise ValueError(f"train_lr_dir must name one folder for each of train_data_dir, got {len(low_folders)}")
+        if low_folders and crop_size % scale_factor:
+            raise ValueError(f"crop_size must be a multiple of scale_factor={scale_factor}, got {crop_size}")
+        self._files: list[Path] = []
+        self._low_files: list[Path | None] = []
+        for i, folder in enumerate(folders):
+            seen = set(self._files)
+            files = [file for file in find_images(folder, recursive=True) if file not in seen]
+            self._files += files
+            if low_folders:
+                low = {_stem(file, low_folders[i]): file for file in find_images(low_folders[i], recursive=True)}
+                names = [_stem(file, folder) for file in files]
+                self._low_files += [low.get(name) or low.get(f"{name}x{scale_factor}") for name in names]
+        augmentation = Augmentation(
+            crop_size, horizontal_flip, vertical_flip, rotate, (1.0,) if low_folders else tuple(scales)
+        )
+        given = [str(folder) for folder in folders]
+        where = f"train_data_dir {given[0] if len(given) == 1 else given!r}"
+        factor = scale_factor if low_folders else 1
+        super().__init__(len(self._files), where, augmentation, seed, crops_per_image, cache_bytes, factor)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The usable files; image i is the i-th."""
+        return [self._files[number] for number in self._usable]
+
+    def source(self, number: int) -> _Source:
+        return self._files[number]
+
+    def low_source(self, number: int) -> _Source | None:
+        return self._low_files[number] if self._low_files else None
+
+    def name(self, number: int) -> Path:
+        return self._files[number]
+
+
+def _folders(argument: str, given: PathLike | Sequence[PathLike]) -> list[Path]:
+    folders = [Path(folder) for folder in ([given] if isinstance(given, (str, os.PathLike)) else given)]
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"{argument} {str(folder)!r} is not a folder")
+    return folders
+
+
+def _stem(file: Path, folder: Path) -> str:
+    return str(file.relative_to(folder).with_suffix(""))
+
+
+def _open(source: _Source) -> _Source:
+    """A path or an image as it is; bytes that were read into memory as an image."""
+    return Image.open(source) if isinstance(source, io.BytesIO) else source
+
+
+def _size(source: _Source) -> tuple[int, int]:
+    if isinstance(source, Image.Image):
+        return source.size
+    with Image.open(source) as image:
+        return image.size
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _threads() -> int:
+    return min(8, os.cpu_count() or 1)
+
+
+def _progress(items: Iterable[_T], total: int, description: str) -> Iterable[_T]:
+    """A progress bar that shows itself only when it is waited for."""
+    bar: Iterable[_T] = tqdm(items, total=total, desc=description, delay=2.0, leave=False)
+    return bar

@@ -1,0 +1,78 @@
+"""Learning rates: diffusers' schedules of the step, and one that follows the loss."""
+
+from typing import Any
+
+import torch
+from diffusers.optimization import get_scheduler
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from .config import TrainingConfig
+
+
+class PlateauSchedule:
+    """torch's `ReduceLROnPlateau`, with a linear warm-up before it.
+
+    Args:
+        optimizer: the optimiser, at its peak rate.
+        warmup_steps: updates of linear warm-up; no loss is observed during them.
+        factor: what the rate is multiplied by.
+        patience: observations without a better loss that are borne.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, warmup_steps: int, factor: float, patience: int) -> None:
+        self.optimizer = optimizer
+        self.warmup_steps = warmup_steps
+        self.steps = 0
+        self.loss_sum = 0.0  # of the training losses since the last observation
+        self.losses = 0
+        self.peaks = [float(group["lr"]) for group in optimizer.param_groups]
+        self.plateau = ReduceLROnPlateau(optimizer, factor=factor, patience=patience)
+        self._warm_up()
+
+    def step(self) -> None:
+        """After every update."""
+        self.steps += 1
+        if self.steps <= self.warmup_steps:
+            self._warm_up()
+
+    def add(self, loss: float) -> None:
+        """The training loss of an update, for `observe_training`."""
+        self.loss_sum += loss
+        self.losses += 1
+
+    def observe(self, loss: float) -> None:
+        """A loss of which less is better, measured in the same way each time."""
+        if self.steps > self.warmup_steps:
+            self.plateau.step(loss)
+
+    def observe_training(self) -> None:
+        """The mean of the losses added since the last call."""
+        if self.losses:
+            self.observe(self.loss_sum / self.losses)
+        self.loss_sum, self.losses = 0.0, 0
+
+    def get_last_lr(self) -> list[float]:
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    def state_dict(self) -> dict[str, Any]:
+        own = {name: getattr(self, name) for name in ("steps", "loss_sum", "losses")}
+        return {**own, "plateau": self.plateau.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The rate itself is in the optimiser's state."""
+        state = dict(state)
+        self.plateau.load_state_dict(state.pop("plateau"))
+        vars(self).update(state)
+
+    def _warm_up(self) -> None:
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * min(1.0, self.steps / self.warmup_steps) if self.warmup_steps else peak
+
+
+def make_schedule(config: TrainingConfig, optimizer: torch.optim.Optimizer, max_steps: int) -> Any:
+    """The schedule that `config.lr_scheduler` names, for a run of so many updates."""
+    if config.lr_scheduler == "plateau":
+        return PlateauSchedule(optimizer, config.lr_warmup_steps, config.plateau_factor, config.plateau_patience)
+    return get_scheduler(
+        config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=max_steps
+    )
