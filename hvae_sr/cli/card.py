@@ -1,0 +1,34 @@
+"""Write the model card of a checkpoint's folder, with results and pictures."""
+
+import argparse
+from pathlib import Path
+
+from .common import say
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", help="of a pipeline or a VDVAE; README.md is written there")
+    parser.add_argument("--reports", nargs="+", default=[], metavar="R.json", help="reports of hvae-sr evaluate")
+    parser.add_argument("--notes", metavar="FILE", help="what only people know (default: FOLDER/card_notes.md)")
+    parser.add_argument("--training_command", metavar="COMMAND", help="how the weights were made")
+    parser.add_argument("--curve", metavar="PICTURE", help="of the training curves")
+    parser.add_argument("--pictures", action="store_true", help="draw FOLDER/images with the folder's weights")
+
+
+def run(options: argparse.Namespace) -> int:
+    from ..model_card import write_model_card
+
+    if options.pictures:
+        from ..pictures import write_pictures
+
+        for path in write_pictures(Path(options.folder)):
+            say(str(path))
+    path = write_model_card(
+        options.folder,
+        training_command=options.training_command,
+        reports=options.reports,
+        notes=options.notes,
+        curve=options.curve,
+    )
+    say(str(path))
+    return 0

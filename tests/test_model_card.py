@@ -1,0 +1,169 @@
+"""Model cards: metadata that the Hub reads, prose that people wrote, figures that reports hold."""
+
+import json
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from hvae_sr.cli import main
+from hvae_sr.hub import files_to_push
+from hvae_sr.model_card import model_card, write_model_card
+
+ROOT = Path(__file__).resolve().parent.parent
+REPORT = {
+    "protocol": "thesis",
+    "dataset": "Photos",
+    "size": 64,
+    "scale_factor": 4,
+    "seed": 0,
+    "num_samples": 8,
+    "temperatures": [0.5, 0.8],
+    "coverage_samples": None,
+    "pipeline": {"class": "SuperResolutionPipeline"},
+    "num_images": 3,
+    "num_images_available": 5,
+    "images": [],
+    "rows": [
+        {"name": "bicubic", "psnr": 25.03, "ssim": 0.67, "psnr_gain": 0.0, "ssim_gain": 0.0},
+        {"name": "mean t=0.8", "psnr": 25.7, "ssim": 0.71, "psnr_gain": 0.67, "ssim_gain": 0.04},
+        {"name": "mean t=0.8 projected", "psnr": 26.14159, "ssim": 0.7319, "psnr_gain": 1.11159, "ssim_gain": 0.0619},
+        {"name": "sample t=0.8 projected", "psnr": 25.5, "ssim": 0.7, "psnr_gain": 0.5, "ssim_gain": 0.03, "std": 0.02},
+    ],
+}  # fmt: skip
+NOTES = """---
+license: cc0-1.0
+datasets: [someone/photos]
+base_model: someone/prior
+training: {hours: 3, watts: 200, grams_per_kwh: 100, hardware: one GPU}
+---
+
+A small model of photographs.
+
+## Limits
+
+It has never seen a cat.
+
+## Training
+
+Three hours of patience.
+
+## History
+
+It began at night.
+"""
+
+
+@pytest.fixture
+def folder(make_pipeline, tmp_path):
+    path = tmp_path / "tiny-x4"
+    make_pipeline().save_pretrained(path)
+    (path / "card_notes.md").write_text(NOTES)
+    return path
+
+
+def test_the_metadata_holds_what_the_hub_looks_for(folder):
+    data = ModelCard(model_card(folder, reports=[REPORT])).data
+    assert data.license == "cc0-1.0" and data.library_name == "hvae-sr" and data.pipeline_tag == "image-to-image"
+    assert data.datasets == ["someone/photos"] and data.base_model == "someone/prior"
+    assert {"super-resolution", "cvdvae", "uncertainty"} <= set(data.tags)
+    assert data.co2_eq_emissions["emissions"] == 60  # 3 h x 200 W x 100 g/kWh
+    found = {(result.metric_name, result.metric_type, result.metric_value) for result in data.eval_results}
+    assert ("PSNR, mean of 8 samples, temperature 0.8", "psnr", 26.1416) in found
+    assert ("SSIM, one sample, temperature 0.8", "ssim", 0.7) in found
+    assert all(result.dataset_name == "Photos thesis S=64, first 3 images" for result in data.eval_results)
+
+
+def test_notes_take_the_place_of_prose_and_follow_what_is_computed(folder):
+    text = model_card(folder, reports=[REPORT], training_command="accelerate launch train.py --stage lr-encoder")
+    assert "A small model of photographs." in text and "It has never seen a cat." in text
+    assert "were\nmade small by" not in text  # the standard limits
+    training = text[text.index("## Training") : text.index("## Cost")]
+    assert training.index("accelerate launch") < training.index("Three hours of patience")
+    assert text.index("## History") < text.index("## Licence")
+    for heading in ("Use", "What it is for", "Bias and misuse", "Cost and carbon", "Results", "Papers"):
+        assert f"\n## {heading}\n" in text
+    assert "Super-resolution of faces" in " ".join(text.split()) and "0.6 kWh" in text and "60 g" in text
+
+
+def test_tables_show_the_rows_that_users_get_and_the_command_that_makes_them(folder):
+    text = model_card(folder, reports=[REPORT, {**REPORT, "size": 256, "rows": REPORT["rows"][:1]}])
+    line = next(line for line in text.splitlines() if line.startswith("| mean of 8 samples, temperature 0.8"))
+    assert line == "| mean of 8 samples, temperature 0.8 | 26.14 (+1.11) / 0.7319 |  |"
+    assert "25.70" not in text  # before the projection
+    assert "--model tiny-x4 --data Photos --protocol thesis --size 64 --temperatures 0.5 0.8" in text
+
+
+def test_results_at_two_sizes_stay_apart_in_the_metadata(folder):
+    reports = [REPORT, {**REPORT, "size": 256}]
+    index = ModelCard(model_card(folder, reports=reports)).data.to_dict()["model-index"]
+    assert [result["dataset"]["config"] for result in index[0]["results"]] == ["thesis-64", "thesis-256"]
+
+
+def test_a_card_is_written_beside_its_curve_and_uploaded(folder, tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "loss.png")
+    path = write_model_card(folder, curve=tmp_path / "loss.png")
+    assert path == folder / "README.md" and "![Training curves](images/loss.png)" in path.read_text()
+    assert {"README.md", "images/loss.png"} <= set(files_to_push(folder))
+
+
+def test_a_folder_without_a_card_is_uploaded_with_one(folder):
+    assert files_to_push(folder)["README.md"] == model_card(folder).encode()
+
+
+def test_the_command_draws_pictures_that_the_hub_shows(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("hvae_sr.pictures.photographs", lambda: [Image.new("RGB", (32, 32), "teal")])
+    report = tmp_path / "report.json"
+    report.write_text(json.dumps(REPORT))
+    assert main(["card", str(folder), "--reports", str(report), "--pictures"]) == 0
+    data = ModelCard((folder / "README.md").read_text()).data
+    for pair in data.widget:
+        small, big = Image.open(folder / pair["src"]), Image.open(folder / pair["output"]["url"])
+        assert big.size == (4 * small.width, 4 * small.height)
+    assert "images/overview.png" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["cvdvae", "vdvae-sr"])
+def test_without_notes_the_card_describes_the_model_by_its_configuration(make_pipeline, tmp_path, kind):
+    make_pipeline(kind).save_pretrained(tmp_path / "model")
+    text = model_card(tmp_path / "model")
+    assert "factor 4" in text and "4 latent groups at strides 4, 2, 1" in " ".join(text.split())
+    assert kind in ModelCard(text).data.tags
+
+
+CHECKPOINTS = sorted(
+    {
+        path.parent
+        for path in (ROOT / "hub_configs").glob("*/*.json")
+        if path.name in ("model_index.json", "config.json")
+    }
+)
+
+
+@pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: path.name)
+def test_every_checkpoint_in_hub_configs_has_a_card(path):
+    data = ModelCard((path / "README.md").read_text(encoding="utf-8")).data
+    assert data.license and data.library_name == "hvae-sr" and data.pipeline_tag and data.tags
+
+
+def test_a_card_is_made_again_the_same(tmp_path):
+    source = ROOT / "hub_configs" / "vdvae-cifar10"
+    assert model_card(source) == (source / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"reports": ["nowhere.json"]}, "`reports`.*nowhere.json"),
+        ({"notes": "nowhere.md"}, "`notes`.*nowhere.md"),
+    ],
+)
+def test_what_cannot_be_read_is_named(folder, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        model_card(folder, **arguments)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`folder`"):
+        model_card(tmp_path)
