@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pickle import UnpicklingError
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch import Tensor
 from hvae_sr.hub import resolve
 from hvae_sr.images import ImageInput, prepare_images
 from hvae_sr.models import VDVAE, Condition, LRConditioner, LREncoder, VDVAESample
-from hvae_sr.models.loading import PerGroup
+from hvae_sr.models.fast import fast_dtype, prepared_weights
+from hvae_sr.models.loading import PerGroup, without_warning
 from hvae_sr.noise import CounterNoise, NoiseSource, TensorNoise
 from hvae_sr.operators import Downsampling
 
@@ -76,6 +78,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
             default_temperature=default_temperature,
         )
         self.operator = Downsampling(scale_factor, downsampling_kernel)
+        self._inference_dtype: torch.dtype | str | None = None
         self._check_fit()
 
     def _check_fit(self) -> None:
@@ -102,16 +105,77 @@ class SuperResolutionPipeline(DiffusionPipeline):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
         """Loads a pipeline from a bundled name such as "natural-x4", a folder, or the Hub.
 
+        Args:
+            pretrained_model_name_or_path: name, folder or Hub id.
+            dtype: of the weights, as everywhere in diffusers. None or "auto" keeps float32 weights and computes in
+                what is fast on the device (see `enable_fast_inference`); `torch.float32` also computes in float32.
+            load_encoder: whether the VDVAE's encoder of HR images is loaded, which sampling has no use for (about 40%
+                of the weights).
+            **kwargs: others of `DiffusionPipeline.from_pretrained`.
+
         Raises:
             ValueError: an unknown name, or weights that cannot be read.
         """
         folder = resolve(pretrained_model_name_or_path)
+        load_encoder = kwargs.pop("load_encoder", True)
+        dtypes = [kwargs.pop(name, None) for name in ("dtype", "torch_dtype")]
+        dtype = next((given for given in dtypes if given not in (None, "auto")), None)
+        if dtype is not None:
+            kwargs["dtype"] = dtype
         try:
-            return super().from_pretrained(folder, **kwargs)
+            if not load_encoder and "vdvae" not in kwargs:
+                names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "variant", "proxies")
+                options = {name: kwargs[name] for name in names if name in kwargs}
+                own = dtype.get("vdvae", dtype.get("default")) if isinstance(dtype, dict) else dtype
+                options |= {"dtype": own} if own is not None else {}
+                kwargs["vdvae"] = VDVAE.from_pretrained(folder, subfolder="vdvae", encoder_blocks=None, **options)
+            with without_warning("You have passed a non-standard module"):  # ours, and checked by `_check_fit`
+                loaded = super().from_pretrained(folder, **kwargs)
         except _LOADING_ERRORS as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             reason = reason if len(reason) <= 1000 else f"{reason[:1000]}..."
             raise ValueError(f"cannot load {os.fspath(pretrained_model_name_or_path)!r}: {reason}") from error
+        if dtype is None:
+            (loaded[0] if isinstance(loaded, tuple) else loaded).enable_fast_inference()
+        return loaded
+
+    def enable_fast_inference(self, dtype: torch.dtype | str = "auto") -> None:
+        """Computes in `dtype` where the weights are float32; Gaussians, likelihood and projection stay in float32.
+
+        What `from_pretrained` does unless it is given a dtype. The weights stay as they are, and so does what
+        `save_pretrained` writes. Samples differ from those of float32 by less than a grey level on average.
+
+        Args:
+            dtype: "auto" is bfloat16 on processors with AMX or AVX512-BF16 and on GPUs that have it, and float32
+                elsewhere; or a dtype.
+        """
+        if dtype != "auto" and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f"`dtype` must be 'auto' or a floating-point torch.dtype, got {dtype!r}")
+        self._inference_dtype = dtype
+
+    def disable_fast_inference(self) -> None:
+        """Computes in the dtype of the weights."""
+        self._inference_dtype = None
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """`DiffusionPipeline.to`; a dtype among the arguments is also what is computed in."""
+        if any(isinstance(value, torch.dtype) for value in (*args, *kwargs.values())):
+            self.disable_fast_inference()
+        return super().to(*args, **kwargs)
+
+    @contextmanager
+    def _fast_inference(self) -> Iterator[None]:
+        """The dtype of the networks' evaluation, and weights prepared once for all of them."""
+        device, dtype = self._execution_device, self._inference_dtype
+        if dtype == "auto":
+            dtype = fast_dtype(device)
+        enabled = dtype not in (None, torch.float32) and self.vdvae.dtype == torch.float32
+        with prepared_weights():
+            if enabled:
+                with torch.autocast(device.type, dtype):  # type: ignore[arg-type]
+                    yield
+            else:
+                yield
 
     def check_inputs(
         self,
@@ -235,7 +299,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
         gathered: dict[str, list[Any]] = {name: [] for name in ("images", "mean", "std", "latents")}
         consistency: list[tuple[float, float, float]] = []
         device = self._execution_device
-        with self.progress_bar(total=rows) as bar:
+        with self.progress_bar(total=rows) as bar, self._fast_inference():
             for i, y in enumerate(images):
                 y = y.to(device)
                 padded = self._pad(y)  # [1, 3, h', w'] on [-1, 1]
@@ -364,8 +428,8 @@ class SuperResolutionPipeline(DiffusionPipeline):
                 count,
                 self._hr_size(view),
                 noise=source,
-                condition=condition.select(torch.zeros(count, dtype=torch.int64, device=view.device)),
-                latents=[z if z is None else z.expand(count, -1, -1, -1) for z in self._crop(latents, window)],
+                condition=condition,
+                latents=self._crop(latents, window),
                 **arguments,
             )
             if len(windows) == 1:

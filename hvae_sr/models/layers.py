@@ -1,7 +1,6 @@
 """Building blocks that the HR encoder, the decoder and the LR networks share."""
 
 from collections import defaultdict
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -9,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "silu": F.silu}
+from .fast import ACTIVATIONS, Span, convolve
 
 
 class BlockSpec(NamedTuple):
@@ -74,17 +73,24 @@ def set_channels(x: Tensor, channels: int) -> Tensor:
     return x[:, :channels]
 
 
-def stream_dtype(x: Tensor) -> torch.dtype:
-    """The dtype that convolutions of x give: autocast's where it is on, else x's own."""
-    kind = x.device.type
-    if kind != "meta" and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return x.dtype
+class Convolution(nn.Conv2d):
+    """A convolution that also does what surrounds it, and may use only some of its channels: see `convolve`."""
+
+    def forward(  # type: ignore[override]  # more optional arguments
+        self,
+        x: Tensor,
+        then: str | None = None,
+        plus: Tensor | None = None,
+        rows: Span = None,
+        columns: Span = None,
+        bias: bool = True,
+    ) -> Tensor:
+        return convolve(self, x, then, plus, rows, columns, bias)
 
 
-def convolution(in_channels: int, out_channels: int, kernel_size: int = 1, zero_weights: bool = False) -> nn.Conv2d:
+def convolution(in_channels: int, out_channels: int, kernel_size: int = 1, zero_weights: bool = False) -> Convolution:
     """A "same" convolution with torch's default weights and zero bias, as VD-VAE initialises it."""
-    layer = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+    layer = Convolution(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     if zero_weights:
         nn.init.zeros_(layer.weight)
@@ -123,15 +129,45 @@ class Bottleneck(nn.Module):
         self.c3 = convolution(middle_channels, middle_channels, kernel_size)
         self.c4 = convolution(middle_channels, out_channels, zero_weights=zero_last)
 
+    def hidden(self, active: Tensor, columns: Span = None, plus: Tensor | None = None) -> Tensor:
+        """All but the last convolution, `[B, middle_channels, H, W]`.
+
+        Args:
+            active: the input after the activation.
+            columns: which of the block's input channels these are, if not all; then `plus` holds the others' share of
+                the first convolution, its bias included, `[B or 1, middle_channels, H, W]`.
+        """
+        name = self.activation
+        if columns is None:
+            h = self.c1(active, then=name)
+        else:
+            h = ACTIVATIONS[name](self.c1(active, plus=plus, columns=columns, bias=False))
+        return self.c3(self.c2(h, then=name), then=name)
+
     def forward(self, x: Tensor) -> Tensor:
         """`[B, in_channels, H, W]` -> `[B, out_channels, H / down_rate, W / down_rate]`."""
-        act = ACTIVATIONS[self.activation]
-        h = self.c4(act(self.c3(act(self.c2(act(self.c1(act(x))))))))
-        if self.residual:
-            h = x + h
+        h = self.c4(self.hidden(ACTIVATIONS[self.activation](x)), plus=x if self.residual else None)
         if self.down_rate is not None:
             h = F.avg_pool2d(h, kernel_size=self.down_rate, stride=self.down_rate)
         return h
+
+
+class Stream:
+    """The stream that enters a group, and its activation, computed once for all heads that read it.
+
+    Args:
+        x: `[B, width, h, w]`.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        self._active: dict[str, Tensor] = {}
+
+    def active(self, name: str) -> Tensor:
+        """The activation ("gelu", "silu") of x."""
+        if name not in self._active:
+            self._active[name] = ACTIVATIONS[name](self.x)
+        return self._active[name]
 
 
 def kernel_size_at(resolution: int) -> int:

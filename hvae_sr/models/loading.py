@@ -1,8 +1,10 @@
 """How the networks meet diffusers and accelerate: strict loading, offloading hooks, nested outputs."""
 
 import functools
+import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,18 +78,42 @@ class StrictLoading:
         kwargs["use_safetensors"] = True
         _refuse_pickles(pretrained_model_name_or_path, kwargs.get("subfolder"))
         wants_info = kwargs.pop("output_loading_info", False)
-        loaded = super().from_pretrained(  # type: ignore[misc]
-            pretrained_model_name_or_path, output_loading_info=True, **kwargs
-        )
+        with without_warning("Some weights of the model checkpoint"):  # an error here, or left out on purpose
+            loaded = super().from_pretrained(  # type: ignore[misc]
+                pretrained_model_name_or_path, output_loading_info=True, **kwargs
+            )
         if not isinstance(loaded, tuple):
             return loaded
         model, info = loaded
+        info["unexpected_keys"] = [key for key in info["unexpected_keys"] if not model.leaves_out(key)]
         for kind, keys in (("lack", info["missing_keys"]), ("hold unknown", info["unexpected_keys"])):
             if keys:
                 names = ", ".join(sorted(keys)[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
                 where = f"the weights in {pretrained_model_name_or_path}"
                 raise ValueError(f"{where} {kind} keys of {cls.__name__}: {names}")
         return (model, info) if wants_info else model
+
+    def leaves_out(self, key: str) -> bool:
+        """Whether a parameter of this name belongs to a part that the configuration leaves out on purpose."""
+        return False
+
+
+@contextmanager
+def without_warning(beginning: str) -> Iterator[None]:
+    """Keeps diffusers from logging messages that begin so."""
+    names = ("diffusers.models.modeling_utils", "diffusers.pipelines.pipeline_loading_utils")
+    loggers = [logging.getLogger(name) for name in names]
+
+    def other(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(beginning)
+
+    for logger in loggers:
+        logger.addFilter(other)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(other)
 
 
 def _refuse_pickles(source: str | os.PathLike[str] | None, subfolder: str | None) -> None:

@@ -5,7 +5,7 @@ adds gated features of y to the stream, before prior and posterior (VDVAE-SR, se
 network over y, and both are seen by `VDVAE.top_down` through the same small interface, `Condition`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,17 @@ from torch import Tensor, nn
 
 from ..operators import Downsampling
 from .distributions import DiagonalGaussian
-from .layers import BlockSpec, Bottleneck, BottomUp, convolution, kernel_size_at, parse_blocks, parse_widths
+from .fast import ACTIVATIONS
+from .layers import (
+    BlockSpec,
+    Bottleneck,
+    BottomUp,
+    Stream,
+    convolution,
+    kernel_size_at,
+    parse_blocks,
+    parse_widths,
+)
 from .loading import PerGroup, StrictLoading, entry_point, per_group
 
 
@@ -42,25 +52,42 @@ class Condition:
         network: the LR network.
         features: `{nominal resolution: [B, width, h, w]}`.
         location: `[B, 3, H, W]` on [-1, 1], what the likelihood is centred on, or None.
+        shares: what the heads have computed of the features alone, for each group; it serves every sample.
     """
 
     network: "LREncoder | LRConditioner"
     features: dict[int, Tensor]
     location: Tensor | None = None
+    shares: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def batch_size(self) -> int:
+        """B."""
+        return len(next(iter(self.features.values())))
 
     def add_to_stream(self, group: int, x: Tensor) -> Tensor:
         """The stream `[B, width, h, w]` of the group, with what the network adds to it."""
         return self.network.add_to_stream(self.features, group, x)
 
-    def posterior(self, group: int, x: Tensor, prior: DiagonalGaussian) -> DiagonalGaussian | None:
-        """q_psi(z_group | z_<group, y) beside the group's prior, or None where the network has none."""
-        return self.network.posterior(self.features, group, x, prior)
+    def has_posterior(self, group: int) -> bool:
+        """Whether the network gives q_psi(z_group | z_<group, y)."""
+        return self.network.has_posterior(group)
+
+    @property
+    def needs_prior(self) -> bool:
+        """Whether `posterior` must be given the prior."""
+        return bool(self.network.config.get("max_deviation"))
+
+    def posterior(self, group: int, stream: Stream, prior: DiagonalGaussian | None) -> DiagonalGaussian:
+        """q_psi(z_group | z_<group, y) from the group's stream, and its prior where `needs_prior`."""
+        return self.network.posterior(self.features, self.shares, group, stream, prior)
 
     def select(self, index: Tensor) -> "Condition":
         """The condition of the batch rows `index` (int64, may repeat): many samples share one bottom-up pass."""
         return replace(
             self,
             features={resolution: x[index] for resolution, x in self.features.items()},
+            shares={group: x[index] for group, x in self.shares.items()},
             location=None if self.location is None else self.location[index],
         )
 
@@ -173,6 +200,37 @@ class _LRNetwork:
         return output if return_dict else output.to_tuple()
 
 
+class LRHead(Bottleneck):
+    """The posterior head of one group: a block that reads the stream and the features of y, `cat((x, f))`.
+
+    Activation and first convolution (1x1) act on each of the two alone, so the features' share of them is computed
+    once for an image, not once for each of its samples.
+    """
+
+    def forward(  # type: ignore[override]
+        self, stream: Stream, features: Tensor, shares: dict[int, Tensor], group: int
+    ) -> DiagonalGaussian:
+        """Mean and log_sigma, `[B, C, h, w]` each.
+
+        Args:
+            stream: `[B or 1, width, h, w]`.
+            features: `[B or 1, width', h, w]`.
+            shares: where the features' share is kept, under `group`.
+        """
+        if torch.is_grad_enabled():  # nothing to share: every row of a training batch is another image
+            rows = max(len(stream.x), len(features))
+            parts = (x.expand(rows, -1, -1, -1) for x in (stream.x, features.to(stream.x)))
+            return DiagonalGaussian.from_parameters(super().forward(torch.cat(tuple(parts), dim=1)))
+        width, channels = stream.x.shape[1], self.c4.out_channels // 2
+        if group not in shares:
+            active = ACTIVATIONS[self.activation](features)
+            shares[group] = self.c1(active.to(stream.x.device), columns=(width, None))
+        h = self.hidden(stream.active(self.activation), columns=(0, width), plus=shares[group])
+        return DiagonalGaussian(
+            self.c4(h, rows=(0, channels)).float(), self.c4(h, rows=(channels, 2 * channels)).float()
+        )
+
+
 class LREncoder(_LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
     """CVDVAE's stochastic encoder q_psi(z_<k | y): a bottom-up network over y and one posterior head per group.
 
@@ -195,7 +253,7 @@ class LREncoder(_LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["Bottleneck"]
+    _no_split_modules = ["Bottleneck", "LRHead"]
     _repeated_blocks = ["Bottleneck"]
 
     @register_to_config
@@ -232,7 +290,7 @@ class LREncoder(_LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
                     "no features of y; extend `blocks` or `upsampling_blocks`, or condition fewer groups"
                 )
             heads.append(
-                Bottleneck(
+                LRHead(
                     widths[spec.resolution] + self.network.widths[spec.resolution],
                     int(widths[spec.resolution] * decoder_bottleneck_multiple),
                     2 * latent_channels,
@@ -259,16 +317,22 @@ class LREncoder(_LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         """CVDVAE leaves the prior's stream as it is."""
         return x
 
+    def has_posterior(self, group: int) -> bool:
+        """Whether group l < k."""
+        return group < len(self.heads)
+
     @entry_point
     def posterior(
-        self, features: dict[int, Tensor], group: int, x: Tensor, prior: DiagonalGaussian
-    ) -> DiagonalGaussian | None:
-        """q_psi(z_l | z_<l, y) for l < k (eq. 12), None beyond; within `max_deviation` of the group's prior."""
-        if group >= len(self.heads):
-            return None
-        inputs = torch.cat((x, features[self.resolutions[group]].to(x)), dim=1)
-        q_psi = DiagonalGaussian.from_parameters(self.heads[group](inputs))
-        if self.config.max_deviation is None:
+        self,
+        features: dict[int, Tensor],
+        shares: dict[int, Tensor],
+        group: int,
+        stream: Stream,
+        prior: DiagonalGaussian | None,
+    ) -> DiagonalGaussian:
+        """q_psi(z_l | z_<l, y) for l < k (eq. 12); within `max_deviation` of the group's prior."""
+        q_psi = self.heads[group](stream, features[self.resolutions[group]], shares, group)
+        if self.config.max_deviation is None or prior is None:
             return q_psi
         # The prior's own deviation is bounded too: after one latent far out, it may be anything.
         reach = self.config.max_deviation * torch.exp(prior.log_sigma.clamp(max=1.0))
@@ -382,11 +446,13 @@ class LRConditioner(_LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
             return x
         return x + self.gates[str(group)](features[self.resolutions[group]]).to(x)
 
-    def posterior(
-        self, features: dict[int, Tensor], group: int, x: Tensor, prior: DiagonalGaussian
-    ) -> DiagonalGaussian | None:
-        """None: VDVAE-SR samples from its conditioned prior."""
-        return None
+    def has_posterior(self, group: int) -> bool:
+        """False: VDVAE-SR samples from its conditioned prior."""
+        return False
+
+    def posterior(self, *_: Any) -> DiagonalGaussian:
+        """There is none."""
+        raise ValueError("this model has no q_psi(z|y)")
 
     def forward(self, sample: Tensor, return_dict: bool = True) -> LRFeatures | tuple[Any, ...]:
         """The features of y, `[B, 3, h, w]` on [-1, 1]."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .distributions import DiagonalGaussian
-from .layers import BlockSpec, Bottleneck, convolution, kernel_size_at
+from .layers import BlockSpec, Bottleneck, Stream, convolution, kernel_size_at
 
 
 class GroupInputs(NamedTuple):
@@ -17,22 +17,26 @@ class GroupInputs(NamedTuple):
     Args:
         activation: HR activation `[B, width, h, w]`, or None where there is no x.
         lr_posterior: gives q_psi(z_l | z_<l, y) from the stream and the prior, or None where group l has none.
+        needs_prior: whether `lr_posterior` must be given the prior.
         z: the value `[B, C, h, w]`, where it is given.
         noise: standard normals `[B, C, h, w]`, or None for the mean.
         temperature: factor of the prior's standard deviation.
         lr_temperature: factor of q_psi's standard deviation.
+        record: whether every distribution is computed, or only the one that z is drawn from.
     """
 
     activation: Tensor | None = None
-    lr_posterior: Callable[[Tensor, DiagonalGaussian], DiagonalGaussian | None] | None = None
+    lr_posterior: Callable[[Stream, DiagonalGaussian | None], DiagonalGaussian] | None = None
+    needs_prior: bool = False
     z: Tensor | None = None
     noise: Tensor | None = None
     temperature: float = 1.0
     lr_temperature: float = 1.0
+    record: bool = True
 
 
 class GroupStatistics(NamedTuple):
-    """One latent group of one top-down pass; a distribution is None where the pass had no use for it.
+    """One latent group of one top-down pass; a distribution is None where it does not exist or was not asked for.
 
     Args:
         z: `[B, C, h, w]`, the value that was passed on.
@@ -42,7 +46,7 @@ class GroupStatistics(NamedTuple):
     """
 
     z: Tensor
-    prior: DiagonalGaussian
+    prior: DiagonalGaussian | None = None
     posterior: DiagonalGaussian | None = None
     lr_posterior: DiagonalGaussian | None = None
 
@@ -76,6 +80,25 @@ class Affine(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gain.to(x.dtype) + self.bias.to(x.dtype)
+
+
+class PriorHead(Bottleneck):
+    """The head of p(z_l | z_<l): mean, log_sigma and a deterministic residual of the stream, from one block."""
+
+    def forward(self, stream: Stream, distribution: bool = True) -> tuple[DiagonalGaussian | None, Tensor]:  # type: ignore[override]
+        """The prior, if `distribution` asks for it, and the stream plus the residual, `[B, width, h, w]`."""
+        width = stream.x.shape[1]
+        c = (self.c4.out_channels - width) // 2
+        h = self.hidden(stream.active(self.activation))
+        if torch.is_grad_enabled():
+            features = self.c4(h)
+            return DiagonalGaussian.from_parameters(features[:, : 2 * c]), stream.x + features[:, 2 * c :]
+        prior = (
+            DiagonalGaussian(self.c4(h, rows=(0, c)).float(), self.c4(h, rows=(c, 2 * c)).float())
+            if distribution
+            else None
+        )
+        return prior, self.c4(h, rows=(2 * c, None), plus=stream.x)
 
 
 class TopDownBlock(nn.Module):
@@ -116,7 +139,7 @@ class TopDownBlock(nn.Module):
             if with_posterior
             else None
         )
-        self.prior_head = Bottleneck(
+        self.prior_head = PriorHead(
             width, middle, 2 * latent_channels + width, kernel_size, zero_last=True, activation=activation
         )
         self.z_projection = convolution(latent_channels, width)
@@ -125,14 +148,12 @@ class TopDownBlock(nn.Module):
             self.z_projection.weight.mul_((1 / num_blocks) ** 0.5)
             self.resnet.c4.weight.mul_((1 / num_blocks) ** 0.5)
 
-    def prior(self, x: Tensor) -> tuple[DiagonalGaussian, Tensor]:
-        """p(z_l | z_<l) and the deterministic residual, from the stream `[B, width, h, w]`."""
-        features = self.prior_head(x)
-        c = 2 * self.latent_channels
-        prior = DiagonalGaussian.from_parameters(features[:, :c])
-        if self.max_log_sigma is not None:
+    def prior(self, stream: Stream, distribution: bool = True) -> tuple[DiagonalGaussian | None, Tensor]:
+        """p(z_l | z_<l), if `distribution` asks for it, and the stream plus the deterministic residual."""
+        prior, x = self.prior_head(stream, distribution)
+        if prior is not None and self.max_log_sigma is not None:
             prior = prior._replace(log_sigma=prior.log_sigma.clamp(max=self.max_log_sigma))
-        return prior, features[:, c:]
+        return prior, x
 
     def posterior(self, x: Tensor, activation: Tensor) -> DiagonalGaussian:
         """q(z_l | z_<l, x) from the stream and the HR activation, `[B, width, h, w]` each."""
@@ -140,23 +161,27 @@ class TopDownBlock(nn.Module):
             raise ValueError("this VDVAE was made without an encoder (`encoder_blocks=None`): it has no q(z|x)")
         return DiagonalGaussian.from_parameters(self.posterior_head(torch.cat((x, activation), dim=1)))
 
-    def merge(self, x: Tensor, residual: Tensor, z: Tensor) -> Tensor:
-        """The stream after the group: the residual and the projected z are added, then the residual block."""
-        return self.resnet(x + residual + self.z_projection(z.to(x.dtype)))
+    def merge(self, x: Tensor, z: Tensor) -> Tensor:
+        """The stream after the group: the projected z is added to the stream and its residual, then a block."""
+        return self.resnet(self.z_projection(z.to(x.dtype), plus=x))
 
     def forward(self, x: Tensor, inputs: GroupInputs) -> tuple[Tensor, GroupStatistics]:
         """The whole group, in one call so that hooks, sharding and checkpointing can treat it as a unit.
 
         Args:
-            x: the stream, `[B, width, h, w]`.
+            x: the stream, `[B, width, h, w]`, or `[1, width, h, w]` where all rows share it so far.
             inputs: see `GroupInputs`.
 
         Returns:
             The stream after the group, and the group's statistics.
         """
-        prior, residual = self.prior(x)
-        posterior = self.posterior(x, inputs.activation) if inputs.activation is not None else None
-        lr_posterior = inputs.lr_posterior(x, prior) if inputs.lr_posterior is not None else None
+        stream = Stream(x)
+        draws = inputs.record or inputs.z is None
+        posterior = self.posterior(x, inputs.activation) if draws and inputs.activation is not None else None
+        uses_lr = draws and inputs.lr_posterior is not None and (inputs.record or posterior is None)
+        given = posterior is not None or (uses_lr and not inputs.needs_prior)
+        prior, x = self.prior(stream, distribution=inputs.record or (draws and not given))
+        lr_posterior = inputs.lr_posterior(stream, prior) if uses_lr and inputs.lr_posterior is not None else None
         if inputs.z is not None:
             z = inputs.z.to(x.device)
         elif posterior is not None:
@@ -164,11 +189,12 @@ class TopDownBlock(nn.Module):
         elif lr_posterior is not None:
             z = _draw(lr_posterior, inputs.noise, inputs.lr_temperature)
         else:
+            assert prior is not None
             z = _draw(prior, inputs.noise, inputs.temperature)
-        return self.merge(x, residual, z), GroupStatistics(z, prior, posterior, lr_posterior)
+        return self.merge(x, z), GroupStatistics(z, prior, posterior, lr_posterior)
 
 
 def _draw(distribution: DiagonalGaussian, noise: Tensor | None, temperature: float) -> Tensor:
-    if noise is None:
+    if noise is None or temperature == 0:
         return distribution.mean
     return distribution.sample(noise.to(distribution.mean.device), temperature)

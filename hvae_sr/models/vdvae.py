@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..noise import GeneratorNoise, NoiseSource, as_noise_source
-from .distributions import DiscretizedLogisticMixture, half_bin_shift, quantise
-from .layers import BottomUp, convolution, parse_blocks, parse_widths, set_channels, stream_dtype
+from .distributions import DiagonalGaussian, DiscretizedLogisticMixture, half_bin_shift, quantise
+from .fast import prepared_weights, stream_dtype
+from .layers import BottomUp, convolution, parse_blocks, parse_widths, set_channels
 from .loading import PerGroup, StrictLoading, entry_point, per_group
 from .lr_encoder import Condition
 from .top_down import Affine, Bias, GroupInputs, GroupStatistics, TopDownBlock, TopDownOutput
@@ -67,7 +68,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         width: channels of every resolution that `custom_widths` does not name.
         custom_widths: such as `"32:64,16:96"`.
         encoder_blocks: bottom-up network, such as `"32x2,32d2,16x2,16d2,8x2"`; None builds no encoder and no
-            posterior heads (for inference).
+            posterior heads (for inference; `from_pretrained(..., encoder_blocks=None)` leaves their weights out).
         decoder_blocks: top-down groups, such as `"8x2,16m8,16x2,32m16,32x2"`.
         bottleneck_multiple: inner width of a block as a share of its width.
         latent_channels: channels of each z_l.
@@ -163,6 +164,10 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             block.posterior_head = None  # type: ignore[assignment]
         self.register_to_config(encoder_blocks=None)
 
+    def leaves_out(self, key: str) -> bool:
+        """Whether the parameter belongs to the encoder or a posterior head, of a model loaded without them."""
+        return self.encoder is None and (key.startswith("encoder.") or ".posterior_head." in key)
+
     @property
     def size_multiple(self) -> int:
         """The coarsest stride: what the sides of an image must be multiples of."""
@@ -220,13 +225,16 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         lr_posterior_temperature: float | Sequence[float] | None = None,
         num_conditioned_groups: int | None = None,
         num_groups: int | None = None,
-        record: bool = True,
+        record: str = "distributions",
     ) -> TopDownOutput:
         """The one top-down pass, whatever it is for: ELBO, distillation, sampling from the prior, super-resolution.
 
         z_l is, in this order: `latents[l]` where given; a draw from q(z_l | z_<l, x) where `activations` are given; a
         draw from q_psi(z_l | z_<l, y) where the `condition` has one for group l (CVDVAE, eq. 10-12); else a draw from
-        the prior. Whether or not it is drawn from, every distribution that exists is computed and recorded.
+        the prior.
+
+        The stream has one row until the rows of the batch begin to differ: at the first noise, or the first of the
+        `condition`'s features or `latents` that have more than one.
 
         Args:
             batch_size: B.
@@ -234,13 +242,18 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             noise: standard normal draws, one tensor for each group or a function (`hvae_sr.noise`); None draws from
                 torch's global generator.
             activations: what `encode` returned.
-            condition: what an LR network's `encode` returned.
-            latents: values z_l, at most one for each group, None where it is to be drawn.
+            condition: what an LR network's `encode` returned, of B observations, or of one that all rows share.
+            latents: values z_l with B rows or one that all share, at most one for each group, None where it is to be
+                drawn.
             temperature: factor of the standard deviations, one for all groups or one for each; q(z|x) is not scaled.
             lr_posterior_temperature: the same for the groups drawn from q_psi; None means `temperature`.
             num_conditioned_groups: lets the condition into the first so many groups only; None means all.
             num_groups: stops after so many groups.
-            record: whether the statistics of each group are kept; False saves memory.
+            record: what is kept of each group: "distributions", then every one that exists is computed whether or not
+                it is drawn from; "latents"; or "nothing", which saves memory.
+
+        Returns:
+            The last stream, of B rows, or of one if all rows are the same; and the groups.
 
         Raises:
             ValueError: sizes, latents or temperatures that do not fit the model.
@@ -257,21 +270,30 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         if len(given) > self.num_groups:
             raise ValueError(f"`latents` has {len(given)} entries; the model has {self.num_groups} groups")
         conditioned_groups = self.num_groups if num_conditioned_groups is None else num_conditioned_groups
+        if condition is not None and condition.batch_size not in (1, batch_size):
+            raise ValueError(f"`condition` is of {condition.batch_size} observations, for a batch of {batch_size}")
+        rows = 1 if activations is None else batch_size
 
         streams: dict[int, Tensor] = {}
         groups: list[GroupStatistics] = []
         x = torch.empty(0)
         for index, block in enumerate(self.blocks[:num_groups]):
             assert isinstance(block, TopDownBlock)
-            x = self._start(block, streams, batch_size, size)
+            x = self._start(block, streams, rows, size)
             conditioned = condition if index < conditioned_groups else None
             if conditioned is not None:
                 x = conditioned.add_to_stream(index, x)
             inputs = GroupInputs(
                 activation=activations[block.resolution] if activations is not None else None,
-                lr_posterior=partial(conditioned.posterior, index) if conditioned is not None else None,
+                lr_posterior=(
+                    partial(conditioned.posterior, index)
+                    if conditioned is not None and conditioned.has_posterior(index)
+                    else None
+                ),
+                needs_prior=conditioned is not None and conditioned.needs_prior,
                 temperature=temperatures[index],
                 lr_temperature=lr_temperatures[index],
+                record=record == "distributions",
             )
             shape = self.latent_shape(index, batch_size, size)
             if index < len(given) and given[index] is not None:
@@ -283,35 +305,41 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
                 x, statistics = checkpoint(block, x, inputs, use_reentrant=False)
             else:
                 x, statistics = block(x, inputs)
-            if record:
-                groups.append(statistics)
+            if record != "nothing":
+                groups.append(_expand(statistics, batch_size))
             streams[block.resolution] = x
         return TopDownOutput(x, groups)
 
-    def _start(self, block: TopDownBlock, streams: dict[int, Tensor], batch_size: int, size: tuple[int, int]) -> Tensor:
+    def _start(self, block: TopDownBlock, streams: dict[int, Tensor], rows: int, size: tuple[int, int]) -> Tensor:
         """The stream of the block's resolution, started from its bias or zero, with the coarser stream mixed in."""
         coarse = streams.get(block.mixin) if block.mixin is not None else None
         if block.mixin is not None and coarse is None:
             raise ValueError(f"`decoder_blocks`: resolution {block.mixin} is mixed in before it has a block")
         x = streams.get(block.resolution)
-        if x is None:
-            x = self._bias(block.resolution, block.width, batch_size, size, coarse)
-        if coarse is not None:
-            factor = block.resolution // block.mixin  # type: ignore[operator]
-            x = x.to(coarse.device) + F.interpolate(set_channels(coarse, block.width), scale_factor=factor)
-        return x
+        if x is None and (coarse is None or str(block.resolution) in self.biases):
+            x = self._bias(block, rows, size)
+        if coarse is None:
+            assert x is not None
+            return x
+        coarse = set_channels(coarse, block.width)
+        factor = block.resolution // block.mixin  # type: ignore[operator]
+        if x is not None and x.shape[-2:] == (1, 1) and block.resolution not in streams:
+            return F.interpolate(coarse + x.to(coarse.device), scale_factor=factor)  # one bias for all positions
+        upsampled = F.interpolate(coarse, scale_factor=factor)
+        return upsampled if x is None else x.to(coarse.device) + upsampled
 
-    def _bias(
-        self, resolution: int, width: int, batch_size: int, size: tuple[int, int], coarse: Tensor | None
-    ) -> Tensor:
+    def _bias(self, block: TopDownBlock, rows: int, size: tuple[int, int]) -> Tensor:
+        """`[rows, width, h, w]`, or `[1, width, 1, 1]` where it is the same everywhere and a coarser stream is not."""
+        resolution = block.resolution
         stride = self.config.image_size // resolution
         height, columns = size[0] // stride, size[1] // stride
-        if str(resolution) in self.biases:
-            x = self.biases[str(resolution)](batch_size, height, columns)
+        if str(resolution) not in self.biases:
+            weight = self.out_conv.weight
+            x = torch.zeros(rows, block.width, height, columns, dtype=self.dtype, device=weight.device)
+        elif self.config.bias_type == "channel" and block.mixin is not None:
+            x = self.biases[str(resolution)](1, 1, 1)
         else:
-            # On the coarser stream's device: where weights are offloaded, theirs says nothing.
-            device = coarse.device if coarse is not None else self.out_conv.weight.device
-            x = torch.zeros(batch_size, width, height, columns, dtype=self.dtype, device=device)
+            x = self.biases[str(resolution)](rows, height, columns)
         # The stream's dtype is decided here: an fp32 start would promote every sum under autocast to fp32.
         return x.to(stream_dtype(x), memory_format=torch.channels_last)
 
@@ -325,7 +353,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         return [float(value) for value in values]
 
     def _check_latent(self, z: Tensor | None, group: int, shape: tuple[int, int, int, int]) -> Tensor:
-        if not isinstance(z, Tensor) or tuple(z.shape) != shape:
+        if not isinstance(z, Tensor) or tuple(z.shape) not in (shape, (1, *shape[1:])):
             found = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
             raise ValueError(f"`latents[{group}]` must have shape {shape}, got {found}")
         return z.float()
@@ -357,7 +385,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             batch_size: B.
             size: (H, W); None means the nominal size.
             noise, generator: the draws of z (see `top_down`); at most one of them.
-            condition: what an LR network's `encode` returned; of batch size B.
+            condition: what an LR network's `encode` returned; of B observations, or of one that all images share.
             sample_pixels: draws x from p(x|z), as VD-VAE's code does, instead of returning E[x|z].
             return_latents: whether the values z are kept.
             **top_down_arguments: `latents`, `temperature`, `lr_posterior_temperature`, `num_conditioned_groups`.
@@ -368,8 +396,10 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         """
         size = size or (self.config.image_size, self.config.image_size)
         source = as_noise_source(noise, generator)
-        out = self.top_down(batch_size, size, source, condition=condition, record=return_latents, **top_down_arguments)
-        likelihood = self.likelihood(out.stream, condition)
+        record = "latents" if return_latents else "nothing"
+        with prepared_weights():
+            out = self.top_down(batch_size, size, source, condition=condition, record=record, **top_down_arguments)
+            likelihood = self.likelihood(out.stream, condition)
         if sample_pixels:
             device = out.stream.device
             shapes = [(batch_size, channels, *size) for channels in (self.config.num_mixtures, 3)]
@@ -378,7 +408,8 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         else:
             x = likelihood.mean()
         return VDVAESample(
-            sample=x + half_bin_shift(self.config.output_bits), latents=per_group(group.z for group in out.groups)
+            sample=(x + half_bin_shift(self.config.output_bits)).expand(batch_size, -1, -1, -1),
+            latents=per_group(group.z for group in out.groups),
         )
 
     def forward(
@@ -409,19 +440,43 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             activations=self.encode(sample),
             condition=condition,
         )
+        output = self.elbo(sample, out, condition)
+        return output if return_dict else output.to_tuple()
+
+    def elbo(self, sample: Tensor, out: TopDownOutput, condition: Condition | None = None) -> VDVAEOutput:
+        """The negative ELBO of images, from a top-down pass that drew z from q(z|x).
+
+        Args:
+            sample: `[B, 3, H, W]` on [-1, 1], 8-bit levels.
+            out: what `top_down` returned for the activations of `sample`.
+            condition: that of the pass.
+        """
         likelihood = self.likelihood(out.stream, condition)
-        dimensions = 3 * height * width
+        dimensions = sample[0].numel()
         target = quantise(sample, self.config.output_bits)
         distortion = -likelihood.log_prob(target).sum(dim=(1, 2)) / dimensions
         group_kl = per_group(
-            group.posterior.kl(group.prior).sum(dim=(1, 2, 3)) for group in out.groups if group.posterior is not None
+            group.posterior.kl(group.prior).sum(dim=(1, 2, 3))
+            for group in out.groups
+            if group.posterior is not None and group.prior is not None
         )
         rate = torch.stack(group_kl).sum(dim=0) / dimensions
-        output = VDVAEOutput(
+        return VDVAEOutput(
             sample=likelihood.mean() + half_bin_shift(self.config.output_bits),
             loss=distortion + rate,
             distortion=distortion,
             rate=rate,
             group_kl=group_kl,
         )
-        return output if return_dict else output.to_tuple()
+
+
+def _expand(statistics: GroupStatistics, rows: int) -> GroupStatistics:
+    """The statistics of a group for every row of the batch, where the rows shared them (a view)."""
+
+    def expand(x: Tensor) -> Tensor:
+        return x.expand(rows, -1, -1, -1)
+
+    distributions = (statistics.prior, statistics.posterior, statistics.lr_posterior)
+    return GroupStatistics(
+        expand(statistics.z), *(p if p is None else DiagonalGaussian(*map(expand, p)) for p in distributions)
+    )
