@@ -1,0 +1,370 @@
+"""Evaluation as a whole: other methods' images, data sets, perceptual metrics, processes, reports, and the commands."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hvae_sr.cli import main
+from hvae_sr.evaluation import (
+    PROTOCOLS,
+    PerceptualMetrics,
+    evaluate,
+    frechet_distance,
+    markdown_table,
+    prepare_paper,
+    prepare_thesis,
+    projection_table,
+    published_rows,
+    read_report,
+    results_document,
+    temperature_table,
+    to_uint8,
+    write_report,
+)
+from hvae_sr.evaluation.sources import open_source
+from hvae_sr.evaluation.tables import command_line
+from hvae_sr.images import save_image
+from hvae_sr.operators import Downsampling
+
+
+class NoisyBicubic:
+    """The pipeline's interface: bicubic interpolation plus noise, sample j from the seed `seed + j`."""
+
+    def __init__(self):
+        self.operator, self.config = Downsampling(4), {"_name_or_path": "somewhere"}
+
+    def set_progress_bar_config(self, **options):
+        pass
+
+    def __call__(self, images, temperature, num_samples, seed, **options):
+        outputs = []
+        for image in images:
+            up = np.asarray(image.resize((image.width * 4, image.height * 4), Image.Resampling.BICUBIC)) / 255
+            for j in range(num_samples):
+                noise = np.random.default_rng(seed + j).normal(0, 0.03 * temperature, up.shape)
+                outputs.append(np.clip(up + noise, 0, 1).astype(np.float32))
+        return SimpleNamespace(images=outputs)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "Set5"
+    path.mkdir()
+    for name in ("img_1", "img_10", "img_2"):
+        small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        small.resize((40, 36), Image.Resampling.BICUBIC).save(path / f"{name}.png")
+    return path
+
+
+def run(folder, pipeline=None, **options):
+    return evaluate(pipeline, folder, **({"size": 32, "progress_bar": False} | options))
+
+
+def by_name(report):
+    return {row["name"]: row for row in report["rows"]}
+
+
+@pytest.fixture
+def predictions(folder, tmp_path):
+    """What a method called Ours made: two samples of each image, noisy truths."""
+    made = tmp_path / "Ours"
+    made.mkdir()
+    rng = np.random.default_rng(1)
+    for file in folder.iterdir():
+        hr, _ = prepare_thesis(Image.open(file), 32)
+        for j in range(2):
+            noisy = np.clip(hr + rng.normal(0, 8, hr.shape), 0, 255).astype(np.uint8)
+            Image.fromarray(noisy).save(made / f"{file.stem}_seed{j}.png")
+    return made
+
+
+def test_another_methods_images_are_scored_as_samples(folder, predictions):
+    report = run(folder, predictions=predictions)
+    rows = by_name(report)
+    names = ["sample Ours", "mean Ours", "sample Ours projected", "mean Ours projected"]
+    assert list(rows) == ["bicubic", "bicubic projected", *names] and report["num_samples"] == 2
+    truths = {file.stem: prepare_thesis(Image.open(file), 32)[0] for file in sorted(folder.iterdir())}
+    expected = [
+        PROTOCOLS["thesis"].psnr(truth, np.asarray(Image.open(predictions / f"{stem}_seed{j}.png")), 4)
+        for stem, truth in truths.items()
+        for j in range(2)
+    ]
+    assert rows["sample Ours"]["psnr"] == pytest.approx(np.mean(expected))
+    assert rows["sample Ours"]["lr_psnr_float"] < 60 < 100 < rows["sample Ours projected"]["lr_psnr_float"]
+    assert rows["mean Ours"]["psnr"] > rows["sample Ours"]["psnr"] and rows["sample Ours"]["apd_mse"] > 0
+    assert "--predictions Ours" in command_line(report)
+
+
+def test_one_image_of_each_is_one_row_without_diversity(folder, predictions):
+    for file in predictions.glob("*_seed1.png"):
+        file.unlink()
+    rows = by_name(run(folder, predictions=predictions))
+    assert list(rows) == ["bicubic", "bicubic projected", "Ours", "Ours projected"]
+    assert "apd_mse" not in rows["Ours"]
+
+
+def test_means_and_maps_that_upscale_wrote_are_no_samples(folder, predictions):
+    before = run(folder, predictions=predictions)["rows"]
+    for file in list(predictions.glob("*_seed0.png")):
+        mean = predictions / file.name.replace("seed0", "mean")
+        save_image(Image.new("RGB", (32, 32)), mean, {"what": "mean of the samples"})
+    assert run(folder, predictions=predictions)["rows"] == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: [f.unlink() for f in path.glob("img_10_*")], "`predictions`.*no image of img_10"),
+        (lambda path: (path / "img_2_seed1.png").unlink(), "`predictions`.*got 1 of 'img_2' and 2 of 'img_1"),
+        (lambda path: Image.new("RGB", (31, 32)).save(path / "img_2_seed1.png"), "img_2_seed1.png must be 32x32"),
+        (lambda path: [f.unlink() for f in path.iterdir()], "`predictions` must be a folder of images"),
+    ],
+)
+def test_images_that_do_not_fit_are_errors(folder, predictions, change, message):
+    change(predictions)
+    with pytest.raises(ValueError, match=message):
+        run(folder, predictions=predictions)
+
+
+def test_results_of_other_predictions_are_not_reused(folder, predictions, tmp_path):
+    path = tmp_path / "report.json"
+    first = run(folder, predictions=predictions, report_path=path)
+    Image.new("RGB", (32, 32)).save(predictions / "img_2_seed1.png")
+    assert run(folder, predictions=predictions, report_path=path)["rows"] != first["rows"]
+
+
+def test_the_papers_pairs_are_by_the_antialiased_operator():
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    hr, lr = prepare_paper(Image.fromarray(pixels), 64, 8)
+    np.testing.assert_array_equal(hr, pixels)  # images of the right size are taken as they are
+    expected = Downsampling(8)(torch.from_numpy(pixels / 255).permute(2, 0, 1))
+    np.testing.assert_array_equal(lr, to_uint8(expected.permute(1, 2, 0)))
+    hr, lr = prepare_paper(Image.fromarray(pixels).resize((90, 70)), 32, 4)
+    assert hr.shape == (32, 32, 3) and lr.shape == (8, 8, 3)
+
+
+def test_the_papers_table_has_the_published_rows_of_ffhq(folder, tmp_path):
+    faces = tmp_path / "ffhq-256"
+    folder.rename(faces)
+    report = run(faces, NoisyBicubic(), protocol="paper", size=None, temperatures=(0.8,))
+    assert report["size"] == 256 and report["num_samples"] == 5
+    _, published = published_rows(report)
+    rows = {row["name"]: row for row in published}
+    projected = rows["CVD-VAE t=0.8 projected (published)"]
+    assert (projected["psnr"], projected["brisque"], projected["lr_psnr"]) == (30.24, 32.30, 75.20)
+    table = markdown_table(report)
+    assert "| Bicubic (published) |  |  |  |  |  | 61.79 | 37.0 |" in table
+    assert "APD-MSE" in table and "sample t=0.8 projected" in table
+    assert "| bicubic projected |" in projection_table(report)
+    assert "| tau = 0.8 |" in temperature_table(report)
+
+
+def test_a_data_set_of_parquet_files_gives_the_report_of_the_folder(folder, tmp_path):
+    pq = pytest.importorskip("pyarrow.parquet", reason="the library datasets is not installed (extra `data`)")
+    pytest.importorskip("datasets", reason="the library datasets is not installed (extra `data`)")
+    import pyarrow as pa
+
+    table = tmp_path / "table" / "data"
+    table.mkdir(parents=True)
+    rows = [{"bytes": file.read_bytes(), "path": None} for file in sorted(folder.iterdir())]
+    pq.write_table(pa.table({"image": pa.array(rows)}), table / "test-00000.parquet")
+    try:
+        source = open_source(tmp_path / "table", num_images=2)
+    except ValueError as error:
+        if "Image" not in str(error) and "image" not in str(error):
+            raise
+        pytest.skip(f"needs the column's type in the file: {error}")
+    assert [image.name for image in source.images] == ["test-000000", "test-000001"] and source.available == 3
+    assert run(tmp_path / "table")["rows"] == run(folder)["rows"]
+
+
+def test_data_that_is_neither_is_an_error(tmp_path):
+    for data in (tmp_path / "absent", "./a/b"):
+        with pytest.raises(ValueError, match="`data` must be a folder of images"):
+            run(data)
+
+
+STUB = PerceptualMetrics(
+    brisque=lambda image: float(image.mean()),
+    lpips=lambda a, b: float(np.abs(a.astype(float) - b).mean() / 255),
+    features=lambda image: np.array([image[..., c].mean() for c in range(3)]) / 255,
+    absent={"fid": "left out here (pip install 'hvae-sr[metrics]')"},
+)
+
+
+def test_perceptual_metrics_are_those_of_the_given_networks(folder, tmp_path):
+    path = tmp_path / "report.json"
+    report = run(folder, NoisyBicubic(), temperatures=(0.8,), num_samples=3, perceptual=STUB, report_path=path)
+    rows = by_name(report)
+    pairs = [prepare_thesis(Image.open(file), 32) for file in sorted(folder.iterdir())]
+    ups = [PROTOCOLS["thesis"].upsample(lr, 4) for _, lr in pairs]
+    assert rows["bicubic"]["brisque"] == pytest.approx(np.mean([STUB.brisque(up) for up in ups]))
+    lpips = [STUB.lpips(hr, up) for (hr, _), up in zip(pairs, ups, strict=True)]
+    assert rows["bicubic"]["lpips"] == pytest.approx(np.mean(lpips))
+    truths = np.stack([STUB.features(hr) for hr, _ in pairs])
+    fid = frechet_distance(np.stack([STUB.features(up) for up in ups]), truths)
+    assert rows["bicubic"]["fid"] == pytest.approx(fid, rel=1e-4, abs=1e-9)
+    assert 0 < rows["sample t=0.8"]["apd_lpips"] < 0.1 and "apd_lpips" not in rows["bicubic"]
+    assert report["metrics"] == ["brisque", "lpips", "fid"]
+    table = markdown_table(report)
+    assert "fid is absent: left out here" in table and "| LPIPS | BRISQUE | FID |" in table
+    # Features are kept with the rows: a resumed evaluation has the same FID.
+    resumed = run(folder, NoisyBicubic(), temperatures=(0.8,), num_samples=3, perceptual=STUB, report_path=path)
+    assert resumed == report
+    with pytest.raises(ValueError, match="at least 2 images for FID, got 1"):
+        run(folder, perceptual=STUB, num_images=1)
+
+
+def test_absent_metrics_have_no_numbers(folder):
+    absent = PerceptualMetrics(absent={"lpips": "no network"})
+    report = run(folder, perceptual=absent)
+    assert all("lpips" not in row and "fid" not in row for row in report["rows"])
+    assert report["absent"] == {"lpips": "no network"} and "lpips is absent: no network." in markdown_table(report)
+
+
+def test_samples_for_the_calibration_are_held_in_memory_once(folder, monkeypatch):
+    monkeypatch.setattr("hvae_sr.evaluation.evaluator._VALUES_PER_CALL", 2**18)
+    calls = []
+
+    class Counting(NoisyBicubic):
+        def __call__(self, images, **options):
+            calls.append((options["num_samples"], options["seed"]))
+            return super().__call__(images, **options)
+
+    tracemalloc.start()
+    options = {"temperatures": (1.0,), "coverage_samples": 64, "num_samples": 2, "num_images": 1}
+    report = run(folder, Counting(), size=128, **options)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert calls == [(min(5, 64 - start), start) for start in range(0, 64, 5)]
+    samples = 64 * 128 * 128 * 3 * 4
+    assert peak < 60e6 + 4 * samples  # the samples, their projections, a band of the intervals, and a means' scratch
+    monkeypatch.undo()
+    assert run(folder, NoisyBicubic(), size=128, **options)["rows"] == report["rows"]
+
+
+def test_processes_split_the_images_and_write_one_report(folder, tmp_path):
+    """As under `accelerate launch`: two processes, one report, the same as of one process."""
+    script = tmp_path / "score.py"
+    script.write_text(
+        "import sys\n"
+        "from accelerate import PartialState\n"
+        "from hvae_sr.evaluation import evaluate, write_report\n"
+        "PartialState(cpu=True)\n"
+        "report = evaluate(None, sys.argv[1], size=32, report_path=sys.argv[2], progress_bar=False)\n"
+        "if PartialState().is_main_process:\n"
+        "    write_report(report, sys.argv[2])\n"
+        "PartialState().wait_for_everyone()\n"
+        "PartialState().destroy_process_group()\n"
+    )
+    path = tmp_path / "report.json"
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    started = []
+    for rank in ("0", "1"):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "RANK": rank}
+        environment |= {"LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        command = [sys.executable, str(script), str(folder), str(path)]
+        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    for process in started:
+        _, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors[-3000:]
+    found = read_report(path)
+    assert found["rows"] == run(folder)["rows"]
+    assert [image["name"] for image in found["images"]] == ["img_1.png", "img_10.png", "img_2.png"]
+    assert not list(tmp_path.glob("report.json.partial*"))
+
+
+def test_results_of_any_number_of_processes_are_resumed(folder, tmp_path):
+    path = tmp_path / "report.json"
+    report = run(folder, report_path=path)
+    partial = tmp_path / "report.json.partial"
+    header, *lines = partial.read_text().splitlines(keepends=True)
+    partial.write_text(header + lines[0])
+    (tmp_path / "report.json.partial.1").write_text(header + lines[1])
+    calls = []
+    import hvae_sr.evaluation.evaluator as evaluator
+
+    original = evaluator._Scorer.add_bicubic
+    evaluator._Scorer.add_bicubic = lambda self: (calls.append(self.name), original(self))
+    try:
+        assert run(folder, report_path=path) == report
+    finally:
+        evaluator._Scorer.add_bicubic = original
+    assert calls == ["img_2.png"]
+    write_report(report, path)
+    assert [file.name for file in tmp_path.iterdir() if "partial" in file.name] == []
+
+
+def test_reports_are_read_back_with_their_numbers(folder, tmp_path):
+    Image.new("RGB", (40, 40), (9, 9, 9)).save(folder / "flat.png")
+    report = run(folder)
+    write_report(report, tmp_path / "report.json")
+    assert read_report(tmp_path / "report.json") == report and report["rows"][0]["psnr"] == float("inf")
+    (tmp_path / "other.json").write_text('{"rows": []}')
+    (tmp_path / "broken.json").write_text('{"rows": [')
+    for name in ("other.json", "broken.json", "absent.json"):
+        with pytest.raises(ValueError, match=f"`report`.*{name}"):
+            read_report(tmp_path / name)
+
+
+def test_the_results_document_has_every_report_below_its_command(folder, predictions, tmp_path, capsys):
+    reports = [
+        run(folder, NoisyBicubic(), temperatures=(0.5, 1.0), num_samples=2, coverage_samples=19, name="natural-x4"),
+        run(folder, predictions=predictions, num_images=2),
+    ]
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    for report, path in zip(reports, paths, strict=True):
+        write_report(report, path)
+    assert main(["results", *map(str, paths), "-o", str(tmp_path / "docs" / "results.md")]) == 0
+    text = (tmp_path / "docs" / "results.md").read_text()
+    assert text == results_document([read_report(path) for path in paths], ["a.json", "b.json"])
+    assert (
+        "hvae-sr evaluate --model natural-x4 --data Set5 --protocol thesis --size 32 --temperatures 0.5 1 "
+        "--num_samples 2 --coverage_samples 19 -o a.json\n" in text
+    )
+    assert "hvae-sr evaluate --predictions Ours --data Set5 --protocol thesis --size 32 --num_images 2" in text
+    assert f"| bicubic | {reports[0]['rows'][0]['psnr']:.2f} |" in text and str(tmp_path) not in text
+    with pytest.raises(ValueError, match="`reports`"):
+        results_document([])
+
+
+def test_the_command_scores_predictions_of_the_pairs_it_wrote(folder, tmp_path, capsys):
+    pairs, report = tmp_path / "pairs", tmp_path / "report.json"
+    common = ["evaluate", "--data", str(folder), "--size", "32", "-o", str(report)]
+    assert main([*common, "--write_pairs", str(pairs)]) == 0 and not report.exists()
+    made = tmp_path / "Lanczos"
+    made.mkdir()
+    for file in (pairs / "LR").iterdir():
+        image = Image.open(file)
+        image.resize((32, 32), Image.Resampling.LANCZOS).save(made / file.name)
+    assert main([*common, "--predictions", str(made), "--metrics", "brisque"]) == 0
+    assert "| Lanczos projected |" in capsys.readouterr().out
+    rows = by_name(read_report(report))
+    assert rows["Lanczos"]["psnr"] > 10 and "brisque" in rows["Lanczos"]
+    assert main([*common, "--predictions", str(made), "--metrics", "ssim"]) == 2
+    assert "`metrics`" in capsys.readouterr().err
+
+
+def test_the_command_draws_the_figures_of_reports(folder, tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra `figures`)")
+    report = run(folder, NoisyBicubic(), temperatures=(0.5, 1.0), num_samples=2, coverage_samples=19, perceptual=STUB)
+    write_report(report, tmp_path / "r.json")
+    assert main(["figures", str(tmp_path / "r.json"), "-o", str(tmp_path / "figures")]) == 0
+    names = sorted(file.name for file in (tmp_path / "figures").iterdir())
+    assert names == ["calibration.png", "plane.png", *(f"r_{name}" for name in (
+        "projection.md", "samples.png", "temperature.md", "temperature.png"))]  # fmt: skip
+    assert json.loads((tmp_path / "r.json").read_text())["dataset"] == "Set5"
+    assert Path(capsys.readouterr().out.splitlines()[0]).name == "r_projection.md"
