@@ -8,10 +8,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import convert, evaluate, push, upscale
+from . import analyse, card, convert, evaluate, figures, push, results, upscale
 from .common import fail
 
-COMMANDS = {"upscale": upscale, "convert": convert, "evaluate": evaluate, "push": push}
+COMMANDS = {
+    "upscale": upscale,
+    "convert": convert,
+    "evaluate": evaluate,
+    "push": push,
+    "card": card,
+    "analyse": analyse,
+    "figures": figures,
+    "results": results,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
