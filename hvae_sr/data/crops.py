@@ -180,7 +180,8 @@ class ImageCrops(Dataset[dict[str, torch.Tensor]]):
             return decoded
         except Exception as error:  # Pillow's readers raise nearly every type on damaged files
             self._undecodable.add(image)
-            text = str(error) if isinstance(error, ImageError) else f"{self.name(number)}: {_one_line(error)}"
+            name, text = str(self.name(number)), str(error) if isinstance(error, ImageError) else _one_line(error)
+            text = text if text.startswith(name) else f"{name}: {text}"
             logger.warning("Another image takes the place of one that cannot be decoded: %s", text)
             return None
 

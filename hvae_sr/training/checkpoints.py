@@ -72,7 +72,7 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, total
     failure = None
     try:
         accelerator.save_state(str(partial))  # on every rank: each writes its own random state
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+    except Exception as error:  # a full disk is an OSError, torch's RuntimeError, or safetensors' own type
         failure = error
     failed = accelerator.reduce(torch.tensor(float(failure is not None), device=accelerator.device), reduction="sum")
     if float(failed):

@@ -65,8 +65,6 @@ def options(photos, configs, prior):
         }  # fmt: skip
         scratch = stage in ("vdvae", "joint")
         values |= {"vdvae_config": configs / "vdvae.json"} if scratch else {"pretrained_vdvae": prior}
-            {"vdvae_config": configs / "vdvae.json"} if stage in ("vdvae", "joint") else {"pretrained_vdvae": prior}
-        )
         if stage in LR_CONFIGS:
             values["lr_config"] = configs / f"{stage}.json"
         values |= changes
