@@ -28,8 +28,11 @@ _NATS_PER_BIT = math.log(2)
 
 
 def _seed(base: int, code: int, image: int = 0) -> int:
-    """Addresses the noise of one latent code, or of one image that goes on from it."""
-    return (base << 64) + (code << 32) + image
+    """Addresses the noise of one latent code, or of one image that goes on from it.
+
+    Noise knows 64 bits of a seed; the odd factor, far from 1, keeps the codes of neighbouring seeds apart.
+    """
+    return base * 0x9E3779B97F4A7C15 + (code << 20) + image
 
 
 @torch.no_grad()
@@ -194,7 +197,9 @@ def expected_consistency(
 def _prepare(model: Any, image: Image.Image) -> tuple[VDVAE, Tensor, Tensor | None]:
     """The VD-VAE of a model or pipeline, x ``[1, 3, H, W]`` on [-1, 1] from the image's centre, and a pipeline's y."""
     vdvae: VDVAE = model if isinstance(model, VDVAE) else model.vdvae
-    multiple = vdvae.size_multiple if model is vdvae else model._multiple * model.operator.scale_factor
+    multiple = vdvae.size_multiple
+    if model is not vdvae:
+        multiple = math.lcm(multiple, model.lr_encoder.size_multiple * model.operator.scale_factor)
     width, height = (
         vdvae.config.image_size if vdvae.config.bias_type == "spatial" else side // multiple * multiple
         for side in image.size

@@ -1,0 +1,180 @@
+"""The analyses on tiny models: closed forms and properties."""
+
+import json
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hvae_sr.cli import main
+from hvae_sr.evaluation import analyses
+from hvae_sr.noise import CounterNoise
+from hvae_sr.operators import Downsampling
+
+
+@pytest.fixture
+def photos():
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (37, 34, 3), dtype=np.uint8)) for _ in range(2)]
+
+
+def distance(vdvae, **options):
+    defaults = {"scales": (1, 4), "num_codes": 3, "num_images": 3, "progress_bar": False}
+    return analyses.low_resolution_distance(vdvae, **(defaults | options))
+
+
+def test_the_distance_is_its_definition_pair_by_pair(make_vdvae):
+    vdvae = make_vdvae()
+    found = distance(vdvae)
+    assert found["groups"] == list(range(vdvae.num_groups + 1)) and found["strides"] == [4, 2, 2, 1]
+    operators = {1: lambda x: x, 4: Downsampling(4)}
+    for k in (0, 2):
+        for scale, operator in operators.items():
+            errors = []
+            for code in range(3):
+                fixed = vdvae.sample(1, (16, 16), CounterNoise([analyses._seed(0, code)])).latents[:k]
+                images = []
+                for j in range(3):
+                    noise = CounterNoise([analyses._seed(0, code, 1 + j)])
+                    x = vdvae.sample(1, (16, 16), noise, latents=fixed).sample.detach()
+                    images.append(operator((x.clamp(-1, 1) + 1) * 127.5).numpy())
+                errors += [np.sqrt(np.mean((a - b) ** 2)) for a, b in combinations(images, 2)]
+            assert found["distance"][str(scale)][k] == pytest.approx(np.mean(errors), rel=1e-4)
+
+
+def test_images_that_share_all_groups_are_one_unless_pixels_are_drawn(make_vdvae):
+    vdvae = make_vdvae()
+    found = distance(vdvae)
+    assert found["distance"]["1"][-1] == found["distance"]["4"][-1] == 0 < found["distance"]["4"][0]
+    assert all(low <= full for full, low in zip(found["distance"]["1"], found["distance"]["4"], strict=True))
+    drawn = distance(vdvae, sample_pixels=True)
+    assert drawn["distance"]["1"][-1] > 1
+
+
+def test_the_distance_depends_on_neither_the_batch_nor_the_run(make_vdvae, monkeypatch):
+    vdvae = make_vdvae()
+    found = distance(vdvae)
+    monkeypatch.setattr(analyses, "_PIXELS_PER_BATCH", 1)
+    again = distance(vdvae)
+    for scale in ("1", "4"):
+        assert again["distance"][scale] == pytest.approx(found["distance"][scale], rel=1e-4, abs=1e-4)
+        assert again["standard_error"][scale] == pytest.approx(found["standard_error"][scale], rel=1e-3, abs=1e-3)
+    assert distance(vdvae, seed=1)["distance"] != found["distance"]
+
+
+def test_the_distance_needs_no_encoder(make_vdvae):
+    vdvae = make_vdvae()
+    with_encoder = distance(vdvae, num_codes=1)
+    vdvae.remove_encoder()
+    assert distance(vdvae, num_codes=1) == with_encoder
+
+
+def test_k_is_chosen_where_the_distance_stays_below_the_threshold():
+    analysis = {"groups": [0, 1, 2, 3, 4], "distance": {"4": [9.0, 0.4, 0.6, 0.3, 0.0], "8": [9.0, 5.0, 4.0, 3.0, 0.0]}}
+    assert analyses.choose_num_groups(analysis, 4) == 3  # not 1: it rises again
+    assert analyses.choose_num_groups(analysis, 4, threshold=10) == 0
+    assert analyses.choose_num_groups(analysis, 8) is None
+    with pytest.raises(ValueError, match="`scale` must be one of 4, 8; got 2"):
+        analyses.choose_num_groups(analysis, 2)
+
+
+@pytest.mark.parametrize("kind", ["cvdvae", "vdvae-sr"])
+def test_expected_consistency_is_the_distance_of_unprojected_samples_to_y(make_pipeline, kind):
+    pipe = make_pipeline(kind)
+    y = np.random.default_rng(0).random((6, 5, 3)).astype(np.float32)
+    found = analyses.expected_consistency(pipe, [y], groups=[0, 4], num_samples=3, progress_bar=False)
+    for k, value in zip([0, 4], found["consistency"], strict=True):
+        noise = CounterNoise([0, 1, 2])
+        planes = torch.from_numpy(y).permute(2, 0, 1)[None] * 2 - 1
+        condition = pipe.lr_encoder.encode(planes).select(torch.zeros(3, dtype=torch.int64))
+        x = pipe.vdvae.sample(3, (24, 20), noise, condition=condition, num_conditioned_groups=k).sample.detach()
+        errors = (pipe.operator((x + 1) * 127.5) - (planes + 1) * 127.5).square().mean(dim=(1, 2, 3)).sqrt()
+        assert value == pytest.approx(float(errors.mean()), rel=1e-3)
+    with pytest.raises(ValueError, match="`images`"):
+        analyses.expected_consistency(pipe, [])
+
+
+def test_group_information_adds_up_to_the_rate(make_vdvae, photos):
+    vdvae = make_vdvae()
+    found = analyses.group_information(vdvae, photos[:1])
+    pixels = np.asarray(photos[0].crop((1, 0, 33, 36)))  # the centre of 34x37 whose sides are multiples of 4
+    x = torch.from_numpy(pixels / 127.5 - 1).float().permute(2, 0, 1)[None]
+    with torch.no_grad():
+        out = vdvae(x, noise=CounterNoise([0]))
+    assert sum(found["from_x"]) == pytest.approx(float(out.rate) / np.log(2), rel=1e-4)
+    assert found["strides"] == [4, 2, 2, 1] and "from_y" not in found
+
+
+def test_what_the_lr_encoder_writes_needs_no_encoder_of_x(make_pipeline, photos):
+    pipe = make_pipeline("cvdvae")  # three of its four groups are conditioned
+    with_encoder = analyses.group_information(pipe, photos)
+    assert len(with_encoder["from_x"]) == 4 and min(with_encoder["from_x"]) > 0
+    assert min(with_encoder["from_y"][:3]) > 0 == with_encoder["from_y"][3]
+    pipe.vdvae.remove_encoder()
+    without = analyses.group_information(pipe, photos)
+    assert "from_x" not in without and without["from_y"] == pytest.approx(with_encoder["from_y"])
+
+
+def test_reconstructions_get_closer_with_every_group_of_a_model_that_uses_them(make_vdvae, photos):
+    vdvae = make_vdvae()
+    images, truth, decibels = analyses.reconstructions(vdvae, photos[0], groups=[0, 4])
+    x = torch.from_numpy(truth / 127.5 - 1).float().permute(2, 0, 1)[None]
+    zeros = [torch.zeros(vdvae.latent_shape(g, 1, truth.shape[:2])) for g in range(4)]
+    with torch.no_grad():
+        expected = vdvae(x, noise=zeros).sample[0].permute(1, 2, 0).numpy()
+        prior = vdvae.sample(1, truth.shape[:2], temperature=0.0).sample[0].permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(images[1] / 127.5 - 1, expected.clip(-1, 1), atol=0.0041)
+    np.testing.assert_allclose(images[0] / 127.5 - 1, prior.clip(-1, 1), atol=0.0041)
+    mse = np.mean((images[1].astype(float) - truth) ** 2)
+    assert decibels[1] == pytest.approx(10 * np.log10(255**2 / mse))
+
+
+@pytest.mark.parametrize("kind", ["vdvae", "vdvae-sr"])
+def test_encoder_based_analyses_say_that_the_encoder_is_missing(make_vdvae, make_pipeline, photos, kind):
+    model = make_vdvae() if kind == "vdvae" else make_pipeline(kind)
+    (model if kind == "vdvae" else model.vdvae).remove_encoder()
+    for analysis in (
+        lambda: analyses.reconstructions(model, photos[0]),
+        lambda: analyses.group_information(model, photos),
+    ):
+        with pytest.raises(ValueError, match="made without an encoder"):
+            analysis()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_codes": 0}, "`num_codes`.*got 0"),
+        ({"num_images": 1}, "`num_images` must be at least 2.*got 1"),
+        ({"scales": ()}, "`scales`"),
+        ({"scales": (4, 4)}, "`scales`"),
+        ({"scales": (32,)}, "`scales` must not exceed.*got 32"),
+        ({"size": (18, 16)}, "`size`"),
+    ],
+)
+def test_bad_settings_are_errors_that_name_them(make_vdvae, options, message):
+    with pytest.raises(ValueError, match=message):
+        distance(make_vdvae(), **options)
+    with pytest.raises(ValueError, match="`images` must hold at least one"):
+        analyses.group_information(make_vdvae(), [])
+    with pytest.raises(ValueError, match="`images` must be at least as large"):
+        analyses.group_information(make_vdvae(), [Image.new("RGB", (3, 8))])
+    with pytest.raises(ValueError, match="`groups` must lie between 0 and 4"):
+        analyses.reconstructions(make_vdvae(), Image.new("RGB", (8, 8)), groups=[5])
+
+
+def test_the_command_runs_every_analysis(make_pipeline, tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra `figures`)")
+    make_pipeline("cvdvae").save_pretrained(tmp_path / "model")
+    made = tmp_path / "made"
+    for name in ("distance", "information", "reconstruction", "samples", "temperature"):
+        arguments = ["analyse", name, "--model", str(tmp_path / "model"), "-o", str(made), "--num_images", "1"]
+        arguments += ["--num_codes", "1", "--images_per_code", "2", "--scales", "1", "4", "--num_samples", "2"]
+        assert main([*arguments, "--temperatures", "0", "1"]) == 0
+        assert (made / f"{name}.png").stat().st_size > 1000
+    written = json.loads((made / "distance.json").read_text())
+    assert written["distance"]["groups"] == [0, 1, 2, 3, 4] and written["consistency"] is None
+    assert "| k | stride of group k - 1 | U_k^1 | U_k^4 |" in (made / "distance.md").read_text()
+    assert str(made / "samples.png") in capsys.readouterr().out
