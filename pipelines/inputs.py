@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hvae_sr.models import VDVAE
 
+_COMPONENTS = {"vdvae": ("VDVAE",), "lr_encoder": ("LREncoder", "LRConditioner")}
 _LISTS = (list, tuple, range, np.ndarray)
 
 
@@ -100,3 +101,15 @@ def _check_length(name: str, values: Sequence[Any], num_images: int) -> None:
 def _draw_seed(generator: torch.Generator | None) -> int:
     device = generator.device if generator is not None else "cpu"
     return int(torch.randint(0, 2**63 - 1, (), generator=generator, device=device, dtype=torch.int64).item())
+
+
+def check_components(index: Mapping[str, Any]) -> None:
+    """Raises a ValueError if what a model_index.json calls components are not models of this package."""
+    for name, value in index.items():
+        is_component = isinstance(value, (list, tuple)) and len(value) == 2 and not name.startswith("_")
+        if name in _COMPONENTS and not (is_component and value[0] == "hvae_sr"):
+            raise ValueError(f"model_index.json: {name!r} must be a class of hvae_sr, is {value!r}")
+        if is_component and (name not in _COMPONENTS or value[1] not in _COMPONENTS[name]):
+            raise ValueError(f"model_index.json names {value!r} for {name!r}, which is not loaded")
+    if isinstance(index.get("_class_name"), (list, tuple)):
+        raise ValueError(f"model_index.json names a pipeline of its own, {index['_class_name']!r}, which is not loaded")

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.utils import BaseOutput
-from PIL import Image
 from torch import Tensor
 
 from hvae_sr.images import to_pil
+
+_STRIP = 256  # rows
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -42,7 +43,7 @@ class SuperResolutionOutput(BaseOutput):
     latents: Any = None
 
 
-def convert(image: Tensor, output_type: str) -> Image.Image | np.ndarray | Tensor:
+def convert(image: Tensor, output_type: str) -> Any:
     """`[3, H, W]` in [0, 1] -> the output type, on the CPU but for "pt"."""
     if output_type == "pil":
         return to_pil(image)
@@ -58,6 +59,25 @@ def collate(items: list[Any], output_type: str) -> Any:
     return np.stack(items) if isinstance(items[0], np.ndarray) else torch.stack(items)
 
 
+@dataclass(frozen=True)
+class Sample:
+    """One finished sample, as `callback_on_sample_end` gets it.
+
+    Args:
+        index: of the sample among all of the call: image * num_samples + j.
+        image: in the output type.
+        seed: None where `noise` was given.
+        lr_psnr, lr_psnr_float, lr_psnr_unprojected: as in `SuperResolutionOutput`.
+    """
+
+    index: int
+    image: Any
+    seed: int | None
+    lr_psnr: float
+    lr_psnr_float: float
+    lr_psnr_unprojected: float
+
+
 class RunningMoments:
     """Mean and standard deviation of images that are seen once each, in constant memory (Welford, 1962)."""
 
@@ -71,10 +91,16 @@ class RunningMoments:
             self.mean = image.clone()
             self.squares = torch.zeros_like(image)
             return
-        difference = image - self.mean
-        self.mean += difference / self.count
-        self.squares += difference * (image - self.mean)
+        for low in range(0, image.shape[-2], _STRIP):  # not whole: the differences of large images take memory too
+            rows = slice(low, low + _STRIP)
+            difference = image[..., rows, :] - self.mean[..., rows, :]
+            self.mean[..., rows, :] += difference / self.count
+            self.squares[..., rows, :] += difference * (image[..., rows, :] - self.mean[..., rows, :])
 
     def std(self) -> Tensor:
         """Population standard deviation, `[3, H, W]`; zero for one image."""
         return torch.sqrt(self.squares / self.count)
+
+    def std_(self) -> Tensor:
+        """`std` in the memory of the sum of squares: nothing can be added any more."""
+        return self.squares.div_(self.count).sqrt_()

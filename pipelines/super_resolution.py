@@ -2,35 +2,28 @@
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 from torch import Tensor
 
 from hvae_sr.hub import resolve
-from hvae_sr.images import ImageInput, prepare_images
-from hvae_sr.models import VDVAE, Condition, LRConditioner, LREncoder, VDVAESample
+from hvae_sr.images import ImageInput, Photo, prepare_photos
+from hvae_sr.models import VDVAE, LRConditioner, LREncoder
 from hvae_sr.models.fast import fast_dtype, prepared_weights
-from hvae_sr.models.loading import PerGroup, without_warning
-from hvae_sr.noise import CounterNoise, NoiseSource, TensorNoise
+from hvae_sr.models.loading import without_warning
 from hvae_sr.operators import Downsampling
 
-from .inputs import check_count, check_groups, check_temperature, sample_seeds
-from .output import OUTPUT_TYPES, RunningMoments, SuperResolutionOutput, collate, convert
-from .windows import Window, split
-
-PIXELS_PER_CHUNK = 2**20
-"""HR pixels that one network evaluation works on by default: about 1 GiB in fp32 for the bundled models."""
-
-MARGIN = 96
-"""HR pixels around a window that the networks see and that are not kept: on the bundled models windows and whole then
-differ by less than 0.01 grey levels (`python benchmarks/windows.py`)."""
+from .finishing import Finisher
+from .inputs import check_components, check_count, check_groups, check_temperature, sample_seeds
+from .memory import PIXELS_PER_CHUNK, working_pixels
+from .output import OUTPUT_TYPES, Sample, SuperResolutionOutput, collate
+from .sampling import WindowSampler
 
 _LOADING_ERRORS = (
     OSError,
@@ -58,6 +51,8 @@ class SuperResolutionPipeline(DiffusionPipeline):
         scale_factor: sides of x over sides of y.
         downsampling_kernel: H, a kernel of `Downsampling`.
         default_temperature: what `temperature=None` means.
+        input_description: what the model expects of its input beyond its size, such as how faces are aligned; for
+            people.
     """
 
     model_cpu_offload_seq = "lr_encoder->vdvae"
@@ -69,6 +64,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
         scale_factor: int = 4,
         downsampling_kernel: str = "bicubic",
         default_temperature: float = 0.8,
+        input_description: str | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(vdvae=vdvae, lr_encoder=lr_encoder)
@@ -76,6 +72,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
             scale_factor=scale_factor,
             downsampling_kernel=downsampling_kernel,
             default_temperature=default_temperature,
+            input_description=input_description,
         )
         self.operator = Downsampling(scale_factor, downsampling_kernel)
         self._inference_dtype: torch.dtype | str | None = None
@@ -100,6 +97,16 @@ class SuperResolutionPipeline(DiffusionPipeline):
         for name, value in expected.items():
             if (network.get(name, value) or None) != (value or None):
                 raise ValueError(f"`lr_encoder` was made for {name} {network[name]!r}, the pipeline has {value!r}")
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """`DiffusionPipeline.load_config`, for an index that names classes of this package alone.
+
+        diffusers would import the module of any other class, before a pipeline could refuse it.
+        """
+        config = super().load_config(*args, **kwargs)
+        check_components(config[0] if isinstance(config, tuple) else config)
+        return config
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
@@ -213,7 +220,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        image: ImageInput | Sequence[ImageInput],
+        image: ImageInput | Photo | Sequence[ImageInput | Photo],
         temperature: float | Sequence[float] | None = None,
         num_samples: int = 1,
         enforce_consistency: bool = True,
@@ -223,11 +230,16 @@ class SuperResolutionPipeline(DiffusionPipeline):
         lr_posterior_temperature: float | Sequence[float] | None = None,
         noise: Sequence[Tensor] | None = None,
         latents: Sequence[Tensor | None] | None = None,
+        num_fixed_groups: int | None = None,
         sample_pixels: bool = False,
         batch_size: int | None = None,
         window_size: int | None = None,
+        max_memory: int | None = None,
+        tile: bool = False,
         output_type: str = "pil",
         return_latents: bool = False,
+        callback_on_sample_end: Callable[["SuperResolutionPipeline", Sample], None] | None = None,
+        keep_images: bool = True,
         return_dict: bool = True,
     ) -> SuperResolutionOutput | tuple[Any, ...]:
         """Samples of p(x|y) for each image, at exactly `scale_factor` times its size.
@@ -249,13 +261,20 @@ class SuperResolutionPipeline(DiffusionPipeline):
                 samples (images of one size only).
             latents: values z instead of draws, for the first groups or with None for groups that are to be drawn,
                 `[N, C, h, w]` or `[1, C, h, w]` each (images of one size only).
+            num_fixed_groups: keeps the first so many groups of `latents` and draws the others anew.
             sample_pixels: draws pixels from p(x|z) instead of returning E[x|z]; adds white noise.
             batch_size: samples for each network evaluation; None chooses by size. Results do not depend on it.
             window_size: side, in pixels of y, of the windows that larger images are sampled in, margins left out;
-                None chooses windows of a million HR pixels. Memory does not grow beyond what a window, the input and
-                the samples take; a window sees the noise of the whole, and the projection is that of the whole.
+                None chooses windows of a million HR pixels, or as many as `max_memory` allows. A window sees the noise
+                of the whole, and the projection is that of the whole.
+            max_memory: bytes that the process (on a GPU: the device) may take, for which windows and chunks are made
+                small enough; None means half of what is available beyond what is used already.
+            tile: lets a model of one image size work on images of any other, in blended tiles of its size.
             output_type: "pil", "np", "pt", or "latent" (only z).
             return_latents: also returns z.
+            callback_on_sample_end: called with the pipeline and each finished `Sample`, in order.
+            keep_images: whether samples are returned; if not, `images` is empty and memory does not grow with their
+                number: for a callback that writes them, or where mean and standard deviation are all.
             return_dict: a `SuperResolutionOutput`, or its tuple.
 
         Raises:
@@ -276,17 +295,26 @@ class SuperResolutionPipeline(DiffusionPipeline):
             num_conditioned_groups=num_conditioned_groups,
             sample_pixels=sample_pixels,
         )
-        images = prepare_images(image)  # [3, h, w] in [0, 1] each
+        check_count("num_fixed_groups", num_fixed_groups, 0, self.vdvae.num_groups)
+        check_count("max_memory", max_memory, 1)
+        if num_fixed_groups is not None:
+            if latents is None:
+                raise ValueError("`num_fixed_groups` was given without `latents`")
+            latents = list(latents)[:num_fixed_groups]
+        photos = prepare_photos(image)
+        images = [y for y, _ in photos]  # [3, h, w] in [0, 1] each
         for y in images:
-            self._check_image_size(y)
+            self._check_image_size(y, tile)
         if (noise is not None or latents is not None) and len({y.shape for y in images}) > 1:
             raise ValueError("`noise` and `latents` need images of one size; `image` has several")
         rows = len(images) * num_samples
-        padded_size = self._hr_size(self._pad(images[0]))
+        padded_size = WindowSampler(self, images[0]).size if noise is not None or latents is not None else (0, 0)
         check_groups("noise", noise, self.vdvae, padded_size, (rows,), optional=False)
         check_groups("latents", latents, self.vdvae, padded_size, (1, rows), optional=True)
         seeds = None if noise is not None else sample_seeds(seed, generator, len(images), num_samples)
         keep_latents = return_latents or output_type == "latent"
+        if keep_latents or noise is not None or latents is not None:
+            self._check_one_tile(images)
         arguments = {
             "temperature": temperature,
             "lr_posterior_temperature": lr_posterior_temperature,
@@ -300,22 +328,24 @@ class SuperResolutionPipeline(DiffusionPipeline):
         consistency: list[tuple[float, float, float]] = []
         device = self._execution_device
         with self.progress_bar(total=rows) as bar, self._fast_inference():
-            for i, y in enumerate(images):
+            for i, (y, photo) in enumerate(photos):
                 y = y.to(device)
-                padded = self._pad(y)  # [1, 3, h', w'] on [-1, 1]
-                windows = self._windows(padded, window_size)
-                shared = self.lr_encoder.encode(padded) if len(windows) == 1 else None
-                moments, chunks = RunningMoments(), []
-                pixels = max(math.prod(self._hr_size(padded[window.crop])) for window in windows)
-                chunk = batch_size or max(1, PIXELS_PER_CHUNK // pixels)
+                size = (y.shape[-2] * self.operator.scale_factor, y.shape[-1] * self.operator.scale_factor)
+                pixels = PIXELS_PER_CHUNK
+                if max_memory is not None or math.prod(size) > PIXELS_PER_CHUNK:
+                    allowed = working_pixels(
+                        self.vdvae, size, num_samples, output_type, keep_images, max_memory, device
+                    )
+                    pixels = min(pixels, allowed)
+                sampler = WindowSampler(self, y, window_size, pixels)
+                finisher = Finisher(self.operator, y, photo, output_type, num_samples, enforce_consistency)
+                chunks = []
+                chunk = batch_size or sampler.samples_at_once
                 for start in range(0, num_samples, chunk):
                     stop = min(start + chunk, num_samples)
                     chosen = slice(i * num_samples + start, i * num_samples + stop)
-                    out = self._sample(
+                    out = sampler.sample(
                         stop - start,
-                        padded,
-                        windows,
-                        shared,
                         seeds and seeds[chosen],
                         _rows(noise, chosen),
                         _rows(latents, chosen),
@@ -323,16 +353,20 @@ class SuperResolutionPipeline(DiffusionPipeline):
                     )
                     chunks.append(out.latents)
                     if output_type != "latent":
-                        samples = self._finish(out.sample, y, enforce_consistency, output_type, consistency)
-                        for sample in samples:
-                            moments.add(sample)
-                            gathered["images"].append(convert(sample, output_type))
+                        for index, sample in enumerate(out.sample, chosen.start):
+                            finished = finisher.add(sample, index, None if seeds is None else seeds[index])
+                            consistency.append((finished.lr_psnr, finished.lr_psnr_float, finished.lr_psnr_unprojected))
+                            if keep_images:
+                                gathered["images"].append(finished.image)
+                            if callback_on_sample_end is not None:
+                                callback_on_sample_end(self, finished)
+                            del finished
+                    del out
                     bar.update(stop - start)
                 gathered["latents"].append([torch.cat(group) for group in zip(*chunks, strict=True)])
                 if output_type != "latent":
-                    gathered["mean"].append(convert(moments.mean, output_type))
-                    std = moments.std()
-                    gathered["std"].append(std if output_type == "pt" else std.permute(1, 2, 0).cpu().numpy())
+                    gathered["mean"].append(finisher.mean())
+                    gathered["std"].append(finisher.std())
 
         # 3. Gather.
         self.maybe_free_model_hooks()
@@ -342,7 +376,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
         else:
             lr_psnr, lr_psnr_float, lr_psnr_unprojected = (list(values) for values in zip(*consistency, strict=True))
             output = SuperResolutionOutput(
-                images=collate(gathered["images"], output_type),
+                images=collate(gathered["images"], output_type) if keep_images else [],
                 mean=collate(gathered["mean"], output_type),
                 std=collate(gathered["std"], "pt" if output_type == "pt" else "np"),
                 lr_psnr=lr_psnr,
@@ -353,137 +387,22 @@ class SuperResolutionPipeline(DiffusionPipeline):
             )
         return output if return_dict else output.to_tuple()
 
-    def _check_image_size(self, y: Tensor) -> None:
+    def _check_image_size(self, y: Tensor, tile: bool) -> None:
         height, width = y.shape[-2:]
         if min(height, width) < 2:
             raise ValueError(f"`image` must be at least 2x2 pixels, got {width}x{height} (width x height)")
         side = self.lr_encoder.config.image_size
-        if self.vdvae.config.bias_type == "spatial" and (height, width) != (side, side):
+        if self.vdvae.config.bias_type == "spatial" and (height, width) != (side, side) and not tile:
+            expects = f" of {self.config.input_description}" if self.config.input_description else ""
             raise ValueError(
-                f"`image` must be {side}x{side} pixels: this model works at one size only; got {width}x{height}"
+                f"`image` must be {side}x{side} pixels{expects}: this model works at one size only; got "
+                f"{width}x{height}. `tile=True` blends tiles of that size"
             )
 
-    def _hr_size(self, y: Tensor) -> tuple[int, int]:
-        """(H, W) of the HR image of y `[..., h, w]`."""
-        return y.shape[-2] * self.operator.scale_factor, y.shape[-1] * self.operator.scale_factor
-
-    @property
-    def _multiple(self) -> int:
-        """What the sides of y must be multiples of, for both networks."""
-        multiple = self.vdvae.size_multiple
-        return math.lcm(self.lr_encoder.size_multiple, multiple // math.gcd(multiple, self.operator.scale_factor))
-
-    def _pad(self, y: Tensor) -> Tensor:
-        """y `[3, h, w]` in [0, 1] -> `[1, 3, h', w']` on [-1, 1], its edges repeated up to what the networks need."""
-        bottom, right = (-side % self._multiple for side in y.shape[-2:])
-        return F.pad(y[None] * 2 - 1, (0, right, 0, bottom), mode="replicate")
-
-    def _windows(self, padded: Tensor, window_size: int | None) -> list[Window]:
-        """The windows of y `[1, 3, h, w]` that are sampled one after the other; one if that is small enough."""
-        height, width = padded.shape[-2:]
-        if self.vdvae.config.bias_type == "spatial":
-            return split(height, width, max(height, width), 0)
-        multiple, scale = self._multiple, self.operator.scale_factor
-        margin = math.ceil(MARGIN / scale / multiple) * multiple
-        if window_size is None:
-            window_size = int(PIXELS_PER_CHUNK**0.5) // scale - 2 * margin
-        return split(height, width, max(window_size // multiple, 1) * multiple, margin)
-
-    def _sample(
-        self,
-        count: int,
-        padded: Tensor,
-        windows: list[Window],
-        shared: Condition | None,
-        seeds: list[int] | None,
-        noise: Sequence[Tensor | None] | None,
-        latents: Sequence[Tensor | None] | None,
-        arguments: dict[str, Any],
-    ) -> VDVAESample:
-        """Samples of one padded image, window by window.
-
-        Args:
-            count: n.
-            padded: y, `[1, 3, h, w]` on [-1, 1].
-            windows: of y.
-            shared: features of y, if there is one window: they serve every chunk of samples.
-            seeds, noise: of the n samples; one of them.
-            latents: given values, n rows or one.
-            arguments: others of `VDVAE.sample`.
-
-        Returns:
-            Images `[n, 3, H, W]` on [-1, 1] and latents `[n, C, h_l, w_l]`, of the whole.
-        """
-        scale = self.operator.scale_factor
-        whole: VDVAESample | None = None
-        for window in windows:
-            view = padded[window.crop]
-            source: NoiseSource = (
-                CounterNoise(seeds, origin=(window.outer[0] * scale, window.outer[1] * scale))
-                if seeds is not None
-                else TensorNoise(self._crop(noise, window))  # type: ignore[arg-type]  # none of them is None
-            )
-            condition = shared if shared is not None else self.lr_encoder.encode(view)
-            out = self.vdvae.sample(
-                count,
-                self._hr_size(view),
-                noise=source,
-                condition=condition,
-                latents=self._crop(latents, window),
-                **arguments,
-            )
-            if len(windows) == 1:
-                return out
-            if whole is None:
-                whole = VDVAESample(
-                    sample=out.sample.new_empty(count, 3, *self._hr_size(padded)),
-                    latents=PerGroup(
-                        z.new_empty(self.vdvae.latent_shape(group, count, self._hr_size(padded)))
-                        for group, z in enumerate(out.latents)
-                    ),
-                )
-            window.paste(out.sample, whole.sample, scale)
-            for group, z in enumerate(out.latents):
-                window.paste(z, whole.latents[group], scale, self.vdvae.stride(group))
-        assert whole is not None
-        return whole
-
-    def _crop(self, values: Sequence[Tensor | None] | None, window: Window) -> list[Tensor | None]:
-        """What a window sees of given noise or latents `[N, C, h_l, w_l]`."""
-        scale = self.operator.scale_factor
-        return [
-            z if z is None else z[window.view(scale, self.vdvae.stride(group))] for group, z in enumerate(values or ())
-        ]
-
-    def _finish(
-        self,
-        sample: Tensor,
-        y: Tensor,
-        enforce_consistency: bool,
-        output_type: str,
-        consistency: list[tuple[float, float, float]],
-    ) -> Tensor:
-        """Crops, projects and clamps `[n, 3, H', W']` on [-1, 1]; appends three LR-PSNR for each sample.
-
-        Returns:
-            `[n, 3, H, W]` in [0, 1], not rounded.
-        """
-        scale = self.operator.scale_factor
-        x = (sample[..., : y.shape[-2] * scale, : y.shape[-1] * scale].float() + 1) / 2
-        unprojected = self._lr_psnr(x, y)
-        if enforce_consistency:
-            x = self.operator.project(x, y)
-        exact = self._lr_psnr(x, y)
-        x = x.clamp(0, 1)
-        returned = torch.round(x * 255) / 255 if output_type == "pil" else x
-        consistency.extend(zip(self._lr_psnr(returned, y), exact, unprojected, strict=True))
-        return x
-
-    def _lr_psnr(self, x: Tensor, y: Tensor) -> list[float]:
-        """PSNR(Hx, y) in dB of every row, peak 1; computed in float64 where the device has it."""
-        wide = torch.float32 if x.device.type == "mps" else torch.float64
-        errors = [(self.operator(row.to(wide)) - y.to(wide)).square().mean().item() for row in x]
-        return [math.inf if error == 0 else -10 * math.log10(error) for error in errors]
+    def _check_one_tile(self, images: Sequence[Tensor]) -> None:
+        """Raises a ValueError where latents or noise of an image in tiles are asked for, as they cannot be joined."""
+        if self.vdvae.config.bias_type == "spatial" and any(len(WindowSampler(self, y).windows) > 1 for y in images):
+            raise ValueError("`latents` and `noise` cannot be given or returned for an image in several tiles")
 
 
 def _join_latents(images: list[list[Tensor]]) -> Any:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Box = tuple[int, int, int, int]
@@ -38,6 +39,74 @@ class Window:
         """
         kept = _index(self.inner, (self.outer[0], self.outer[1]), numerator, denominator)
         whole[_index(self.inner, (0, 0), numerator, denominator)] = part[kept]
+
+
+@dataclass(frozen=True)
+class Tile(Window):
+    """A window of fixed size that overlaps its neighbours and is blended with them.
+
+    Args:
+        outer, inner: the same box.
+        shared: pixels shared with the neighbours above, to the left, below and to the right; 0 where there is none.
+        blend: pixels in the middle of what is shared over which one passes into the other.
+    """
+
+    shared: Box
+    blend: int
+
+    def paste(self, part: Tensor, whole: Tensor, numerator: int = 1, denominator: int = 1) -> None:
+        """Adds `part` to its place in `whole`, weighted so that the weights of all tiles sum to 1 everywhere."""
+        if denominator != 1:
+            raise ValueError("latents of tiles cannot be joined")
+        top, left, bottom, right = (shared * numerator for shared in self.shared)
+        rows = _weights(part.shape[-2], top, bottom, self.blend * numerator).to(part)
+        columns = _weights(part.shape[-1], left, right, self.blend * numerator).to(part)
+        whole[self.view(numerator)] += part * (rows[:, None] * columns)
+
+
+def _weights(length: int, before: int, after: int, blend: int) -> Tensor:
+    """Of a tile along one axis: 0, a rise in the middle of the first `before`, 1, a fall in the last `after`, 0."""
+    weights = torch.ones(length)
+    ramp = (torch.arange(blend) + 0.5) / blend
+
+    def fall(shared: int) -> Tensor:
+        lead = (shared - blend) // 2
+        return torch.cat((torch.ones(lead), 1 - ramp, torch.zeros(shared - blend - lead)))
+
+    if before:
+        weights[:before] *= 1 - fall(before)
+    if after:
+        weights[length - after :] *= fall(after)
+    return weights
+
+
+def tiles(height: int, width: int, side: int, blend: int) -> list[Tile]:
+    """Tiles of exactly `side` x `side` pixels that cover a height x width image.
+
+    Args:
+        height, width: of the image, `side` or more each.
+        side: of a tile.
+        blend: pixels over which neighbours are blended; a third of `side` at the most.
+    """
+    found = []
+    rows, columns = (_starts(length, side, blend) for length in (height, width))
+    for i, top in enumerate(rows):
+        for j, left in enumerate(columns):
+            shared = (
+                rows[i - 1] + side - top if i else 0,
+                columns[j - 1] + side - left if j else 0,
+                top + side - rows[i + 1] if i + 1 < len(rows) else 0,
+                left + side - columns[j + 1] if j + 1 < len(columns) else 0,
+            )
+            box = (top, left, top + side, left + side)
+            found.append(Tile(box, box, shared, blend))
+    return found
+
+
+def _starts(length: int, side: int, blend: int) -> list[int]:
+    """Where tiles begin, evenly spread, neighbours sharing `blend` pixels or more."""
+    count = 1 + -(-(length - side) // (side - blend))
+    return [round(i * (length - side) / max(count - 1, 1)) for i in range(count)]
 
 
 def _index(box: Box, corner: tuple[int, int], numerator: int, denominator: int) -> tuple[Any, slice, slice]:

@@ -72,8 +72,9 @@ def test_the_default_temperature_is_the_models_and_a_seed_gives_the_same_file_ag
 
 def test_one_bad_file_does_not_stop_the_others(model, photo, tmp_path, capsys):
     (photo.parent / "z.png").write_bytes(b"not an image")
-    assert upscale(photo, photo.parent / "z.png", "-o", tmp_path / "out", "--model", model, "--num_samples", 1) == 2
-    assert "z.png" in capsys.readouterr().err
+    assert upscale(photo, photo.parent / "z.png", "-o", tmp_path / "out", "--model", model, "--num_samples", 1) == 1
+    output = capsys.readouterr()
+    assert "z.png" in output.err and "2 images: 1 upscaled, 0 finished before, 1 failed" in output.out
     assert (tmp_path / "out" / "photo_x4_seed0.png").exists()
 
 
@@ -103,6 +104,9 @@ def test_a_bad_file_gives_exit_2_one_line_that_names_it_and_no_output(name, mode
         (["--temperature", "nan"], "temperature"),
         (["--batch_size", "0"], "batch_size"),
         (["--model", "no-such-model"], "no-such-model"),
+        (["--outscale", "0"], "outscale"),
+        (["--outscale", "nan"], "outscale"),
+        (["--max_memory", "much"], "max_memory"),
         (["--device", "nonsense"], "nonsense"),
         (["--device", "meta"], "meta"),
     ],
@@ -175,3 +179,159 @@ def test_the_colour_profile_of_the_input_is_kept(model, photo, tmp_path):
     upscale(photo, "-o", tmp_path / "out", "--model", model, "--num_samples", 1)
     for name in ("seed0", "mean"):
         assert Image.open(tmp_path / "out" / f"photo_x4_{name}.png").info.get("icc_profile") == profile
+
+
+# Photographs of other kinds
+
+
+def test_alpha_is_upscaled_apart_and_grey_stays_grey(model, photo, tmp_path):
+    rgba = Image.open(photo).convert("RGBA")
+    rgba.putalpha(Image.linear_gradient("L").resize(rgba.size))
+    rgba.save(tmp_path / "alpha.png")
+    Image.open(photo).convert("L").save(tmp_path / "grey.png")
+    inputs = [tmp_path / "alpha.png", tmp_path / "grey.png"]
+    assert upscale(*inputs, "-o", tmp_path / "out", "--model", model, "--num_samples", 1) == 0
+    result = Image.open(tmp_path / "out" / "alpha_x4_seed0.png")
+    expected = rgba.getchannel("A").resize(result.size, Image.Resampling.BICUBIC)
+    assert result.mode == "RGBA" and result.getchannel("A").tobytes() == expected.tobytes()
+    assert Image.open(tmp_path / "out" / "grey_x4_seed0.png").mode == "L"
+
+
+@pytest.mark.parametrize("suffix", ["webp", "jpg", "tiff"])
+def test_other_formats_hold_the_settings_and_the_lr_psnr_of_what_was_written(suffix, model, photo, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert upscale(photo, "-o", out, "--model", model, "--num_samples", 1, "--format", suffix) == 0
+    facts = read_metadata(out / f"photo_x4_seed0.{suffix}")
+    x = torch.from_numpy(np.asarray(Image.open(out / f"photo_x4_seed0.{suffix}"), dtype=np.float64)) / 255
+    y = torch.from_numpy(np.asarray(Image.open(photo), dtype=np.float64)) / 255
+    error = (Downsampling(4)(x.permute(2, 0, 1)) - y.permute(2, 0, 1)).square().mean().item()
+    assert facts["lr_psnr"] == pytest.approx(-10 * np.log10(error), abs=1e-2)
+    assert ("lossy" in capsys.readouterr().out) == (suffix == "jpg")
+
+
+def test_exif_is_copied_on_demand_only(model, photo, tmp_path):
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    Image.open(photo).save(photo, exif=exif)
+    for name, options in (("with", ["--keep_exif"]), ("without", [])):
+        upscale(photo, "-o", tmp_path / name, "--model", model, "--num_samples", 1, *options)
+        tags = Image.open(tmp_path / name / "photo_x4_seed0.png").getexif()
+        assert (tags.get(0x010F) == "Maker") == (name == "with")
+
+
+def test_all_frames_of_an_animation_on_demand(model, photo, tmp_path):
+    frames = [Image.open(photo).rotate(90 * turn) for turn in range(2)]
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], lossless=True)
+    arguments = ["--model", model, "--num_samples", 1]
+    assert upscale(tmp_path / "a.webp", "-o", tmp_path / "one", *arguments) == 0
+    assert (tmp_path / "one" / "a_x4_seed0.png").exists()
+    assert upscale(tmp_path / "a.webp", "-o", tmp_path / "all", *arguments, "--all_frames") == 0
+    names = sorted(path.name for path in (tmp_path / "all").iterdir() if "seed" in path.name)
+    assert names == ["a_frame0000_x4_seed0.png", "a_frame0001_x4_seed0.png"]
+
+
+@pytest.mark.parametrize(("outscale", "size"), [(2, (26, 18)), (3.5, (46, 32)), (8, (104, 72)), (16, (208, 144))])
+def test_any_final_factor(outscale, size, model, photo, tmp_path, capsys):
+    arguments = ["--model", model, "--num_samples", 2, "--outscale", outscale]
+    assert upscale(photo, "-o", tmp_path / "out", *arguments) == 0
+    assert Image.open(tmp_path / "out" / f"photo_x{outscale}_seed1.png").size == size
+    assert Image.open(tmp_path / "out" / f"photo_x{outscale}_std.png").size == size
+    shown = [float(line.split("LR-PSNR ")[1].split()[0]) for line in capsys.readouterr().out.splitlines()[:2]]
+    assert min(shown) > (30 if outscale >= 4 else 20)
+
+
+# Folders
+
+
+@pytest.fixture
+def folder(photo, tmp_path):
+    for name in ("a.png", "sub/a.png", "sub/deep/b.png"):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(photo).save(path)
+    return tmp_path / "in"
+
+
+def test_sub_folders_are_kept_and_finished_images_are_skipped(folder, model, tmp_path, capsys):
+    arguments = [folder, "-o", tmp_path / "out", "--model", model, "--num_samples", 1, "--recursive"]
+    assert upscale(*arguments) == 0
+    results = {path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*seed0.png")}
+    assert {str(path) for path in results} == {"a_x4_seed0.png", "sub/a_x4_seed0.png", "sub/deep/b_x4_seed0.png"}
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.png")}
+    (tmp_path / "out" / "sub" / "a_x4_std.png").unlink()  # interrupted before the last file
+    assert upscale(*arguments) == 0
+    assert "3 images: 1 upscaled, 2 finished before, 0 failed" in capsys.readouterr().out
+    again = {path for path, time in times.items() if path.stat().st_mtime_ns != time}
+    assert {path.name for path in again} == {"a_x4_seed0.png", "a_x4_mean.png", "a_x4_std.png"}
+    assert {path.parent.name for path in again} == {"sub"}
+
+
+def test_other_settings_or_another_source_are_redone(folder, model, photo, tmp_path, capsys):
+    arguments = [folder / "a.png", "-o", tmp_path / "out", "--model", model, "--num_samples", 1]
+    upscale(*arguments)
+    assert upscale(*arguments, "--temperature", 0.3) == 0
+    assert "redone" in capsys.readouterr().out
+    assert read_metadata(tmp_path / "out" / "a_x4_seed0.png")["temperature"] == 0.3
+    Image.open(photo).rotate(180).save(folder / "a.png")
+    upscale(*arguments, "--temperature", 0.3)
+    assert "redone" in capsys.readouterr().out
+
+
+def test_a_file_of_the_users_is_not_overwritten(folder, model, photo, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    Image.open(photo).save(tmp_path / "out" / "a_x4_mean.png")
+    arguments = [folder / "a.png", "-o", tmp_path / "out", "--model", model, "--num_samples", 1]
+    assert upscale(*arguments) == 1
+    assert "in the way" in capsys.readouterr().err and len(list((tmp_path / "out").iterdir())) == 1
+    assert upscale(*arguments, "--overwrite") == 0
+
+
+def test_links_in_the_output_folder_lead_nowhere(folder, model, photo, tmp_path, capsys):
+    out, other = tmp_path / "out", tmp_path / "other"
+    out.mkdir()
+    other.mkdir()
+    (out / "sub").symlink_to(other)
+    victim = tmp_path / "victim.png"
+    Image.open(photo).save(victim)
+    before = victim.read_bytes()
+    (out / "a_x4_seed0.png").symlink_to(victim)
+    arguments = [folder, "-o", out, "--model", model, "--num_samples", 1, "--recursive", "--overwrite"]
+    assert upscale(*arguments) == 1
+    assert "leads out of the output folder" in capsys.readouterr().err
+    assert list(other.iterdir()) == [] and victim.read_bytes() == before
+    assert not (out / "a_x4_seed0.png").is_symlink()
+
+
+# Repeating
+
+
+def test_like_repeats_the_settings_of_a_file(model, photo, tmp_path, capsys):
+    options = ["--temperature", 0.4, "--seed", 5, "--num_samples", 2, "--outscale", 3, "--no_consistency"]
+    upscale(photo, "-o", tmp_path / "a", "--model", model, *options)
+    first = tmp_path / "a" / "photo_x3_seed6.png"
+    assert upscale(photo, "-o", tmp_path / "b", "--model", model, "--like", first) == 0
+    assert (tmp_path / "b" / first.name).read_bytes() == first.read_bytes()
+    assert not (tmp_path / "b" / "photo_x3_seed5.png").exists()
+    mean = tmp_path / "a" / "photo_x3_mean.png"
+    assert upscale(photo, "-o", tmp_path / "c", "--model", model, "--like", mean) == 0
+    assert (tmp_path / "c" / mean.name).read_bytes() == mean.read_bytes()
+
+
+def test_like_refuses_other_weights_strangers_and_models_that_a_file_names(model, photo, tmp_path, capsys):
+    upscale(photo, "-o", tmp_path / "a", "--model", model, "--num_samples", 1)
+    first = tmp_path / "a" / "photo_x4_seed0.png"
+    assert upscale(photo, "-o", tmp_path / "b", "--like", first) == 2
+    assert "name it with `--model`" in capsys.readouterr().err
+    assert upscale(photo, "-o", tmp_path / "b", "--model", "natural-x4", "--like", first) == 2
+    assert "other weights" in capsys.readouterr().err
+    assert upscale(photo, "-o", tmp_path / "b", "--model", model, "--like", photo) == 2
+    assert "does not hold the settings" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+
+
+def test_like_warns_of_another_version(model, photo, tmp_path, capsys, monkeypatch):
+    upscale(photo, "-o", tmp_path / "a", "--model", model, "--num_samples", 1)
+    monkeypatch.setattr("hvae_sr.__version__", "9.9")
+    first = tmp_path / "a" / "photo_x4_seed0.png"
+    assert upscale(photo, "-o", tmp_path / "b", "--model", model, "--like", first) == 0
+    assert "is of version" in capsys.readouterr().err

@@ -96,8 +96,9 @@ def test_finish_gives_alpha_grey_and_profile_back():
     finished = photo.finish(colours)
     assert finished.mode == "RGBA" and finished.getpixel((3, 3)) == (9, 9, 9, 77)
     assert finished.info["icc_profile"] == SRGB and colours.mode == "RGB"
-    assert Photo(photo.image, alpha, True).finish(colours).mode == "LA"
-    assert Photo(photo.image, None, True).finish(colours).mode == "L"
+    assert Photo(photo.image, alpha, True).finish(colours, keep_grey=True).mode == "LA"
+    assert Photo(photo.image, None, True).finish(colours, keep_grey=True).mode == "L"
+    assert Photo(photo.image, None, True).finish(colours).mode == "RGB"
 
 
 def test_a_profile_is_kept_where_it_speaks_of_the_channels_that_are_written(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hvae_sr import VDVAE, LRConditioner, LREncoder, SuperResolutionPipeline
-from hvae_sr.pipelines import super_resolution
+from hvae_sr.pipelines import sampling, super_resolution
 from hvae_sr.pipelines.windows import split
 
 DECODER = {"decoder_blocks": "4x1,8m4,16m8", "latent_channels": 2}
@@ -77,7 +77,7 @@ def test_pixel_draws_are_the_same_in_windows(pipe, photo):
 
 def test_large_images_are_split_without_being_asked(pipe, photo, monkeypatch):
     monkeypatch.setattr(super_resolution, "PIXELS_PER_CHUNK", 96**2)
-    monkeypatch.setattr(super_resolution, "MARGIN", 32)
+    monkeypatch.setattr(sampling, "MARGIN", 32)
     sizes = []
     sample = pipe.vdvae.sample
     monkeypatch.setattr(pipe.vdvae, "sample", lambda n, size, **kw: sizes.append((n, *size)) or sample(n, size, **kw))

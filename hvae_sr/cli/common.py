@@ -41,6 +41,11 @@ def fail(error: Exception) -> int:
     return 2
 
 
+def warn(line: str) -> None:
+    """Prints a warning as one line on stderr."""
+    print(f"hvae-sr: warning: {line}".encode(errors="replace").decode(), file=sys.stderr)
+
+
 def say(line: str) -> None:
     """Prints a line whose file names may hold bytes that are no text."""
     print(line.encode(errors="replace").decode())

@@ -5,121 +5,174 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .common import add_model, fail, load_pipeline, say
+from .common import add_model, fail, load_pipeline, say, warn
+from .jobs import FORMATS, Job, plan, state
+from .settings import facts_about, like, weights_fingerprint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image files, or folders of them")
-    parser.add_argument("-o", "--output_dir", required=True, metavar="DIR", help="where PNG files are written")
-    add_model(parser)
-    parser.add_argument("--num_samples", type=int, default=5, help="samples of each image (default 5)")
-    parser.add_argument("--temperature", type=float, help="0 to about 1; default: the model's own")
-    parser.add_argument("--seed", type=int, default=0, help="sample j has the seed SEED + j (default 0)")
+    parser.add_argument("-o", "--output_dir", required=True, metavar="DIR", help="where results are written")
+    add_model(parser, "bundled name, folder or Hub id (default natural-x4)", default=None)
+    parser.add_argument("--num_samples", type=int, help="samples of each image (default 5)")
+    parser.add_argument(
+        "--temperature", type=float, nargs="+", help="0 to about 1, or one for each group; default: the model's own"
+    )
+    parser.add_argument("--seed", type=int, help="sample j has the seed SEED + j (default 0)")
+    parser.add_argument("--outscale", type=float, metavar="F", help="final factor, any number; default: the model's")
+    parser.add_argument(
+        "--no_consistency",
+        action="store_true",
+        default=None,
+        help="leave out the projection on the images consistent with the input",
+    )
+    parser.add_argument("--like", metavar="FILE", help="the settings of a file that this command wrote")
+    parser.add_argument(
+        "--format", default="png", choices=FORMATS, help="png, webp and tiff are lossless; jpg is not (default png)"
+    )
+    parser.add_argument("--keep_exif", action="store_true", help="copy EXIF (camera, date, place) into the results")
+    parser.add_argument("--all_frames", action="store_true", help="every frame of an animation, not the first alone")
+    parser.add_argument("--recursive", action="store_true", help="search folders below INPUT too, and keep them apart")
+    parser.add_argument("--overwrite", action="store_true", help="redo what is finished, replace what is in the way")
     parser.add_argument("--batch_size", type=int, help="samples for each network evaluation; default: by size")
     parser.add_argument(
-        "--no_consistency", action="store_true", help="leave out the projection on the images consistent with the input"
+        "--max_memory", metavar="SIZE", help="bound of memory such as 2GB; default: half of what is available"
     )
-    parser.add_argument("--recursive", action="store_true", help="search folders below INPUT too")
+    parser.add_argument(
+        "--tile", action="store_true", help="models of one image size: blend tiles of that size instead of refusing"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    from accelerate import PartialState
+    """Every image by itself: one that fails is reported and does not stop the others.
 
-    paths = _inputs(options)
+    Returns:
+        0, or 1 if any image failed; one line tells how many at the end.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    from ..pipelines.memory import parse_bytes
+
+    warnings = like(options)
+    if options.max_memory is not None:
+        options.max_memory = parse_bytes(options.max_memory)
     folder = Path(options.output_dir)
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         raise ValueError(f"`--output_dir`: cannot write to {folder}")
+    jobs, unreadable = plan(options)
     pipeline = load_pipeline(options)
+    _complete(options, pipeline)
+    for line in warnings:
+        warn(line)
+    folder.mkdir(parents=True, exist_ok=True)
+    done, skipped, failed = 0, 0, []
+    state_of_process = PartialState()
+    for error in unreadable if state_of_process.is_main_process else []:
+        fail(error)
+        failed.append(str(error))
+    with state_of_process.split_between_processes(jobs) as share:  # all of them, unless under `accelerate launch`
+        for job in share:
+            try:
+                if _upscale_one(pipeline, job, options):
+                    done += 1
+                else:
+                    skipped += 1
+            except (ValueError, OSError, MemoryError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and "memory" not in str(error):
+                    raise
+                fail(error if str(job.source) in str(error) else ValueError(f"{job.source}: {error}"))
+                failed.append(job.name)
+    counts = gather_object([(done, skipped, len(failed))])
+    done, skipped, failures = (sum(values) for values in zip(*counts, strict=True))
+    if state_of_process.is_main_process and (len(jobs) > 1 or failures or skipped):
+        say(f"{done + skipped + failures} images: {done} upscaled, {skipped} finished before, {failures} failed")
+    return 1 if failures else 0
+
+
+def _complete(options: argparse.Namespace, pipeline: Any) -> None:
+    """Fills in what was not given, and checks it."""
+    from ..pipelines.chaining import num_passes
+
     if options.temperature is None:
         options.temperature = pipeline.config.default_temperature
+    elif isinstance(options.temperature, list) and len(options.temperature) == 1:
+        options.temperature = options.temperature[0]
+    options.num_samples = 5 if options.num_samples is None else options.num_samples
+    options.seed = options.seed or 0
+    options.no_consistency = bool(options.no_consistency)
+    if options.outscale is None:
+        options.outscale = float(pipeline.config.scale_factor)
+    num_passes(pipeline.config.scale_factor, options.outscale)
     pipeline.check_inputs(
         temperature=options.temperature, num_samples=options.num_samples, batch_size=options.batch_size
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    failed = 0
-    with PartialState().split_between_processes(paths) as share:  # all of them, unless under `accelerate launch`
-        for path in share:
-            try:
-                _upscale_one(pipeline, path, options)
-            except (ValueError, OSError) as error:
-                named = str(path) in str(error)
-                failed = fail(error if named else ValueError(f"{path}: {error}"))
-    return failed
+    options.weights = weights_fingerprint(pipeline)
+    if options.expected_weights not in (None, options.weights):
+        raise ValueError(
+            f"`--like`: {options.like} was made with other weights ({options.expected_weights}) than those of "
+            f"{options.model} ({options.weights}); its samples cannot be repeated"
+        )
 
 
-def _inputs(options: argparse.Namespace) -> list[Path]:
-    """The image files to upscale; what the command itself wrote into its output folder is left out.
+def _upscale_one(pipeline: Any, job: Job, options: argparse.Namespace) -> bool:
+    """Samples, mean and uncertainty map of one image, each written when it is finished; False if they are there."""
+    from ..images import LOSSY_SUFFIXES, load_image, read_photo, save_image, to_tensor, uncertainty_to_pil
+    from ..pipelines.chaining import lr_psnr, upscale
+    from ..pipelines.degradation import inspect
 
-    Raises:
-        ValueError: no image, one that is named and cannot be read while it is the only one, or two of one name, whose
-            results would overwrite one another.
-    """
-    from ..images import find_images, load_image
-
-    output = Path(options.output_dir).resolve()
-    given = {Path(source).resolve() for source in options.inputs}
-    paths = [
-        path
-        for path in find_images(options.inputs, recursive=options.recursive)
-        if path.resolve() in given or output not in path.resolve().parents or not _made_here(path)
-    ]
-    if not paths:
-        raise ValueError(f"`INPUT`: no images in {', '.join(options.inputs)}")
-    stems: dict[str, Path] = {}
-    for path in paths:
-        if path.stem in stems:
-            raise ValueError(f"`INPUT`: {stems[path.stem]} and {path} would write files of the same name")
-        stems[path.stem] = path
-    if len(paths) == 1:
-        load_image(paths[0])  # a typo should not cost the time to load a model
-    return paths
-
-
-def _made_here(path: Path) -> bool:
-    from ..images import ImageError, read_metadata
-
-    try:
-        return bool(read_metadata(path))
-    except ImageError:
+    facts = facts_about(pipeline, job, options)
+    seeds = [options.seed + j for j in range(options.num_samples)]
+    found = state(job, facts, seeds, options)
+    if found == "finished" and not options.overwrite:
+        say(f"{job.name}: finished before")
         return False
+    if found == "other settings":
+        say(f"{job.name}: redone, its results were made with other settings")
+    photo = read_photo(job.source, job.frame)
+    y = to_tensor(photo.image)
+    statistics = inspect(y)
+    for line in statistics.warnings() if statistics is not None else []:
+        warn(f"{job.name}: {line}")
+    if photo.alpha is not None and job.suffix in LOSSY_SUFFIXES:
+        warn(f"{job.name}: {options.format} holds no transparency, it is left out")
+    job.make_folder()
+    exif = photo.exif if options.keep_exif else b""
 
+    def write(sample: Any) -> None:
+        path = job.path(f"seed{sample.seed}", options.outscale)
+        picture = photo.finish(sample.image.convert("RGB"), keep_grey=True)
+        decibels, note = sample.lr_psnr, ""
+        own = {**facts, "seed": sample.seed, "lr_psnr": round(decibels, 4)}
+        save_image(picture, path, own, exif)
+        if job.suffix in LOSSY_SUFFIXES:
+            decibels = lr_psnr(pipeline.operator, to_tensor(load_image(path)), y)
+            note = f" as written ({job.suffix[1:]} is lossy: {sample.lr_psnr:.1f} dB before)"
+            save_image(picture, path, {**own, "lr_psnr": round(decibels, 4)}, exif)
+        say(f"{path}  LR-PSNR {decibels:.1f} dB{note}")
 
-def _upscale_one(pipeline: Any, path: Path, options: argparse.Namespace) -> None:
-    """Samples, mean and uncertainty map of one image; nothing is written before everything is computed."""
-    from .. import __version__
-    from ..images import load_image, save_image, uncertainty_to_pil
-
-    image = load_image(path)
-    pipeline.set_progress_bar_config(desc=path.name, leave=False)
-    out = pipeline(
-        image,
-        temperature=options.temperature,
+    pipeline.set_progress_bar_config(desc=job.source.name, leave=False)
+    summary = upscale(
+        pipeline,
+        photo,
+        write,
+        outscale=options.outscale,
         num_samples=options.num_samples,
         seed=options.seed,
+        temperature=options.temperature,
         enforce_consistency=not options.no_consistency,
         batch_size=options.batch_size,
-        output_type="pil",
+        max_memory=options.max_memory,
+        tile=options.tile,
     )
-    scale = pipeline.config.scale_factor
-    stem = Path(options.output_dir) / f"{path.stem}_x{scale}"
-    facts = {
-        "model": options.model,
-        "version": __version__,
-        "temperature": options.temperature,
-        "scale_factor": scale,
-        "consistent": not options.no_consistency,
-        "dtype": str(pipeline.vdvae.dtype).removeprefix("torch."),
-        "device": pipeline.device.type,
-        "source": path.name,
-    }
-    for picture in (*out.images, *out.mean):  # the numbers mean the input's colours, whatever its profile
-        picture.info["icc_profile"] = image.info.get("icc_profile")
-    for picture, seed, decibels in zip(out.images, out.seeds, out.lr_psnr, strict=True):
-        save_image(picture, f"{stem}_seed{seed}.png", {**facts, "seed": seed, "lr_psnr": round(decibels, 4)})
-        say(f"{stem}_seed{seed}.png  LR-PSNR {decibels:.1f} dB")
-    facts["seeds"] = out.seeds
-    save_image(out.mean[0], f"{stem}_mean.png", {**facts, "what": "mean of the samples"})
-    say(f"{stem}_mean.png  mean of {len(out.images)} samples")
-    save_image(uncertainty_to_pil(out.std[0]), f"{stem}_std.png", {**facts, "what": "standard deviation"})
-    say(f"{stem}_std.png  uncertainty: standard deviation from 0 (black) to 0.1 of the range and above (light)")
+    facts["seeds"] = seeds
+    mean_path, std_path = (job.path(kind, options.outscale) for kind in ("mean", "std"))
+    mean = photo.finish(summary.mean.convert("RGB"), keep_grey=True)
+    save_image(mean, mean_path, {**facts, "what": "mean of the samples"}, exif)
+    say(f"{mean_path}  mean of {len(seeds)} samples")
+    # Last: where it stands, with these settings, everything does.
+    picture = uncertainty_to_pil(summary.std)
+    save_image(picture, std_path, {**facts, "what": "standard deviation"})
+    say(f"{std_path}  uncertainty: standard deviation from 0 (black) to 0.1 of the range and above (light)")
+    return True

@@ -31,8 +31,9 @@ MAX_METADATA = 2**20
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "AVIF", "GIF", "PPM", "JPEG2000")
 # Pixels that a byte of the file can hold at the most: LZW codes of 4096 pixels, Huffman codes of one bit for 64.
 _PIXELS_PER_BYTE = {"GIF": 2731, "JPEG": 512, "MPO": 512}
-_DEFLATE_RATIO = 1032
-_BITS = {"RGB": 24, "RGBA": 32, "LA": 16, "I;16": 16, "I": 16}  # of a pixel in a PNG; others have one bit or more
+_BITS = {"RGB": 24, "RGBA": 32, "CMYK": 32, "F": 32, "LA": 16, "I;16": 16, "I": 16}  # a pixel; others: 1 or more
+# Bytes that a byte of the file can stand for.
+_RATIOS = {"raw": 1, "packbits": 64, "tiff_lzw": 2731, "tiff_adobe_deflate": 1032, "deflate": 1032, "PNG": 1032}
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _GREY_MODES = ("1", "L", "LA", "La", "F")
 
@@ -60,17 +61,23 @@ class Photo:
     icc_profile: bytes = b""
     exif: bytes = b""
 
-    def finish(self, colours: Image.Image) -> Image.Image:
-        """An image made from this one, `colours` (RGB, of any size), with its alpha, kind of grey and profile.
+    def finish(self, colours: Image.Image, keep_grey: bool = False) -> Image.Image:
+        """An image made from this one, `colours` (RGB, of any size), with its alpha and profile.
 
         Alpha is resized by bicubic interpolation, apart from the colours.
+
+        Args:
+            colours: of the result.
+            keep_grey: whether a grey photograph gives one channel (and its grey profile, if any); else RGB.
         """
-        finished = colours.convert("L") if self.grey else colours
+        grey = self.grey and keep_grey
+        finished = colours.convert("L") if grey else colours
         if self.alpha is not None:
             alpha = self.alpha.resize(colours.size, Image.Resampling.BICUBIC)
-            finished = finished.convert("LA" if self.grey else "RGBA")
+            finished = finished.convert("LA" if grey else "RGBA")
             finished.putalpha(alpha)
-        finished.info = {"icc_profile": self.icc_profile} if self.icc_profile else {}
+        speaks = self.icc_profile[16:20] == (b"GRAY" if grey else b"RGB ")
+        finished.info = {"icc_profile": self.icc_profile} if speaks else {}
         return finished
 
 
@@ -246,8 +253,9 @@ def _check_plausible(image: Image.Image, size: int) -> None:
     """Raises a ValueError where a header promises more pixels than the file can hold, before memory is taken."""
     pixels = image.width * image.height
     most = _PIXELS_PER_BYTE.get(image.format or "", 0) * size
-    if image.format == "PNG":
-        most = size * _DEFLATE_RATIO * 8 // _BITS.get(image.mode, 1)
+    ratio = _RATIOS.get("PNG" if image.format == "PNG" else str(image.info.get("compression")), 0)
+    if image.format in ("PNG", "TIFF"):
+        most = size * ratio * 8 // _BITS.get(image.mode, 1)
     if most and pixels > max(most, 2**16):
         raise ValueError(f"truncated or damaged: {image.width}x{image.height} pixels cannot be in {size} bytes")
 

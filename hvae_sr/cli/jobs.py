@@ -1,0 +1,156 @@
+"""What `upscale` has to do: which files, where to, and what of it is done."""
+
+import argparse
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FORMATS = ("png", "webp", "jpg", "tiff")
+
+# What an earlier result must agree in to count as finished. Device and version change nothing that is meant to be.
+_DECISIVE = ("weights", "temperature", "outscale", "consistent", "dtype", "tile", "source_sha256", "frame")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image, or one frame of an animation.
+
+    Args:
+        source: the file.
+        frame: of an animation whose frames are all wanted; None takes the first.
+        root: the output folder.
+        folder: below it.
+        stem: of the names of the results, without the kind.
+        suffix: of the format, with its dot.
+    """
+
+    source: Path
+    frame: int | None
+    root: Path
+    folder: Path
+    stem: str
+    suffix: str
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return str(self.source) if self.frame is None else f"{self.source} (frame {self.frame})"
+
+    def path(self, kind: str, outscale: float) -> Path:
+        """Of a result: "seed3", "mean" or "std"."""
+        return self.root / self.folder / f"{self.stem}_x{outscale:g}_{kind}{self.suffix}"
+
+    def make_folder(self) -> None:
+        """Makes the folder of the results.
+
+        Raises:
+            ValueError: a link in the output folder leads out of it.
+        """
+        folder = self.root / self.folder
+        if not folder.resolve().is_relative_to(self.root.resolve()):
+            raise ValueError(f"{self.source}: {folder} leads out of the output folder")
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def source_hash(self) -> str:
+        """SHA-256 of the file, hexadecimal."""
+        digest = hashlib.sha256()
+        with open(self.source, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+        return digest.hexdigest()
+
+
+def plan(options: argparse.Namespace) -> tuple[list[Job], list[Exception]]:
+    """The images to upscale, and why some of those named cannot be.
+
+    Folders below an INPUT folder come again below the output folder. What the command itself wrote into its output
+    folder is left out.
+
+    Raises:
+        ValueError: no image, one alone that cannot be read, or two whose results would have the same names.
+    """
+    from ..images import ImageError, find_images, load_image
+
+    output = Path(options.output_dir)
+    given = {Path(source).resolve() for source in options.inputs}
+    found: dict[Path, Path] = {}  # file: folder of its results
+    unreadable: list[Exception] = []
+    for source in map(Path, options.inputs):
+        try:
+            paths = find_images(source, recursive=options.recursive)
+        except ImageError as error:
+            unreadable.append(error)
+            continue
+        for path in paths:
+            if path.resolve() in given or output.resolve() not in path.resolve().parents or not _made_here(path):
+                found.setdefault(path, path.relative_to(source).parent if source.is_dir() else Path())
+    if not found:
+        raise unreadable[0] if unreadable else ValueError(f"`INPUT`: no images in {', '.join(options.inputs)}")
+    names: dict[Path, Path] = {}
+    for path, folder in found.items():
+        name = folder / path.stem
+        if name in names:
+            raise ValueError(f"`INPUT`: {names[name]} and {path} would write files of the same name")
+        names[name] = path
+    if len(found) == 1 and not unreadable:
+        (path,) = found
+        width, height = load_image(path).size  # a typo should not cost the time to load a model
+        if min(width, height) < 2:
+            raise ValueError(f"{path}: must be at least 2x2 pixels, is {width}x{height}")
+    return [job for path, folder in found.items() for job in _jobs(path, folder, output, options)], unreadable
+
+
+def _jobs(path: Path, folder: Path, output: Path, options: argparse.Namespace) -> list[Job]:
+    from ..images import ImageError, count_frames
+
+    suffix = f".{options.format}"
+    frames = 1
+    if options.all_frames:
+        try:
+            frames = count_frames(path)
+        except ImageError:
+            pass  # reported when its turn comes
+    if frames == 1:
+        return [Job(path, None, output, folder, path.stem, suffix)]
+    return [Job(path, number, output, folder, f"{path.stem}_frame{number:04d}", suffix) for number in range(frames)]
+
+
+def _made_here(path: Path) -> bool:
+    from ..images import ImageError, read_metadata
+
+    try:
+        return bool(read_metadata(path))
+    except ImageError:
+        return False
+
+
+def state(job: Job, facts: dict[str, Any], seeds: Sequence[int], options: argparse.Namespace) -> str:
+    """ "new", "finished", "other settings" or "unfinished".
+
+    Raises:
+        ValueError: a file that this command did not write is in the way, and may not be replaced.
+    """
+    from ..images import ImageError, read_metadata
+
+    kinds = [f"seed{seed}" for seed in seeds] + ["mean", "std"]
+    paths = [job.path(kind, options.outscale) for kind in kinds]
+    present = [path for path in paths if os.path.lexists(path)]
+    if not present:
+        return "new"
+    same = True
+    for path in present:
+        try:
+            made = read_metadata(path)
+        except ImageError:
+            made = {}
+        if not made and not options.overwrite:
+            raise ValueError(f"{job.source}: {path} is in the way, and no result of this command (see --overwrite)")
+        same = same and all(made.get(name) == facts[name] for name in _DECISIVE)
+        if "seeds" in made:
+            same = same and made["seeds"] == list(seeds)
+    if not same:
+        return "other settings"
+    return "finished" if len(present) == len(kinds) else "unfinished"

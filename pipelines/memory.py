@@ -1,0 +1,111 @@
+"""How much is computed at once, so that a call stays within a bound of memory."""
+
+import contextlib
+import re
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from hvae_sr.models import VDVAE
+
+PIXELS_PER_CHUNK = 2**20
+"""HR pixels that one network evaluation works on at the most: about 1 GiB in fp32 for the bundled models."""
+
+MIN_PIXELS = 256**2
+"""HR pixels of the smallest evaluation that a bound may lead to, margins included."""
+
+_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+def parse_bytes(text: str | int) -> int:
+    """Bytes from a number of them, or from "800MB", "2.5 GiB" and the like (powers of 1024 either way).
+
+    Raises:
+        ValueError: neither, or not positive.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", str(text), re.IGNORECASE)
+    value = int(float(match[1]) * 1024 ** _UNITS[match[2].upper()]) if match else 0
+    if value <= 0 or isinstance(text, bool):
+        raise ValueError(f"`max_memory` must be a number of bytes such as 2000000000, '800MB' or '2GB', got {text!r}")
+    return value
+
+
+def format_bytes(value: float) -> str:
+    """As "1.5 GB" (of 2^30 bytes)."""
+    return f"{value / 2**30:.1f} GB" if value >= 2**29 else f"{value / 2**20:.0f} MB"
+
+
+def used_and_available(device: torch.device) -> tuple[int, int] | None:
+    """Bytes that this process holds, and that it could still get; None for devices that do not tell."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.memory_allocated(device), free + reserved
+    if device.type != "cpu":
+        return None
+    available = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):  # a container's limit ("max": none), which psutil does not see
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())
+        available = min(available, limit - int((group / "memory.current").read_text()))
+    return psutil.Process().memory_info().rss, max(available, 0)
+
+
+def bytes_per_pixel(vdvae: VDVAE) -> int:
+    """Estimate of what one network evaluation takes for each HR pixel.
+
+    Six times the finest stream and the likelihood's parameters, which is what the bundled models were measured to take
+    (`python benchmarks/memory.py`), and somewhat more than that of others.
+    """
+    config = vdvae.config
+    last: Any = vdvae.blocks[-1]
+    per_pixel = last.width / config.patch_size**2 + 10 * config.num_mixtures
+    return round(6 * per_pixel * 4)
+
+
+def working_pixels(
+    vdvae: VDVAE,
+    size: tuple[int, int],
+    num_samples: int,
+    output_type: str,
+    keep_images: bool,
+    max_memory: int | None,
+    device: torch.device,
+) -> int:
+    """HR pixels that a network evaluation may work on.
+
+    Args:
+        vdvae: the model.
+        size: (H, W) of the HR image.
+        num_samples: of the image.
+        output_type: of the samples.
+        keep_images: whether they are all kept.
+        max_memory: bound of the process (CPU) or of the device's memory, bytes; None: half of what is available.
+        device: where the networks run.
+
+    Raises:
+        ValueError: the bound leaves no room beside the arrays of the output; the message says how much would do.
+    """
+    memory = used_and_available(device)
+    if memory is None:
+        return PIXELS_PER_CHUNK
+    used, available = memory
+    bound = used + available // 2 if max_memory is None else max_memory
+    each = 4 if output_type == "pil" else 12  # bytes a pixel
+    arrays = 16 + 8 + (24 if num_samples > 1 else 0)  # the sample, what it is turned into, mean and squares
+    arrays += each * num_samples if keep_images else each
+    taken = size[0] * size[1] * arrays
+    cost = bytes_per_pixel(vdvae)
+    pixels = (bound - used - taken) // cost
+    if pixels < MIN_PIXELS:
+        needed = used + taken + MIN_PIXELS * cost
+        what = (
+            "`max_memory`" if max_memory is not None else "half of the memory that is available, added to what is used,"
+        )
+        raise ValueError(
+            f"{what} = {format_bytes(bound)} is too little for {num_samples} samples of {size[1]}x{size[0]}, which "
+            f"take about {format_bytes(needed)}: fewer samples, a smaller image or a larger `max_memory`"
+        )
+    return int(min(pixels, PIXELS_PER_CHUNK))

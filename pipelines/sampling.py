@@ -1,0 +1,178 @@
+"""Samples of one image, window by window where it is large."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from hvae_sr.models import Condition, VDVAESample
+from hvae_sr.models.loading import PerGroup
+from hvae_sr.noise import CounterNoise, NoiseSource, TensorNoise
+
+from .memory import PIXELS_PER_CHUNK
+from .windows import Tile, Window, split, tiles
+
+MARGIN = 96
+"""HR pixels around a window that the networks see and that are not kept: on the bundled models windows and whole then
+differ by less than 0.01 grey levels in float32 (`python benchmarks/windows.py`)."""
+
+BLEND = 4
+"""Tiles of a model of one size are blended over a quarter of their side."""
+
+
+class WindowSampler:
+    """Draws samples for one y, in windows that see the noise of the whole image.
+
+    Args:
+        pipe: the pipeline; its networks, scale and device are used.
+        y: `[3, h, w]` in [0, 1], on the device.
+        window_size: side of a window in pixels of y, margins left out; None chooses windows of `pixels`.
+        pixels: HR pixels that one network evaluation may work on.
+        tile: whether a model of one size works on blended tiles of that size; else `y` must have it.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        y: Tensor,
+        window_size: int | None = None,
+        pixels: int = PIXELS_PER_CHUNK,
+        tile: bool = False,
+    ) -> None:
+        self.vdvae, self.lr_encoder, self.scale = pipe.vdvae, pipe.lr_encoder, pipe.operator.scale_factor
+        self.fixed_side = self.lr_encoder.config.image_size if self.vdvae.config.bias_type == "spatial" else None
+        self.pixels, self.tile = pixels, tile
+        self.padded = self._pad(y)  # [1, 3, h', w'] on [-1, 1]
+        self.windows = self._split(window_size)
+        self._shared: Condition | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the padded HR image, which latents and noise belong to."""
+        return self.padded.shape[-2] * self.scale, self.padded.shape[-1] * self.scale
+
+    @property
+    def samples_at_once(self) -> int:
+        """How many samples one network evaluation may take."""
+        largest = max(self._area(window) for window in self.windows)
+        return max(1, self.pixels // largest)
+
+    def sample(
+        self,
+        count: int,
+        seeds: list[int] | None,
+        noise: Sequence[Tensor | None] | None,
+        latents: Sequence[Tensor | None] | None,
+        arguments: dict[str, Any],
+    ) -> VDVAESample:
+        """n samples of the whole.
+
+        Args:
+            count: n.
+            seeds, noise: of the n samples; one of them.
+            latents: given values, n rows or one.
+            arguments: others of `VDVAE.sample`.
+
+        Returns:
+            Images `[n, 3, H, W]` on [-1, 1] and latents `[n, C, h_l, w_l]`.
+        """
+        if len(self.windows) == 1:
+            return self.sample_window(self.windows[0], count, seeds, noise, latents, arguments)
+        whole: VDVAESample | None = None
+        for window in self.windows:
+            out = self.sample_window(window, count, seeds, noise, latents, arguments)
+            if whole is None:
+                start = out.sample.new_zeros if isinstance(window, Tile) else out.sample.new_empty
+                whole = VDVAESample(
+                    sample=start(count, 3, *self.size),
+                    latents=PerGroup(
+                        z.new_empty(self.vdvae.latent_shape(group, count, self.size))
+                        for group, z in enumerate(out.latents)
+                    ),
+                )
+            window.paste(out.sample, whole.sample, self.scale)
+            for group, z in enumerate(out.latents):
+                window.paste(z, whole.latents[group], self.scale, self.vdvae.stride(group))
+        assert whole is not None
+        return whole
+
+    def sample_window(
+        self,
+        window: Window,
+        count: int,
+        seeds: list[int] | None,
+        noise: Sequence[Tensor | None] | None = None,
+        latents: Sequence[Tensor | None] | None = None,
+        arguments: dict[str, Any] | None = None,
+    ) -> VDVAESample:
+        """As `sample`, of what one window sees."""
+        source: NoiseSource = (
+            CounterNoise(seeds, origin=(window.outer[0] * self.scale, window.outer[1] * self.scale))
+            if seeds is not None
+            else TensorNoise(self._crop(noise, window))  # type: ignore[arg-type]  # none of them is None
+        )
+        return self.vdvae.sample(
+            count,
+            self._view_size(window),
+            noise=source,
+            condition=self.condition(window),
+            latents=self._crop(latents, window),
+            **(arguments or {}),
+        )
+
+    def condition(self, window: Window) -> Condition:
+        """The features of what a window sees of y; those of the only window are kept for all samples."""
+        if self._shared is not None:
+            return self._shared
+        condition = self.lr_encoder.encode(self.padded[window.crop])
+        if len(self.windows) == 1:
+            self._shared = condition
+        return condition
+
+    def statistics(self, window: Window, latents: Sequence[Tensor]) -> list[Any]:
+        """`GroupStatistics` of every group of one window, for given latents `[n, C, h, w]` of the whole."""
+        given = self._crop(latents, window)
+        out = self.vdvae.top_down(
+            len(latents[0]), self._view_size(window), condition=self.condition(window), latents=given, record=True
+        )
+        return out.groups
+
+    def _view_size(self, window: Window) -> tuple[int, int]:
+        top, left, bottom, right = window.outer
+        return (bottom - top) * self.scale, (right - left) * self.scale
+
+    def _area(self, window: Window) -> int:
+        return math.prod(self._view_size(window))
+
+    def _pad(self, y: Tensor) -> Tensor:
+        """y on [-1, 1], its edges repeated up to what the networks need."""
+        if self.fixed_side is not None:
+            bottom, right = (max(self.fixed_side - side, 0) for side in y.shape[-2:])
+        else:
+            bottom, right = (-side % self._multiple for side in y.shape[-2:])
+        return F.pad(y[None] * 2 - 1, (0, right, 0, bottom), mode="replicate")
+
+    @property
+    def _multiple(self) -> int:
+        """What the sides of y must be multiples of, for both networks."""
+        multiple = self.vdvae.size_multiple
+        return math.lcm(self.lr_encoder.size_multiple, multiple // math.gcd(multiple, self.scale))
+
+    def _split(self, window_size: int | None) -> Sequence[Window]:
+        height, width = self.padded.shape[-2:]
+        if self.fixed_side is not None:
+            return tiles(height, width, self.fixed_side, self.fixed_side // BLEND)
+        multiple = self._multiple
+        margin = math.ceil(MARGIN / self.scale / multiple) * multiple
+        if window_size is None:
+            window_size = int(self.pixels**0.5) // self.scale - 2 * margin
+        return split(height, width, max(window_size // multiple, 1) * multiple, margin)
+
+    def _crop(self, values: Sequence[Tensor | None] | None, window: Window) -> list[Tensor | None]:
+        """What a window sees of given noise or latents `[N, C, h_l, w_l]`."""
+        return [
+            z if z is None else z[window.view(self.scale, self.vdvae.stride(group))]
+            for group, z in enumerate(values or ())
+        ]
