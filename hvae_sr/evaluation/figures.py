@@ -28,7 +28,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 _HATCHES = ("", "///", "...", "xx", "\\\\\\", "++")
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.grid": True,
     "grid.color": "0.88",
@@ -312,7 +312,8 @@ def image_grid(rows: Sequence[Sequence[Any]], headings: Sequence[str], captions:
                     axes[i, j].set_title(headings[j], fontsize=8)
             if captions:
                 axes[i, 0].set_ylabel(captions[i], fontsize=8)
-        figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)  # type: ignore[union-attr]
+        engine: Any = figure.get_layout_engine()
+        engine.set(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
     return figure
 
 
@@ -341,9 +342,9 @@ def sample_grid(entries: Sequence[Mapping[str, Any]], max_samples: int = 4) -> F
         for ax, values in zip(grid[:, column], maps, strict=True):
             drawn = ax.imshow(values, cmap="cividis", vmin=0, vmax=top, interpolation="nearest")
             ax.set_frame_on(True)
-        bar = figure.colorbar(drawn, ax=list(grid[:, -1]), fraction=0.08, pad=0.02)
+        bar: Any = figure.colorbar(drawn, ax=list(grid[:, -1]), fraction=0.08, pad=0.02)
         bar.set_label("std (grey levels)", fontsize=8)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
     return figure
 
 
