@@ -78,9 +78,7 @@ def main() -> None:
         print(
             f"MFLOPs per image: prior {costs[0] / 1e6:.0f}, LR encoder {costs[1] / 1e6:.0f}, joint {costs[2] / 1e6:.0f}"
         )
-        print(
-            "| | updates | distortion | KL(q || q_psi) | bound, bits/dim | PSNR of a sample, t=0.5 |\n|---|---|---|---|---|---|"
-        )
+        print("| | updates | distortion | KL | bound, bits/dim | PSNR of a sample, t=0.5 |\n|---|---|---|---|---|---|")
         for label, updates, first, second in (
             ("two stages", f"{half} + {half}", prior, pair),
             ("joint", str(joint_updates), joint, joint),

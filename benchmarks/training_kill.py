@@ -21,6 +21,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from hvae_sr.training.progress import read_log  # noqa: E402
+
 PROCESSES = multiprocessing.get_context("forkserver")  # one import of torch for all runs
 PROCESSES.set_forkserver_preload(["train", "hvae_sr.pipelines"])
 VDVAE = {
@@ -63,8 +65,9 @@ def main() -> int:
         def arguments(out: str) -> list[str]:
             return (
                 f"--stage vdvae --vdvae_config {root}/vdvae.json --train_data_dir {root}/photos "
-                f"--output_dir {root}/{out} --resolution 32 --train_batch_size 2 --max_train_steps {options.steps} --checkpointing_steps 2 "
-                "--logging_steps 1 --lr_warmup_steps 5 --resume_from_checkpoint latest --ema_decay 0.9"
+                f"--output_dir {root}/{out} --resolution 32 --train_batch_size 2 --max_train_steps {options.steps} "
+                "--checkpointing_steps 2 --logging_steps 1 --lr_warmup_steps 5 --ema_decay 0.9 "
+                "--resume_from_checkpoint latest"
             ).split()
 
         begun = time.perf_counter()
@@ -114,8 +117,6 @@ def main() -> int:
 
 def list_steps(out: Path) -> list[tuple[int, float]]:
     """(step, loss) of the log so far."""
-    from hvae_sr.training.progress import read_log
-
     return [(record["step"], record["bits_per_dim"]) for record in read_log(out / "log.jsonl")]
 
 

@@ -65,9 +65,7 @@ def main() -> None:
         dtype = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
         peak = measure_peak(trainer.accelerator.device, dtype)
         both = [statistics.median(times[2:]) for times in (loop, bare)]
-        print(
-            f"{options.config}: batch {images}, {config.mixed_precision}, {os.environ.get('OMP_NUM_THREADS')} thread(s)"
-        )
+        print(f"{options.config}: batch {images}, {config.mixed_precision}, {torch.get_num_threads()} thread(s)")
         print(f"loop: {images / both[0]:.1f} images/s; bare forward and backward: {images / both[1]:.1f} images/s")
         print(f"share of the bare throughput: {100 * both[1] / both[0]:.1f} %")
         print(f"MFU: {100 * images / both[0] * trainer.cost.flops / peak:.1f} % of {peak / 1e9:.0f} GFLOP/s")

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..operators import Downsampling
 from .build import build_objective, check_gradients, check_objective
 from .config import TrainingConfig
 from .objectives import Objective
@@ -97,8 +98,15 @@ def plan(config: TrainingConfig, num_processes: int = 1) -> tuple[Objective, Cos
     """
     device = torch.device("cpu")
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.mixed_precision)
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
         objective = build_objective(config, load_weights=False)
+    image = torch.zeros(1, 3, config.resolution, config.resolution)
+    for holder in (objective, objective.lr_network):  # the matrices of H are cut by their values: these must be real
+        operator = getattr(holder, "operator", None)
+        if isinstance(operator, Downsampling):
+            operator.project(image, operator(image))
+    with mode:
         check_objective(objective, config, device)
         if config.gradient_checkpointing:
             for network in objective.components().values():

@@ -1,17 +1,19 @@
 """The end of a run: a folder that loads, with a card that says how it was made."""
 
-import json
 import logging
 import os
 import shlex
 import sys
+import tempfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
+import yaml
 from diffusers.configuration_utils import FrozenDict
-from huggingface_hub import ModelCard, ModelCardData
 
 from .. import hub
+from ..model_card import IMAGES_FOLDER, NOTES_FILE, write_model_card
 from ..models import VDVAE, LRConditioner, LREncoder
 from .config import TrainingConfig
 from .objectives import Objective
@@ -28,7 +30,7 @@ LOSS_FIGURES = {
 }
 """The figure in the log that a stage is judged by."""
 
-_CURVE = "curve.png"
+_SIGNATURE = "Made by `train.py` of hvae-sr:"
 _METHODS = {
     "vdvae": "VD-VAE prior (negative ELBO)",
     "lr-encoder": "CVDVAE: LR encoder distilled from a frozen VD-VAE prior",
@@ -61,21 +63,29 @@ def write_folder(objective: Objective, config: TrainingConfig, folder: Path) -> 
 
 
 def write_card(config: TrainingConfig, folder: Path, records: list[dict[str, Any]], updates: int) -> None:
-    """Writes README.md, the model card, and the curve of the loss beside it.
+    """Writes README.md, the model card, and the curve of the loss in `images`.
 
-    A README.md that is no card of this training code is left alone.
+    A README.md that this function has not written is left alone.
     """
     path = folder / "README.md"
     if path.exists() and _SIGNATURE not in path.read_text(errors="replace"):
         logger.info("%s exists and is left as it is", path)
         return
-    curve = plot_curve(records, LOSS_FIGURES[config.stage])
+    curve, picture = plot_curve(records, LOSS_FIGURES[config.stage]), None
     if curve is not None:
-        _replace(folder / _CURVE, lambda partial: curve.save(partial, format="PNG"))
-    card = ModelCard(
-        f"---\n{_metadata(config).to_yaml()}\n---\n\n{_text(config, folder, records, updates, curve is not None)}"
-    )
-    _replace(path, lambda partial: partial.write_text(str(card)))
+        picture = folder / IMAGES_FOLDER / "curve.png"
+        picture.parent.mkdir(exist_ok=True)
+        partial = picture.with_suffix(".partial")
+        curve.save(partial, format="PNG")
+        os.replace(partial, picture)
+    own = folder / NOTES_FILE
+    with tempfile.TemporaryDirectory() as temporary:
+        notes = Path(temporary) / NOTES_FILE
+        text = own.read_text() if own.is_file() else f"---\n{yaml.safe_dump(_metadata(config))}---\n"
+        if "\n## Training" not in text:  # what people wrote about it stands instead
+            text += f"\n## Training\n\n{_summary(config, records, updates)}\n"
+        notes.write_text(text)
+        write_model_card(folder, training_command=_command(), notes=notes, curve=picture)
 
 
 def push(config: TrainingConfig, folder: Path) -> str:
@@ -105,54 +115,33 @@ def repository(config: TrainingConfig) -> str:
         raise ValueError(f"`hub_model_id` {name!r} has no owner, and the Hub does not name you: {reason}") from error
 
 
-_SIGNATURE = "Made by `train.py` of hvae-sr."
-
-
-def _metadata(config: TrainingConfig) -> ModelCardData:
+def _metadata(config: TrainingConfig) -> dict[str, Any]:
     bases = [path for path in (config.pretrained_vdvae, config.pretrained_lr_encoder) if path and _is_hub_id(path)]
-    dataset = config.dataset_name if config.dataset_name and _is_hub_id(config.dataset_name) else None
-    return ModelCardData(
-        library_name="hvae-sr",
-        pipeline_tag="unconditional-image-generation" if config.stage == "vdvae" else "image-to-image",
-        tags=["super-resolution", "hierarchical-vae", "diffusers", config.stage],
-        base_model=bases or None,
-        datasets=[dataset] if dataset else None,
-    )
+    found: dict[str, Any] = {"base_model": bases} if bases else {}
+    if config.dataset_name and _is_hub_id(config.dataset_name):
+        found["datasets"] = [config.dataset_name]
+    return found
 
 
-def _text(config: TrainingConfig, folder: Path, records: list[dict[str, Any]], updates: int, has_curve: bool) -> str:
-    name = folder.resolve().name
+def _summary(config: TrainingConfig, records: list[dict[str, Any]], updates: int) -> str:
+    """How the run went, for the card."""
     figure = LOSS_FIGURES[config.stage]
-    kind, use = (
-        ("VDVAE", "images = model.sample(4).sample  # [4, 3, H, W] on [-1, 1]")
-        if config.stage == "vdvae"
-        else ("SuperResolutionPipeline", 'images = model("photo.png", num_samples=5, seed=0).images')
-    )
-    load = f'from hvae_sr import {kind}\n\nmodel = {kind}.from_pretrained("{name}")\n{use}'
     last = {key: value for record in records for key, value in record.items() if isinstance(value, float)}
     shown = {key: last[key] for key in (figure, f"validation_{figure}") if key in last}
     shown |= {key: value for key, value in last.items() if "psnr" in key}
     rows = "".join(f"| {key.replace('_', ' ')} | {value:.4g} |\n" for key, value in shown.items())
-    options = json.loads((folder / "training_config.json").read_text())
-    parts = [
-        f"# {name}\n\n{_METHODS[config.stage]}, {'' if config.stage == 'vdvae' else f'x{config.scale_factor}, '}"
-        f"after {updates} updates of {config.train_batch_size * config.gradient_accumulation_steps} crops of "
-        f"{config.resolution} x {config.resolution} pixels in each process. {_SIGNATURE}",
-        f"```python\n{load}\n```",
-        f"## Figures at the end\n\n| | |\n|---|---|\n{rows}" if rows else "",
-        f"![{figure.replace('_', ' ')}]({_CURVE})" if has_curve else "",
-        f"## Training\n\n```\n{_command()}\n```\n\nThe resolved options are in `training_config.json`, every figure in "
-        f"`log.jsonl`. Seed {options['seed']}, precision {options['mixed_precision']}.",
-        "## Limits\n\nSamples are plausible images, not evidence of what was there. Say here which images the weights "
-        "were trained on, and under which licence.",
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    crops = config.train_batch_size * config.gradient_accumulation_steps
+    text = (
+        f"{_SIGNATURE} {_METHODS[config.stage]}; {updates} updates of {crops} crops of {config.resolution} x "
+        f"{config.resolution} pixels in each process, seed {config.seed}, precision {config.mixed_precision}."
+    )
+    return f"{textwrap.fill(text, 118)}\n\n| at the end | |\n|---|---|\n{rows}" if rows else textwrap.fill(text, 118)
 
 
 def _command() -> str:
-    """The command line, with paths inside the home folder shortened: cards are published."""
-    home = str(Path.home())
-    return shlex.join([Path(sys.argv[0]).name, *(part.replace(home, "~") for part in sys.argv[1:])])
+    """The command line, with the last part of paths only: cards are published."""
+    parts = [part.rpartition("=") for part in sys.argv]
+    return shlex.join([head + sign + (Path(last).name if os.path.isabs(last) else last) for head, sign, last in parts])
 
 
 def _is_hub_id(text: str) -> bool:
@@ -162,9 +151,3 @@ def _is_hub_id(text: str) -> bool:
 def _forget_origin(network: VDVAE | LREncoder | LRConditioner) -> None:
     """diffusers would write the folder that a network was loaded from into the configuration of the new one."""
     network._internal_dict = FrozenDict({k: v for k, v in network.config.items() if k != "_name_or_path"})
-
-
-def _replace(path: Path, write: Any) -> None:
-    partial = path.with_name(path.name + ".partial")
-    write(partial)
-    os.replace(partial, path)

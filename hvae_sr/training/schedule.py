@@ -26,7 +26,7 @@ class PlateauSchedule:
         self.loss_sum = 0.0  # of the training losses since the last observation
         self.losses = 0
         self.peaks = [float(group["lr"]) for group in optimizer.param_groups]
-        self.plateau = ReduceLROnPlateau(optimizer, factor=factor, patience=patience)
+        self.plateau = ReduceLROnPlateau(optimizer, factor=factor, patience=patience, eps=0.0)
         self._warm_up()
 
     def step(self) -> None:

@@ -1,0 +1,336 @@
+"""What surrounds the loop: recipes, dry runs, schedules, the joint stage, pictures, cards, uploads, damage."""
+
+import json
+import logging
+import re
+import resource
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from runs import assert_same, log, weights, write
+
+import train
+from hvae_sr import VDVAE, SuperResolutionPipeline
+from hvae_sr.training import Joint, Trainer, parse_arguments
+from hvae_sr.training.build import build_objective
+from hvae_sr.training.checkpoints import list_checkpoints
+from hvae_sr.training.cost import plan
+
+HUB_CONFIGS = Path(__file__).parents[2] / "hub_configs"
+RECIPES = {  # prior and other networks that are given on the command line; groups conditioned, parameters in all
+    "vdvae-cifar10": ({}, 39145700),
+    "vdvae-imagenet32": ({}, 119280868),
+    "vdvae-imagenet64": ({}, 125005860),
+    "vdvae-ffhq256": ({}, 114874852),
+    "vdvae-ffhq1024": ({}, 109366904),
+    "cvdvae-ffhq256-x4": ({"pretrained_vdvae": "vdvae-ffhq256"}, 57),
+    "cvdvae-ffhq256-x8": ({"pretrained_vdvae": "vdvae-ffhq256"}, 43),
+    "cvdvae-ffhq256-x16": ({"pretrained_vdvae": "vdvae-ffhq256"}, 21),
+    "vdvae-sr-64": ({"pretrained_vdvae": "vdvae-imagenet64"}, 30),
+    "vdvae-sr-256": ({"pretrained_vdvae": "vdvae-ffhq256", "lr_from_vdvae": "vdvae-imagenet64"}, 21),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_recipe_of_a_published_model_builds_it(name):
+    given, expected = RECIPES[name]
+    extra = [part for key, folder in given.items() for part in (f"--{key}", str(HUB_CONFIGS / folder))]
+    recipe = HUB_CONFIGS / name / "train.yaml"
+    config = parse_arguments(["--config", str(recipe), "--train_data_dir", "in", "--output_dir", "out", *extra])
+    with torch.device("meta"):
+        objective = build_objective(config, load_weights=False)
+    assert objective.vdvae.config.image_size == config.resolution
+    assert config.scales == [1.0] and not config.rotate
+    if not given:
+        assert sum(parameter.numel() for parameter in objective.parameters()) == expected
+        return
+    network = objective.lr_network
+    assert network.config.num_conditioned_groups == expected
+    assert network.config.image_size * config.scale_factor == config.resolution
+    trained = {name.split(".")[0] for name, p in objective.named_parameters() if p.requires_grad}
+    assert trained == ({"lr_network"} if config.stage == "lr-encoder" else {"lr_network", "vdvae"})
+    assert not any(p.requires_grad for p in objective.vdvae.encoder.parameters())
+
+
+def test_the_lr_network_may_start_from_the_encoder_of_a_vdvae(options, tmp_path):
+    torch.manual_seed(3)
+    blocks = {"encoder_blocks": "8x1", "decoder_blocks": "8x1", "width": 8, "bottleneck_multiple": 0.5}
+    source = VDVAE(image_size=8, **blocks)
+    source.save_pretrained(tmp_path / "source")
+    config = parse_arguments(options("vdvae-sr", tmp_path / "out", lr_from_vdvae=tmp_path / "source"))
+    assert_same(build_objective(config).lr_network.network.bottom_up.state_dict(), source.encoder.state_dict())
+    VDVAE(image_size=8, **{**blocks, "width": 16}).save_pretrained(tmp_path / "wide")
+    config = parse_arguments(options("vdvae-sr", tmp_path / "out", lr_from_vdvae=tmp_path / "wide"))
+    with pytest.raises(ValueError, match="`lr_from_vdvae`.*does not fit"):
+        build_objective(config)
+
+
+# Dry run
+
+
+def test_a_dry_run_tells_all_and_writes_nothing(options, tmp_path, capsys):
+    arguments = options("lr-encoder", tmp_path / "out", dry_run="true", train_batch_size=4)
+    assert train.main(arguments) == 0
+    text = capsys.readouterr().out
+    objective = build_objective(parse_arguments(arguments))
+    counts = {name: sum(p.numel() for p in net.parameters()) for name, net in objective.components().items()}
+    assert f"vdvae: VDVAE, {counts['vdvae']:,} parameters, 0 of them trained" in text
+    assert f"lr_encoder: LREncoder, {counts['lr_encoder']:,} parameters, {counts['lr_encoder']:,} of them" in text
+    assert "images: 5, 10 crops in an epoch, 2 updates" in text and '"train_batch_size": 4' in text
+    assert re.search(r"computation: \d+\.\d\d GFLOPs per image", text)
+    assert re.search(r"memory \(estimate, each process\): \d+ MiB", text)
+    assert not (tmp_path / "out").exists()
+    assert train.main(options("vdvae", tmp_path / "out", dry_run="true", train_data_dir="none")) == 2
+
+
+def test_the_plan_counts_what_a_step_computes_and_keeps(options, tmp_path):
+    """Against the count of the real step, and against a model twice as long."""
+    config = parse_arguments(options("vdvae", tmp_path))
+    _, cost = plan(config)
+    assert Trainer(config).cost == cost
+    blocks = json.loads(Path(config.vdvae_config).read_text())
+    longer = write(tmp_path / "longer.json", json.dumps({**blocks, "decoder_blocks": "8x1,16m8,16x5"}))
+    _, more = plan(parse_arguments(options("vdvae", tmp_path, vdvae_config=longer)))
+    assert cost.flops < more.flops and cost.activation_bytes < more.activation_bytes
+    _, less = plan(parse_arguments(options("vdvae", tmp_path, vdvae_config=longer, gradient_checkpointing="true")))
+    assert less.activation_bytes < more.activation_bytes and less.flops > more.flops
+
+
+# Schedules
+
+
+@pytest.mark.parametrize("validated", [False, True])
+def test_the_plateau_schedule_lowers_the_rate_and_survives_a_resume(validated, options, photos, tmp_path):
+    extra = {"lr_scheduler": "plateau", "plateau_patience": 0, "learning_rate": 1e-9, "validation_steps": 2,
+             "lr_warmup_steps": 2, "max_train_steps": 17, "checkpointing_steps": 5, "checkpoints_total_limit": 9,
+             "validation_images": 0}  # fmt: skip
+    if validated:
+        extra["validation_data_dir"] = photos
+    whole = tmp_path / "whole"
+    assert train.main(options("vdvae", whole, **extra)) == 0
+    rates = [record["learning_rate"] for record in log(whole) if "learning_rate" in record]
+    assert rates[0] == pytest.approx(5e-10) and rates[1] == pytest.approx(1e-9)
+    assert rates == sorted(rates[:2]) + sorted(rates[2:], reverse=True) and rates[-1] < 0.9e-9
+    assert all(rate in {5e-10} | {1e-9 * 0.5**k for k in range(9)} for rate in rates)
+    again = tmp_path / "again"
+    assert train.main(options("vdvae", again, **extra, resume_from_checkpoint=whole / "checkpoint-5")) == 0
+    assert log(again) == [record for record in log(whole) if record["step"] > 5]
+    assert_same(weights(whole), weights(again))
+
+
+def test_epochs_may_be_given_instead_of_updates(options, tmp_path):
+    assert train.main(options("vdvae", tmp_path, num_train_epochs=2, train_batch_size=4, max_train_steps=99)) == 0
+    assert [record["step"] for record in log(tmp_path)] == [1, 2, 3, 4]
+
+
+# Joint stage
+
+
+def test_the_joint_loss_trains_the_prior_as_if_alone_and_the_lr_encoder_as_if_it_were_frozen(options, prior, tmp_path):
+    pretrained = {"vdvae_config": None, "pretrained_vdvae": prior}
+    gradients, losses = {}, {}
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for stage in ("vdvae", "lr-encoder", "joint"):
+        torch.manual_seed(1)
+        objective = build_objective(parse_arguments(options(stage, tmp_path, **pretrained)))
+        loss, figures = objective(images, [4, 5])
+        loss.backward()
+        losses[stage] = loss.item(), figures
+        gradients[stage] = {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
+    assert isinstance(objective, Joint)
+    assert losses["joint"][0] == pytest.approx(losses["vdvae"][0] + losses["lr-encoder"][0], rel=1e-5)
+    assert float(losses["joint"][1]["kl_bits_per_dim"]) == pytest.approx(
+        float(losses["lr-encoder"][1]["kl_bits_per_dim"]), rel=1e-5
+    )
+    expected = gradients["vdvae"] | gradients["lr-encoder"]
+    assert gradients["joint"].keys() == expected.keys()
+    for name, gradient in gradients["joint"].items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
+
+
+# Watching
+
+
+@pytest.mark.parametrize("stage", ["vdvae", "lr-encoder", "vdvae-sr"])
+def test_validation_writes_figures_of_every_group_and_pictures(stage, options, photos, tmp_path):
+    pytest.importorskip("matplotlib")
+    extra = {"validation_data_dir": photos, "validation_steps": 3, "validation_images": 2}
+    assert train.main(options(stage, tmp_path, **extra)) == 0
+    (record,) = [record for record in log(tmp_path) if "validation_group_bits_per_dim" in record]
+    groups = record["validation_group_bits_per_dim"]
+    total = record["validation_kl_bits_per_dim" if stage == "lr-encoder" else "validation_rate"]
+    assert len(groups) == (2 if stage == "lr-encoder" else 3) and sum(groups) == pytest.approx(total, rel=1e-4)
+    samples = np.asarray(Image.open(tmp_path / "validation" / "step-0000003-samples.png"))
+    assert samples.shape == (2 * (32 + 4) + 4 + 14, 5 * (32 + 4) + 4, 3)
+    columns = [samples[18:50, 4 + 36 * i : 36 + 36 * i].astype(int) for i in range(5)]
+    stored = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(photos.iterdir())]
+    windows = [image[y : y + 32, x : x + 32] for image in stored[:1] for y in range(9) for x in range(29)]
+    assert any(np.array_equal(columns[0], window) for window in windows)
+    if stage != "vdvae":
+        blocks = columns[1].reshape(8, 4, 8, 4, 3)
+        assert (blocks == blocks[:, :1, :, :1]).all()  # LR, magnified
+        for temperature in ("0.2", "0.8", "1"):
+            assert record[f"validation_lr_psnr_t{temperature}"] > 30 and record[f"validation_psnr_t{temperature}"] > 5
+    assert Image.open(tmp_path / "validation" / "step-0000003-groups.png").size == (640, 360)
+
+
+def test_pictures_and_figures_reach_tensorboard(options, photos, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    extra = {"validation_data_dir": photos, "validation_steps": 3, "validation_images": 1}
+    assert train.main(options("vdvae", tmp_path, report_to="tensorboard", **extra)) == 0
+    scalars, images = set(), set()
+    for events in (tmp_path / "logs").rglob("*tfevents*"):
+        found = EventAccumulator(str(events))
+        found.Reload()
+        scalars |= set(found.Tags()["scalars"])
+        images |= set(found.Tags()["images"])
+    assert {"bits_per_dim", "images_per_second", "mfu", "validation_bits_per_dim"} <= scalars
+    assert any(tag.startswith("validation/samples") for tag in images)
+
+
+def test_speed_and_share_of_the_machine_are_logged(options, tmp_path):
+    assert train.main(options("vdvae", tmp_path)) == 0
+    for line in (tmp_path / "log.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        assert record["images_per_second"] > 0 and 0 < record["mfu"] < 1
+
+
+# The finished folder
+
+
+def test_the_finished_folder_says_how_it_was_made_and_not_where(options, prior, photos, tmp_path):
+    out = tmp_path / "portraits"
+    assert train.main(options("lr-encoder", out)) == 0
+    card = (out / "README.md").read_text()
+    assert card.startswith("---\n") and "pipeline_tag: image-to-image" in card and "library_name: hvae-sr" in card
+    assert "# portraits" in card and "kl bits per dim" in card and "SuperResolutionPipeline" in card
+    for file in ("vdvae/config.json", "lr_encoder/config.json", "model_index.json"):
+        assert str(prior.parent) not in (out / file).read_text() and "_name_or_path" not in (out / file).read_text()
+    SuperResolutionPipeline.from_pretrained(out)
+    (out / "README.md").write_text("my own card\n")
+    again = options("lr-encoder", out, max_train_steps=4, resume_from_checkpoint="latest")
+    assert train.main(again) == 0
+    assert (out / "README.md").read_text() == "my own card\n"
+
+
+def test_the_finished_folder_is_uploaded(options, tmp_path, monkeypatch, capsys):
+    from fake_hub import FakeHub
+
+    with FakeHub() as hub:
+        hub.connect(monkeypatch, tmp_path / "home")
+        out = tmp_path / "portraits"
+        arguments = options("lr-encoder", out, push_to_hub="true", hub_model_id="ada/portraits")
+        assert train.main(arguments) == 0
+        files = hub.files("ada/portraits")
+        assert {"README.md", "model_index.json", "vdvae/config.json", "lr_encoder/config.json"} <= set(files)
+        assert not any("checkpoint-" in name or name.startswith(("logs", "validation")) for name in files)
+        # Without an owner, and nobody whom the Hub knows: an error before anything is trained.
+        assert train.main(options("lr-encoder", tmp_path / "other", push_to_hub="true")) == 2
+        assert "`hub_model_id`" in capsys.readouterr().err and not (tmp_path / "other").exists()
+
+
+# Damage
+
+
+def test_latest_passes_over_a_damaged_checkpoint(options, tmp_path, caplog):
+    common = {"max_train_steps": 4, "checkpointing_steps": 1, "checkpoints_total_limit": 3}
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert train.main(options("vdvae", whole, **common)) == 0
+    shutil.copytree(whole, out)
+    model = out / "checkpoint-4" / "model.safetensors"
+    content = bytearray(model.read_bytes())
+    content[-3] ^= 1  # one bit of one weight: it would load
+    model.write_bytes(content)
+    (out / "checkpoint-3" / "optimizer.bin").unlink()
+    with caplog.at_level(logging.WARNING):
+        assert train.main(options("vdvae", out, **common, resume_from_checkpoint="latest")) == 0
+    assert "checkpoint-4 is damaged" in caplog.text and "model.safetensors has changed" in caplog.text
+    assert "checkpoint-3 is damaged" in caplog.text and "optimizer.bin is missing" in caplog.text
+    assert_same(weights(whole), weights(out))
+    assert log(whole) == log(out)
+
+
+def test_without_a_sound_checkpoint_the_run_does_not_start_over(options, tmp_path, capsys):
+    assert train.main(options("vdvae", tmp_path)) == 0
+    (tmp_path / "checkpoint-3" / "optimizer.bin").write_bytes(b"")
+    assert train.main(options("vdvae", tmp_path, max_train_steps=5, resume_from_checkpoint="latest")) == 2
+    assert "checkpoint-3 is damaged" in capsys.readouterr().err
+
+
+def test_on_a_full_disk_the_earlier_checkpoint_survives(options, tmp_path, capfd):
+    """The limit of the size of a file stands for a full disk: writing fails half way."""
+    common = {"checkpointing_steps": 1, "checkpoints_total_limit": 1}
+    assert train.main(options("vdvae", tmp_path, max_train_steps=2, **common)) == 0
+    before = (tmp_path / "checkpoint-2" / "model.safetensors").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        status = train.main(options("vdvae", tmp_path, max_train_steps=4, **common, resume_from_checkpoint="latest"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert status == 2
+    message = capfd.readouterr().err.splitlines()[-1]
+    assert "checkpoint-3 could not be written" in message and "MiB of" in message and "left: checkpoint-2" in message
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-2"]
+    assert (tmp_path / "checkpoint-2" / "model.safetensors").read_bytes() == before
+    assert not list(tmp_path.glob("*.partial"))
+    assert train.main(options("vdvae", tmp_path, max_train_steps=4, **common, resume_from_checkpoint="latest")) == 0
+
+
+# Sources of images
+
+
+def test_a_run_on_a_stream_resumes_bitwise(options, photos, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image()})
+    rows = [{"bytes": path.read_bytes(), "path": path.name} for path in sorted(photos.iterdir())]
+    datasets.Dataset.from_dict({"image": rows}, features=features).to_parquet(tmp_path / "photos.parquet")
+    source = {"train_data_dir": None, "dataset_name": tmp_path / "photos.parquet", "streaming": "true"}
+    common = {**source, "max_train_steps": 5, "checkpointing_steps": 3, "checkpoints_total_limit": 9}
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    assert train.main(options("vdvae", whole, **common)) == 0
+    assert train.main(options("vdvae", again, **common, resume_from_checkpoint=whole / "checkpoint-3")) == 0
+    assert log(again) == log(whole)[3:]
+    assert_same(weights(whole), weights(again))
+
+
+def test_given_lr_images_are_trained_on(options, photos, tmp_path):
+    low = tmp_path / "low"
+    low.mkdir()
+    for path in photos.iterdir():
+        image = Image.open(path)
+        Image.new("RGB", (-(-image.width // 4), -(-image.height // 4)), (9, 9, 9)).save(low / path.name)
+    config = parse_arguments(options("vdvae-sr", tmp_path / "out", train_lr_dir=low))
+    trainer = Trainer(config)
+    batch = next(iter(trainer.loader))
+    assert batch["low"].shape == (2, 3, 8, 8) and (batch["low"] == 9).all()
+    _, y = trainer.objective.pairs(batch["image"], batch["low"])
+    assert torch.allclose(y, torch.tensor(9 / 127.5 - 1))
+    trainer.train()
+    given = log(tmp_path / "out")
+    assert train.main(options("vdvae-sr", tmp_path / "made", scales=1.0)) == 0
+    assert given != log(tmp_path / "made")
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"dataset_name": "a/b"}, "both"),
+        ({"train_data_dir": None}, "neither"),
+        ({"streaming": "true"}, "streaming"),
+        ({"train_data_dir": None, "dataset_name": "a/b", "train_lr_dir": "low"}, "train_lr_dir"),
+        ({"validation_split": "test"}, "validation_split"),
+        ({"num_train_epochs": 0}, "num_train_epochs"),
+        ({"plateau_factor": 1.0}, "plateau_factor"),
+        ({"validation_temperatures": -1}, "validation_temperatures"),
+    ],
+)
+def test_options_that_do_not_go_together_are_named(changes, named, options, tmp_path):
+    with pytest.raises(ValueError, match=named):
+        parse_arguments(options("vdvae", tmp_path, **changes))
