@@ -196,7 +196,7 @@ def plane_figure(reports: Sequence[Mapping[str, Any]], perception: str | None = 
             for row in rows:
                 if "temperature" in row:
                     text = f"$\\tau$={row['temperature']:g}"
-                    ax.annotate(text, (row["psnr"], row[key]), (6, 5), textcoords="offset points", fontsize=7.5)
+                    ax.annotate(text, (row["psnr"], row[key]), (7, -10), textcoords="offset points", fontsize=7.5)
         ax.set_xlabel("PSNR (dB), more is better")
         ax.set_ylabel(f"{QUALITY[key][0]}, less is better")
         ax.margins(0.12)
