@@ -1,0 +1,18 @@
+"""The Space. On your own machine: `hvae-sr demo`."""
+
+try:
+    import spaces  # noqa: F401  # on ZeroGPU it has to come before torch
+except ImportError:
+    pass
+
+import os
+
+from hvae_sr.demo.interface import build, launch
+
+demo = build(
+    os.environ.get("HVAE_SR_MODELS", "natural-x4,natural-x4-vdvae-sr").split(","),
+    max_pixels=int(os.environ.get("HVAE_SR_MAX_PIXELS", 256 * 256)),
+)
+
+if __name__ == "__main__":
+    launch(demo)

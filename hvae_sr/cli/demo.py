@@ -1,0 +1,38 @@
+"""Show the web page of the demo, from this machine and without a network."""
+
+import argparse
+import os
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", nargs="+", default=["natural-x4", "natural-x4-vdvae-sr"], help="bundled names, folders or Hub ids"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=7860, help="0 takes a free one (default 7860)")
+    parser.add_argument("--max_pixels", type=int, default=256 * 256, help="of an input (default 65536)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, xpu, mps, ...")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    parser.add_argument("--no_browser", action="store_true", help="only print the address")
+
+
+def run(options: argparse.Namespace) -> int:
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    try:
+        import gradio  # noqa: F401
+    except ImportError:
+        raise ValueError("the demo needs gradio: pip install 'hvae-sr[demo]'") from None
+    import torch
+
+    from ..demo.interface import build, launch
+
+    if options.max_pixels < 16:
+        raise ValueError(f"`--max_pixels` must be at least 16, got {options.max_pixels}")
+    blocks = build(
+        options.model,
+        options.max_pixels,
+        None if options.device == "auto" else options.device,
+        None if options.dtype == "auto" else getattr(torch, options.dtype),
+    )
+    launch(blocks, server_name=options.host, server_port=options.port or None, inbrowser=not options.no_browser)
+    return 0
