@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import analyse, card, convert, evaluate, figures, push, results, upscale
+from . import analyse, card, convert, demo, evaluate, figures, push, results, upscale
 from .common import fail
 
 COMMANDS = {
@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "push": push,
     "card": card,
+    "demo": demo,
     "analyse": analyse,
     "figures": figures,
     "results": results,
