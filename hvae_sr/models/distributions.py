@@ -77,13 +77,22 @@ class DiscretizedLogisticMixture:
             raise ValueError(
                 f"`parameters` must have 10 * num_mixtures = {10 * self.num_mixtures} channels, got {channels}"
             )
-        parameters = self.parameters.float()
+        # One plane for each parameter: with the channels last, what follows would read runs of K numbers.
+        parameters = self.parameters.to(torch.float32, memory_format=torch.contiguous_format)
         k = self.num_mixtures
         self.logits = parameters[:, :k]  # [B, K, H, W]
-        per_colour = parameters[:, k:].reshape(b, 3, 3, k, h, w)  # [B, colour, kind, K, H, W]
-        self.means = per_colour[:, :, 0]  # [B, 3, K, H, W]
-        self.log_scales = per_colour[:, :, 1].clamp(min=LOG_SCALE_FLOOR)
-        self.coefficients = torch.tanh(per_colour[:, :, 2])
+        self._per_colour = parameters[:, k:].reshape(b, 3, 3, k, h, w)  # [B, colour, kind, K, H, W]
+        self.means = self._per_colour[:, :, 0]  # [B, 3, K, H, W]
+
+    @property
+    def log_scales(self) -> Tensor:
+        """`[B, 3, K, H, W]`, bounded below."""
+        return self._per_colour[:, :, 1].clamp(min=LOG_SCALE_FLOOR)
+
+    @property
+    def coefficients(self) -> Tensor:
+        """Of the coupling, `[B, 3, K, H, W]` in (-1, 1)."""
+        return torch.tanh(self._per_colour[:, :, 2])
 
     @property
     def half_bin(self) -> float:
@@ -105,13 +114,14 @@ class DiscretizedLogisticMixture:
         centred = torch.stack(
             (centred[:, 0], centred[:, 1] - a * red, centred[:, 2] - b * red - c * green), dim=1
         )  # [B, 3, K, H, W]
-        inverse_scale = torch.exp(-self.log_scales)
+        log_scales = self.log_scales
+        inverse_scale = torch.exp(-log_scales)
         plus = inverse_scale * (centred + self.half_bin)
         minus = inverse_scale * (centred - self.half_bin)
         mass = torch.sigmoid(plus) - torch.sigmoid(minus)
         middle = inverse_scale * centred
         log_width = -math.log(15.5 if self.output_bits == 5 else 127.5)
-        log_density = middle - self.log_scales - 2 * F.softplus(middle) + log_width
+        log_density = middle - log_scales - 2 * F.softplus(middle) + log_width
         log_mass = torch.where(mass > 1e-5, torch.log(mass.clamp(min=1e-12)), log_density)
         ends = x.float()[:, :, None]
         log_mass = torch.where(ends < -0.999, F.logsigmoid(plus), log_mass)

@@ -336,7 +336,7 @@ class LREncoder(_LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
             return q_psi
         # The prior's own deviation is bounded too: after one latent far out, it may be anything.
         reach = self.config.max_deviation * torch.exp(prior.log_sigma.clamp(max=1.0))
-        mean = torch.minimum(torch.maximum(q_psi.mean, prior.mean - reach), prior.mean + reach)
+        mean = torch.clamp(q_psi.mean, prior.mean - reach, prior.mean + reach)
         return DiagonalGaussian(mean, q_psi.log_sigma.clamp(max=2.5))
 
     def forward(self, sample: Tensor, return_dict: bool = True) -> LRFeatures | tuple[Any, ...]:

@@ -46,7 +46,7 @@ class GroupStatistics(NamedTuple):
     """
 
     z: Tensor
-    prior: DiagonalGaussian | None = None
+    prior: DiagonalGaussian = None  # type: ignore[assignment]  # None only where distributions are not recorded
     posterior: DiagonalGaussian | None = None
     lr_posterior: DiagonalGaussian | None = None
 

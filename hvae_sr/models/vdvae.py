@@ -1,6 +1,7 @@
 """VD-VAE (Child, "Very deep VAEs generalize autoregressive models", ICLR 2021): the hierarchical image prior."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
@@ -397,7 +398,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         size = size or (self.config.image_size, self.config.image_size)
         source = as_noise_source(noise, generator)
         record = "latents" if return_latents else "nothing"
-        with prepared_weights():
+        with nullcontext() if torch.compiler.is_compiling() else prepared_weights():
             out = self.top_down(batch_size, size, source, condition=condition, record=record, **top_down_arguments)
             likelihood = self.likelihood(out.stream, condition)
         if sample_pixels:

@@ -1,0 +1,257 @@
+"""Fast inference: the same images as without it, the same weights afterwards, and no work done twice."""
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from hvae_sr import VDVAE, SuperResolutionPipeline
+from hvae_sr.models.fast import convolve, fast_dtype, prepared_weights
+from hvae_sr.models.layers import Convolution
+from hvae_sr.noise import CounterNoise
+
+over_kinds = pytest.mark.parametrize("kind", ["cvdvae", "vdvae-sr"])
+has_bf16 = fast_dtype(torch.device("cpu")) is not None
+
+
+def photo(side: int = 8, seed: int = 0) -> Tensor:
+    return torch.rand(3, side, side, generator=torch.Generator().manual_seed(seed)) * 0.5 + 0.25
+
+
+def psnr(x: Tensor, y: Tensor) -> float:
+    return -10 * math.log10(max((x - y).square().mean().item(), 1e-20))
+
+
+def plainly(vdvae: Any, network: Any, y: Tensor, samples: int, **arguments: Any) -> Tensor:
+    """Every sample on its own, by the path that training takes: nothing fused, nothing shared."""
+    rows = []
+    for model in (vdvae, network):
+        model.requires_grad_(False)
+    with torch.enable_grad():
+        for seed in range(samples):
+            condition = network.encode(y)
+            out = vdvae.top_down(1, (32, 32), CounterNoise([seed]), condition=condition, **arguments)
+            rows.append(vdvae.likelihood(out.stream, condition).mean())
+    return torch.cat(rows)
+
+
+@over_kinds
+@pytest.mark.parametrize(
+    "changes", [{}, {"bias_type": "spatial", "image_size": 32, "decoder_blocks": "8x1,16m8,32m16"}]
+)
+@pytest.mark.parametrize("activation", ["gelu", "silu"])
+def test_the_fast_path_gives_what_the_plain_one_gives(
+    make_vdvae: Any, make_lr_network: Any, kind: str, changes: dict[str, Any], activation: str
+) -> None:
+    blocks = changes.get("decoder_blocks")
+    lr = {"image_size": 8, "blocks": "8x2", "upsampling_blocks": "16m8", "decoder_blocks": blocks} if blocks else {}
+    vdvae = make_vdvae(encoder_blocks=None, activation=activation, **changes)
+    network = make_lr_network(kind, **{**lr, **({"num_conditioned_groups": 2} if lr and kind == "cvdvae" else {})})
+    y = photo()[None] * 2 - 1
+    expected = plainly(vdvae, network, y, 3, temperature=0.8)
+    with torch.no_grad():
+        sample = vdvae.sample(
+            3, (32, 32), noise=CounterNoise([0, 1, 2]), condition=network.encode(y), temperature=0.8
+        ).sample
+    assert (sample - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def test_a_bounded_posterior_is_the_same_fast_and_plain(make_vdvae: Any, make_lr_network: Any) -> None:
+    vdvae, network = make_vdvae(), make_lr_network("cvdvae", max_deviation=0.01)
+    y = photo()[None] * 2 - 1
+    expected = plainly(vdvae, network, y, 2)
+    with torch.no_grad():
+        sample = vdvae.sample(2, (32, 32), noise=CounterNoise([0, 1]), condition=network.encode(y)).sample
+    torch.testing.assert_close(sample, expected, rtol=1e-4, atol=1e-4)
+    free = make_lr_network("cvdvae")
+    with torch.no_grad():
+        unbounded = vdvae.sample(2, (32, 32), noise=CounterNoise([0, 1]), condition=free.encode(y)).sample
+    assert (unbounded - sample).abs().max() > 1e-3  # or the bound would not have been tested
+
+
+@pytest.mark.parametrize("then", [None, "gelu", "silu"])
+@pytest.mark.parametrize("rows", [None, (0, 3), (3, None)])
+@pytest.mark.parametrize("columns", [None, (2, None)])
+@pytest.mark.parametrize("shape", [(2, 6, 5, 5), (1, 6, 5, 5), None])
+def test_a_fused_convolution_is_the_plain_one(
+    then: str | None, rows: Any, columns: Any, shape: tuple[int, ...] | None
+) -> None:
+    torch.manual_seed(0)
+    layer = Convolution(4, 6, 3, padding=1).requires_grad_(False)
+    x = torch.randn(2, 4 if columns is None else 2, 5, 5)
+    channels = {None: 6, (0, 3): 3, (3, None): 3}[rows]
+    plus = None if shape is None else torch.randn(shape[0], channels, *shape[2:])
+    with torch.enable_grad():
+        expected = convolve(layer, x, then, plus, rows, columns)
+    with torch.no_grad():
+        torch.testing.assert_close(convolve(layer, x, then, plus, rows, columns), expected, rtol=1e-4, atol=1e-5)
+
+
+# What is computed once.
+
+
+def count(module: torch.nn.Module, rows: list[int]) -> None:
+    module.register_forward_hook(lambda _, __, out: rows.append(len(out)))
+
+
+def test_features_and_their_share_of_the_heads_are_computed_once_for_all_samples(make_pipeline: Any) -> None:
+    pipe = make_pipeline()
+    stems: list[int] = []
+    halves: list[Any] = []
+    count(pipe.lr_encoder.network.bottom_up.in_conv, stems)
+    head = pipe.lr_encoder.heads[1]
+    head.c1.register_forward_hook(
+        lambda _, args, kwargs, out: halves.append((kwargs["columns"], len(out))), with_kwargs=True
+    )
+    pipe(photo(), num_samples=6, batch_size=2, seed=0)
+    assert stems == [1]
+    width = pipe.vdvae.config.width
+    assert [rows for columns, rows in halves if columns == (width, None)] == [1]
+    assert [rows for columns, rows in halves if columns == (0, width)] == [2, 2, 2]
+
+
+@pytest.mark.parametrize(("temperature", "rows"), [(0.0, [1, 1, 1, 1]), ([0.0, 0.0, 1.0, 1.0], [1, 1, 1, 3])])
+def test_samples_share_the_stream_until_the_first_noise(make_pipeline: Any, temperature: Any, rows: list[int]) -> None:
+    pipe = make_pipeline()
+    seen: list[int] = []
+    for block in pipe.vdvae.blocks:
+        block.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    out = pipe(photo(), num_samples=3, temperature=temperature, seed=0, output_type="pt", return_latents=True)
+    assert seen == rows
+    assert len(out.images) == 3 and all(len(z) == 3 for z in out.latents)
+
+
+def test_the_prior_s_parameters_are_computed_only_where_they_are_used(make_pipeline: Any) -> None:
+    def parameters(**lr: Any) -> list[int]:
+        pipe = make_pipeline(lr=lr)
+        asked: list[int] = []
+        for group, block in enumerate(pipe.vdvae.blocks):
+            block.prior_head.register_forward_hook(
+                lambda _, __, out, group=group: asked.append(group) if out[0] is not None else None
+            )
+        pipe(photo(), seed=0)
+        return asked
+
+    assert parameters() == [3]  # three of four groups are drawn from q_psi
+    assert parameters(max_deviation=2.0) == [0, 1, 2, 3]
+
+
+# Dtypes, and weights.
+
+
+def test_loading_without_a_dtype_computes_fast_and_close_to_float32(make_pipeline: Any, tmp_path: Path) -> None:
+    make_pipeline().save_pretrained(tmp_path)
+    fast = SuperResolutionPipeline.from_pretrained(tmp_path)
+    exact = SuperResolutionPipeline.from_pretrained(tmp_path, dtype=torch.float32)
+    assert {p.dtype for p in fast.vdvae.parameters()} == {torch.float32}
+    for temperature in (0.0, 0.8, 1.5):
+        out, expected = (
+            pipe(photo(), num_samples=2, temperature=temperature, seed=0, output_type="pt") for pipe in (fast, exact)
+        )
+        assert psnr(out.images, expected.images) >= 45
+        assert torch.equal(out.images, expected.images) is not has_bf16
+        assert min(out.lr_psnr_float) >= 100 and out.images.dtype == torch.float32
+    fast.disable_fast_inference()
+    assert torch.equal(fast(photo(), seed=0, output_type="pt").images, exact(photo(), seed=0, output_type="pt").images)
+    fast.enable_fast_inference()
+    fast.to(torch.float32)
+    assert torch.equal(fast(photo(), seed=0, output_type="pt").images, exact(photo(), seed=0, output_type="pt").images)
+
+
+@pytest.mark.parametrize("dtype", ["float32", 7, torch.int8])
+def test_a_dtype_that_is_none_is_refused(make_pipeline: Any, dtype: Any) -> None:
+    with pytest.raises(ValueError, match="`dtype`"):
+        make_pipeline().enable_fast_inference(dtype)
+
+
+def test_a_pipeline_is_saved_as_it_was_loaded(make_pipeline: Any, tmp_path: Path) -> None:
+    make_pipeline().save_pretrained(tmp_path / "first")
+    pipe = SuperResolutionPipeline.from_pretrained(tmp_path / "first")
+    pipe(photo(), num_samples=2, seed=0)
+    pipe.save_pretrained(tmp_path / "second")
+    names = sorted(path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*") if path.is_file())
+    assert len(names) == 5
+    for name in names:
+        first, second = ((tmp_path / folder / name).read_bytes() for folder in ("first", "second"))
+        if name.suffix == ".json":  # diffusers adds where it loaded a model from
+            first, second = ({**json.loads(text), "_name_or_path": None} for text in (first, second))
+        assert first == second, name
+
+
+def test_weights_that_change_between_calls_are_used(make_pipeline: Any) -> None:
+    pipe = make_pipeline()
+    before = pipe(photo(), seed=0, output_type="pt").images
+    for parameter in pipe.vdvae.parameters():
+        parameter.data.mul_(1.1)  # as moving averages do: no version counter tells of it
+    after = pipe(photo(), seed=0, output_type="pt").images
+    assert (before - after).abs().max() > 1e-3
+    again = SuperResolutionPipeline(copy.deepcopy(pipe.vdvae), copy.deepcopy(pipe.lr_encoder))
+    assert torch.equal(again(photo(), seed=0, output_type="pt").images, after)
+
+
+def test_weights_are_prepared_once_inside_the_context_and_let_go_after_it() -> None:
+    layer = Convolution(4, 4, 3, padding=1)
+    x = torch.randn(1, 4, 3, 3)
+    with torch.no_grad():
+        with prepared_weights():
+            before = layer(x)
+            with torch.no_grad():
+                layer.weight += 1
+            with prepared_weights():
+                assert torch.equal(layer(x), before)
+        assert not torch.equal(layer(x), before)
+
+
+# Without the encoder.
+
+
+@over_kinds
+def test_a_pipeline_loads_without_the_encoder_and_samples_the_same(
+    make_pipeline: Any, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_pipeline(kind).save_pretrained(tmp_path)
+    whole = SuperResolutionPipeline.from_pretrained(tmp_path)
+    part = SuperResolutionPipeline.from_pretrained(tmp_path, load_encoder=False)
+    assert caplog.text == ""
+    assert whole.vdvae.encoder is not None and part.vdvae.encoder is None
+    assert torch.equal(part(photo(), seed=0, output_type="pt").images, whole(photo(), seed=0, output_type="pt").images)
+    part.save_pretrained(tmp_path / "small")
+    kept = load_file(tmp_path / "small/vdvae/diffusion_pytorch_model.safetensors")
+    assert not [name for name in kept if name.startswith("encoder.") or ".posterior_head." in name]
+
+
+def test_only_the_encoder_s_weights_may_be_left_out(make_vdvae: Any, tmp_path: Path) -> None:
+    make_vdvae(encoder_blocks="16x3,16d2,8x1,8d2,4x1").save_pretrained(tmp_path)
+    VDVAE.from_pretrained(tmp_path, encoder_blocks=None)
+    with pytest.raises(ValueError, match="unknown keys.*encoder"):
+        VDVAE.from_pretrained(tmp_path, encoder_blocks="16x1,16d2,8x1,8d2,4x1")
+
+
+# With other tools.
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_sampling_compiles_to_one_graph(make_vdvae: Any, make_lr_network: Callable[..., Any], backend: str) -> None:
+    vdvae, network = make_vdvae(), make_lr_network("cvdvae")
+    y = photo()[None] * 2 - 1
+    source = CounterNoise([0, 1])
+    noise = [
+        source(group, vdvae.stride(group), vdvae.latent_shape(group, 2, (32, 32)), y.device)
+        for group in range(vdvae.num_groups)
+    ]
+
+    def draw(y: Tensor, noise: list[Tensor]) -> Tensor:
+        out = vdvae.sample(2, (32, 32), noise=noise, condition=network.encode(y), return_latents=False)
+        return out.sample
+
+    torch.compiler.reset()
+    with torch.no_grad():
+        compiled = torch.compile(draw, backend=backend, fullgraph=True)(y, noise)
+        torch.testing.assert_close(compiled, draw(y, noise), rtol=1e-4, atol=1e-4)
