@@ -139,26 +139,23 @@ def test_a_stream_without_usable_images_ends_with_an_error(photos):
 
 
 @pytest.mark.parametrize(
-    "arguments, named",
+    "name, column, named",
     [
-        (("none/*.parquet",), "no such files"),
-        (("no-such-owner/no-such-set",), "cannot be read"),
-        ((".",), "holds no .parquet files"),
-        (("PARQUET", None, "train", "label2"), "cannot|image"),
+        ("none/*.parquet", "image", "no such files"),
+        ("no-such-owner/no-such-set", "image", "cannot be read"),
+        (".", "image", "holds no .parquet files"),
+        ("PARQUET", "label", "image_column 'label' of .* holds no images"),
     ],
 )
-def test_what_cannot_be_opened_is_named(arguments, named, photos, tmp_path, monkeypatch):
+def test_what_cannot_be_opened_is_named(name, column, named, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    arguments = [kinds(photos)["parquet"] if each == "PARQUET" else each for each in arguments]
-    if arguments[-1] == "label2":
-        assert open_dataset(*arguments)[1] == "image"  # the only column with images
-        arguments[-1] = "label"
-        named = "holds no usable image"
-        with pytest.raises(ValueError, match="label"):
-            open_dataset(*arguments)
-        return
     with pytest.raises(ValueError, match=named):
-        open_dataset(*arguments)
+        open_dataset(kinds(photos)["parquet"] if name == "PARQUET" else name, image_column=column)
+
+
+def test_the_only_column_with_images_needs_no_name(photos):
+    assert open_dataset(kinds(photos)["parquet"], image_column="picture")[1] == "image"
+    assert open_dataset(kinds(photos)["tar"], streaming=True)[1] == "png"
 
 
 # Ready-made LR images

@@ -64,7 +64,10 @@ def open_dataset(
         image_column = images[0]
     if image_column not in features:
         raise ValueError(f"image_column {image_column!r} is not in dataset_name {name!r}: it has {sorted(features)}")
-    return found.select_columns(image_column).cast_column(image_column, datasets.Image(decode=False)), image_column
+    try:
+        return found.select_columns(image_column).cast_column(image_column, datasets.Image(decode=False)), image_column
+    except Exception as error:  # pyarrow's types
+        raise ValueError(f"image_column {image_column!r} of dataset_name {name!r} holds no images") from error
 
 
 def _local_files(name: str) -> tuple[str | None, list[str]]:

@@ -1,5 +1,6 @@
 """What training costs: arithmetic, memory, and the arithmetic that the machine can do."""
 
+import functools
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -55,9 +56,10 @@ def measure_cost(
     return Cost(counter.get_total_flops(), sum(size for size, _ in kept.values()))
 
 
+@functools.cache
 def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations per second of a square matrix product in `dtype`, the best of a few."""
-    side = 8192 if device.type == "cuda" else 768
+    side = 8192 if device.type == "cuda" else 512
     a, b = torch.ones(2, side, side, device=device, dtype=dtype)
 
     def run() -> float:

@@ -1,6 +1,7 @@
 """Photographs, configurations and command lines of tiny training runs."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -20,6 +21,18 @@ def fresh_accelerate(monkeypatch):
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def matplotlib():
+    """For tests that look at plots; the others run without, which is faster, and must work too."""
+    return pytest.importorskip("matplotlib")
+
+
+@pytest.fixture(autouse=True)
+def only_plots_that_are_asked_for(monkeypatch, request):
+    if "matplotlib" not in request.fixturenames:
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
 
 
 @pytest.fixture(scope="module")

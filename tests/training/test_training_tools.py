@@ -156,8 +156,7 @@ def test_the_joint_loss_trains_the_prior_as_if_alone_and_the_lr_encoder_as_if_it
 
 
 @pytest.mark.parametrize("stage", ["vdvae", "lr-encoder", "vdvae-sr"])
-def test_validation_writes_figures_of_every_group_and_pictures(stage, options, photos, tmp_path):
-    pytest.importorskip("matplotlib")
+def test_validation_writes_figures_of_every_group_and_pictures(stage, options, photos, matplotlib, tmp_path):
     extra = {"validation_data_dir": photos, "validation_steps": 3, "validation_images": 2}
     assert train.main(options(stage, tmp_path, **extra)) == 0
     (record,) = [record for record in log(tmp_path) if "validation_group_bits_per_dim" in record]
@@ -204,11 +203,12 @@ def test_speed_and_share_of_the_machine_are_logged(options, tmp_path):
 # The finished folder
 
 
-def test_the_finished_folder_says_how_it_was_made_and_not_where(options, prior, photos, tmp_path):
+def test_the_finished_folder_says_how_it_was_made_and_not_where(options, prior, matplotlib, tmp_path):
     out = tmp_path / "portraits"
     assert train.main(options("lr-encoder", out)) == 0
     card = (out / "README.md").read_text()
     assert card.startswith("---\n") and "pipeline_tag: image-to-image" in card and "library_name: hvae-sr" in card
+    assert Image.open(out / "images" / "curve.png").size == (640, 360) and "(images/curve.png)" in card
     assert "# portraits" in card and "kl bits per dim" in card and "SuperResolutionPipeline" in card
     for file in ("vdvae/config.json", "lr_encoder/config.json", "model_index.json"):
         assert str(prior.parent) not in (out / file).read_text() and "_name_or_path" not in (out / file).read_text()
