@@ -75,7 +75,12 @@ def by_name(report):
 @needs_data
 @pytest.mark.parametrize(
     ("dataset", "size", "psnr", "ssim"),
-    [("Set5", 64, 23.13, 0.6621), ("Set5", 256, 28.88, 0.8185), ("T91", 64, 25.03, 0.6722)],
+    [
+        ("Set5", 64, 23.13, 0.6621),
+        ("Set5", 256, 28.88, 0.8185),
+        ("T91", 64, 25.03, 0.6722),
+        ("T91", 256, 31.52, 0.8452),
+    ],
 )
 def test_the_thesis_protocol_reproduces_the_bicubic_rows(dataset, size, psnr, ssim):
     row = evaluate(None, DATA / dataset, "thesis", size, progress_bar=False)["rows"][0]
@@ -83,7 +88,7 @@ def test_the_thesis_protocol_reproduces_the_bicubic_rows(dataset, size, psnr, ss
 
 
 @needs_data
-@pytest.mark.parametrize(("dataset", "psnr"), [("Set5", 28.43)])
+@pytest.mark.parametrize(("dataset", "psnr"), [("Set5", 28.43), ("Set14", 26.09)])
 def test_the_standard_protocol_reproduces_the_bicubic_rows(dataset, psnr):
     row = evaluate(None, DATA / dataset, "standard", progress_bar=False)["rows"][0]
     assert round(row["psnr"], 2) == psnr
