@@ -93,6 +93,17 @@ def _gpu(function: Callable[..., Any]) -> Callable[..., Any]:
     return spaces.GPU(duration=lambda *_: 60)(function)
 
 
+class _Upload(gr.Image):
+    """An image whose file comes as it is: the engine reads profiles and odd modes right, and says what is wrong."""
+
+    is_template = True  # drawn as gr.Image
+
+    def preprocess(self, payload: Any) -> Any:
+        if payload is None or payload.path is None or (payload.url or "").startswith("data:"):
+            return super().preprocess(payload)
+        return payload.path
+
+
 class Page:
     """Components and what happens between them."""
 
@@ -128,9 +139,9 @@ class Page:
         for name, photo in zip(EXAMPLES, photographs(), strict=True):
             photo.resize((photo.width // 3, photo.height // 3), Image.Resampling.BICUBIC).save(folder / f"{name}.png")
             files.append([str(folder / f"{name}.png")])
-        self.image = gr.Image(
+        self.image = _Upload(
             label="Low-resolution photograph",
-            type="filepath",  # read here, so that profiles and odd modes come out right
+            type="filepath",
             format="png",
             sources=["upload", "clipboard"],
             height=170,
@@ -223,7 +234,7 @@ class Page:
         )
         with gr.Row(elem_id="actions"):
             self.kept = gr.Slider(
-                0, 100, 60, step=5, label="Keep of the selected sample, %", elem_id="kept", scale=2, min_width=230
+                0, 100, 60, step=5, label="Keep of this one, %", elem_id="kept", scale=2, min_width=230
             )
             self.vary = gr.Button("More like this one", elem_id="vary", interactive=False, min_width=130)
             self.png = gr.DownloadButton("PNG", elem_id="png", interactive=False, min_width=60)
