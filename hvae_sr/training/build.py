@@ -50,7 +50,9 @@ def build_objective(config: TrainingConfig, load_weights: bool = True) -> Object
         vdvae.remove_encoder()
         vdvae.requires_grad_(config.train_decoder)
         network = _lr_network(_lr_class(config), lr_sources, config, load_weights)
-        return EnergyScore(vdvae, network, operator, config.score_samples, config.score_patch_sizes)
+        return EnergyScore(
+            vdvae, network, operator, config.score_samples, config.score_patch_sizes, config.score_point_weight
+        )
     conditioner = _lr_network(LRConditioner, lr_sources, config, load_weights)
     for name in ("scale_factor", "downsampling_kernel"):
         used = conditioner.config.likelihood_location is not None

@@ -27,6 +27,7 @@ _AT_LEAST = {  # lowest value that is allowed
     "max_train_steps": 1,
     "scale_factor": 1,
     "score_samples": 1,
+    "score_point_weight": 0,
     "checkpointing_steps": 1,
     "checkpoints_total_limit": 1,
     "logging_steps": 1,
@@ -99,6 +100,7 @@ class TrainingConfig:
     train_decoder: bool = option(True, "vdvae-sr, energy-score: whether the VDVAE is trained with the LR network.")
     score_samples: int = option(2, "energy-score: samples of each crop; 1 is the regression of a point estimate.")
     score_patch_sizes: list[int] = option([1, 4], "energy-score: sides of the patches that are compared, in pixels.")
+    score_point_weight: float = option(0.0, "energy-score: weight of the error of the sample at temperature 0.")
 
     resolution: int = option(64, "Side of the training crops.")
     scales: list[float] = option([1.0, 0.75, 0.5, 0.33, 0.25], "Factors that images are downsized by before cropping.")

@@ -38,7 +38,7 @@ class Drawn(EnergyScore):
 
     mean, deviation = 0.3, 0.5
 
-    def samples(self, y, size, seeds):
+    def samples(self, y, size, seeds, condition=None):
         draws = torch.randn(self.num_samples, 2, 1, *size, generator=torch.Generator().manual_seed(self.num_samples))
         return tuple((self.mean + self.deviation * draws).expand(-1, -1, 3, -1, -1))
 
@@ -102,6 +102,17 @@ def test_one_sample_is_a_deterministic_regression():
     losses = {objective(images, seeds)[0].item() for seeds in ([0, 1], [7, 12345])}
     assert len(losses) == 1
     assert len({make(num_samples=2)(images, seeds)[0].item() for seeds in ([0, 1], [7, 12345])}) == 2
+
+
+def test_the_weight_of_the_point_estimate():
+    """The term is |x_0 - x| of the pipeline's sample at temperature 0, whatever the seeds."""
+    images = photographs()
+    with torch.no_grad():
+        plain, weighted = make(num_samples=2), make(num_samples=2, point_weight=0.5)
+        loss, figures = weighted(images, [0, 1])
+        regression = make(num_samples=1)(images, [7, 8])[0]
+    assert float(figures["point_error"]) == pytest.approx(127.5 * float(regression), rel=1e-5)
+    assert float(loss) == pytest.approx(float(plain(images, [0, 1])[0]) + 0.5 * float(regression), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
