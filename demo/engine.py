@@ -256,8 +256,7 @@ def overlay(image: Image.Image, std: np.ndarray) -> Image.Image:
     """The uncertainty map over the picture in grey: the more a pixel differs between samples, the more colour."""
     heat = np.asarray(uncertainty_to_pil(std), dtype=np.float32)
     grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None] * 0.6
-    share = np.sqrt(np.clip(np.sqrt(np.square(std).mean(axis=-1, keepdims=True)) / 0.1, 0, 1))
-    return Image.fromarray(np.rint(grey * (1 - share) + heat * share).astype(np.uint8))
+    return Image.fromarray(np.rint(np.clip(grey + heat, 0, 255)).astype(np.uint8))
 
 
 def close_ups(session: Session, centre: tuple[float, float], side: int) -> list[tuple[str, Image.Image]]:

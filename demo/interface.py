@@ -200,7 +200,7 @@ class Page:
                     self.side = gr.Slider(16, 128, 48, step=8, label="Pixels", elem_id="side")
                     self.way = gr.Radio(["Tiles", "Flicker"], value="Tiles", label="Show", elem_id="way")
                 self.pixels = gr.HTML(elem_id="pixels")
-            with gr.Tab("Redraw a region"):
+            with gr.Tab("Redraw a region") as self.region:
                 with gr.Row():
                     with gr.Column(scale=3, min_width=280):
                         self.editor = gr.ImageEditor(
@@ -272,6 +272,7 @@ class Page:
             one.change(self.on_compare, look[:3], self.slider, **quick)
         for one in look[3:]:
             one.change(self.on_close_up, [self.session, *look[3:]], self.pixels, **quick)
+        self.region.select(self.on_region, self.session, self.editor, **quick)  # a canvas that is hidden stays blank
         self.std.select(self.on_point, self.session, [self.across, self.down], **quick)
         for one in (self.model, self.by_level):
             one.change(
@@ -390,11 +391,18 @@ class Page:
             self.on_compare(session, left, right),
             eng.overlay(chosen.image, std),
             self.on_close_up(session, across, down, side, way),
-            {"background": np.asarray(chosen.image), "layers": [], "composite": np.asarray(chosen.image)},
+            self.on_region(session),
             gr.DownloadButton("PNG", value=str(chosen.path), interactive=True),
             gr.DownloadButton("ZIP of all", value=str(eng.write_zip(session)), interactive=True),
             gr.Button(interactive=True),
         )
+
+    def on_region(self, session: Session | None) -> Any:
+        """The selected sample, to paint on."""
+        if session is None or not session.samples:
+            return gr.skip()
+        picture = np.asarray(session.samples[session.selected].image)
+        return {"background": picture, "layers": [], "composite": picture}
 
     def on_compare(self, session: Session | None, left: str, right: str) -> Any:
         """The two pictures of the slider."""
