@@ -10,7 +10,7 @@ import skimage
 from PIL import Image
 
 from hvae_sr import SuperResolutionPipeline
-from hvae_sr.pipelines import super_resolution
+from hvae_sr.pipelines import sampling
 
 
 def main(model: str = "natural-x4") -> None:
@@ -21,7 +21,7 @@ def main(model: str = "natural-x4") -> None:
     whole = pipe(photo, window_size=photo.width, **options).images[0]
     print("margin (HR pixels)  largest difference (grey levels)")
     for margin in (16, 32, 64, 96, 128):
-        super_resolution.MARGIN = margin
+        sampling.MARGIN = margin
         windowed = pipe(photo, window_size=48, **options).images[0]
         print(f"{margin:18d}  {255 * np.abs(windowed - whole).max():.5f}")
 

@@ -141,7 +141,9 @@ def unseen_change(operator: Downsampling, change: Tensor, weights: Tensor, toler
 
     residual = operator(d)
     solution = torch.zeros_like(residual)
-    direction, power = residual.clone(), residual.square().sum()
+    scaling = 1 / operator(w[None]).abs().clamp_min(1e-4)  # about the diagonal: pixels of y of which w shows little
+    scaled = scaling * residual
+    direction, power = scaled.clone(), (residual * scaled).sum()
     enough = power * tolerance**2
     for _ in range(1000):
         if power <= enough or power == 0:
@@ -150,8 +152,9 @@ def unseen_change(operator: Downsampling, change: Tensor, weights: Tensor, toler
         step = power / (direction * image).sum()
         solution += step * direction
         residual -= step * image
-        power, previous = residual.square().sum(), power
-        direction = residual + power / previous * direction
+        scaled = scaling * residual
+        power, previous = (residual * scaled).sum(), power
+        direction = scaled + power / previous * direction
     found = torch.zeros_like(change)
     found[:, box[0], box[1]] = (d - w * operator.adjoint(solution, size)).to(change.dtype)
     return found

@@ -135,7 +135,11 @@ class WindowSampler:
         """`GroupStatistics` of every group of one window, for given latents `[n, C, h, w]` of the whole."""
         given = self._crop(latents, window)
         out = self.vdvae.top_down(
-            len(latents[0]), self._view_size(window), condition=self.condition(window), latents=given, record=True
+            len(latents[0]),
+            self._view_size(window),
+            condition=self.condition(window),
+            latents=given,
+            record="distributions",
         )
         return out.groups
 

@@ -1,5 +1,6 @@
 """Windows of a large image: what is computed together, and which part of it is kept."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,15 +118,16 @@ def _index(box: Box, corner: tuple[int, int], numerator: int, denominator: int) 
 
 
 def split(height: int, width: int, side: int, margin: int) -> list[Window]:
-    """Windows of at most `side` + 2 `margin` pixels a side that cover a height x width image, row by row.
+    """Windows of one size, at most `side` + 2 `margin` pixels a side, that cover a height x width image, row by row.
 
-    An image of no more than `side` + 2 `margin` pixels a side is one window.
+    An image of no more than `side` + 2 `margin` pixels a side is one window. Windows of one size let the networks reuse
+    the memory of the last one.
 
     Args:
         height, width: of the image.
         side: of the inner boxes; with `margin` a multiple of what the networks need, so that every window begins on
             the grid of the coarsest latents.
-        margin: seen on each side but not kept, as far as there is image.
+        margin: seen on each side but not kept, except at the image's border.
     """
     rows, columns = (_spans(length, side, margin) for length in (height, width))
     return [Window((r[0], c[0], r[3], c[3]), (r[1], c[1], r[2], c[2])) for r in rows for c in columns]
@@ -135,7 +137,12 @@ def _spans(length: int, side: int, margin: int) -> list[tuple[int, int, int, int
     """(outer start, inner start, inner stop, outer stop) of each window along one axis."""
     if length <= side + 2 * margin:
         return [(0, 0, length, length)]
+    grid = math.gcd(side, margin)
+    count = -(-(length - 2 * margin) // side)
+    stride = -(-(length - 2 * margin) // (count * grid)) * grid
+    full = stride + 2 * margin
+    borders = [0, *(margin + i * stride for i in range(1, count)), length]
+    starts = [min(i * stride, length - full) for i in range(count)]
     return [
-        (max(start - margin, 0), start, min(start + side, length), min(start + side + margin, length))
-        for start in range(0, length, side)
+        (start, low, high, start + full) for start, low, high in zip(starts, borders[:-1], borders[1:], strict=True)
     ]

@@ -1,0 +1,105 @@
+"""Keep, mix, redraw, rank; quantiles."""
+
+import numpy as np
+import pytest
+import torch
+
+from hvae_sr import Downsampling
+from hvae_sr.pipelines import sampling
+from hvae_sr.pipelines.explore import log_density, mix, quantiles, rank, redraw_region, unseen_change
+
+PHOTO = np.random.default_rng(0).random((14, 17, 3), dtype=np.float32) * 0.6 + 0.2
+
+
+@pytest.fixture(params=["cvdvae", "vdvae-sr"])
+def pipe(request, make_pipeline):
+    return make_pipeline(request.param)
+
+
+def test_fixed_groups_are_kept_and_the_others_drawn(pipe):
+    first = pipe(PHOTO, seed=0, output_type="latent").latents
+    new = pipe(PHOTO, seed=9, latents=first, num_fixed_groups=2, output_type="latent").latents
+    plain = pipe(PHOTO, seed=9, latents=first[:2], output_type="latent").latents
+    assert all(torch.equal(a, b) for a, b in zip(first[:2], new[:2], strict=True))
+    assert not torch.equal(first[2], new[2]) and torch.equal(new[2], plain[2])
+    with pytest.raises(ValueError, match="num_fixed_groups"):
+        pipe(PHOTO, num_fixed_groups=2)
+
+
+def test_mixed_latents_are_coarse_ones_of_one_sample_and_fine_ones_of_another(pipe):
+    a, b = (pipe(PHOTO, seed=seed, output_type="latent").latents for seed in (0, 1))
+    mixed = mix(a, b, 2)
+    again = pipe(PHOTO, latents=mixed, output_type="latent").latents
+    for group, z in enumerate(again):
+        assert torch.equal(z, (a if group < 2 else b)[group])
+    with pytest.raises(ValueError, match="num_fixed_groups"):
+        mix(a, b, 99)
+
+
+def test_a_redrawn_region_changes_inside_only_and_stays_consistent(pipe):
+    mask = np.zeros((56, 68), dtype=bool)
+    mask[12:44, 20:52] = True
+    photo = PHOTO * 0.02 + 0.49  # far from 0 and 1: clamping is not consistent with anything
+    old = pipe(photo, seed=3, output_type="pt").images[0]
+    out = redraw_region(pipe, photo, mask, seed=3, new_seed=50, num_samples=2, output_type="pt")
+    for new in out.images:
+        difference = (new - old).abs().amax(dim=0).numpy()
+        assert difference[~mask].max() == 0 and difference[mask].max() > 0.01
+        change = (Downsampling(4)(new.double()) - Downsampling(4)(old.double())).abs()
+        clamped = torch.nn.functional.max_pool2d(((new == 0) | (new == 1)).double(), 20, 4, 8) > 0
+        assert change[~clamped].max() < 1e-5 and not clamped.all()
+    assert not torch.equal(*out.images) and out.seeds == [50, 51]
+
+
+def test_the_unseen_change_is_unseen_and_is_the_projection_where_weights_are_one():
+    operator = Downsampling(4)
+    change = torch.randn(3, 64, 80, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weights = torch.zeros(64, 80, dtype=torch.float64)
+    weights[17:50, 20:61] = 1
+    found = unseen_change(operator, change, weights)
+    assert operator(found).abs().max() < 1e-7
+    assert (found[:, weights == 0] == 0).all() and found.abs().max() > 0.5
+    whole = unseen_change(operator, change, torch.ones_like(weights))
+    expected = operator.project(change, torch.zeros(3, 16, 20, dtype=torch.float64))
+    assert (whole - expected).abs().max() < 1e-6
+
+
+def test_a_mask_of_another_size_or_empty_is_refused(pipe):
+    with pytest.raises(ValueError, match="mask"):
+        redraw_region(pipe, PHOTO, np.ones((5, 5), dtype=bool), 0, 1)
+    with pytest.raises(ValueError, match="empty"):
+        redraw_region(pipe, PHOTO, np.zeros((14, 17), dtype=bool), 0, 1)
+
+
+@pytest.mark.parametrize("window_size", [None, 8])
+def test_quantiles_are_those_of_the_samples(pipe, monkeypatch, window_size):
+    monkeypatch.setattr(sampling, "MARGIN", 32)
+    photo = np.random.default_rng(1).random((40, 33, 3), dtype=np.float32) * 0.6 + 0.2
+    samples = pipe(photo, num_samples=9, seed=2, output_type="pt").images
+    expected = torch.quantile(samples, torch.tensor([0.1, 0.5]), dim=0)
+    found = quantiles(pipe, photo, (0.1, 0.5), num_samples=9, seed=2, window_size=window_size)
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() < (1e-5 if window_size is None else 1 / 255)
+    with pytest.raises(ValueError, match="q"):
+        quantiles(pipe, photo, (1.5,))
+
+
+def test_ranks_order_by_density_or_faithfulness(pipe):
+    out = pipe(PHOTO, seed=0, num_samples=4, return_latents=True, output_type="np")
+    for by in ("log_density", "lr_psnr_unprojected"):
+        ranks = rank(pipe, PHOTO, out, by)
+        values = [getattr(one, by) for one in ranks]
+        assert values == sorted(values, reverse=True) and {one.index for one in ranks} == {0, 1, 2, 3}
+    with pytest.raises(ValueError, match="latents"):
+        rank(pipe, PHOTO, pipe(PHOTO, seed=0))
+
+
+def test_the_density_is_highest_at_the_mean_and_the_same_in_windows(pipe, monkeypatch):
+    photo = np.random.default_rng(1).random((40, 33, 3), dtype=np.float32)
+    mean = pipe(photo, temperature=0.0, seed=0, output_type="latent").latents
+    draw = pipe(photo, temperature=1.0, seed=0, output_type="latent").latents
+    assert log_density(pipe, photo, mean)[0] > log_density(pipe, photo, draw)[0]
+    whole = log_density(pipe, photo, draw)
+    monkeypatch.setattr(sampling, "MARGIN", 32)
+    monkeypatch.setattr(sampling.WindowSampler.__init__, "__defaults__", (8, sampling.PIXELS_PER_CHUNK, False))
+    assert torch.allclose(log_density(pipe, photo, draw), whole, atol=1e-4)
