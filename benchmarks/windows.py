@@ -1,20 +1,21 @@
 """Windowed against whole sampling: the largest difference, for several margins.
 
-python benchmarks/windows.py [MODEL]
+python benchmarks/windows.py [MODEL [DTYPE]]
 """
 
 import sys
 
 import numpy as np
 import skimage
+import torch
 from PIL import Image
 
 from hvae_sr import SuperResolutionPipeline
 from hvae_sr.pipelines import sampling
 
 
-def main(model: str = "natural-x4") -> None:
-    pipe = SuperResolutionPipeline.from_pretrained(model)
+def main(model: str = "natural-x4", dtype: str = "auto") -> None:
+    pipe = SuperResolutionPipeline.from_pretrained(model, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
     pipe.set_progress_bar_config(disable=True)
     photo = Image.fromarray(skimage.data.chelsea()).crop((60, 0, 220, 160))
     options = {"seed": 0, "temperature": 0.8, "output_type": "np"}
