@@ -170,16 +170,24 @@ class SuperResolutionPipeline(DiffusionPipeline):
             self.disable_fast_inference()
         return super().to(*args, **kwargs)
 
+    @property
+    def inference_dtype(self) -> torch.dtype:
+        """The dtype that the networks compute in."""
+        dtype = self._inference_dtype
+        if dtype == "auto":
+            dtype = fast_dtype(self._execution_device)
+        if not isinstance(dtype, torch.dtype) or self.vdvae.dtype != torch.float32:
+            return self.vdvae.dtype
+        return dtype
+
     @contextmanager
     def _fast_inference(self) -> Iterator[None]:
         """The dtype of the networks' evaluation, and weights prepared once for all of them."""
-        device, dtype = self._execution_device, self._inference_dtype
-        if dtype == "auto":
-            dtype = fast_dtype(device)
-        enabled = dtype not in (None, torch.float32) and self.vdvae.dtype == torch.float32
+        dtype = self.inference_dtype
+        enabled = dtype != self.vdvae.dtype
         with prepared_weights():
             if enabled:
-                with torch.autocast(device.type, dtype):  # type: ignore[arg-type]
+                with torch.autocast(self._execution_device.type, dtype):
                     yield
             else:
                 yield

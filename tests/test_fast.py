@@ -126,6 +126,9 @@ def test_samples_share_the_stream_until_the_first_noise(make_pipeline: Any, temp
     out = pipe(photo(), num_samples=3, temperature=temperature, seed=0, output_type="pt", return_latents=True)
     assert seen == rows
     assert len(out.images) == 3 and all(len(z) == 3 for z in out.latents)
+    assert min(out.lr_psnr_float) >= 100
+    one = pipe(photo(), num_samples=1, temperature=temperature, seed=2, output_type="pt")
+    torch.testing.assert_close(out.images[2:], one.images, rtol=0, atol=1e-5)
 
 
 def test_the_prior_s_parameters_are_computed_only_where_they_are_used(make_pipeline: Any) -> None:
@@ -163,6 +166,16 @@ def test_loading_without_a_dtype_computes_fast_and_close_to_float32(make_pipelin
     fast.enable_fast_inference()
     fast.to(torch.float32)
     assert torch.equal(fast(photo(), seed=0, output_type="pt").images, exact(photo(), seed=0, output_type="pt").images)
+
+
+@over_kinds
+@pytest.mark.parametrize("dtype", [torch.float32, "auto"], ids=str)
+def test_a_sample_is_the_same_to_the_bit_in_any_batch(make_pipeline: Any, kind: str, dtype: Any) -> None:
+    pipe = make_pipeline(kind)
+    pipe.enable_fast_inference(dtype)
+    together = pipe(photo(), num_samples=3, seed=0, output_type="pt").images
+    for seed in range(3):
+        assert torch.equal(pipe(photo(), seed=seed, output_type="pt").images[0], together[seed])
 
 
 @pytest.mark.parametrize("dtype", ["float32", 7, torch.int8])

@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import analyse, card, convert, demo, evaluate, figures, push, results, upscale
+from . import analyse, benchmark, card, convert, demo, evaluate, export, figures, push, results, upscale
 from .common import fail
 
 COMMANDS = {
@@ -21,6 +21,8 @@ COMMANDS = {
     "analyse": analyse,
     "figures": figures,
     "results": results,
+    "benchmark": benchmark,
+    "export": export,
 }
 
 

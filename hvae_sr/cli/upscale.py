@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     if not (there.is_dir() and os.access(there, os.W_OK)):
         raise ValueError(f"`--output_dir`: cannot write to {folder}")
     jobs, unreadable = plan(options)
-    pipeline = load_pipeline(options)
+    pipeline = load_pipeline(options, fast=True)
     _complete(options, pipeline)
     for line in warnings:
         warn(line)
@@ -99,6 +99,7 @@ def _complete(options: argparse.Namespace, pipeline: Any) -> None:
         options.temperature = pipeline.config.default_temperature
     elif isinstance(options.temperature, list) and len(options.temperature) == 1:
         options.temperature = options.temperature[0]
+    options.dtype = str(pipeline.inference_dtype).removeprefix("torch.")
     options.num_samples = 5 if options.num_samples is None else options.num_samples
     options.seed = options.seed or 0
     options.no_consistency = bool(options.no_consistency)

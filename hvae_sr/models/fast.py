@@ -90,10 +90,13 @@ def convolve(
     x = x.to(dtype).contiguous(memory_format=torch.channels_last)
     place = (layer.padding, layer.stride, layer.dilation, layer.groups)
     name, algorithm = _FUSED[then] if then is not None else ("none", "")
-    if plus is None or then is not None or plus.shape != (x.shape[0], len(weight), *x.shape[2:]):
+    if plus is None or then is not None:
         h = torch.ops.mkldnn._convolution_pointwise(x, weight, offset, *place, name, [], algorithm)
         return h if plus is None else plus.to(dtype) + h
-    plus = plus.to(dtype).contiguous(memory_format=torch.channels_last)
+    # One way for any number of rows, or the rounding of a sample would depend on the batch that it is in.
+    batch = max(len(x), len(plus))
+    x = x.expand(batch, -1, -1, -1).contiguous(memory_format=torch.channels_last)
+    plus = plus.to(dtype).expand(batch, len(weight), *x.shape[2:]).contiguous(memory_format=torch.channels_last)
     return torch.ops.mkldnn._convolution_pointwise.binary(x, plus, weight, offset, *place, "add", 1.0, None, [], None)
 
 

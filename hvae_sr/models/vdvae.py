@@ -409,7 +409,8 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         else:
             x = likelihood.mean()
         return VDVAESample(
-            sample=(x + half_bin_shift(self.config.output_bits)).expand(batch_size, -1, -1, -1),
+            # Rows that were shared get memory of their own: callers change samples in place.
+            sample=(x + half_bin_shift(self.config.output_bits)).expand(batch_size, -1, -1, -1).contiguous(),
             latents=per_group(group.z for group in out.groups),
         )
 
