@@ -209,6 +209,7 @@ class EnergyScore(Objective):
 
     A finite network that has to spread its samples gives up some of the accuracy of its sample at temperature 0.
     `point_weight` w adds w |x_0 - x|, x_0 that sample, so that low temperatures stay close to the best point estimate.
+    It is compared before its projection: what the projection replaces, such as the brightness, would be left to chance.
 
     Args:
         num_samples: n.
@@ -251,7 +252,7 @@ class EnergyScore(Objective):
         loss = score = error - 0.5 * spread
         figures = {"score": score, "error": error, "spread": spread}
         if self.point_weight:
-            figures["point_error"] = self._distance(self._draw(y, size, None, condition, 0.0), x)
+            figures["point_error"] = self._distance(self._draw(size, None, condition, 0.0), x)
             loss = score + self.point_weight * figures["point_error"]
         # In grey levels, for the log.
         return loss, {name: 127.5 * value.detach() for name, value in figures.items()}
@@ -271,17 +272,18 @@ class EnergyScore(Objective):
         condition = condition or self.lr_network.encode(y)  # type: ignore[union-attr]
         noise = CounterNoise([seed + j * _SAMPLE_STRIDE for j in range(n) for seed in seeds])
         rows = condition.select(torch.arange(len(y), device=y.device).repeat(n))
-        return self._draw(y.repeat(n, 1, 1, 1), size, noise, rows, float(n > 1)).chunk(n)
+        drawn = self._draw(size, noise, rows, float(n > 1))
+        with torch.autocast(y.device.type, enabled=False):
+            return self.operator.project(drawn, y.repeat(n, 1, 1, 1)).chunk(n)  # type: ignore[union-attr]
 
     def _draw(
-        self, y: Tensor, size: tuple[int, int], noise: CounterNoise | None, condition: Condition, temperature: float
+        self, size: tuple[int, int], noise: CounterNoise | None, condition: Condition, temperature: float
     ) -> Tensor:
-        """One projected sample for each row of y and of the condition."""
-        drawn = self.vdvae.sample(
-            len(y), size, noise, condition=condition, temperature=temperature, return_latents=False
-        ).sample
-        with torch.autocast(y.device.type, enabled=False):
-            return self.operator.project(drawn.float(), y)  # type: ignore[union-attr]
+        """One sample for each row of the condition, not projected."""
+        out = self.vdvae.sample(
+            condition.batch_size, size, noise, condition=condition, temperature=temperature, return_latents=False
+        )
+        return out.sample.float()
 
     def _distance(self, one: Tensor, other: Tensor) -> Tensor:
         """Root mean squares of the difference over patches, averaged over patches, images and patch sizes."""
