@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos")
-    parser.add_argument("--config", default=str(ROOT / "hub_configs/natural-x4/train_prior.yaml"))
+    parser.add_argument("--config", default=str(ROOT / "hub_configs/natural-x4-cvdvae/train_prior.yaml"))
     parser.add_argument("--updates", type=int, default=12)
     parser.add_argument("--train_batch_size", type=int, default=16)
     options = parser.parse_args()

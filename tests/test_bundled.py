@@ -19,7 +19,7 @@ from hvae_sr.hub import bundled_checkpoints, resolve
 
 ROOT = Path(__file__).resolve().parent.parent
 PHOTOS = Path(skimage.__file__).parent / "data"
-BUNDLED = ["natural-x4", "natural-x4-vdvae-sr"]
+BUNDLED = ["natural-x4", "natural-x4-cvdvae"]
 
 
 @pytest.fixture(scope="module", params=BUNDLED)

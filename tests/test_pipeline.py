@@ -366,9 +366,7 @@ def test_networks_of_different_scales_are_refused(make_vdvae: Any, make_lr_netwo
 
 
 @over_kinds
-@pytest.mark.parametrize(
-    "options", [{}, {"variant": "fp16"}, {"max_shard_size": "10KB"}], ids=str
-)
+@pytest.mark.parametrize("options", [{}, {"variant": "fp16"}, {"max_shard_size": "10KB"}], ids=str)
 def test_a_saved_pipeline_loads_and_computes_the_same(
     make_pipeline: MakePipeline, kind: str, options: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -6,7 +6,7 @@ import os
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", nargs="+", default=["natural-x4", "natural-x4-vdvae-sr"], help="bundled names, folders or Hub ids"
+        "--model", nargs="+", default=["natural-x4", "natural-x4-cvdvae"], help="bundled names, folders or Hub ids"
     )
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default 127.0.0.1)")
     parser.add_argument("--port", type=int, default=7860, help="0 takes a free one (default 7860)")
