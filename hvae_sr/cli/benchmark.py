@@ -98,7 +98,7 @@ def _bound(function: Callable[..., None], *arguments: Any) -> Callable[[], None]
     return lambda: function(*arguments)
 
 
-def _alternate(ways: dict[Any, Callable[[], None]], options: argparse.Namespace) -> dict[Any, list[float]]:
+def _alternate(ways: dict[Any, Callable[[], object]], options: argparse.Namespace) -> dict[Any, list[float]]:
     """Seconds of every way, in turns, after one call of each that is not counted."""
     times: dict[Any, list[float]] = {way: [] for way in ways}
     for turn in range(options.repeats + 1):

@@ -107,7 +107,7 @@ def _fusible(x: Tensor, dtype: torch.dtype) -> bool:
     if x.device.type != "cpu" or type(x) is not Tensor or not x.numel() or not torch.backends.mkldnn.is_available():
         return False
     native = dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return (dtype == torch.float32 or native) and torch.backends.mkldnn.enabled  # type: ignore[attr-defined]
+    return bool((dtype == torch.float32 or native) and torch.backends.mkldnn.enabled)  # type: ignore[attr-defined]
 
 
 def _cut(layer: nn.Conv2d, rows: Span, columns: Span, bias: bool) -> tuple[Tensor, Tensor | None]:

@@ -191,7 +191,7 @@ class TopDownBlock(nn.Module):
         else:
             assert prior is not None
             z = _draw(prior, inputs.noise, inputs.temperature)
-        return self.merge(x, z), GroupStatistics(z, prior, posterior, lr_posterior)
+        return self.merge(x, z), GroupStatistics(z, prior, posterior, lr_posterior)  # type: ignore[arg-type]
 
 
 def _draw(distribution: DiagonalGaussian, noise: Tensor | None, temperature: float) -> Tensor:

@@ -478,7 +478,8 @@ def _expand(statistics: GroupStatistics, rows: int) -> GroupStatistics:
     def expand(x: Tensor) -> Tensor:
         return x.expand(rows, -1, -1, -1)
 
-    distributions = (statistics.prior, statistics.posterior, statistics.lr_posterior)
-    return GroupStatistics(
-        expand(statistics.z), *(p if p is None else DiagonalGaussian(*map(expand, p)) for p in distributions)
+    prior, posterior, lr_posterior = (
+        p if p is None else DiagonalGaussian(expand(p.mean), expand(p.log_sigma))
+        for p in (statistics.prior, statistics.posterior, statistics.lr_posterior)
     )
+    return GroupStatistics(expand(statistics.z), prior, posterior, lr_posterior)  # type: ignore[arg-type]
