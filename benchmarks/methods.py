@@ -87,7 +87,7 @@ def swin2sr() -> tuple[Any, Callable[[Any], Any]]:
 # (name, network, evaluations for one sample, forward passes that an evaluation costs)
 METHODS = [
     ("SR3, 2000 steps", sr3, 2000, 1),
-    ("DPS, 1000 steps, forward and backward (counted as two forward)", dps, 1000, 3),
+    ("DPS, 1000 steps, forward and backward (three forward passes)", dps, 1000, 3),
     ("LDM-SR, 100 steps", ldm, 100, 1),
     ("LDM-SR's decoder", ldm_decoder, 1, 1),
     ("Swin2SR (one image, no samples)", swin2sr, 1, 1),
