@@ -182,7 +182,9 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--configurations", nargs="+", default=["natural-x4-cvdvae", "cvdvae-ffhq256-x8", "cvdvae-ffhq256-x4"])
+    parser.add_argument(
+        "--configurations", nargs="+", default=["natural-x4-cvdvae", "cvdvae-ffhq256-x8", "cvdvae-ffhq256-x4"]
+    )
     parser.add_argument("--samples", nargs="+", type=int, default=[1, 5])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu")
