@@ -97,8 +97,18 @@ def test_inputs_unlike_any_photograph_stay_finite_and_consistent(pipeline, kind,
 def test_windows_leave_no_trace(pipeline):
     photo = Image.open(PHOTOS / "chelsea.png").convert("RGB").crop((60, 0, 180, 100))
     options = {"seed": 0, "temperature": 0.8, "output_type": "np"}
-    whole, windowed = (pipeline(photo, window_size=side, **options).images[0] for side in (120, 48))
-    assert np.abs(whole - windowed).max() * 255 <= 0.05
+
+    def difference():
+        whole, windowed = (pipeline(photo, window_size=side, **options).images[0] for side in (120, 48))
+        return 255 * np.abs(whole - windowed)
+
+    # Windows of other sizes are other sums: in bfloat16 their rounding shows in single pixels.
+    assert difference().max() <= 3 and difference().mean() <= 0.2
+    pipeline.disable_fast_inference()
+    try:
+        assert difference().max() <= 0.05
+    finally:
+        pipeline.enable_fast_inference()
 
 
 def test_bfloat16_stays_close_to_float32(pair):
