@@ -1,8 +1,5 @@
 """The page: what a visitor sees and does. Computation is in `engine`."""
 
-import base64
-import html
-import io
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,9 +11,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hvae_sr.pictures import colour_bar, photographs
+from hvae_sr.pictures import photographs
 
 from . import engine as eng
+from . import markup
 from .engine import Engine, Recipe, Refused, Session, Settings
 
 MAX_SAMPLES = 12
@@ -180,7 +178,7 @@ class Page:
                 with gr.Row(elem_classes="choices"):
                     self.left = gr.Radio(list(LEFT), value="Bicubic", label="Left", elem_id="left")
                     self.right = gr.Radio(list(RIGHT), value=RIGHT[0], label="Right", elem_id="right")
-                self.slider = gr.HTML(_placeholder(), elem_id="slider")
+                self.slider = gr.HTML(markup.placeholder(), elem_id="slider")
             with gr.Tab("Uncertainty"):
                 self.std = gr.Image(
                     label="Where the samples differ (click for a close-up)",
@@ -192,7 +190,7 @@ class Page:
                     elem_id="uncertainty",
                     alt_text="Map of the standard deviation of the samples over the picture",
                 )
-                gr.HTML(_scale())
+                gr.HTML(markup.scale())
             with gr.Tab("Close-up"):
                 with gr.Row(elem_classes="choices"):
                     self.across = gr.Slider(0, 100, 50, step=1, label="Across, %", elem_id="across")
@@ -409,7 +407,7 @@ class Page:
         if session is None or not session.samples:
             return gr.skip()
         after = session.samples[session.selected].image if right == RIGHT[0] else eng.mean_and_std(session.samples)[0]
-        return _comparison(eng.before(session, LEFT[left]), after, left, right)
+        return markup.comparison(eng.before(session, LEFT[left]), after, left, right)
 
     def on_close_up(self, session: Session | None, across: float, down: float, side: float, way: str) -> Any:
         """A spot of all samples, its pixels as squares."""
@@ -417,8 +415,8 @@ class Page:
             return gr.skip()
         parts = eng.close_ups(session, (across / 100, down / 100), int(side))
         if way == "Flicker":
-            return _figure("all samples in turn", eng.flicker([part for _, part in parts[1:-1]]), "flicker")
-        return "".join(_figure(name, _png(part)) for name, part in parts)
+            return markup.figure("all samples in turn", eng.flicker([part for _, part in parts[1:-1]]), "flicker")
+        return "".join(markup.figure(name, markup.png(part)) for name, part in parts)
 
     def on_point(self, session: Session | None, event: gr.SelectData) -> tuple[Any, ...]:
         """A click on the map moves the close-up."""
@@ -513,45 +511,3 @@ def _mask(drawing: Any, box: tuple[float, float, float, float], size: tuple[int,
     left, top = round(box[0] * width / 100), round(box[1] * height / 100)
     mask[top : top + round(box[3] * height / 100), left : left + round(box[2] * width / 100)] = True
     return mask
-
-
-def _png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _figure(name: str, png: bytes, kind: str = "tile") -> str:
-    source = base64.b64encode(png).decode()
-    text = html.escape(name)
-    return (
-        f"<figure class='{kind}'><img alt='Close-up: {text}' src='data:image/png;base64,{source}'>"
-        f"<figcaption>{text}</figcaption></figure>"
-    )
-
-
-def _comparison(before: Image.Image, after: Image.Image, left: str, right: str) -> str:
-    """Two pictures and a line between them that the pointer or the arrow keys move."""
-    sources = [base64.b64encode(_png(picture)).decode() for picture in (after, before)]
-    width, height = after.size
-    return (
-        f"<div class='compare' style='--line:50%; --shape:{width / height:.4f}'>"
-        f"<img alt='{right}' src='data:image/png;base64,{sources[0]}'>"
-        f"<img alt='{left}' class='before' src='data:image/png;base64,{sources[1]}'>"
-        f"<span class='name left'>{left}</span><span class='name right'>{right}</span><i></i>"
-        f"<input type='range' min='0' max='100' value='50' aria-label='Per cent that show {left}, from the left' "
-        'oninput=\'this.parentNode.style.setProperty("--line", this.value + "%")\'></div>'
-    )
-
-
-def _placeholder() -> str:
-    return "<p class='empty'>The input and a sample come here, with a line between them to drag.</p>"
-
-
-def _scale() -> str:
-    """The colours of the map with their meaning."""
-    source = base64.b64encode(_png(colour_bar(200, 8))).decode()
-    return (
-        f"<div id='scale'><span>0</span><img alt='' src='data:image/png;base64,{source}'><span>25 grey levels and more"
-        "</span><span>standard deviation of the samples</span></div>"
-    )

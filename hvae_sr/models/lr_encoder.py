@@ -12,36 +12,14 @@ import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from ..operators import Downsampling
 from .distributions import DiagonalGaussian
 from .fast import ACTIVATIONS
-from .layers import (
-    BlockSpec,
-    Bottleneck,
-    BottomUp,
-    Stream,
-    convolution,
-    kernel_size_at,
-    parse_blocks,
-    parse_widths,
-)
-from .loading import PerGroup, StrictLoading, entry_point, per_group
-
-
-@dataclass
-class LRFeatures(BaseOutput):
-    """What the `forward` of an LR network returns.
-
-    Args:
-        sample: `[B, width, h, w]`, the finest feature map.
-        features: the feature map of each nominal resolution, coarse to fine.
-    """
-
-    sample: Tensor
-    features: PerGroup = None  # type: ignore[assignment]  # accelerate's hooks rebuild outputs from a dictionary
+from .layers import BlockSpec, Bottleneck, Stream, kernel_size_at, parse_blocks, parse_widths
+from .loading import StrictLoading, entry_point, per_group
+from .lr_features import LRFeatureNetwork, LRFeatures
 
 
 @dataclass
@@ -90,65 +68,6 @@ class Condition:
             shares={group: x[index] for group, x in self.shares.items()},
             location=None if self.location is None else self.location[index],
         )
-
-
-class Upsampler(nn.Module):
-    """A 3x3 convolution and a pixel shuffle: features of y at a resolution above y's own."""
-
-    def __init__(self, in_channels: int, out_channels: int, factor: int) -> None:
-        super().__init__()
-        self.factor = factor
-        self.conv = convolution(in_channels, out_channels * factor**2, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.conv(x), self.factor)
-
-
-class LRFeatureNetwork(nn.Module):
-    """Feature maps of y at its own resolution and below (bottom-up), and above it (upsampling blocks).
-
-    Args:
-        blocks: bottom-up block notation in nominal resolutions, starting at y's.
-        upsampling_blocks: such as `"32m16,32x1"`: resolution 32 made from 16, then a block there; None for none.
-        widths: channels at each nominal resolution.
-        bottleneck_multiple, skip, activation: see `BottomUp`.
-    """
-
-    def __init__(
-        self,
-        blocks: str,
-        upsampling_blocks: str | None,
-        widths: dict[int, int],
-        bottleneck_multiple: float,
-        skip: bool,
-        activation: str,
-    ) -> None:
-        super().__init__()
-        self.bottom_up = BottomUp(
-            blocks, widths, bottleneck_multiple, skip=skip, activation=activation, argument="blocks"
-        )
-        self.widths = dict(self.bottom_up.widths)
-        self.up_specs = parse_blocks(upsampling_blocks, "upsampling_blocks") if upsampling_blocks else []
-        up_layers: list[nn.Module] = []
-        for spec in self.up_specs:
-            width = widths[spec.resolution]
-            if spec.mixin is not None and spec.mixin in self.widths and spec.resolution % spec.mixin == 0:
-                up_layers.append(Upsampler(self.widths[spec.mixin], width, spec.resolution // spec.mixin))
-            elif spec.mixin is None and spec.down_rate is None and spec.resolution in self.widths:
-                middle = int(width * bottleneck_multiple)
-                kernel_size = kernel_size_at(spec.resolution)
-                up_layers.append(Bottleneck(width, middle, width, kernel_size, residual=True, activation=activation))
-            else:
-                raise ValueError(f"`upsampling_blocks`: nothing to make {spec} from in {upsampling_blocks!r}")
-            self.widths[spec.resolution] = width
-        self.up_blocks = nn.ModuleList(up_layers)
-
-    def forward(self, y: Tensor) -> dict[int, Tensor]:
-        """`[B, 3, h, w]`, normalised -> `{nominal resolution: [B, width, ...]}`."""
-        features = self.bottom_up(y)
-        for spec, block in zip(self.up_specs, self.up_blocks, strict=True):
-            features[spec.resolution] = block(features[spec.mixin if spec.mixin is not None else spec.resolution])
-        return features
 
 
 class _LRNetwork:
