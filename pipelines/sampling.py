@@ -20,7 +20,7 @@ differ by less than 0.01 grey levels in float32 (`python benchmarks/windows.py`)
 
 CPU_PIXELS = 2**18
 """HR pixels that the samples of one evaluation have on a CPU: maps beyond 32 MiB would be new pages from the system,
-filled with zeros, at every layer. Four samples of 512x512 took 0.75 of the time one by one (float32)."""
+filled with zeros, at every layer."""
 
 BLEND = 4
 """Tiles of a model of one size are blended over a quarter of their side."""
