@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -149,9 +150,28 @@ def test_the_prior_s_parameters_are_computed_only_where_they_are_used(make_pipel
 # Dtypes, and weights.
 
 
-def test_loading_without_a_dtype_computes_fast_and_close_to_float32(make_pipeline: Any, tmp_path: Path) -> None:
+def test_a_pipeline_computes_as_its_configuration_says(make_pipeline: Any, tmp_path: Path) -> None:
+    pipe = make_pipeline()
+    expected = pipe(photo(), seed=0, output_type="pt").images
+    pipe.save_pretrained(tmp_path / "exact")
+    loaded = SuperResolutionPipeline.from_pretrained(tmp_path / "exact")
+    assert torch.equal(loaded(photo(), seed=0, output_type="pt").images, expected)
+    loaded.register_to_config(fast_inference=True)
+    loaded.save_pretrained(tmp_path / "fast")
+    for name, load in (
+        ("own", SuperResolutionPipeline.from_pretrained),
+        ("generic", DiffusionPipeline.from_pretrained),
+    ):
+        fast = load(tmp_path / "fast")
+        assert torch.equal(fast(photo(), seed=0, output_type="pt").images, expected) is not has_bf16, name
+        fast.disable_fast_inference()
+        assert torch.equal(fast(photo(), seed=0, output_type="pt").images, expected), name
+
+
+def test_fast_inference_is_close_to_float32(make_pipeline: Any, tmp_path: Path) -> None:
     make_pipeline().save_pretrained(tmp_path)
     fast = SuperResolutionPipeline.from_pretrained(tmp_path)
+    fast.enable_fast_inference()
     exact = SuperResolutionPipeline.from_pretrained(tmp_path, dtype=torch.float32)
     assert {p.dtype for p in fast.vdvae.parameters()} == {torch.float32}
     for temperature in (0.0, 0.8, 1.5):

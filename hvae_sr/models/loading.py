@@ -54,8 +54,10 @@ def per_group(tensors: Iterable[Tensor]) -> PerGroup:
     return values if torch.compiler.is_compiling() else PerGroup(values)  # type: ignore[return-value]
 
 
-PICKLED = (".bin", ".ckpt", ".h5", ".pickle", ".pkl", ".pt", ".pth", ".th")
-"""Suffixes of weights that run code when they are read, or may."""
+logger = logging.getLogger(__name__)
+
+PICKLED = frozenset(("bin", "ckpt", "h5", "pickle", "pkl", "pt", "pth", "th"))
+"""Suffixes of weights that run code when they are read, or may, and of the indices of their shards."""
 
 
 class StrictLoading:
@@ -75,8 +77,8 @@ class StrictLoading:
         """
         if kwargs.get("use_safetensors") is False:
             raise ValueError("`use_safetensors=False`: pickled weights are not read, they could run any code")
-        kwargs["use_safetensors"] = True
-        _refuse_pickles(pretrained_model_name_or_path, kwargs.get("subfolder"))
+        if not _holds_no_pickles(pretrained_model_name_or_path, kwargs.get("subfolder")):
+            kwargs["use_safetensors"] = True
         wants_info = kwargs.pop("output_loading_info", False)
         with without_warning("Some weights of the model checkpoint"):  # an error here, or left out on purpose
             loaded = super().from_pretrained(  # type: ignore[misc]
@@ -92,6 +94,34 @@ class StrictLoading:
                 where = f"the weights in {pretrained_model_name_or_path}"
                 raise ValueError(f"{where} {kind} keys of {cls.__name__}: {names}")
         return (model, info) if wants_info else model
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        save_function: Callable[..., Any] | None = None,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        **kwargs: Any,
+    ) -> None:
+        """`ModelMixin.save_pretrained`, which always writes safetensors: pickled weights would not be read again.
+
+        Args:
+            safe_serialization: False is taken for True, with a warning.
+            save_directory, is_main_process, save_function, variant, max_shard_size, **kwargs: as in diffusers.
+        """
+        # The arguments are listed because `DiffusionPipeline.save_pretrained` looks for their names.
+        if not safe_serialization:
+            logger.warning("`safe_serialization=False`: safetensors are written all the same")
+        super().save_pretrained(  # type: ignore[misc]
+            save_directory,
+            is_main_process=is_main_process,
+            save_function=save_function,
+            variant=variant,
+            max_shard_size=max_shard_size,
+            **kwargs,
+        )
 
     def leaves_out(self, key: str) -> bool:
         """Whether a parameter of this name belongs to a part that the configuration leaves out on purpose."""
@@ -116,14 +146,19 @@ def without_warning(beginning: str) -> Iterator[None]:
             logger.removeFilter(other)
 
 
-def _refuse_pickles(source: str | os.PathLike[str] | None, subfolder: str | None) -> None:
-    """Raises a ValueError if a model folder on disk holds pickled weights, also beside others."""
+def _holds_no_pickles(source: str | os.PathLike[str] | None, subfolder: str | None) -> bool:
+    """True for a model folder on disk without pickled weights; False for what is not a folder on disk.
+
+    Raises:
+        ValueError: a folder that holds pickled weights, also beside others.
+    """
     folder = Path(source or "") / (subfolder or "")
     if source is None or not folder.is_dir():
-        return
-    pickled = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in PICKLED)
+        return False
+    pickled = sorted(path.name for path in folder.iterdir() if not PICKLED.isdisjoint(path.name.lower().split(".")))
     if pickled:
         raise ValueError(
             f"{folder} holds pickled weights ({', '.join(pickled[:4])}), which could run any code: convert them to "
             "safetensors, and remove them"
         )
+    return True

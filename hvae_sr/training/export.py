@@ -59,6 +59,7 @@ def write_folder(objective: Objective, config: TrainingConfig, folder: Path) -> 
             scale_factor=config.scale_factor,
             downsampling_kernel=config.downsampling_kernel,
             default_temperature=config.default_temperature,
+            fast_inference=config.mixed_precision == "bf16",  # what the weights were trained in
         ).save_pretrained(folder)
 
 
