@@ -24,7 +24,10 @@ _COMPONENT_CODE = """# diffusers asks for this file before it reads pipeline.py,
 from hvae_sr import {name} as {name}
 """
 
-_SUFFIXES = {".json", ".md", ".png", ".safetensors", ".svg", ".weights", ".yaml", ".yml"}
+_SUFFIXES = {".json", ".md", ".png", ".safetensors", ".svg", ".webp", ".weights", ".yaml", ".yml"}
+_SKIPPED_FILES = {"training_config.json"}
+"""Names the folders of the machine that trained; the card has the command without them."""
+
 _SKIPPED_FOLDERS = ("checkpoint-", "logs", "runs", "samples", "validation", "wandb", "__pycache__", ".")
 """Folders that training leaves beside the result: their names begin with one of these."""
 
@@ -78,6 +81,8 @@ def files_to_push(folder: str | os.PathLike[str]) -> dict[str, Path | bytes]:
     for path in sorted(root.rglob("*")):
         relative = path.relative_to(root)
         if any(part.startswith(_SKIPPED_FOLDERS) for part in relative.parts) or not path.is_file():
+            continue
+        if path.name in _SKIPPED_FILES:
             continue
         if path.suffix.lower() in _SUFFIXES or path.name.startswith("LICENSE") or relative == Path(PIPELINE_FILE):
             found[relative.as_posix()] = path

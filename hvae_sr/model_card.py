@@ -18,6 +18,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .evaluation.storage import read_report, write_atomically
 from .evaluation.tables import command_line
+from .pictures import CONTACT_SHEET
 
 NOTES_FILE = "card_notes.md"
 IMAGES_FOLDER = "images"
@@ -129,7 +130,7 @@ def model_card(
         "Bias and misuse": _MISUSE,
         "Training": _training(training_command, curve, root, facts),
         "Cost and carbon": _cost(cost),
-        "Results": _results(loaded, name),
+        "Results": "\n\n".join(part for part in (_results(loaded, name), _contact_sheet(root)) if part),
         "Licence": _licence(data),
         "Papers": _PAPERS,
     }
@@ -400,6 +401,14 @@ def _licence(data: ModelCardData) -> str:
         return f"The weights are under the licence {data.license}, the code under the Apache License 2.0."
     link = f" ([{data.license_name}]({data.license_link}))" if data.license_link else ""
     return textwrap.fill(f"The weights come under terms of their own{link}. The code is under Apache 2.0.", 118)
+
+
+def _contact_sheet(root: Path) -> str:
+    picture = f"{IMAGES_FOLDER}/{CONTACT_SHEET}"
+    if not (root / picture).is_file():
+        return ""
+    text = "Images of the benchmark sets at several temperatures: three samples, their mean and standard deviation"
+    return f"![{text}]({picture})"
 
 
 def _widget(root: Path) -> list[dict[str, Any]] | None:

@@ -1,6 +1,7 @@
 """Pictures that show what a pipeline does, for model cards and documents."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,14 +18,96 @@ PHOTOGRAPHS = {"chelsea.png": (96, 36, 288, 228), "rocket.jpg": (256, 226, 448, 
 """Files of scikit-image (CC0 and public domain; none was trained on), and the square that is cut out of each."""
 
 
+CONTACT_SHEET = "contact_sheet.webp"
+
+BENCHMARK_CROPS = {
+    "Set14/img_001.png": (40, 300),  # fur
+    "Set5/img_001.png": (100, 110),  # an eye, wool
+    "Set5/img_005.png": (50, 60),  # a face
+    "BSD100/img_035.png": (100, 190),  # a face
+    "Set5/img_003.png": (70, 40),  # a wing
+    "Set14/img_013.png": (24, 232),  # text
+    "Set14/img_014.png": (190, 60),  # stripes
+    "BSD100/img_086.png": (20, 40),  # foliage
+    "BSD100/img_047.png": (300, 10),  # bricks
+    "BSD100/img_003.png": (110, 180),  # a facade
+    "BSD100/img_067.png": (120, 100),  # sky
+    "BSD100/img_095.png": (150, 180),  # glass and petals
+}
+"""Images of the benchmark sets by folder and name, and the left and top of the square of the contact sheet."""
+
+
+def benchmark_crops(folder: str | os.PathLike[str], side: int = 128) -> list[Image.Image]:
+    """Squares of `side` pixels of twelve images of Set5, Set14 and BSD100, folders in `folder`, as they are.
+
+    Raises ValueError: a file is missing.
+    """
+    missing = [name for name in BENCHMARK_CROPS if not (Path(folder) / name).is_file()]
+    if missing:
+        raise ValueError(f"`benchmarks` must hold {', '.join(missing)}; got {os.fspath(folder)!r}.")
+    return [
+        load_image(Path(folder) / name).crop((left, top, left + side, top + side))
+        for name, (left, top) in BENCHMARK_CROPS.items()
+    ]
+
+
 def photographs() -> list[Image.Image]:
     """192x192 pixels of photographs in the public domain that come with scikit-image."""
     folder = Path(skimage.__file__).parent / "data"
     return [load_image(folder / name).crop(box) for name, box in PHOTOGRAPHS.items()]
 
 
+def draw_sheet(
+    rows: Sequence[Sequence[Image.Image | None]],
+    headings: Sequence[str],
+    captions: Sequence[str] = (),
+    gap: int = 8,
+    block: int = 1,
+) -> Image.Image:
+    """Rows of tiles, pixel by pixel, under headings; below the last column the colours of an uncertainty map.
+
+    Args:
+        rows: of tiles of one size; None leaves a place empty.
+        headings: one for each column.
+        captions: one for each row, written upwards on its left.
+        gap: pixels between tiles.
+        block: rows that belong together; between blocks there is more room.
+    """
+    width, height = next(tile.size for row in rows for tile in row if tile is not None)
+    size = 14 if width >= 160 else 11
+    text, small_text = ImageFont.load_default(size), ImageFont.load_default(11)  # there wherever Pillow is
+    heading, margin, bar = 24, 20 if captions else 0, 30
+    tops = [heading + index * (height + gap) + (index // block) * 2 * gap * (block > 1) for index in range(len(rows))]
+    lefts = [margin + column * (width + gap) for column in range(len(headings))]
+    canvas = Image.new("RGB", (lefts[-1] + width, tops[-1] + height + gap + bar), "white")
+    pen = ImageDraw.Draw(canvas)
+    for left, title in zip(lefts, headings, strict=True):
+        pen.text((left + width / 2, heading / 2), title, "#222", text, anchor="mm")
+    for index, (top, row) in enumerate(zip(tops, rows, strict=True)):
+        for left, tile in zip(lefts, row, strict=True):
+            if tile is not None:
+                canvas.paste(tile, (left, top))
+        if captions:
+            label = Image.new("RGB", (height, margin), "white")
+            ImageDraw.Draw(label).text((height / 2, margin / 2), captions[index], "#222", text, anchor="mm")
+            canvas.paste(label.rotate(90, expand=True), (0, top))
+    left, top = lefts[-1], canvas.height - bar
+    canvas.paste(colour_bar(width, 10), (left, top))
+    for share, anchor in ((0, "lt"), (0.5, "mt"), (1, "rt")):
+        pen.text((left + share * width, top + 14), f"{25.5 * share:g}", "#222", small_text, anchor=anchor)
+    pen.text((left - gap, top + 5), "standard deviation, grey levels", "#222", small_text, anchor="rm")
+    return canvas
+
+
+def _references(pipeline: "SuperResolutionPipeline", photo: Image.Image) -> tuple[Image.Image, list[Image.Image]]:
+    """The LR image by PIL's bicubic, and two tiles: it magnified pixel by pixel, and by bicubic interpolation."""
+    scale = pipeline.config.scale_factor
+    small = photo.resize((photo.width // scale, photo.height // scale), Image.Resampling.BICUBIC)
+    return small, [small.resize(photo.size, kind) for kind in (Image.Resampling.NEAREST, Image.Resampling.BICUBIC)]
+
+
 def overview(
-    pipeline: "SuperResolutionPipeline", photos: list[Image.Image], num_samples: int = 8, seed: int = 0, gap: int = 8
+    pipeline: "SuperResolutionPipeline", photos: list[Image.Image], num_samples: int = 8, seed: int = 0
 ) -> Image.Image:
     """One row for each photograph: the LR image, bicubic, two samples, the mean, and the uncertainty map.
 
@@ -33,33 +116,66 @@ def overview(
         photos: HR images of one size, multiples of the scale; they are made small by PIL's bicubic.
         num_samples: of which the mean and the uncertainty map are.
         seed: of the first sample.
-        gap: pixels between tiles.
     """
-    scale = pipeline.config.scale_factor
-    width, height = photos[0].size
-    text, small_text = ImageFont.load_default(14), ImageFont.load_default(11)  # there wherever Pillow is
-    titles = ("input", "bicubic", "sample 1", "sample 2", f"mean of {num_samples}", "uncertainty")
-    bar, heading = 30, 24
-    canvas = Image.new(
-        "RGB", (len(titles) * (width + gap) - gap, heading + len(photos) * (height + gap) + bar), "white"
-    )
-    pen = ImageDraw.Draw(canvas)
-    for column, title in enumerate(titles):
-        pen.text((column * (width + gap) + width / 2, heading / 2), title, "#222", text, anchor="mm")
-    for row, photo in enumerate(photos):
-        small = photo.resize((width // scale, height // scale), Image.Resampling.BICUBIC)
+    rows = []
+    for photo in photos:
+        small, tiles = _references(pipeline, photo)
         out = pipeline(small, num_samples=num_samples, seed=seed)
-        tiles = [small.resize(photo.size, kind) for kind in (Image.Resampling.NEAREST, Image.Resampling.BICUBIC)]
-        tiles += [out.images[0], out.images[min(1, num_samples - 1)], out.mean[0], uncertainty_to_pil(out.std[0])]
-        for column, tile in enumerate(tiles):
-            canvas.paste(tile, (column * (width + gap), heading + row * (height + gap)))
-    left, top = (len(titles) - 1) * (width + gap), canvas.height - bar
-    colours = colour_bar(width, 10)
-    canvas.paste(colours, (left, top))
-    for share, anchor in ((0, "lt"), (0.5, "mt"), (1, "rt")):
-        pen.text((left + share * width, top + 14), f"{25.5 * share:g}", "#222", small_text, anchor=anchor)
-    pen.text((left - gap, top + 5), "standard deviation, grey levels", "#222", small_text, anchor="rm")
-    return canvas
+        samples = [out.images[0], out.images[min(1, num_samples - 1)]]
+        rows.append([*tiles, *samples, out.mean[0], uncertainty_to_pil(out.std[0])])
+    return draw_sheet(rows, ("input", "bicubic", "sample 1", "sample 2", f"mean of {num_samples}", "uncertainty"))
+
+
+def contact_sheet(
+    pipeline: "SuperResolutionPipeline",
+    photos: list[Image.Image],
+    temperatures: Sequence[float] = (0.2, 0.5, 0.8),
+    num_samples: int = 8,
+    seed: int = 0,
+    across: int = 2,
+) -> Image.Image:
+    """Each photograph at several temperatures, below each other: three samples, mean, standard deviation.
+
+    The first column has the LR image, bicubic interpolation and the photograph itself; with fewer than three
+    temperatures they are columns of their own.
+
+    Args:
+        pipeline: makes the samples.
+        photos: HR images of one size, multiples of the scale; they are made small by PIL's bicubic.
+        temperatures: one row each.
+        num_samples: of which the mean and the uncertainty map are; at least 3.
+        seed: of the first sample.
+        across: columns of photographs.
+    """
+    if num_samples < 3:
+        raise ValueError(f"`num_samples` must be at least 3, got {num_samples}.")
+    if not photos or not temperatures or len({photo.size for photo in photos}) > 1:
+        raise ValueError("`photos` must be images of one size, at least one, and `temperatures` at least one number.")
+    stacked = len(temperatures) >= 3
+    headings = ["LR, bicubic, HR"] if stacked else ["LR", "bicubic", "HR"]
+    headings += ["sample 1", "sample 2", "sample 3", f"mean of {num_samples}", "std"]
+    blocks = []
+    for photo in photos:
+        small, tiles = _references(pipeline, photo)
+        for row, temperature in enumerate(temperatures):
+            out = pipeline(small, temperature=temperature, num_samples=num_samples, seed=seed)
+            own: list[Image.Image | None] = [*tiles, photo]
+            if stacked:
+                own = own[row : row + 1] or [None]
+            elif row:
+                own = [None] * 3
+            blocks.append([*own, *out.images[:3], out.mean[0], uncertainty_to_pil(out.std[0])])
+    captions = [f"temperature {temperature:g}" for temperature in temperatures] * len(photos)
+    height = -(-len(photos) // across) * len(temperatures)
+    parts = [
+        draw_sheet(blocks[start : start + height], headings, captions[start : start + height], 4, len(temperatures))
+        for start in range(0, len(blocks), height)
+    ]
+    space = 24
+    sheet = Image.new("RGB", (len(parts) * (parts[0].width + space) - space, parts[0].height), "white")
+    for column, part in enumerate(parts):
+        sheet.paste(part, (column * (parts[0].width + space), 0))
+    return sheet
 
 
 def colour_bar(width: int, height: int) -> Image.Image:
@@ -67,24 +183,35 @@ def colour_bar(width: int, height: int) -> Image.Image:
     return uncertainty_to_pil(np.tile(np.linspace(0, 0.1, width), (height, 1)))
 
 
-def write_pictures(folder: str | os.PathLike[str]) -> list[Path]:
-    """Writes `images/` of a pipeline's folder: an input, a sample, the mean, and the overview; returns the files."""
+def write_pictures(
+    folder: str | os.PathLike[str],
+    benchmarks: str | os.PathLike[str] | None = None,
+    temperatures: Sequence[float] = (0.2, 0.5, 0.8),
+) -> list[Path]:
+    """Writes `images/` of a pipeline's folder: an input, a sample, the mean, and the overview; returns the files.
+
+    With `benchmarks`, a folder that holds Set5, Set14 and BSD100, also a contact sheet of twelve of their images at
+    `temperatures`.
+    """
     from .pipelines import SuperResolutionPipeline
 
+    crops = benchmark_crops(benchmarks) if benchmarks is not None else []
     pipeline = SuperResolutionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     photos = photographs()
-    scale = pipeline.config.scale_factor
-    small = photos[0].resize((photos[0].width // scale, photos[0].height // scale), Image.Resampling.BICUBIC)
+    small, _ = _references(pipeline, photos[0])
     out = pipeline(small, num_samples=8, seed=0)
     pictures = {
-        "input": small,
-        "sample": out.images[0],
-        "mean": out.mean[0],
-        "overview": overview(pipeline, photos),
+        "input.png": small,
+        "sample.png": out.images[0],
+        "mean.png": out.mean[0],
+        "overview.png": overview(pipeline, photos),
     }
     target = Path(folder) / "images"
     target.mkdir(exist_ok=True)
     for name, picture in pictures.items():
-        save_image(picture, target / f"{name}.png")
-    return [target / f"{name}.png" for name in pictures]
+        save_image(picture, target / name)
+    if crops:
+        pictures[CONTACT_SHEET] = contact_sheet(pipeline, crops, temperatures)
+        save_image(pictures[CONTACT_SHEET], target / CONTACT_SHEET, quality=70)  # it is kept in the repository
+    return [target / name for name in pictures]

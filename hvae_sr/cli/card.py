@@ -13,15 +13,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--training_command", metavar="COMMAND", help="how the weights were made")
     parser.add_argument("--curve", metavar="PICTURE", help="of the training curves")
     parser.add_argument("--pictures", action="store_true", help="draw FOLDER/images with the folder's weights")
+    parser.add_argument(
+        "--benchmarks", metavar="DIR", help="of Set5, Set14 and BSD100: --pictures also draws a contact sheet of them"
+    )
+    parser.add_argument(
+        "--temperatures", type=float, nargs="+", default=[0.2, 0.5, 0.8], help="of the contact sheet (0.2 0.5 0.8)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     from ..model_card import write_model_card
 
+    if options.benchmarks and not options.pictures:
+        raise ValueError(f"`benchmarks` is of --pictures, which was not given, got {options.benchmarks!r}.")
     if options.pictures:
         from ..pictures import write_pictures
 
-        for path in write_pictures(Path(options.folder)):
+        for path in write_pictures(Path(options.folder), options.benchmarks, options.temperatures):
             say(str(path))
     path = write_model_card(
         options.folder,

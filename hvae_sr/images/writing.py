@@ -27,7 +27,11 @@ LOSSY_SUFFIXES = (".jpg", ".jpeg")
 
 
 def save_image(
-    image: Image.Image | torch.Tensor, path: PathLike, metadata: dict[str, Any] | None = None, exif: bytes = b""
+    image: Image.Image | torch.Tensor,
+    path: PathLike,
+    metadata: dict[str, Any] | None = None,
+    exif: bytes = b"",
+    quality: int | None = None,
 ) -> None:
     """Write an image so that `path` holds the whole file or is left as it was.
 
@@ -41,6 +45,7 @@ def save_image(
         metadata: Settings to keep in the file as JSON (arrays as lists, what JSON lacks as str): in a PNG's
             text chunk "hvae-sr", elsewhere in the EXIF or TIFF tag ImageDescription. See `read_metadata`.
         exif: EXIF to keep beside them, as in `Photo.exif`.
+        quality: Of a JPEG, or of a WebP that may lose, 1 to 100; others ignore it.
 
     Raises:
         ImageError: Unknown suffix.
@@ -51,6 +56,8 @@ def save_image(
         raise ImageError(f"{path}: unknown suffix {path.suffix!r}, use one of {', '.join(_SAVE_OPTIONS)}")
     file_format, defaults = _SAVE_OPTIONS[path.suffix.lower()]
     options = dict(defaults)
+    if quality is not None and file_format in ("JPEG", "WEBP"):
+        options = {"quality": quality}
     if isinstance(image, torch.Tensor):
         image = to_pil(image)
     profile = image.info.get("icc_profile")

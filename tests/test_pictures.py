@@ -1,0 +1,111 @@
+"""Sheets of pictures for model cards: what stands where, pixel by pixel."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hvae_sr.cli import main
+from hvae_sr.hub import files_to_push
+from hvae_sr.images import load_image, save_image, uncertainty_to_pil
+from hvae_sr.pictures import BENCHMARK_CROPS, CONTACT_SHEET, benchmark_crops, contact_sheet, draw_sheet
+
+SIDE, GAP, HEADING, MARGIN = 16, 4, 24, 20
+
+
+def photo(seed, side=SIDE):
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    return small.resize((side, side), Image.Resampling.BICUBIC)
+
+
+def tile(sheet, row, column, temperatures, left=0):
+    """The tile at a row and column of a contact sheet's part that begins at `left`."""
+    x = left + MARGIN + column * (SIDE + GAP)
+    y = HEADING + row * (SIDE + GAP) + row // temperatures * 2 * GAP
+    return np.asarray(sheet.crop((x, y, x + SIDE, y + SIDE)))
+
+
+def test_a_contact_sheet_has_references_samples_mean_and_std_at_every_temperature(make_pipeline):
+    pipe, photos = make_pipeline("cvdvae"), [photo(seed) for seed in range(3)]
+    temperatures = (0.2, 0.5, 1.0)
+    sheet = contact_sheet(pipe, photos, temperatures, num_samples=4, seed=5)
+    right = (sheet.width - 24) // 2 + 24  # two photographs on the left, the third on the right
+    for left, row, truth in ((0, 0, photos[0]), (0, 3, photos[1]), (right, 0, photos[2])):
+        small = truth.resize((4, 4), Image.Resampling.BICUBIC)
+        references = [small.resize((SIDE, SIDE), kind) for kind in (Image.Resampling.NEAREST, Image.Resampling.BICUBIC)]
+        for index, (temperature, reference) in enumerate(zip(temperatures, [*references, truth], strict=True)):
+            out = pipe(small, temperature=temperature, num_samples=4, seed=5)
+            expected = [reference, *out.images[:3], out.mean[0], uncertainty_to_pil(out.std[0])]
+            for column, picture in enumerate(expected):
+                found = tile(sheet, row + index, column, 3, left)
+                np.testing.assert_array_equal(found, np.asarray(picture), err_msg=f"{row + index}, {column}")
+
+
+def test_with_few_temperatures_the_references_are_columns(make_pipeline):
+    pipe, truth = make_pipeline("cvdvae"), photo(0)
+    sheet = contact_sheet(pipe, [truth], (0.2, 0.8), num_samples=3)
+    np.testing.assert_array_equal(tile(sheet, 0, 2, 2), np.asarray(truth))
+    assert (tile(sheet, 1, 2, 2) == 255).all()  # they stand in the first row
+    sample = pipe(truth.resize((4, 4), Image.Resampling.BICUBIC), temperature=0.8, num_samples=3, seed=0).images[0]
+    np.testing.assert_array_equal(tile(sheet, 1, 3, 2), np.asarray(sample))
+
+
+@pytest.mark.parametrize(
+    ("photos", "options", "message"),
+    [
+        ([photo(0)], {"num_samples": 2}, "`num_samples` must be at least 3, got 2"),
+        ([], {}, "`photos` must be images of one size"),
+        ([photo(0), photo(1, 32)], {}, "`photos` must be images of one size"),
+        ([photo(0)], {"temperatures": ()}, "`temperatures`"),
+    ],
+)
+def test_sheets_that_cannot_be_drawn_are_errors(make_pipeline, photos, options, message):
+    with pytest.raises(ValueError, match=message):
+        contact_sheet(make_pipeline("cvdvae"), photos, **options)
+
+
+def test_empty_places_stay_white():
+    sheet = np.asarray(draw_sheet([[photo(0), None]], ["a", "b"], gap=4))
+    assert (sheet[24 : 24 + SIDE, SIDE + 4 :] == 255).all() and not (sheet[24 : 24 + SIDE, :SIDE] == 255).all()
+
+
+@pytest.fixture
+def benchmarks(tmp_path):
+    for name in BENCHMARK_CROPS:
+        path = tmp_path / "sets" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photo(len(name), 440).save(path)
+    return tmp_path / "sets"
+
+
+def test_the_crops_are_squares_of_the_files(benchmarks):
+    crops = benchmark_crops(benchmarks, 32)
+    assert len(crops) == 12 and {crop.size for crop in crops} == {(32, 32)}
+    name, (left, top) = list(BENCHMARK_CROPS.items())[3]
+    expected = Image.open(benchmarks / name).crop((left, top, left + 32, top + 32))
+    np.testing.assert_array_equal(np.asarray(crops[3]), np.asarray(expected))
+
+
+def test_the_card_command_draws_and_shows_the_contact_sheet(benchmarks, make_pipeline, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "model"
+    make_pipeline("cvdvae").save_pretrained(folder)
+    monkeypatch.setattr("hvae_sr.pictures.BENCHMARK_CROPS", dict(list(BENCHMARK_CROPS.items())[:2]))
+    command = ["card", str(folder), "--benchmarks", str(benchmarks)]
+    assert main(command) == 2 and "`benchmarks` is of --pictures" in capsys.readouterr().err
+    assert main([*command, "--pictures", "--temperatures", "0", "0.5", "1"]) == 0
+    picture = f"images/{CONTACT_SHEET}"
+    assert f"]({picture})" in (folder / "README.md").read_text() and picture in files_to_push(folder)
+    assert Image.open(folder / picture).format == "WEBP"
+    (benchmarks / next(iter(BENCHMARK_CROPS))).unlink()
+    assert main([*command, "--pictures"]) == 2
+    assert "`benchmarks` must hold Set14/img_001.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", ["webp", "jpg"])
+def test_a_quality_makes_files_smaller(tmp_path, suffix):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    sizes = []
+    for quality in (90, 30):
+        save_image(noise, tmp_path / f"a.{suffix}", {"seed": 1}, quality=quality)
+        sizes.append((tmp_path / f"a.{suffix}").stat().st_size)
+    assert sizes[1] < sizes[0] and load_image(tmp_path / f"a.{suffix}").size == (64, 64)
