@@ -232,6 +232,8 @@ def _lr_network(
     source = _network(VDVAE, config.lr_from_vdvae, "lr_from_vdvae", None, "", load_weights)
     if source.encoder is None:
         raise ValueError(f"`lr_from_vdvae`: {config.lr_from_vdvae} has no encoder")
+    if network.config.get("conditioning") == "trivial":
+        raise ValueError(f"`lr_from_vdvae` must be None for conditioning 'trivial', got {config.lr_from_vdvae!r}")
     try:
         network.network.bottom_up.load_state_dict(source.encoder.state_dict())
     except RuntimeError as error:

@@ -16,7 +16,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.data_loader import SeedableRandomSampler
 from accelerate.utils import DataLoaderConfiguration, DistributedType, ProjectConfiguration, set_seed
-from diffusers.training_utils import EMAModel
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -27,8 +26,10 @@ from .checkpoints import check_checkpoint, check_writable, find_checkpoints, rem
 from .config import TrainingConfig
 from .cost import measure_cost, measure_peak
 from .export import LOSS_FIGURES, push, repository, write_card, write_folder
+from .objectives import Objective
 from .progress import Interrupted, Meter, Progress, append_log, read_log, stop_signals, trim_log
 from .schedule import PlateauSchedule, make_schedule
+from .sharding import Average, check_sharding, gathered, whole
 from .validation import Validator
 
 logger = logging.getLogger(__name__)
@@ -64,8 +65,9 @@ class Trainer:
             step_scheduler_with_optimizer=False,
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=False),  # the one below is seedable
         )
-        if self.accelerator.distributed_type == DistributedType.FSDP:
-            raise ValueError("FSDP is not supported until the averaging of the weights works on sharded parameters")
+        self.sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        if self.sharded:
+            check_sharding(self.accelerator)
         if config.push_to_hub and self.accelerator.is_main_process:
             repository(config)  # now, not after the last update
         if config.allow_tf32:
@@ -81,10 +83,10 @@ class Trainer:
                 network.enable_gradient_checkpointing()
         processes = self.accelerator.num_processes
         self.cost = measure_cost(objective, config, self.accelerator.device, processes, self.accelerator.autocast())
-        objective = objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.trainable = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+        if not self.sharded:  # FSDP takes contiguous parameters only
+            objective = objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.AdamW(
-            self.trainable,
+            [parameter for parameter in objective.parameters() if parameter.requires_grad],
             lr=config.learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
             weight_decay=config.adam_weight_decay,
@@ -92,9 +94,7 @@ class Trainer:
         )
         self.dataset = build_training_set(config, self.accelerator.process_index, processes)
         self.validation_set = build_validation_set(config)
-        self.validator = (
-            Validator(objective, self.validation_set, config, self.accelerator) if self.validation_set else None
-        )
+        self.validator = Validator(self.validation_set, config, self.accelerator) if self.validation_set else None
         self.sampler: SeedableRandomSampler | None = None
         self.updates_per_epoch = sys.maxsize  # a stream has no end
         self.loader = self._make_loader()
@@ -103,7 +103,8 @@ class Trainer:
             self.max_steps = config.num_train_epochs * self.updates_per_epoch
         self.scheduler = make_schedule(config, self.optimizer, self.max_steps)
         self.objective, self.optimizer = self.accelerator.prepare(objective, self.optimizer)
-        self.ema = EMAModel(self.trainable, decay=config.ema_decay, foreach=True) if config.use_ema else None
+        self.trainable = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+        self.ema = Average(self.trainable, decay=config.ema_decay, foreach=True) if config.use_ema else None
         if self.ema is not None:
             self.ema.to(self.accelerator.device)
             self.accelerator.register_for_checkpointing(self.ema)
@@ -157,12 +158,8 @@ class Trainer:
             self.peak = measure_peak(accelerator.device, dtype)
         if config.report_to:
             accelerator.init_trackers("hvae-sr", config={key: str(value) for key, value in vars(config).items()})
-        bar = tqdm(
-            total=self.max_steps,
-            initial=self.progress.step,
-            disable=not accelerator.is_local_main_process,
-            desc=config.stage,
-        )
+        silent = {} if accelerator.is_local_main_process else {"disable": True}  # or TQDM_DISABLE would not count
+        bar = tqdm(total=self.max_steps, initial=self.progress.step, desc=config.stage, **silent)
         meter = Meter()
         self.objective.train()
         with stop_signals() as signals, bar:
@@ -224,14 +221,15 @@ class Trainer:
         first = (index * accelerator.num_processes + accelerator.process_index) * images.shape[0]
         with accelerator.accumulate(self.objective):
             seeds = self._noise_seeds(epoch, first, images.shape[0])
-            loss, figures = self.objective(images, seeds, config.rate_weight(self.progress.step), batch.get("low"))
+            with accelerator.autocast():  # FSDP leaves that to the loop
+                loss, figures = self.objective(images, seeds, config.rate_weight(self.progress.step), batch.get("low"))
             accelerator.backward(loss)
             if isinstance(self.scheduler, PlateauSchedule) and self.validator is None:
                 mean = float(accelerator.reduce(loss.detach().float(), reduction="mean"))
                 if math.isfinite(mean):
                     self.scheduler.add(mean)
             if accelerator.sync_gradients:
-                norm = accelerator.clip_grad_norm_(self.trainable, config.max_grad_norm)
+                norm = whole(accelerator.clip_grad_norm_(self.trainable, config.max_grad_norm))
                 figures["grad_norm"] = norm.detach()
                 # As VD-VAE's code: a rare outlier batch must not undo the work of days.
                 if math.isfinite(norm) and norm < config.skip_threshold:
@@ -267,11 +265,11 @@ class Trainer:
         """Figures and pictures of the held-out images, and a look at the loss by a schedule that follows it."""
         figures: dict[str, Any] = {}
         if self.validator is not None:
-            with self._averaged_weights():
-                figures = self.validator.figures()
+            with self._averaged() as objective:
+                figures = self.validator.figures(objective)
                 if self.accelerator.is_main_process:
                     folder = self.output_dir / "validation"
-                    pictures, measured = self.validator.write(folder, self.progress.step, figures)
+                    pictures, measured = self.validator.write(objective, folder, self.progress.step, figures)
                     figures.update(measured)
                     self._track_images(pictures)
             self._log(figures)
@@ -348,23 +346,29 @@ class Trainer:
         return None
 
     @contextmanager
-    def _averaged_weights(self) -> Iterator[None]:
+    def _averaged(self) -> Iterator[Objective]:
+        """The objective with the averaged weights, whole on every process. A collective operation."""
+        objective = self.accelerator.unwrap_model(self.objective)
+        if self.sharded:
+            yield gathered(objective, self.ema, self.config)
+            return
         if self.ema is None:
-            yield
+            yield objective
             return
         self.ema.store(self.trainable)
         self.ema.copy_to(self.trainable)
         try:
-            yield
+            yield objective
         finally:
             self.ema.restore(self.trainable)
 
     def _export(self) -> Path:
         """Writes the (averaged) networks and their card, and uploads them where that is asked for."""
         self.accelerator.wait_for_everyone()
+        with self._averaged() as objective:
+            if self.accelerator.is_main_process:
+                write_folder(objective, self.config, self.output_dir)
         if self.accelerator.is_main_process:
-            with self._averaged_weights():
-                write_folder(self.accelerator.unwrap_model(self.objective), self.config, self.output_dir)
             write_card(self.config, self.output_dir, read_log(self.output_dir / "log.jsonl"), self.progress.step)
             if self.config.push_to_hub:
                 logger.info("uploaded: %s", push(self.config, self.output_dir))

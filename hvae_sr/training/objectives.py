@@ -83,7 +83,7 @@ class ELBO(Objective):
 
 
 class ConditionalELBO(Objective):
-    """Stage `vdvae-sr`: the negative conditional ELBO, where prior and posterior see y (thesis, eq. 4.5)."""
+    """Stage `vdvae-sr`: the negative conditional ELBO (thesis, eq. 4.5, or 5.1 where the posterior does not see y)."""
 
     def forward(
         self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1.0, low: Tensor | None = None

@@ -30,22 +30,18 @@ class Validator:
     validations of one run can be compared.
 
     Args:
-        objective: the unwrapped objective.
         dataset: the held-out images.
         config: the options.
         accelerator: of the run.
     """
 
-    def __init__(
-        self, objective: Objective, dataset: ImageCrops, config: TrainingConfig, accelerator: Accelerator
-    ) -> None:
-        self.objective = objective
+    def __init__(self, dataset: ImageCrops, config: TrainingConfig, accelerator: Accelerator) -> None:
         self.dataset = dataset
         self.config = config
         self.accelerator = accelerator
 
     @torch.no_grad()
-    def figures(self) -> dict[str, Any]:
+    def figures(self, objective: Objective) -> dict[str, Any]:
         """Means of the objective's figures over the held-out images, with the weights as they are.
 
         A collective operation: every process takes its share. The figure of every group is a list.
@@ -58,7 +54,7 @@ class Validator:
             indices = list(mine[number : number + size]) or [0]
             images, low = self._batch(indices)
             with accelerator.autocast():
-                _, figures = self.objective(images, indices, low=low)
+                _, figures = objective(images, indices, low=low)
             weight = len(indices) if len(mine) else 0
             for name, value in {**figures, "images": torch.ones((), device=accelerator.device)}.items():
                 sums[name] = sums.get(name, 0) + value.float() * weight
@@ -67,7 +63,7 @@ class Validator:
         return {f"validation_{name}": (total / images_seen).tolist() for name, total in totals.items()}
 
     @torch.no_grad()
-    def samples(self) -> tuple[Image.Image, dict[str, float]]:
+    def samples(self, objective: Objective) -> tuple[Image.Image, dict[str, float]]:
         """A sheet with one row for each of the first images, and what was measured on its samples.
 
         With an LR network: HR, LR, and a sample at each temperature, with PSNR against HR and LR-PSNR (dB, means over
@@ -79,8 +75,8 @@ class Validator:
         columns = [_pixels(images.float() / 255)]
         measured: dict[str, float] = {}
         with self.accelerator.autocast():
-            if self.objective.lr_network is None:
-                vdvae = self.objective.vdvae
+            if objective.lr_network is None:
+                vdvae = objective.vdvae
                 x, noise = images.float() / 127.5 - 1, CounterNoise(range(count))
                 columns.append(_pixels((vdvae(x, noise=noise).sample + 1) / 2))
                 size = (x.shape[-2], x.shape[-1])
@@ -91,10 +87,10 @@ class Validator:
             else:
                 from ..pipelines import SuperResolutionPipeline
 
-                _, y = self.objective.pairs(images, low)
+                _, y = objective.pairs(images, low)
                 config = self.config
                 pipe = SuperResolutionPipeline(
-                    **self.objective.components(),
+                    **objective.components(),
                     scale_factor=config.scale_factor,
                     downsampling_kernel=config.downsampling_kernel,
                 )
@@ -111,16 +107,16 @@ class Validator:
         return _sheet(columns, names + [f"t={temperature:g}" for temperature in temperatures]), measured
 
     def write(
-        self, folder: Path, step: int, figures: dict[str, Any]
+        self, objective: Objective, folder: Path, step: int, figures: dict[str, Any]
     ) -> tuple[dict[str, Image.Image], dict[str, float]]:
         """Writes the pictures of one validation to `folder`; returns them, and what was measured on the samples."""
         pictures: dict[str, Image.Image] = {}
         measured: dict[str, float] = {}
         if self.config.validation_images:
-            pictures["samples"], measured = self.samples()
+            pictures["samples"], measured = self.samples(objective)
         groups = figures.get(f"validation_{GROUPS}")
         if groups is not None:
-            plot = plot_groups(groups, self.objective.vdvae, step)
+            plot = plot_groups(groups, objective.vdvae, step)
             if plot is not None:
                 pictures["groups"] = plot
         folder.mkdir(parents=True, exist_ok=True)

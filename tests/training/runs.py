@@ -5,10 +5,14 @@ import multiprocessing
 import os
 import socket
 import time
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -35,6 +39,7 @@ LR_CONFIGS = {
 }
 LR_CONFIGS["joint"] = LR_CONFIGS["lr-encoder"]
 LR_CONFIGS["energy-score"] = {"_class_name": "LRConditioner", **LR_CONFIGS["vdvae-sr"]}
+ACCELERATE = Path(__file__).parents[2] / "hub_configs" / "accelerate"
 PROCESSES = multiprocessing.get_context("forkserver")  # imports once for all; no threads or devices are inherited
 PROCESSES.set_forkserver_preload(["train", "pytest", "hvae_sr.pipelines", "torch._dynamo", "torch.distributed"])
 
@@ -85,10 +90,35 @@ def assert_equal_trees(a, b):
         assert a == b
 
 
+def fsdp_environment():
+    """What `accelerate launch` makes of the FSDP configuration that is shipped."""
+    options = yaml.safe_load((ACCELERATE / "fsdp.yaml").read_text())["fsdp_config"]
+    names = {name: name.upper().replace("LAYER_CLS", "CLS") for name in options}
+    return {"ACCELERATE_USE_FSDP": "true", **{names[name]: str(value) for name, value in options.items()}}
+
+
+def allow_fsdp_on_the_cpu():
+    """accelerate takes FSDP for a matter of GPUs; all of its code, and torch's, also runs on the CPU over gloo."""
+    initialise = AcceleratorState.__init__
+
+    def patched(self, *args, **kwargs):
+        initialise(self, *args, **kwargs)
+        if kwargs.get("fsdp_plugin") is None:
+            return
+        self.distributed_type = DistributedType.FSDP
+        self.fsdp_plugin = kwargs["fsdp_plugin"]
+        if self._mixed_precision != "no":
+            self.fsdp_plugin.set_mixed_precision(self._mixed_precision)
+
+    AcceleratorState.__init__ = patched
+
+
 def in_process(arguments, environment, stop_at=None):
     """Runs `train.main` and ends with its status; hangs while it writes the checkpoint named `stop_at`."""
     os.environ.update(environment, OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true")
     torch.set_num_threads(1)
+    if "ACCELERATE_USE_FSDP" in environment:
+        allow_fsdp_on_the_cpu()
     if stop_at is not None:
         save_state = Accelerator.save_state
 
@@ -115,18 +145,22 @@ def wait_until(condition, process, seconds=60):
         time.sleep(0.02)
 
 
-def on_two_processes(arguments):
+def on_processes(arguments, count=2, sharded=False, seconds=600):
+    """Runs `train.main` on so many processes of the CPU that meet over gloo, with FSDP if `sharded`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ranks = []
-    for rank in range(2):
-        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-        environment = {name: str(value) for name, value in environment.items()} | {"MASTER_ADDR": "127.0.0.1"}
-        ranks.append(started(arguments, environment))
+    for rank in range(count):
+        environment = {}
+        if count > 1:
+            environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+            environment = {name: str(value) for name, value in environment.items()}
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        ranks.append(started(arguments, environment | (fsdp_environment() if sharded else {})))
     for process in ranks:
-        process.join(120)
-    assert [process.exitcode for process in ranks] == [0, 0]
+        process.join(seconds)
+    assert [process.exitcode for process in ranks] == [0] * count
 
 
 def write(path, text):

@@ -11,10 +11,12 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator, tracking
+from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from PIL import Image
 from runs import (
+    ACCELERATE,
     FIGURES,
     LR_CONFIGS,
     STAGES,
@@ -22,7 +24,7 @@ from runs import (
     assert_equal_trees,
     assert_same,
     log,
-    on_two_processes,
+    on_processes,
     started,
     state,
     wait_until,
@@ -252,18 +254,62 @@ def test_two_processes_train_like_one(stage, accumulation, options, photos, tmp_
     }  # fmt: skip
     one, two, resumed = tmp_path / "one", tmp_path / "two", tmp_path / "resumed"
     assert train.main(options(stage, one, **common, train_batch_size=4)) == 0
-    on_two_processes(options(stage, two, **common, train_batch_size=2))
+    on_processes(options(stage, two, **common, train_batch_size=2))
     assert len(log(one)) == 10
     for expected, found in zip(log(one), log(two), strict=True):
         assert found.keys() == expected.keys()
         for name in expected:  # also the figures of every group
             assert found[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-8), name
     if stage == "vdvae":
-        on_two_processes(
-            options(stage, resumed, **common, train_batch_size=2, resume_from_checkpoint=two / "checkpoint-4")
-        )
+        on_processes(options(stage, resumed, **common, train_batch_size=2, resume_from_checkpoint=two / "checkpoint-4"))
         assert log(resumed) == log(two)[5:]
         assert_same(weights(two), weights(resumed))
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_two_processes_that_share_the_parameters_train_like_one(precision, options, photos, tmp_path):
+    """FSDP: the loss, the figures of validation, the exported weights; and a resume, which must be bitwise."""
+    common = {
+        "max_train_steps": 4, "checkpointing_steps": 2, "validation_data_dir": photos, "validation_steps": 2,
+        "gradient_accumulation_steps": 2, "mixed_precision": precision, "score_point_weight": 1.0,
+    }  # fmt: skip
+    one, two, resumed = tmp_path / "one", tmp_path / "two", tmp_path / "resumed"
+    assert train.main(options("energy-score", one, **common)) == 0
+    arguments = options("energy-score", two, **common, train_batch_size=1)
+    on_processes(arguments, sharded=True)
+    tolerance = 1e-5 if precision == "no" else 2e-2
+    for expected, found in zip(log(one), log(two), strict=True):
+        assert found.keys() == expected.keys()
+        for name in expected:
+            assert found[name] == pytest.approx(expected[name], rel=tolerance, abs=1e-7), name
+    expected, found = weights(one), weights(two)
+    assert expected.keys() == found.keys()
+    for name in expected:
+        assert found[name].shape == expected[name].shape and found[name].dtype == torch.float32
+        if precision == "no":
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)
+    SuperResolutionPipeline.from_pretrained(two)
+    if precision == "no":
+        arguments = options("energy-score", resumed, **common, train_batch_size=1)
+        on_processes([*arguments, "--resume_from_checkpoint", str(two / "checkpoint-2")], sharded=True)
+        assert log(resumed) == log(two)[3:]
+        assert_same(weights(two), weights(resumed))
+
+
+def test_sharding_of_the_first_kind_is_refused(options, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(Accelerator, "distributed_type", property(lambda self: DistributedType.FSDP))
+    assert train.main(options("vdvae", tmp_path / "out", train_data_dir=MISSING)) == 2
+    assert "fsdp_version: 2" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("path", sorted(ACCELERATE.glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_the_files_for_several_processes(path):
+    config = load_config_from_file(str(path))
+    kinds = {"fsdp": DistributedType.FSDP}
+    assert config.distributed_type == kinds.get(path.stem, DistributedType.MULTI_GPU)
+    assert config.num_processes % config.num_machines == 0 and not config.use_cpu
+    assert (path.stem == "fsdp") == bool(config.fsdp_config)
 
 
 # Unsound gradients, precision, memory
@@ -444,13 +490,6 @@ def test_nothing_to_train_is_an_error(options, tmp_path):
     objective = build_objective(config).requires_grad_(False)
     with pytest.raises(ValueError, match="nothing to train"):
         check_gradients(objective, config, torch.device("cpu"), num_processes=1)
-
-
-def test_sharded_training_is_refused(options, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(Accelerator, "distributed_type", property(lambda self: DistributedType.FSDP))
-    assert train.main(options("vdvae", tmp_path / "out", train_data_dir=MISSING)) == 2
-    assert "FSDP is not supported" in capfd.readouterr().err
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_fresh_start_over_an_earlier_run_is_refused(options, tmp_path, capsys):

@@ -219,7 +219,7 @@ def test_the_finished_folder_says_how_it_was_made_and_not_where(options, prior, 
     assert (out / "README.md").read_text() == "my own card\n"
 
 
-def test_the_finished_folder_is_uploaded(options, tmp_path, monkeypatch, capsys):
+def test_the_finished_folder_is_uploaded_without_paths_of_this_machine(options, photos, tmp_path, monkeypatch, capsys):
     from fake_hub import FakeHub
 
     with FakeHub() as hub:
@@ -230,6 +230,9 @@ def test_the_finished_folder_is_uploaded(options, tmp_path, monkeypatch, capsys)
         files = hub.files("ada/portraits")
         assert {"README.md", "model_index.json", "vdvae/config.json", "lr_encoder/config.json"} <= set(files)
         assert not any("checkpoint-" in name or name.startswith(("logs", "validation")) for name in files)
+        texts = [content for name, content in files.items() if not name.endswith((".safetensors", ".png"))]
+        assert (out / "training_config.json").is_file() and "training_config.json" not in files
+        assert not any(str(folder).encode() in text for text in texts for folder in (tmp_path, photos.parent))
         # Without an owner, and nobody whom the Hub knows: an error before anything is trained.
         assert train.main(options("lr-encoder", tmp_path / "other", push_to_hub="true")) == 2
         assert "`hub_model_id`" in capsys.readouterr().err and not (tmp_path / "other").exists()

@@ -1,0 +1,67 @@
+"""Parameters that are shared out over processes (FSDP): what the loop needs beside accelerate's own support."""
+
+from typing import Any
+
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from .build import build_objective
+from .config import TrainingConfig
+from .objectives import Objective
+
+
+def check_sharding(accelerator: Accelerator) -> None:
+    """Makes FSDP compute as the other ways of running do.
+
+    Under mixed precision, FSDP's own policy would round to half precision whatever enters or leaves a block, the noise,
+    the Gaussians and their KL among it. Autocast computes the convolutions in half precision and those in float32.
+
+    Raises:
+        ValueError: version 1 of FSDP, whose flat parameters can neither be averaged nor gathered by name.
+    """
+    if not accelerator.is_fsdp2:
+        raise ValueError("FSDP must be of version 2: `fsdp_version: 2` in accelerate's configuration file")
+    accelerator.state.fsdp_plugin.mixed_precision_policy = None
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor, put together if processes hold parts of it. Then a collective operation."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+class Average(EMAModel):
+    """diffusers' `EMAModel`, of shared-out parameters too: checkpoints hold whole tensors in either case."""
+
+    shadow_params: list[Tensor]
+
+    def state_dict(self) -> dict[str, Any]:
+        """A collective operation where parameters are shared out."""
+        state = super().state_dict()
+        if any(isinstance(shadow, DTensor) for shadow in self.shadow_params):
+            state["shadow_params"] = [whole(shadow).cpu() for shadow in self.shadow_params]
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Shares the tensors out as those are that they replace."""
+        old = self.shadow_params
+        super().load_state_dict(state_dict)
+        self.shadow_params = [
+            distribute_tensor(new.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+            if isinstance(like, DTensor)
+            else new
+            for new, like in zip(self.shadow_params, old, strict=True)
+        ]
+
+
+def gathered(objective: Objective, average: Average | None, config: TrainingConfig) -> Objective:
+    """A whole copy of a shared-out objective on this process's device, with the averaged weights if there are any.
+
+    A collective operation.
+    """
+    trained = [name for name, parameter in objective.named_parameters() if parameter.requires_grad]
+    averages = dict(zip(trained, average.shadow_params, strict=True)) if average is not None else {}
+    copy = build_objective(config, load_weights=False)
+    copy.load_state_dict({name: whole(averages.get(name, x)) for name, x in objective.state_dict().items()})
+    return copy.to(next(objective.parameters()).device).requires_grad_(False)
