@@ -78,7 +78,8 @@ def load_checkpoint(path: StrPath) -> dict[str, Tensor]:
     of VDVAE-SR (`ema_vae.`, `ema_vae_sr.`), which its sampler uses, are returned as `vae.` and `vae_sr.`.
 
     Raises:
-        ConversionError: no file, a damaged one, or a pickle of more than tensors and plain values.
+        ConversionError: no file, a damaged one, a pickle of more than tensors and plain values, or tensors that are no
+            weights: not dense, not of real floating-point numbers, not finite.
     """
     path = Path(path)
     where = f"`checkpoint`: {path}"
@@ -105,11 +106,20 @@ def load_checkpoint(path: StrPath) -> dict[str, Tensor]:
             raise ConversionError(f"{where}: {key!r} is of type {type(value).__name__}, not a tensor")
         if name in state:
             raise ConversionError(f"{where} has {name!r} twice, with and without a wrapper's prefix")
+        if value.layout != torch.strided or not value.is_floating_point():
+            raise ConversionError(f"{where}: {key!r} holds no weights: {value.layout}, {value.dtype}")
         state[name] = value
-    for part in ("vae.", "vae_sr."):
+    found = [part for part in ("vae.", "vae_sr.") if any(key.startswith(f"ema_{part}") for key in state)]
+    if len(found) == 1:
+        logger.warning(
+            "%s holds averaged weights of %r alone; the other network's last weights are taken", path, *found
+        )
+    for part in found:
         averaged = {key.removeprefix("ema_"): state[key] for key in state if key.startswith(f"ema_{part}")}
-        if averaged:
-            state = {k: v for k, v in state.items() if not k.startswith((part, f"ema_{part}"))} | averaged
+        state = {k: v for k, v in state.items() if not k.startswith((part, f"ema_{part}"))} | averaged
+    broken = [key for key, value in state.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise ConversionError(f"{where} has values that are not finite in {', '.join(broken[:LISTED_KEYS])}")
     return state
 
 

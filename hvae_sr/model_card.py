@@ -184,6 +184,7 @@ def _facts(root: Path) -> dict[str, Any]:
         "strides": sorted({vdvae.stride(group) for group in range(vdvae.num_groups)}, reverse=True),
         "any_size": vdvae.config.bias_type == "channel",
         "image_size": vdvae.config.image_size,
+        "conditioning": network.config.get("conditioning") if network is not None else None,
         "conditioned": network.config.num_conditioned_groups if network is not None and kind == "cvdvae" else None,
         "scale": settings.get("scale_factor"),
         "kernel": f"antialiased {settings.get('downsampling_kernel')}",
@@ -205,10 +206,14 @@ def _introduction(facts: dict[str, Any]) -> str:
             f"q_psi(z_l | z_<l, y) for {facts['conditioned'] or facts['groups']} groups."
         )
     else:
+        network = f"features of the low-resolution image ({millions['lr_encoder']} parameters)"
+        how = {
+            "final": f"stream is conditioned on {network} by learned gates, before prior and posterior",
+            "posterior": f"top group has a prior made of {network}; in training all posteriors see them too",
+        }
         text = (
-            f"Super-resolution of factor {facts['scale']} to images {size} by VDVAE-SR: {prior} whose stream is "
-            f"conditioned on features of the low-resolution image ({millions['lr_encoder']} parameters) by learned "
-            "gates, before prior and posterior."
+            f"Super-resolution of factor {facts['scale']} to images {size} by VDVAE-SR: {prior} whose "
+            f"{how.get(facts['conditioning'], f'top group has a prior made of {network}')}."
         )
     return textwrap.fill(text, 118)
 

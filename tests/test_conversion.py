@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hvae_sr.cli import main
 from hvae_sr.conversion import (
     PRESETS,
     ConversionError,
@@ -386,3 +387,92 @@ def test_nothing_is_left_when_writing_fails(
 def test_presets_and_hparams_are_checked_before_anything_is_read(arguments: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`preset`"):
         convert(tmp_path / "not-there.th", tmp_path / "out", **arguments)
+
+
+# Averaged weights, and files that are no checkpoints.
+
+
+@needs_reference
+def test_averages_beside_other_weights_convert_like_the_recorded_weights(tmp_path: Path) -> None:
+    folder = REFERENCE / "vdvae_sr_x2"
+    hparams = json.loads((folder / "config.json").read_text())
+    weights = load_checkpoint(folder / "weights.th")
+    assert {key.split(".")[0] for key in weights} == {"vae", "vae_sr"}
+    file = {f"{key.replace('.', '.module.', 1)}": torch.randn_like(value) for key, value in weights.items()}
+    file |= {f"ema_{key.replace('.', '.module.', 1)}": value for key, value in weights.items()}
+    first = convert(folder / "weights.th", tmp_path / "plain", hparams=hparams)
+    second = convert(saved(file, tmp_path / "model.h5"), tmp_path / "averaged", hparams=hparams)
+    files = sorted(path.relative_to(first) for path in first.rglob("*.safetensors"))
+    assert len(files) == 2
+    for path in files:
+        assert (first / path).read_bytes() == (second / path).read_bytes()
+
+
+@pytest.mark.parametrize("part", ["vae", "vae_sr"])
+def test_averages_of_one_network_alone_are_taken_with_a_warning(
+    sr_state: dict[str, Tensor], part: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = sr_state | {f"ema_{k}": v + 1 for k, v in sr_state.items() if k.startswith(f"{part}.")}
+    with caplog.at_level("WARNING"):
+        state = load_checkpoint(saved(file, tmp_path / "model.h5"))
+    assert f"averaged weights of '{part}.' alone" in caplog.text
+    assert state.keys() == sr_state.keys()
+    for key, value in state.items():
+        assert torch.equal(value, sr_state[key] + key.startswith(f"{part}."))
+
+
+def test_averages_that_lack_a_parameter_are_not_completed_from_the_last_weights(
+    sr_state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    file = sr_state | {f"ema_{key}": value for key, value in sr_state.items()}
+    del file["ema_vae.decoder.gain"]
+    with pytest.raises(ConversionError, match="1 missing: vae.decoder.gain"):
+        convert(saved(file, tmp_path / "model.h5"), tmp_path / "out", hparams=HPARAMS_SR)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_weights_of_any_floating_point_type_become_float32(
+    vdvae_state: dict[str, Tensor], dtype: torch.dtype, tmp_path: Path
+) -> None:
+    path = saved({key: value.to(dtype) for key, value in vdvae_state.items()}, tmp_path / "weights.th")
+    weights = VDVAE.from_pretrained(convert(path, tmp_path / "out", hparams=HPARAMS)).state_dict()
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+    assert torch.equal(weights["affine.gain"], vdvae_state["decoder.gain"].to(dtype).float())
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.zeros(1, 8, 1, 1, dtype=torch.complex64), "complex64"),
+        (torch.zeros(1, 8, 1, 1, dtype=torch.int64), "int64"),
+        (torch.zeros(1, 8, 1, 1).to_sparse(), "sparse"),
+        (torch.full((1, 8, 1, 1), torch.nan), "not finite in decoder.gain"),
+        (torch.full((1, 8, 1, 1), torch.inf), "not finite in decoder.gain"),
+    ],
+    ids=["complex", "integers", "sparse", "nan", "infinite"],
+)
+def test_tensors_that_are_no_weights_are_refused_by_name(
+    vdvae_state: dict[str, Tensor], value: Tensor, message: str, tmp_path: Path
+) -> None:
+    path = saved(vdvae_state | {"decoder.gain": value}, tmp_path / "weights.th")
+    with pytest.raises(ConversionError, match=rf"`checkpoint`.*{message}") as caught:
+        convert(path, tmp_path / "out", hparams=HPARAMS)
+    assert "decoder.gain" in str(caught.value) and "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("suffix", [".th", ".h5", ".ckpt", ".safetensors"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x89HDF\r\n\x1a\n" + bytes(64), b"not a checkpoint\n" * 9, b"\x89PNG\r\n\x1a\n" + bytes(64), b"PK\x03\x04"],
+    ids=["empty", "hdf5", "text", "png", "zip"],
+)
+def test_other_files_are_refused_in_one_line(
+    suffix: str, content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    assert main(["convert", str(path), "-o", str(tmp_path / "out"), "--preset", "vdvae-sr-64"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("hvae-sr: error: `checkpoint`: ") and str(path) in line and len(line) < 500
+    assert list(tmp_path.iterdir()) == [path]

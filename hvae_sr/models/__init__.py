@@ -1,7 +1,8 @@
 """The networks: VD-VAE, the LR networks that condition it, and their distributions."""
 
 from .distributions import DiagonalGaussian, DiscretizedLogisticMixture
-from .lr_encoder import Condition, LRConditioner, LREncoder
+from .lr_conditioner import LRConditioner
+from .lr_encoder import Condition, LREncoder
 from .vdvae import VDVAE, VDVAEOutput, VDVAESample
 
 __all__ = [

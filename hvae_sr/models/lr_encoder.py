@@ -1,25 +1,23 @@
 """Low-resolution networks: how an observation y enters VD-VAE's top-down pass.
 
-`LREncoder` gives q_psi(z_l | z_<l, y) for the first k groups of a frozen prior (CVDVAE, eq. 10-12). `LRConditioner`
-adds gated features of y to the stream, before prior and posterior (VDVAE-SR, section 5.7). Both are a bottom-up
-network over y, and both are seen by `VDVAE.top_down` through the same small interface, `Condition`.
+`LREncoder` gives q_psi(z_l | z_<l, y) for the first k groups of a frozen prior (CVDVAE, eq. 10-12); `LRConditioner`
+(`lr_conditioner.py`) conditions prior and posterior themselves (VDVAE-SR). Both are a network over y, and both are seen
+by `VDVAE.top_down` through the same small interface, `Condition`.
 """
 
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from ..operators import Downsampling
 from .distributions import DiagonalGaussian
 from .fast import ACTIVATIONS
 from .layers import BlockSpec, Bottleneck, Stream, kernel_size_at, parse_blocks, parse_widths
 from .loading import StrictLoading, entry_point, per_group
-from .lr_features import LRFeatureNetwork, LRFeatures
+from .lr_features import LinearFeatures, LRFeatureNetwork, LRFeatures
 
 
 @dataclass
@@ -33,7 +31,7 @@ class Condition:
         shares: what the heads have computed of the features alone, for each group; it serves every sample.
     """
 
-    network: "LREncoder | LRConditioner"
+    network: "LRNetwork"
     features: dict[int, Tensor]
     location: Tensor | None = None
     shares: dict[int, Tensor] = field(default_factory=dict)
@@ -46,6 +44,18 @@ class Condition:
     def add_to_stream(self, group: int, x: Tensor) -> Tensor:
         """The stream `[B, width, h, w]` of the group, with what the network adds to it."""
         return self.network.add_to_stream(self.features, group, x)
+
+    def add_to_activation(self, group: int, activation: Tensor) -> Tensor:
+        """The HR activation `[B, width, h, w]` that the group's q(z | x) reads, with what the network adds to it."""
+        return self.network.add_to_activation(self.features, group, activation)
+
+    def has_prior(self, group: int) -> bool:
+        """Whether the network makes p(z_group | z_<group, y) of the group's prior, beside the stream."""
+        return self.network.has_prior(group)
+
+    def prior(self, group: int, prior: DiagonalGaussian) -> DiagonalGaussian:
+        """p(z_group | z_<group, y) from p(z_group | z_<group)."""
+        return self.network.prior(self.features, group, prior)
 
     def has_posterior(self, group: int) -> bool:
         """Whether the network gives q_psi(z_group | z_<group, y)."""
@@ -70,17 +80,19 @@ class Condition:
         )
 
 
-class _LRNetwork:
-    """What `LREncoder` and `LRConditioner` share: normalisation, features and their binding to a decoder."""
+class LRNetwork:
+    """What `LREncoder` and `LRConditioner` share: normalisation, features and their binding to a decoder.
+
+    By default y conditions nothing; each of the two says what it does condition.
+    """
 
     config: Any
-    network: LRFeatureNetwork
+    network: LRFeatureNetwork | LinearFeatures
     dtype: torch.dtype
 
-    def _build(self) -> list[BlockSpec]:
-        """Makes the feature network from the configuration; returns the blocks of the conditioned groups."""
+    def _build_network(self) -> None:
+        """Makes the feature network from the configuration."""
         c = self.config
-        specs = parse_blocks(c.decoder_blocks, "decoder_blocks")
         self.network = LRFeatureNetwork(
             c.blocks,
             c.upsampling_blocks,
@@ -91,6 +103,11 @@ class _LRNetwork:
         )
         if self.network.bottom_up.resolution != c.image_size:
             raise ValueError(f"`blocks` must start at image_size = {c.image_size}, got {c.blocks!r}")
+
+    def _conditioned_groups(self) -> list[BlockSpec]:
+        """The blocks of the first `num_conditioned_groups` groups."""
+        c = self.config
+        specs = parse_blocks(c.decoder_blocks, "decoder_blocks")
         k = c.num_conditioned_groups
         if k is None:
             k = len(specs)
@@ -102,6 +119,37 @@ class _LRNetwork:
     def size_multiple(self) -> int:
         """What the sides of y must be multiples of, for every feature map to have a whole size."""
         return self.config.image_size // min(self.network.widths)
+
+    def add_to_stream(self, features: dict[int, Tensor], group: int, x: Tensor) -> Tensor:
+        """The stream as it is."""
+        return x
+
+    def add_to_activation(self, features: dict[int, Tensor], group: int, activation: Tensor) -> Tensor:
+        """The HR activation as it is."""
+        return activation
+
+    def has_prior(self, group: int) -> bool:
+        """False."""
+        return False
+
+    def prior(self, features: dict[int, Tensor], group: int, prior: DiagonalGaussian) -> DiagonalGaussian:
+        """The prior as it is."""
+        return prior
+
+    def has_posterior(self, group: int) -> bool:
+        """False."""
+        return False
+
+    def posterior(
+        self,
+        features: dict[int, Tensor],
+        shares: dict[int, Tensor],
+        group: int,
+        stream: Stream,
+        prior: DiagonalGaussian | None,
+    ) -> DiagonalGaussian:
+        """There is none."""
+        raise ValueError("this model has no q_psi(z|y)")
 
     def _features(self, sample: Tensor) -> dict[int, Tensor]:
         if sample.ndim != 4 or sample.shape[1] != 3:
@@ -150,7 +198,7 @@ class LRHead(Bottleneck):
         )
 
 
-class LREncoder(_LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
+class LREncoder(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
     """CVDVAE's stochastic encoder q_psi(z_<k | y): a bottom-up network over y and one posterior head per group.
 
     Heads of groups finer than y read features that `upsampling_blocks` make. Resolutions are nominal, as in `VDVAE`:
@@ -199,7 +247,8 @@ class LREncoder(_LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         super().__init__()
         if max_deviation is not None and not max_deviation > 0:
             raise ValueError(f"`max_deviation` must be None or above 0, got {max_deviation}")
-        specs = self._build()
+        self._build_network()
+        specs = self._conditioned_groups()
         widths = parse_widths(decoder_width, decoder_custom_widths)
         heads = []
         for index, spec in enumerate(specs):
@@ -232,10 +281,6 @@ class LREncoder(_LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         """
         return Condition(self, self._features(sample))
 
-    def add_to_stream(self, features: dict[int, Tensor], group: int, x: Tensor) -> Tensor:
-        """CVDVAE leaves the prior's stream as it is."""
-        return x
-
     def has_posterior(self, group: int) -> bool:
         """Whether group l < k."""
         return group < len(self.heads)
@@ -257,121 +302,6 @@ class LREncoder(_LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         reach = self.config.max_deviation * torch.exp(prior.log_sigma.clamp(max=1.0))
         mean = torch.clamp(q_psi.mean, prior.mean - reach, prior.mean + reach)
         return DiagonalGaussian(mean, q_psi.log_sigma.clamp(max=2.5))
-
-    def forward(self, sample: Tensor, return_dict: bool = True) -> LRFeatures | tuple[Any, ...]:
-        """The features of y, `[B, 3, h, w]` on [-1, 1]."""
-        return self._output(sample, return_dict)
-
-
-class Gate(nn.Module):
-    """x * gate for each channel (thesis, section 5.7.2; after ReZero)."""
-
-    def __init__(self, channels: int, initial: float) -> None:
-        super().__init__()
-        self.gate = nn.Parameter(torch.full((1, channels, 1, 1), initial))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gate.to(x.dtype)
-
-
-class LRConditioner(_LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
-    """VDVAE-SR's conditioning: features of y, times a learned gate per group, are added to the top-down stream.
-
-    Prior and posterior of a group both see the addition, so the model is trained with the conditional ELBO (thesis,
-    eq. 4.5). With gates at zero, a new conditioner leaves a pretrained VDVAE exactly as it is.
-
-    Args:
-        image_size, blocks, upsampling_blocks, width, custom_widths, bottleneck_multiple, activation, long_skip,
-            input_shift, input_scale: see `LREncoder`. Widths must be the decoder's at each conditioned resolution.
-        num_conditioned_groups: conditions the first so many groups; None means every group that has features of y.
-        gate_init: value the gates start at; 0 protects a pretrained prior.
-        scale_factor: sides of x over sides of y.
-        likelihood_location: None, "bicubic" (the likelihood's means are offsets from y resized), or "projection"
-            (offsets from y resized and projected on the images consistent with y).
-        downsampling_kernel: H of the projection, see `Downsampling`.
-        decoder_blocks, decoder_width, decoder_custom_widths: as in the VDVAE's configuration.
-    """
-
-    _supports_gradient_checkpointing = True
-    _no_split_modules = ["Bottleneck"]
-    _repeated_blocks = ["Bottleneck"]
-
-    @register_to_config
-    def __init__(
-        self,
-        image_size: int = 8,
-        blocks: str = "8x2,8d2,4x2",
-        upsampling_blocks: str | None = None,
-        width: int = 32,
-        custom_widths: str | None = None,
-        bottleneck_multiple: float = 0.25,
-        activation: str = "gelu",
-        long_skip: bool = False,
-        input_shift: float = -127.5,
-        input_scale: float = 1 / 127.5,
-        num_conditioned_groups: int | None = None,
-        gate_init: float = 0.0,
-        scale_factor: int = 4,
-        likelihood_location: str | None = None,
-        downsampling_kernel: str = "bicubic",
-        decoder_blocks: str = "4x2,8m4,8x2,16m8,16x2,32m16,32x2",
-        decoder_width: int = 32,
-        decoder_custom_widths: str | None = None,
-    ) -> None:
-        super().__init__()
-        if likelihood_location not in (None, "bicubic", "projection"):
-            raise ValueError(
-                f"`likelihood_location` must be None, 'bicubic' or 'projection', got {likelihood_location!r}"
-            )
-        specs = self._build()
-        widths = parse_widths(decoder_width, decoder_custom_widths)
-        self.gates = nn.ModuleDict()
-        self.resolutions = [spec.resolution for spec in specs]
-        for index, resolution in enumerate(self.resolutions):
-            if resolution not in self.network.widths:
-                continue
-            if self.network.widths[resolution] != widths[resolution]:
-                raise ValueError(
-                    f"`custom_widths`: {self.network.widths[resolution]} channels at resolution {resolution}, where "
-                    f"the decoder has {widths[resolution]}; what is added to its stream must have the same"
-                )
-            self.gates[str(index)] = Gate(widths[resolution], gate_init)
-        self.operator = Downsampling(scale_factor, downsampling_kernel)
-
-    @entry_point
-    def encode(self, sample: Tensor) -> Condition:
-        """Features of y for a top-down pass, and the location of the likelihood.
-
-        Args:
-            sample: y, `[B, 3, h, w]` on [-1, 1].
-
-        Raises:
-            ValueError: not [B, 3, h, w], or sides that are no multiples of `size_multiple`.
-        """
-        return Condition(self, self._features(sample), self._location(sample.float()))
-
-    def _location(self, y: Tensor) -> Tensor | None:
-        if self.config.likelihood_location is None:
-            return None
-        location = F.interpolate(y, scale_factor=self.config.scale_factor, mode="bicubic", align_corners=False)
-        if self.config.likelihood_location == "projection":
-            location = self.operator.project(location, y)
-        return location
-
-    @entry_point
-    def add_to_stream(self, features: dict[int, Tensor], group: int, x: Tensor) -> Tensor:
-        """x + gate_l * features of y at the group's resolution, where there are any."""
-        if str(group) not in self.gates:
-            return x
-        return x + self.gates[str(group)](features[self.resolutions[group]]).to(x)
-
-    def has_posterior(self, group: int) -> bool:
-        """False: VDVAE-SR samples from its conditioned prior."""
-        return False
-
-    def posterior(self, *_: Any) -> DiagonalGaussian:
-        """There is none."""
-        raise ValueError("this model has no q_psi(z|y)")
 
     def forward(self, sample: Tensor, return_dict: bool = True) -> LRFeatures | tuple[Any, ...]:
         """The features of y, `[B, 3, h, w]` on [-1, 1]."""

@@ -35,6 +35,34 @@ class Upsampler(nn.Module):
         return F.pixel_shuffle(self.conv(x), self.factor)
 
 
+class LinearFeatures(nn.Module):
+    """A single convolution from y to a coarser resolution, each position of which reads the pixels of y it covers.
+
+    The encoder of VDVAE-SR's trivial version (thesis, section 5.4): at resolution 1 a linear map of the whole y.
+
+    Args:
+        image_size: nominal side of y.
+        resolution: of the feature map.
+        channels: of the feature map; they are zero at the start.
+    """
+
+    def __init__(self, image_size: int, resolution: int, channels: int) -> None:
+        super().__init__()
+        if image_size % resolution:
+            raise ValueError(
+                f"`image_size` must be a multiple of the top group's resolution {resolution}, got {image_size}"
+            )
+        self.stride = image_size // resolution
+        self.widths = {resolution: channels}
+        self.conv = convolution(3 * self.stride**2, channels, zero_weights=True)
+        self.gradient_checkpointing = False  # there is nothing to run again
+
+    def forward(self, y: Tensor) -> dict[int, Tensor]:
+        """`[B, 3, h, w]`, normalised -> `{resolution: [B, channels, h / stride, w / stride]}`."""
+        (resolution,) = self.widths
+        return {resolution: self.conv(F.pixel_unshuffle(y, self.stride))}
+
+
 class LRFeatureNetwork(nn.Module):
     """Feature maps of y at its own resolution and below (bottom-up), and above it (upsampling blocks).
 

@@ -18,6 +18,8 @@ class GroupInputs(NamedTuple):
         activation: HR activation `[B, width, h, w]`, or None where there is no x.
         lr_posterior: gives q_psi(z_l | z_<l, y) from the stream and the prior, or None where group l has none.
         needs_prior: whether `lr_posterior` must be given the prior.
+        lr_prior: gives p(z_l | z_<l, y) from p(z_l | z_<l), or None where y reaches the prior through the stream or
+            not at all.
         z: the value `[B, C, h, w]`, where it is given.
         noise: standard normals `[B, C, h, w]`, or None for the mean.
         temperature: factor of the prior's standard deviation.
@@ -28,6 +30,7 @@ class GroupInputs(NamedTuple):
     activation: Tensor | None = None
     lr_posterior: Callable[[Stream, DiagonalGaussian | None], DiagonalGaussian] | None = None
     needs_prior: bool = False
+    lr_prior: Callable[[DiagonalGaussian], DiagonalGaussian] | None = None
     z: Tensor | None = None
     noise: Tensor | None = None
     temperature: float = 1.0
@@ -40,8 +43,8 @@ class GroupStatistics(NamedTuple):
 
     Args:
         z: `[B, C, h, w]`, the value that was passed on.
-        prior: p(z_l | z_<l), given y too if the stream was conditioned.
-        posterior: q(z_l | z_<l, x).
+        prior: p(z_l | z_<l), given y too if y conditions the prior.
+        posterior: q(z_l | z_<l, x), given y too if y conditions the stream or the posterior.
         lr_posterior: q_psi(z_l | z_<l, y).
     """
 
@@ -148,9 +151,17 @@ class TopDownBlock(nn.Module):
             self.z_projection.weight.mul_((1 / num_blocks) ** 0.5)
             self.resnet.c4.weight.mul_((1 / num_blocks) ** 0.5)
 
-    def prior(self, stream: Stream, distribution: bool = True) -> tuple[DiagonalGaussian | None, Tensor]:
-        """p(z_l | z_<l), if `distribution` asks for it, and the stream plus the deterministic residual."""
+    def prior(
+        self,
+        stream: Stream,
+        distribution: bool = True,
+        lr_prior: Callable[[DiagonalGaussian], DiagonalGaussian] | None = None,
+    ) -> tuple[DiagonalGaussian | None, Tensor]:
+        """p(z_l | z_<l), or what `lr_prior` makes of it, if `distribution` asks for it; and the stream plus the
+        deterministic residual."""
         prior, x = self.prior_head(stream, distribution)
+        if prior is not None and lr_prior is not None:
+            prior = lr_prior(prior)
         if prior is not None and self.max_log_sigma is not None:
             prior = prior._replace(log_sigma=prior.log_sigma.clamp(max=self.max_log_sigma))
         return prior, x
@@ -180,7 +191,7 @@ class TopDownBlock(nn.Module):
         posterior = self.posterior(x, inputs.activation) if draws and inputs.activation is not None else None
         uses_lr = draws and inputs.lr_posterior is not None and (inputs.record or posterior is None)
         given = posterior is not None or (uses_lr and not inputs.needs_prior)
-        prior, x = self.prior(stream, distribution=inputs.record or (draws and not given))
+        prior, x = self.prior(stream, inputs.record or (draws and not given), inputs.lr_prior)
         lr_posterior = inputs.lr_posterior(stream, prior) if uses_lr and inputs.lr_posterior is not None else None
         if inputs.z is not None:
             z = inputs.z.to(x.device)

@@ -232,7 +232,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
 
         z_l is, in this order: `latents[l]` where given; a draw from q(z_l | z_<l, x) where `activations` are given; a
         draw from q_psi(z_l | z_<l, y) where the `condition` has one for group l (CVDVAE, eq. 10-12); else a draw from
-        the prior.
+        the prior, which may be conditioned on y too.
 
         The stream has one row until the rows of the batch begin to differ: at the first noise, or the first of the
         `condition`'s features or `latents` that have more than one.
@@ -284,14 +284,22 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             conditioned = condition if index < conditioned_groups else None
             if conditioned is not None:
                 x = conditioned.add_to_stream(index, x)
+            activation = activations[block.resolution] if activations is not None else None
+            if conditioned is not None and activation is not None:
+                activation = conditioned.add_to_activation(index, activation)
             inputs = GroupInputs(
-                activation=activations[block.resolution] if activations is not None else None,
+                activation=activation,
                 lr_posterior=(
                     partial(conditioned.posterior, index)
                     if conditioned is not None and conditioned.has_posterior(index)
                     else None
                 ),
                 needs_prior=conditioned is not None and conditioned.needs_prior,
+                lr_prior=(
+                    partial(conditioned.prior, index)
+                    if conditioned is not None and conditioned.has_prior(index)
+                    else None
+                ),
                 temperature=temperatures[index],
                 lr_temperature=lr_temperatures[index],
                 record=record == "distributions",
@@ -422,12 +430,12 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         condition: Condition | None = None,
         return_dict: bool = True,
     ) -> VDVAEOutput | tuple[Any, ...]:
-        """The negative ELBO of images: distortion + rate (VD-VAE, eq. 1; given y, the thesis' eq. 4.5).
+        """The negative ELBO of images: distortion + rate (VD-VAE, eq. 1; given y, the thesis' eq. 4.5 or 5.1).
 
         Args:
             sample: `[B, 3, H, W]` on [-1, 1], 8-bit levels.
             noise, generator: the draws of z ~ q(z|x) (see `top_down`); at most one of them.
-            condition: what an LR network's `encode` returned; its stream additions condition prior and posterior.
+            condition: what an LR network's `encode` returned; see `LRConditioner` for what it conditions.
 
         Raises:
             ValueError: sides that do not fit, or a wrong number of channels.

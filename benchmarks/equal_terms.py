@@ -1,0 +1,119 @@
+"""CVDVAE against VDVAE-SR on equal terms: one prior, the same crops, as many updates and parameters.
+
+python benchmarks/equal_terms.py --photographs DIR [DIR ...] --benchmarks DIR --output_dir DIR [--updates 64]
+
+From one pretrained prior (that of natural-x4-cvdvae) are trained, on the same crops:
+
+- cvdvae: the LR encoder (stage lr-encoder), the prior frozen;
+- vdvae-sr: conditioner and decoder (stage vdvae-sr), and vdvae-sr frozen: the conditioner alone;
+- each of the three once more, on from there, by stage energy-score; in CVDVAE the prior is trained too then.
+
+Scored on Set5, Set14, BSD100 and T91 (thesis protocol, S = 64 and 256) at t = 0.2, 0.8, 1, samples and their mean,
+projected and not. Prints Markdown tables, and writes them to equal_terms.md. What is in the output folder already is
+not computed again; with the folder of `ablation.py`, and as many updates, vdvae-sr is taken from there.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from short_runs import (
+    SOURCE,
+    TEMPERATURES,
+    by_name,
+    line,
+    options,
+    sampler_parameters,
+    score,
+    train,
+    train_final,
+)
+
+SYSTEMS = {"cvdvae": "CVDVAE", "final-trainable": "VDVAE-SR", "final-fixed": "VDVAE-SR, decoder frozen"}
+SETS = ("Set5", "Set14", "BSD100", "T91")
+
+
+def train_first(given: argparse.Namespace, name: str) -> dict[str, float]:
+    """A system by its own stage."""
+    if name == "cvdvae":
+        config = json.loads((SOURCE / "lr_encoder" / "config.json").read_text())
+        return train(given, name, "lr-encoder", config, max_grad_norm=0.3)
+    return train_final(given, name.removeprefix("final-"))
+
+
+def train_energy(given: argparse.Namespace, name: str) -> dict[str, float]:
+    """The same networks, on from there, by the energy score."""
+    train_first(given, name)
+    folder = Path(given.output_dir) / name
+    return train(
+        given, f"{name}-energy", "energy-score", pretrained_vdvae=folder / "vdvae",
+        pretrained_lr_encoder=folder / "lr_encoder", train_decoder=name != "final-fixed", score_point_weight=1.0,
+        max_grad_norm=1.0,
+    )  # fmt: skip
+
+
+def models(given: argparse.Namespace) -> dict[str, tuple[str, dict[str, float]]]:
+    """Label and training figures of every model by the name of its folder."""
+    first = {name: (label, train_first(given, name)) for name, label in SYSTEMS.items()}
+    second = {f"{name}-energy": (f"{label} + energy", train_energy(given, name)) for name, label in SYSTEMS.items()}
+    return first | second
+
+
+def quality_table(given: argparse.Namespace, data: str, size: int) -> list[str]:
+    """PSNR / SSIM of one data set: a line for each model and projection."""
+    number, samples = (given.num_images, 8) if size == 64 else (given.num_large_images, 4)
+    heads = [f"{what} t={t:g}" for t in TEMPERATURES for what in ("sample", f"mean of {samples}")]
+    lines = [f"**{data}, S={size}**, the first {number} images at most; PSNR / SSIM.", ""]
+    lines += [line(["model", "projected", *heads]), "|---|---|" + "---:|" * len(heads)]
+    for name, (label, _) in models(given).items():
+        rows = by_name(score(given, name, data, size, number, samples))
+        for suffix, word in (("", "no"), (" projected", "yes")):
+            if name == next(iter(SYSTEMS)):
+                base = rows[f"bicubic{suffix}"]
+                lines.append(line(["bicubic", word, f"{base['psnr']:.2f} / {base['ssim']:.4f}", *[""] * 5]))
+        for suffix, word in (("", "no"), (" projected", "yes")):
+            found = [rows[f"{what} t={t:g}{suffix}"] for t in TEMPERATURES for what in ("sample", "mean")]
+            lines.append(line([label, word, *(f"{row['psnr']:.2f} / {row['ssim']:.4f}" for row in found)]))
+    return lines
+
+
+def spread_table(given: argparse.Namespace, data: str, size: int) -> list[str]:
+    """Diversity, calibration and consistency of one data set, of samples without projection."""
+    number, samples = (given.num_images, 8) if size == 64 else (given.num_large_images, 4)
+    what = {"std": ".4f", "apd_mse": ".5f", "mse_ratio": ".3f", "lr_psnr": ".1f"}
+    titles = {"std": "std", "apd_mse": "APD-MSE", "mse_ratio": "MSE ratio", "lr_psnr": "LR-PSNR"}
+    heads = [f"{titles[key]} t={t:g}" for t in TEMPERATURES for key in what]
+    lines = [f"**{data}, S={size}**, samples as the networks give them.", ""]
+    lines += [line(["model", *heads]), "|---|" + "---:|" * len(heads)]
+    for name, (label, _) in models(given).items():
+        rows = by_name(score(given, name, data, size, number, samples))
+        cells = [format(rows[f"sample t={t:g}"][key], spec) for t in TEMPERATURES for key, spec in what.items()]
+        lines.append(line([label, *cells]))
+    return lines
+
+
+def cost_table(given: argparse.Namespace) -> list[str]:
+    """What every model was trained with; the figures of "+ energy" are those of that part alone."""
+    lines = [line(["model", "trained", "of the sampler", "crops", "processor s"]), "|---|" + "---:|" * 4]
+    for name, (label, run) in models(given).items():
+        millions = (run["trained"] / 1e6, sampler_parameters(given, name) / 1e6)
+        numbers = [*(f"{n:.2f} M" for n in millions), f"{run['crops']:.0f}", f"{run['processor_seconds']:.0f}"]
+        lines.append(line([label, *numbers]))
+    return lines
+
+
+def main() -> None:
+    parser = options(__doc__, updates=64)
+    parser.add_argument("--num_images", type=int, default=14, help="of each set, the first so many at S=64")
+    parser.add_argument("--num_large_images", type=int, default=2, help="of each set, the first so many at S=256")
+    given = parser.parse_args()
+    parts = [cost_table(given)]
+    for size in (64, 256):
+        parts += [table(given, data, size) for data in SETS for table in (quality_table, spread_table)]
+    text = "\n\n".join("\n".join(part) for part in parts) + "\n"
+    (Path(given.output_dir) / "equal_terms.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

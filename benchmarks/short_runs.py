@@ -1,0 +1,133 @@
+"""What `ablation.py` and `equal_terms.py` share: short trainings from one prior, and their scores.
+
+Networks are those of `hub_configs/natural-x4-cvdvae`: its prior, with the encoder, is where every run starts, and its
+LR encoder's configuration is that of the LR networks. A run that is complete in the output folder is not repeated.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+SOURCE = ROOT / "hub_configs" / "natural-x4-cvdvae"
+_ENCODER_ONLY = ("_class_name", "_diffusers_version", "max_deviation", "decoder_bottleneck_multiple")
+TEMPERATURES = (0.2, 0.8, 1.0)
+BLOCKS = "16x4,16d2,8x2"
+"""Of the conditioners, a third of the LR encoder's at y's resolution: with the decoder, which is trained too, they have
+as many parameters as the LR encoder with its heads."""
+
+
+def options(description: str | None, updates: int) -> argparse.ArgumentParser:
+    """The options of both commands."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photographs", nargs="+", required=True, metavar="DIR", help="folders to train on")
+    parser.add_argument("--benchmarks", required=True, metavar="DIR", help="folder of the folders Set5, BSD100, ...")
+    parser.add_argument("--output_dir", required=True, metavar="DIR", help="of networks, reports and tables")
+    parser.add_argument("--updates", type=int, default=updates, help=f"of each run (default {updates})")
+    parser.add_argument("--train_batch_size", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def conditioner_config(**changes: Any) -> dict[str, Any]:
+    """The configuration of an `LRConditioner` with the body of the bundled LR encoder."""
+    config = json.loads((SOURCE / "lr_encoder" / "config.json").read_text())
+    return {key: value for key, value in config.items() if key not in _ENCODER_ONLY} | {"blocks": BLOCKS} | changes
+
+
+def train_final(given: argparse.Namespace, decoder: str) -> dict[str, float]:
+    """The thesis' final model, which both commands train: `decoder` is "trainable" or "fixed"."""
+    return train(given, f"final-{decoder}", "vdvae-sr", conditioner_config(), **fixed(decoder))
+
+
+def fixed(decoder: str) -> dict[str, Any]:
+    """Options of stage vdvae-sr for a "trainable" or "fixed" decoder; the encoder of x is fixed, as in the thesis."""
+    return {"train_encoder": False, "train_decoder": decoder == "trainable"}
+
+
+def train(
+    given: argparse.Namespace, name: str, stage: str, lr_config: Mapping[str, Any] | None = None, **more: Any
+) -> dict[str, float]:
+    """Trains by `hvae_sr.training.Trainer`, unless it is done; returns the run's figures.
+
+    Args:
+        given: the command's options.
+        name: of the run's folder in `output_dir`.
+        stage: of `train.py`.
+        lr_config: of the LR network, or None where `more` has pretrained_lr_encoder.
+        more: further options of `train.py`.
+    """
+    from accelerate.state import AcceleratorState, GradientState
+
+    from hvae_sr.training import Trainer, parse_arguments
+
+    folder = Path(given.output_dir) / name
+    figures = folder / "figures.json"
+    if figures.is_file():
+        return dict(json.loads(figures.read_text()))
+    values: dict[str, Any] = {
+        "stage": stage, "output_dir": folder, "pretrained_vdvae": SOURCE / "vdvae", "resolution": 32,
+        "train_batch_size": given.train_batch_size, "max_train_steps": given.updates, "seed": given.seed,
+        "learning_rate": 1e-3, "lr_warmup_steps": 10, "ema_decay": 0.95, "mixed_precision": "bf16",
+        "logging_steps": 10, "checkpointing_steps": 10**6, **more,
+    }  # fmt: skip
+    if lr_config is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        values["lr_config"] = folder / "lr_config.json"
+        values["lr_config"].write_text(json.dumps(lr_config, indent=2))
+    arguments = [f"--{key}={value}" for key, value in values.items()]
+    trainer = Trainer(parse_arguments([*arguments, "--train_data_dir", *given.photographs]))
+    start = time.process_time()
+    trainer.train()
+    seconds = time.process_time() - start
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    result = {key: value for line in lines for key, value in line.items() if isinstance(value, int | float)}
+    result |= {"processor_seconds": seconds, "crops": given.updates * given.train_batch_size}
+    result["trained"] = sum(parameter.numel() for parameter in trainer.trainable)
+    figures.write_text(json.dumps(result, indent=2))
+    return result
+
+
+def score(
+    given: argparse.Namespace, name: str, data: str, size: int, num_images: int, num_samples: int = 8
+) -> list[dict[str, Any]]:
+    """Rows of `hvae-sr evaluate` (thesis protocol, t = 0.2, 0.8, 1) for a run's pipeline, unless there are already."""
+    from hvae_sr import SuperResolutionPipeline
+    from hvae_sr.evaluation import evaluate, markdown_table, read_report, write_report
+
+    path = Path(given.output_dir) / f"{name}-{data}-{size}-{num_images}x{num_samples}.json"
+    if not path.is_file():
+        pipeline = SuperResolutionPipeline.from_pretrained(Path(given.output_dir) / name)
+        report = evaluate(
+            pipeline, Path(given.benchmarks) / data, "thesis", size=size, temperatures=TEMPERATURES,
+            num_images=num_images, num_samples=num_samples, name=name, report_path=path,
+        )  # fmt: skip
+        write_report(report, path)
+    report = read_report(path)
+    path.with_suffix(".md").write_text(markdown_table(report))
+    return list(report["rows"])
+
+
+def sampler_parameters(given: argparse.Namespace, name: str) -> int:
+    """Parameters that sampling needs: without the encoder of x and the posterior heads."""
+    from hvae_sr import SuperResolutionPipeline
+
+    pipeline = SuperResolutionPipeline.from_pretrained(Path(given.output_dir) / name, load_encoder=False)
+    return sum(p.numel() for network in (pipeline.vdvae, pipeline.lr_encoder) for p in network.parameters())
+
+
+def line(cells: Sequence[object]) -> str:
+    """A line of a Markdown table."""
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def by_name(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Rows of a report under their names."""
+    return {str(row["name"]): row for row in rows}

@@ -1,0 +1,200 @@
+"""VDVAE-SR's conditioning of a VD-VAE on y: the thesis' final model, and what it is compared with in table 5.1."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from ..operators import Downsampling
+from .distributions import DiagonalGaussian
+from .layers import convolution, parse_widths
+from .loading import StrictLoading, entry_point
+from .lr_encoder import Condition, LRNetwork
+from .lr_features import LinearFeatures, LRFeatures
+
+CONDITIONINGS = ("trivial", "lr_encoder", "posterior", "final")
+"""The rows of table 5.1 of the VDVAE-SR thesis, as `LRConditioner` names them."""
+
+
+class Gate(nn.Module):
+    """x * gate for each channel (thesis, section 5.7.2; after ReZero)."""
+
+    def __init__(self, channels: int, initial: float) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(torch.full((1, channels, 1, 1), initial))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate.to(x.dtype)
+
+
+class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
+    """VDVAE-SR's conditioning of a VD-VAE on y: the final model of the thesis, or one that it is compared with.
+
+    `conditioning` names the row of table 5.1 (thesis, chapter 5):
+
+    - "final" (section 5.7): features of y, times a learned gate per group, are added to the top-down stream, so that
+      prior and posterior of a group both see them.
+    - "trivial" (5.4): p(z_0 | y) of the top group is a linear map of y; `blocks` and what shapes them are not used.
+    - "lr_encoder" (5.5): p(z_0 | y) is made by the bottom-up network.
+    - "posterior" (5.6): as "lr_encoder", and features of y are added to the activations of x that the posteriors read.
+
+    Trained with the conditional ELBO: in "final" and "posterior" q(z | x, y) sees y (eq. 4.5); in the others y enters
+    p(z_0 | y) alone, not the stream, so that q(z | x) does not see it (eq. 5.1). p(z_0 | y) is p(z_0), its mean and
+    log_sigma moved by the features of y, at first by nothing: with these zeros, and gates at zero, a new conditioner of
+    any kind leaves what a pretrained VDVAE samples exactly as it is; and its ELBO too, but for "posterior", whose
+    features of y are added without a gate, as in the thesis.
+
+    Args:
+        image_size, blocks, upsampling_blocks, width, custom_widths, bottleneck_multiple, activation, long_skip,
+            input_shift, input_scale: see `LREncoder`. Widths must be the decoder's where features are added to it.
+        num_conditioned_groups: conditions the first so many groups; None means every group that has features of y, and
+            for "trivial" and "lr_encoder" the top group, the only one that they condition.
+        gate_init: value the gates of "final" start at; 0 protects a pretrained prior.
+        scale_factor: sides of x over sides of y.
+        likelihood_location: None, "bicubic" (the likelihood's means are offsets from y resized), or "projection"
+            (offsets from y resized and projected on the images consistent with y).
+        downsampling_kernel: H of the projection, see `Downsampling`.
+        decoder_blocks, decoder_width, decoder_custom_widths: as in the VDVAE's configuration.
+        conditioning: "trivial", "lr_encoder", "posterior" or "final".
+        latent_channels: as in the VDVAE's configuration; not used by "final".
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["Bottleneck"]
+    _repeated_blocks = ["Bottleneck"]
+
+    @register_to_config
+    def __init__(
+        self,
+        image_size: int = 8,
+        blocks: str = "8x2,8d2,4x2",
+        upsampling_blocks: str | None = None,
+        width: int = 32,
+        custom_widths: str | None = None,
+        bottleneck_multiple: float = 0.25,
+        activation: str = "gelu",
+        long_skip: bool = False,
+        input_shift: float = -127.5,
+        input_scale: float = 1 / 127.5,
+        num_conditioned_groups: int | None = None,
+        gate_init: float = 0.0,
+        scale_factor: int = 4,
+        likelihood_location: str | None = None,
+        downsampling_kernel: str = "bicubic",
+        decoder_blocks: str = "4x2,8m4,8x2,16m8,16x2,32m16,32x2",
+        decoder_width: int = 32,
+        decoder_custom_widths: str | None = None,
+        conditioning: str = "final",
+        latent_channels: int = 16,
+    ) -> None:
+        super().__init__()
+        if likelihood_location not in (None, "bicubic", "projection"):
+            raise ValueError(
+                f"`likelihood_location` must be None, 'bicubic' or 'projection', got {likelihood_location!r}"
+            )
+        self._check_conditioning()
+        specs = self._conditioned_groups()
+        self.resolutions = [spec.resolution for spec in specs]
+        self._build_network()
+        widths = parse_widths(decoder_width, decoder_custom_widths)
+        # What is added to the decoder: gates of the stream, or features as they are for the posteriors.
+        self.gates = nn.ModuleDict()
+        self.added: set[int] = set()
+        for index, resolution in enumerate(self.resolutions):
+            if conditioning not in ("posterior", "final") or resolution not in self.network.widths:
+                continue
+            if self.network.widths[resolution] != widths[resolution]:
+                raise ValueError(
+                    f"`custom_widths`: {self.network.widths[resolution]} channels at resolution {resolution}, where "
+                    f"the decoder has {widths[resolution]}; what is added to it must have the same"
+                )
+            self.added.add(index)
+            if conditioning == "final":
+                self.gates[str(index)] = Gate(widths[resolution], gate_init)
+        self.top: nn.Module | None = None
+        if conditioning in ("lr_encoder", "posterior"):
+            if self.resolutions[0] not in self.network.widths:
+                raise ValueError(
+                    f"`blocks`: no features of y at resolution {self.resolutions[0]} of the top group, which "
+                    f"conditioning={conditioning!r} needs, in {self.config.blocks!r}"
+                )
+            self.top = convolution(self.network.widths[self.resolutions[0]], 2 * latent_channels, zero_weights=True)
+        self.operator = Downsampling(scale_factor, downsampling_kernel)
+
+    def _check_conditioning(self) -> None:
+        """Raises a ValueError for options that do not go with `conditioning`."""
+        c = self.config
+        if c.conditioning not in CONDITIONINGS:
+            raise ValueError(f"`conditioning` must be one of {', '.join(CONDITIONINGS)}; got {c.conditioning!r}")
+        if c.conditioning != "final" and c.gate_init:
+            raise ValueError(f"`gate_init` must be 0 for conditioning={c.conditioning!r}: no gates; got {c.gate_init}")
+        if c.conditioning in ("trivial", "lr_encoder"):
+            if c.num_conditioned_groups not in (None, 1):
+                raise ValueError(
+                    f"`num_conditioned_groups` must be None or 1 for conditioning={c.conditioning!r}, which conditions "
+                    f"the top group; got {c.num_conditioned_groups}"
+                )
+            if c.upsampling_blocks and c.conditioning == "lr_encoder":
+                raise ValueError(
+                    f"`upsampling_blocks` must be None for conditioning='lr_encoder': nothing would read their "
+                    f"features; got {c.upsampling_blocks!r}"
+                )
+
+    def _build_network(self) -> None:
+        if self.config.conditioning != "trivial":
+            super()._build_network()
+            return
+        self.network = LinearFeatures(self.config.image_size, self.resolutions[0], 2 * self.config.latent_channels)
+
+    @entry_point
+    def encode(self, sample: Tensor) -> Condition:
+        """Features of y for a top-down pass, and the location of the likelihood.
+
+        Args:
+            sample: y, `[B, 3, h, w]` on [-1, 1].
+
+        Raises:
+            ValueError: not [B, 3, h, w], or sides that are no multiples of `size_multiple`.
+        """
+        return Condition(self, self._features(sample), self._location(sample.float()))
+
+    def _location(self, y: Tensor) -> Tensor | None:
+        if self.config.likelihood_location is None:
+            return None
+        location = F.interpolate(y, scale_factor=self.config.scale_factor, mode="bicubic", align_corners=False)
+        if self.config.likelihood_location == "projection":
+            location = self.operator.project(location, y)
+        return location
+
+    @entry_point
+    def add_to_stream(self, features: dict[int, Tensor], group: int, x: Tensor) -> Tensor:
+        """x + gate_l * features of y at the group's resolution, where there are any ("final")."""
+        if str(group) not in self.gates:
+            return x
+        return x + self.gates[str(group)](features[self.resolutions[group]]).to(x)
+
+    def add_to_activation(self, features: dict[int, Tensor], group: int, activation: Tensor) -> Tensor:
+        """The activation of x plus the features of y at the group's resolution, where there are any ("posterior")."""
+        if self.config.conditioning != "posterior" or group not in self.added:
+            return activation
+        return activation + features[self.resolutions[group]].to(activation)
+
+    def has_prior(self, group: int) -> bool:
+        """Whether it is the top group of any conditioning but "final"."""
+        return group == 0 and self.config.conditioning != "final"
+
+    @entry_point
+    def prior(self, features: dict[int, Tensor], group: int, prior: DiagonalGaussian) -> DiagonalGaussian:
+        """p(z_0 | y): mean and log_sigma of p(z_0) plus what the features of y make of them."""
+        parameters = features[self.resolutions[group]]
+        if self.top is not None:
+            parameters = self.top(parameters)
+        moved = DiagonalGaussian.from_parameters(parameters.to(prior.mean.device))
+        return DiagonalGaussian(prior.mean + moved.mean, prior.log_sigma + moved.log_sigma)
+
+    def forward(self, sample: Tensor, return_dict: bool = True) -> LRFeatures | tuple[Any, ...]:
+        """The features of y, `[B, 3, h, w]` on [-1, 1]."""
+        return self._output(sample, return_dict)
