@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from hvae_sr import VDVAE, LRConditioner, LREncoder, SuperResolutionPipeline
+
+REFERENCE = Path(os.environ.get("HVAE_SR_REFERENCE", Path(__file__).resolve().parents[1] / "../shared/reference"))
+DATA = Path(os.environ.get("HVAE_SR_DATA", REFERENCE.parent / "data"))
 
 DECODER = "4x1,8m4,8x1,16m8"
 VDVAE_CONFIG: dict[str, Any] = {
@@ -103,3 +108,11 @@ def make_pipeline(make_vdvae: Any, make_lr_network: Any) -> Callable[..., SuperR
         return pipe
 
     return make
+
+
+@pytest.fixture(scope="session")
+def benchmark_folder() -> Path:
+    """The folder of Set5, Set14, BSD100 and T91; tests that need it are skipped where there is none."""
+    if not (DATA / "benchmarks").is_dir():
+        pytest.skip("the benchmark images are absent: set HVAE_SR_DATA to the folder that has `benchmarks`")
+    return DATA / "benchmarks"

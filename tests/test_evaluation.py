@@ -7,12 +7,12 @@ import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stand_ins import NoisyBicubic
 
 from hvae_sr.cli import main
 from hvae_sr.evaluation import (
@@ -35,25 +35,6 @@ from hvae_sr.evaluation.sources import open_source
 from hvae_sr.evaluation.tables import command_line
 from hvae_sr.images import save_image
 from hvae_sr.operators import Downsampling
-
-
-class NoisyBicubic:
-    """The pipeline's interface: bicubic interpolation plus noise, sample j from the seed `seed + j`."""
-
-    def __init__(self):
-        self.operator, self.config = Downsampling(4), {"_name_or_path": "somewhere"}
-
-    def set_progress_bar_config(self, **options):
-        pass
-
-    def __call__(self, images, temperature, num_samples, seed, **options):
-        outputs = []
-        for image in images:
-            up = np.asarray(image.resize((image.width * 4, image.height * 4), Image.Resampling.BICUBIC)) / 255
-            for j in range(num_samples):
-                noise = np.random.default_rng(seed + j).normal(0, 0.03 * temperature, up.shape)
-                outputs.append(np.clip(up + noise, 0, 1).astype(np.float32))
-        return SimpleNamespace(images=outputs)
 
 
 @pytest.fixture
@@ -235,18 +216,13 @@ def test_absent_metrics_have_no_numbers(folder):
 
 def test_samples_for_the_calibration_are_held_in_memory_once(folder, monkeypatch):
     monkeypatch.setattr("hvae_sr.evaluation.evaluator._VALUES_PER_CALL", 2**18)
-    calls = []
-
-    class Counting(NoisyBicubic):
-        def __call__(self, images, **options):
-            calls.append((options["num_samples"], options["seed"]))
-            return super().__call__(images, **options)
-
+    pipeline = NoisyBicubic()
     tracemalloc.start()
     options = {"temperatures": (1.0,), "coverage_samples": 64, "num_samples": 2, "num_images": 1}
-    report = run(folder, Counting(), size=128, **options)
+    report = run(folder, pipeline, size=128, **options)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
+    calls = [(call["num_samples"], call["seed"]) for call in pipeline.calls]
     assert calls == [(min(5, 64 - start), start) for start in range(0, 64, 5)]
     samples = 64 * 128 * 128 * 3 * 4
     assert peak < 60e6 + 4 * samples  # the samples, their projections, a band of the intervals, and a means' scratch
@@ -255,19 +231,7 @@ def test_samples_for_the_calibration_are_held_in_memory_once(folder, monkeypatch
 
 
 def test_processes_split_the_images_and_write_one_report(folder, tmp_path):
-    """As under `accelerate launch`: two processes, one report, the same as of one process."""
-    script = tmp_path / "score.py"
-    script.write_text(
-        "import sys\n"
-        "from accelerate import PartialState\n"
-        "from hvae_sr.evaluation import evaluate, write_report\n"
-        "PartialState(cpu=True)\n"
-        "report = evaluate(None, sys.argv[1], size=32, report_path=sys.argv[2], progress_bar=False)\n"
-        "if PartialState().is_main_process:\n"
-        "    write_report(report, sys.argv[2])\n"
-        "PartialState().wait_for_everyone()\n"
-        "PartialState().destroy_process_group()\n"
-    )
+    """The command as `accelerate launch` starts it: two processes, one report, the same as of one process."""
     path = tmp_path / "report.json"
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -276,11 +240,15 @@ def test_processes_split_the_images_and_write_one_report(folder, tmp_path):
     for rank in ("0", "1"):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "RANK": rank}
         environment |= {"LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-        command = [sys.executable, str(script), str(folder), str(path)]
-        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+        command = [sys.executable, "-m", "hvae_sr.cli", "evaluate", "--data", str(folder), "--size", "32"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen([*command, "-o", str(path)], env=environment, **pipes))
+    printed = []
     for process in started:
-        _, errors = process.communicate(timeout=600)
+        output, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors[-3000:]
+        printed.append(output)
+    assert "| bicubic projected |" in printed[0] and not printed[1]
     found = read_report(path)
     assert found["rows"] == run(folder)["rows"]
     assert [image["name"] for image in found["images"]] == ["img_1.png", "img_10.png", "img_2.png"]

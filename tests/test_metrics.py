@@ -2,6 +2,7 @@ import doctest
 import math
 import sys
 import tracemalloc
+import types
 from itertools import combinations
 from pathlib import Path
 
@@ -261,6 +262,28 @@ def test_brisque_features_are_the_published_ones():
     assert nearest == pytest.approx(BRISQUE_REFERENCE[0]) and values.var() == pytest.approx(BRISQUE_REFERENCE[1])
 
 
+BRISQUE_SCORED = [
+    (52.521, [
+        2.187000, 0.305119, 0.731000, 0.046159, 0.078954, 0.124348, 0.735000, 0.032419, 0.086307, 0.118338, 0.733000,
+        -0.020298, 0.112611, 0.092477, 0.730000, -0.022557, 0.114732, 0.092231, 2.103000, 0.360946, 0.731000, -0.055774,
+        0.183185, 0.116578, 0.734000, -0.046589, 0.179101, 0.123198, 0.730000, -0.037948, 0.168773, 0.123828, 0.725000,
+        -0.033253, 0.165621, 0.126170,
+    ]),
+    (123.74, [
+        0.4610000, 0.1652788, 0.3410000, -0.1192659, 0.2319912, 0.0417499, 0.3370000, -0.1010206, 0.2127568, 0.0502738,
+        0.3410000, -0.1070136, 0.1971343, 0.0380880, 0.3390000, -0.0978340, 0.1865236, 0.0413579, 0.4860000, 0.1888571,
+        0.3480000, -0.0518405, 0.1354198, 0.0621431, 0.3500000, -0.0487347, 0.1329318, 0.0642503, 0.3420000, -0.0046308,
+        0.0917469, 0.0853537, 0.3410000, -0.0035089, 0.0918414, 0.0869626,
+    ]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("score", "features"), BRISQUE_SCORED)
+def test_brisque_scores_are_those_of_the_authors_release(score, features):
+    """Features and scores that the release's MATLAB gives for two images: measured and published by pybrisque 1.0."""
+    assert no_reference.brisque_score(np.array(features)) == pytest.approx(score, abs=0.005)
+
+
 def test_the_fit_of_a_generalised_gaussian_finds_its_shape(rng):
     for shape, draws in ((2.0, rng.normal(size=200_000)), (1.0, rng.laplace(size=200_000))):
         found, square = no_reference._fit_symmetric(draws)
@@ -327,6 +350,38 @@ def test_lpips_is_its_formula_with_any_network(images):
         np.stack([a, b, a]), lambda x, y: perceptual.lpips(x, y, network, weights)
     )
     assert apd == pytest.approx(2 * found / 3, rel=1e-5)
+
+
+class _AlexNet(torch.nn.Module):
+    """The convolutions of torchvision's AlexNet under its names, with random weights."""
+
+    def __init__(self, **options):
+        super().__init__()
+        torch.manual_seed(0)
+        shapes = [(3, 64, 11, 4, 2), (64, 192, 5, 1, 2), (192, 384, 3, 1, 1), (384, 256, 3, 1, 1), (256, 256, 3, 1, 1)]
+        convolutions = [(torch.nn.Conv2d(*shape), torch.nn.ReLU()) for shape in shapes]
+        layers = [layer for pair in convolutions for layer in pair]
+        for place in (2, 5):
+            layers.insert(place, torch.nn.MaxPool2d(3, 2))
+        self.features = torch.nn.Sequential(*layers)
+
+
+def test_lpips_is_that_of_the_authors_package(images, rng, monkeypatch):
+    """With its linear weights, and random ones in the network below: the pretrained are a download of torchvision."""
+    for name in ("torchvision", "torchvision.models"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules["torchvision"].models = sys.modules["torchvision.models"]
+    sys.modules["torchvision.models"].alexnet = _AlexNet
+    package = pytest.importorskip("lpips", reason="the authors' package is not installed (pip install --no-deps lpips)")
+    reference = package.LPIPS(net="alex", verbose=False)
+    weights = [layer.model[-1].weight.detach() for layer in reference.lins]
+    assert [len(weight.flatten()) for weight in weights] == [64, 192, 384, 256, 256]
+    a, b = (np.kron(image, np.ones((4, 4, 1), np.uint8)) for image in images)
+    with torch.no_grad():
+        planes = [torch.from_numpy(x / np.float32(127.5) - 1).permute(2, 0, 1)[None] for x in (a, b)]
+        expected = float(reference(*planes))
+    found = perceptual.lpips(a, b, lambda x: list(reference.net(reference.scaling_layer(x))), weights)
+    assert found == pytest.approx(expected, rel=1e-4) and found > 1e-3
 
 
 def test_networks_that_are_not_installed_are_absent_with_a_reason(monkeypatch):

@@ -22,14 +22,14 @@ def load_pipeline(options: argparse.Namespace, fast: bool = False) -> Any:
             stays out. Else auto is float32, so that figures are the same on every machine.
     """
     import torch
-    from accelerate import PartialState
     from diffusers.utils import logging
 
     from .. import SuperResolutionPipeline
+    from ..processes import process_state
 
     logging.disable_progress_bar()
     try:
-        device = PartialState().device if options.device == "auto" else torch.device(options.device)
+        device = process_state().device if options.device == "auto" else torch.device(options.device)
         if device.type == "meta":
             raise RuntimeError("it computes nothing")
         torch.empty(1, device=device)

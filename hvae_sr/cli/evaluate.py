@@ -37,13 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from accelerate import PartialState
-
     from ..evaluation import PROTOCOLS, evaluate, load_perceptual, markdown_table, write_report
+    from ..processes import process_state
 
     if options.write_pairs:
         return _write_pairs(options)
-    pipeline = load_pipeline(options) if options.model else None
+    # In bfloat16 as `hvae-sr upscale` computes it, with float32 weights.
+    pipeline = load_pipeline(options, fast=options.dtype == "bfloat16") if options.model else None
     names = options.metrics
     if names is None:
         names = PROTOCOLS[options.protocol].perceptual if options.protocol in PROTOCOLS else ()
@@ -66,9 +66,11 @@ def run(options: argparse.Namespace) -> int:
         name=_model_name(options.model),
         report_path=options.output,
     )
-    if PartialState().is_main_process:
+    state = process_state()
+    if state.is_main_process:
         write_report(report, options.output)
         print(markdown_table(report))
+    state.destroy_process_group()
     return 0
 
 

@@ -49,10 +49,10 @@ def run(options: argparse.Namespace) -> int:
     Returns:
         0, or 1 if any image failed; one line tells how many at the end.
     """
-    from accelerate import PartialState
     from accelerate.utils import gather_object
 
     from ..pipelines.memory import parse_bytes
+    from ..processes import process_state
 
     warnings = like(options)
     if options.max_memory is not None:
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
         warn(line)
     folder.mkdir(parents=True, exist_ok=True)
     done, skipped, failed = 0, 0, []
-    state_of_process = PartialState()
+    state_of_process = process_state()
     for error in unreadable if state_of_process.is_main_process else []:
         fail(error)
         failed.append(str(error))

@@ -14,12 +14,12 @@ import numpy as np
 import PIL
 import skimage
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from PIL import Image
 from tqdm.auto import tqdm
 
 from ..images import ImageError
+from ..processes import process_state
 from . import metrics, posterior
 from .perceptual import PerceptualMetrics, frechet_distance
 from .protocols import PROTOCOLS, EvaluationProtocol, Float, operator
@@ -193,7 +193,7 @@ def _draw(
 
 
 def _describe_pipeline(pipeline: Any) -> dict[str, Any]:
-    """Class, configuration and, as a fingerprint of the weights, the sum of their magnitudes (on the CPU, in fp64)."""
+    """Class, configuration, dtype and, as a fingerprint of the weights, the sum of their magnitudes (CPU, fp64)."""
     weights = {
         name: f"{sum(float(p.detach().cpu().abs().sum(dtype=torch.float64)) for p in module.parameters()):.9e}"
         for name, module in getattr(pipeline, "components", {}).items()
@@ -204,7 +204,8 @@ def _describe_pipeline(pipeline: Any) -> dict[str, Any]:
         for key, value in dict(getattr(pipeline, "config", {})).items()
         if key != "_name_or_path"  # where it lies changes nothing
     }
-    return {"class": type(pipeline).__name__, "config": config, "weights": weights}
+    dtype = str(getattr(pipeline, "inference_dtype", torch.float32)).removeprefix("torch.")
+    return {"class": type(pipeline).__name__, "config": config, "weights": weights, "dtype": dtype}
 
 
 def _versions() -> dict[str, str | None]:
@@ -253,7 +254,7 @@ def evaluate(
     where the network leaves [0, 1]. Metrics are those of 8-bit images, except ``lr_psnr_float`` and what is measured
     on sets of samples. LR-PSNR is by the protocol's own downsampling.
 
-    Under `accelerate launch` the images are split over the processes, and each returns the whole report.
+    Under `accelerate launch` or `torchrun` the images are split over the processes, and each returns the whole report.
 
     Args:
         pipeline: a `SuperResolutionPipeline`, or None for the bicubic rows, and those of `predictions`.
@@ -352,7 +353,7 @@ def _score_all(
     progress_bar: bool,
 ) -> dict[Key, tuple[Rows, Features]]:
     """Results of all images, `step` at a time: from earlier runs, from here and from the other processes."""
-    state = PartialState()
+    state = process_state()
     todo = [image for image in images if (image.name, image.sha256) not in partial.done]
     share = todo[state.process_index :: state.num_processes]
     hidden = not (progress_bar and state.is_main_process)

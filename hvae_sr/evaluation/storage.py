@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
 from numpy.typing import NDArray
+
+from ..processes import process_state
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ class Partial:
         report = Path(report_path)
         if report.is_dir():
             raise ValueError(f"`report_path` must be a file, got the folder {os.fspath(report_path)!r}.")
-        rank = PartialState().process_index
+        rank = process_state().process_index
         self.path = report.with_name(f"{report.name}.partial" + (f".{rank}" if rank else ""))
         try:
             self._resume(report, json.dumps(strict(settings)) + "\n")
@@ -113,7 +114,7 @@ class Partial:
                 self.done[record["image"], record["sha256"]] = rows, features
             if path == self.path:
                 kept = whole
-        PartialState().wait_for_everyone()
+        process_state().wait_for_everyone()
         assert self.path is not None
         write_atomically("".join(kept), self.path)
 

@@ -193,6 +193,8 @@ def command_line(report: Mapping[str, Any], output: str = "report.json") -> str:
         words += ["--num_samples", str(report["num_samples"])]
         words += ["--coverage_samples", str(report["coverage_samples"])] if report["coverage_samples"] else []
         words += ["--seed", str(report["seed"])] if report["seed"] else []
+        dtype = report["pipeline"].get("dtype", "float32")
+        words += ["--dtype", dtype] if dtype != "float32" else []
     elif report["scale_factor"] != 4:
         words += ["--scale_factor", str(report["scale_factor"])]
     if report["num_images"] < report["num_images_available"]:

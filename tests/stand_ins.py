@@ -1,0 +1,33 @@
+"""What stands in for large things in tests."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from hvae_sr.operators import Downsampling
+
+
+class NoisyBicubic:
+    """The interface of a pipeline: bicubic interpolation plus noise, sample j from the seed `seed + j`."""
+
+    def __init__(self, kernel: str = "bicubic", noise: float = 0.03):
+        self.operator, self.noise, self.calls = Downsampling(4, kernel=kernel), noise, []
+        self.config = {"noise": noise, "_name_or_path": "somewhere"}
+
+    def set_progress_bar_config(self, **options: Any) -> None:
+        self.progress_bar = options
+
+    def __call__(
+        self, images: Any, temperature: float, num_samples: int, seed: int, output_type: str = "pil", **options: Any
+    ) -> SimpleNamespace:
+        self.calls.append({"images": len(images), "num_samples": num_samples, "seed": seed, **options})
+        assert output_type == "np" and options["enforce_consistency"] is False
+        outputs = []
+        for image in images:
+            up = np.asarray(image.resize((image.width * 4, image.height * 4), Image.Resampling.BICUBIC)) / 255
+            for j in range(num_samples):
+                noise = np.random.default_rng(seed + j).normal(0, self.noise * temperature, up.shape)
+                outputs.append(np.clip(up + noise, 0, 1).astype(np.float32))
+        return SimpleNamespace(images=outputs)
