@@ -6,7 +6,7 @@ import math
 import operator
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import TypeVar
 
@@ -85,7 +85,7 @@ class Downsampling:
 
     def apply_rows(
         self, rows: Callable[[int, int], torch.Tensor], size: tuple[int, int], device: torch.device | str = "cpu"
-    ) -> torch.Tensor:
+    ) -> Iterator[torch.Tensor]:
         """`apply` to an image that is asked for some rows at a time, as it is not held, or not in floating point.
 
         Args:
@@ -93,16 +93,15 @@ class Downsampling:
             size: (H, W).
             device: that of the rows; computed in float64 where it has it.
 
-        Returns:
-            Hx, [..., ceil(H / s), ceil(W / s)].
+        Yields:
+            Hx, [..., ceil(H / s), ceil(W / s)], as strips of rows from the top.
         """
         height, width = _check_size(size)
         device = torch.device(device)
         dtype = torch.float32 if device.type == "mps" else torch.float64
         matrix, columns = self._matrices("apply", (height, width), device, dtype)
-        return torch.cat(
-            [columns.multiply_width(block @ rows(low, high).to(dtype)) for low, high, block in matrix.tiles], dim=-2
-        )
+        for low, high, block in matrix.tiles:
+            yield columns.multiply_width(block @ rows(low, high).to(dtype))
 
     def adjoint(self, y: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Hᵀy = R_hᵀ y R_w, [..., H, W]: the linear map for which <Hx, y> = <x, Hᵀy>.
@@ -247,11 +246,10 @@ class Downsampling:
         # made in inference mode could not serve a later backward pass.
         with torch.inference_mode(False), torch.no_grad():
             dense = self._resizing_matrix(n)
-            if kind == "adjoint":
-                dense = dense.T
-            elif kind == "pseudo_inverse":
-                dense = self._pseudo_inverse_matrix(dense)
-            matrix = _BandedMatrix(dense, dtype, device)
+            if kind == "pseudo_inverse":
+                matrix = self._pseudo_inverse_matrix(dense, dtype, device)
+            else:
+                matrix = _BandedMatrix(_tiles(dense.T if kind == "adjoint" else dense), dtype, device)
         with self._lock:
             self._cache[key] = matrix
             while len(self._cache) > CACHE_ENTRIES:
@@ -273,12 +271,12 @@ class Downsampling:
             taps = [float(weight) for weight in self.kernel]
         return _tap_matrix(taps, m, n, s)
 
-    def _pseudo_inverse_matrix(self, r: torch.Tensor) -> torch.Tensor:
-        """R⁺ = Rᵀ(RRᵀ)⁻¹, [n, m]. Raises ValueError where RRᵀ cannot be inverted."""
+    def _pseudo_inverse_matrix(self, r: torch.Tensor, dtype: torch.dtype, device: torch.device) -> _BandedMatrix:
+        """R⁺ = Rᵀ(RRᵀ)⁻¹, [n, m], of R in float64. Raises ValueError where RRᵀ cannot be inverted."""
         m, n = r.shape
         if m == n and torch.equal(r, torch.eye(n, dtype=r.dtype, device="cpu")):
-            return r
-        gram = _BandedMatrix(r, r.dtype, r.device).multiply_height(r.T)
+            return _BandedMatrix(_tiles(r), dtype, device)
+        gram = _BandedMatrix(_tiles(r), r.dtype, r.device).multiply_height(r.T)
         factor, failed = torch.linalg.cholesky_ex(gram)
         condition = math.inf
         if not failed.item():
@@ -289,7 +287,13 @@ class Downsampling:
                 f"HHᵀ is singular or nearly so for {self!r} and an HR side of {n}, and has no usable inverse:"
                 f" the condition number of RRᵀ is {condition:.1e}, and must be {MAX_CONDITION:.0e} at most"
             )
-        return _BandedMatrix(r.T, r.dtype, r.device).multiply_height(inverse)
+        transposed = _BandedMatrix(_tiles(r.T), r.dtype, r.device)
+        return _BandedMatrix(lambda: transposed.strips_of_product(inverse), dtype, device)
+
+
+def _tiles(dense: torch.Tensor) -> Callable[[], Iterable[torch.Tensor]]:
+    """What `_BandedMatrix` takes: a tile of rows spans `rows * width / height` columns of the matrix at the least."""
+    return lambda: dense.split(32 if dense.shape[0] < dense.shape[1] else 128)
 
 
 class _BandedMatrix:
@@ -297,24 +301,29 @@ class _BandedMatrix:
 
     R has about 4 s entries per row, and the entries of R⁺ decay exponentially away from its diagonal, so that
     the cost of a product grows with the number of pixels and not with its power 3/2.
+
+    Args:
+        tiles: gives the tiles `[rows, c]` from the top. Called twice: the whole of a large matrix is never held.
+        dtype, device: of the products.
     """
 
-    def __init__(self, dense: torch.Tensor, dtype: torch.dtype, device: torch.device) -> None:
-        rows, columns = dense.shape
-        tile = 32 if rows < columns else 128  # a tile spans `tile * columns / rows` columns at the least
-        negligible = dense.abs().max() * torch.finfo(dtype).eps / 16
+    def __init__(self, tiles: Callable[[], Iterable[torch.Tensor]], dtype: torch.dtype, device: torch.device) -> None:
+        negligible = max(block.abs().max().item() for block in tiles()) * torch.finfo(dtype).eps / 16
         self.dtype = dtype
         self.tiles: list[tuple[int, int, torch.Tensor]] = []
-        for start in range(0, rows, tile):
-            block = dense[start : start + tile]
+        for block in tiles():
             used = (block.abs() > negligible).any(dim=0).nonzero()
             low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
-            # float64 is left behind before the device, which may not have it; clone() lets go of `dense`.
+            # float64 is left behind before the device, which may not have it; clone() lets go of the block.
             self.tiles.append((low, high, block[:, low:high].clone().to(dtype).to(device)))
 
     def multiply_height(self, x: torch.Tensor) -> torch.Tensor:
         """A x: [..., c, W] -> [..., r, W]."""
-        return torch.cat([block @ x[..., low:high, :] for low, high, block in self.tiles], dim=-2)
+        return torch.cat(list(self.strips_of_product(x)), dim=-2)
+
+    def strips_of_product(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
+        """A x, a tile of rows at a time."""
+        return (block @ x[..., low:high, :] for low, high, block in self.tiles)
 
     def multiply_width(self, x: torch.Tensor) -> torch.Tensor:
         """x Aᵀ: [..., H, c] -> [..., H, r]."""
@@ -323,15 +332,15 @@ class _BandedMatrix:
 
 def _interpolation_matrix(m: int, n: int) -> torch.Tensor:
     """[m, n]: `F.interpolate` from n to m samples, in float64."""
-    columns = []
+    matrix = torch.empty(m, n, dtype=torch.float64, device="cpu")
     for start in range(0, n, 256):  # a few impulses at a time: the identity of 8192 samples takes 512 MB
         count = min(256, n - start)
         impulses = torch.zeros(1, 1, count, n, dtype=torch.float64, device="cpu")
         impulses[0, 0, :, start : start + count].fill_diagonal_(1)
         # Along the width: PyTorch resizes the height of images of width 1 wrongly on the CPU.
         resized = F.interpolate(impulses, (count, m), mode="bicubic", antialias=True, align_corners=False)
-        columns.append(resized[0, 0].T)
-    return torch.cat(columns, dim=1)
+        matrix[:, start : start + count] = resized[0, 0].T
+    return matrix
 
 
 def _box_matrix(m: int, n: int, s: int) -> torch.Tensor:

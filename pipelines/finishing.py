@@ -5,10 +5,12 @@ A sample of a large image is held once: every step works in place or on strips o
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from hvae_sr.images import Photo
@@ -59,8 +61,7 @@ class Finisher:
         x.clamp_(0, 1)
         if self.output_type == "pil":
             image = convert(x, "pil")
-            levels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-            returned = self._lr_psnr(lambda low, high: levels[:, low:high].to(x.device).float() / 255)
+            returned = self._lr_psnr(partial(_rows_of, image, x.device))
             if self.photo is not None:
                 image = self.photo.finish(image)
         else:
@@ -69,7 +70,7 @@ class Finisher:
         if self.num_samples > 1:
             self.moments.add(x)
         else:
-            self.single = x if self.output_type == "pil" else x.clone()
+            self.single, self.size = image, tuple(x.shape)
         return Sample(index, image, seed, returned, exact, unprojected)
 
     def unit(self, sample: Tensor) -> Tensor:
@@ -95,8 +96,10 @@ class Finisher:
         return self._lr_psnr(lambda low, high: x[:, low:high])
 
     def mean(self) -> Any:
-        """The mean of the samples, in the output type."""
-        mean = convert(self.moments.mean if self.num_samples > 1 else self.single, self.output_type)
+        """The mean of the samples, in the output type; of one alone that sample itself, in no memory of its own."""
+        if self.num_samples == 1:
+            return self.single
+        mean = convert(self.moments.mean, self.output_type)
         return self.photo.finish(mean) if self.output_type == "pil" and self.photo is not None else mean
 
     def std(self) -> np.ndarray | Tensor:
@@ -104,17 +107,30 @@ class Finisher:
         if self.num_samples > 1:
             std = self.moments.std_()
         else:  # numpy's zeros take no memory until they are touched
-            std = torch.from_numpy(np.zeros(self.single.shape, np.float32)).to(self.single.device)
+            std = torch.from_numpy(np.zeros(self.size, np.float32)).to(self.y.device)
         return std if self.output_type == "pt" else std.permute(1, 2, 0).cpu().numpy()
 
     def _lr_psnr(self, rows: Callable[[int, int], Tensor]) -> float:
         """PSNR(Hx, y) in dB, peak 1, of x given by its rows; computed in float64 where the device has it."""
         size = (self.y.shape[-2] * self.operator.scale_factor, self.y.shape[-1] * self.operator.scale_factor)
-        lr = self.operator.apply_rows(rows, size, self.y.device)
-        return psnr(lr, self.y)
+        total, row = 0.0, 0
+        for strip in self.operator.apply_rows(rows, size, self.y.device):
+            expected = self.y[:, row : row + strip.shape[-2]]
+            total += (strip - expected.to(strip.dtype)).square().sum().item()
+            row += strip.shape[-2]
+        return _decibels(total / self.y.numel())
+
+
+def _rows_of(image: Image.Image, device: torch.device, low: int, high: int) -> Tensor:
+    """Rows of an RGB image as floats in [0, 1], `[3, high - low, W]`."""
+    levels = np.array(image.crop((0, low, image.width, high)))
+    return torch.from_numpy(levels).permute(2, 0, 1).to(device).float() / 255
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
     """PSNR in dB, peak 1; infinite for equal images."""
-    error = (a - b.to(a.dtype)).square().mean().item()
+    return _decibels((a - b.to(a.dtype)).square().mean().item())
+
+
+def _decibels(error: float) -> float:
     return math.inf if error == 0 else -10 * math.log10(error)

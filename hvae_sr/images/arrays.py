@@ -120,11 +120,13 @@ def to_pil(tensor: torch.Tensor) -> Image.Image:
         raise ImageError(f"tensor must be float [3, H, W], got {tensor.dtype} {tuple(tensor.shape)}")
     if torch.isnan(tensor.detach().min()):
         raise ImageError("tensor holds NaN values")
-    levels = np.empty((*tensor.shape[1:], 3), dtype=np.uint8)
-    for low in range(0, len(levels), _STRIP):  # the steps of a large image would take several times its memory
+    height, width = tensor.shape[1:]
+    image = Image.new("RGB", (width, height))
+    for low in range(0, height, _STRIP):  # the steps of a large image would take several times its memory
         strip = tensor[:, low : low + _STRIP].detach().float().clamp(0.0, 1.0) * 255.0
-        levels[low : low + _STRIP] = strip.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(levels)
+        levels = strip.round().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
+        image.paste(Image.fromarray(levels), (0, low))
+    return image
 
 
 def uncertainty_to_pil(std: torch.Tensor | np.ndarray, max_std: float = 0.1) -> Image.Image:

@@ -1,0 +1,70 @@
+"""Folders with several processes: interrupted at any moment, resumed, and one damaged file that stops nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hvae_sr.images import read_metadata
+
+SAMPLES = 12
+
+
+@pytest.fixture
+def launch(tmp_path, make_pipeline):
+    """Starts the command as the documentation tells, on two processes of the CPU."""
+    make_pipeline("vdvae-sr").save_pretrained(tmp_path / "model")
+    (tmp_path / "in" / "below").mkdir(parents=True)
+    for number in range(6):
+        levels = np.random.default_rng(number).integers(60, 200, (48, 40 + number, 3), dtype=np.uint8)
+        Image.fromarray(levels).save(tmp_path / "in" / ("below" if number % 2 else "") / f"photo{number}.png")
+    (tmp_path / "in" / "damaged.png").write_bytes(b"\x89PNG\r\n\x1a\n and nothing that belongs there")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command += ["--main_process_port", "0", "-m", "hvae_sr.cli", "upscale", "in", "-o", "out", "--recursive"]
+    command += ["--model", "model", "--num_samples", str(SAMPLES), "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MASTER_ADDR": "127.0.0.1"}
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    return start
+
+
+def test_a_folder_that_was_killed_half_way_is_finished_by_the_same_command(launch, tmp_path):
+    process = launch()
+    deadline = time.monotonic() + 300
+    while not list((tmp_path / "out").glob("**/*_std.png")):  # the last file of an image
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    before = {path: path.read_bytes() for path in (tmp_path / "out").glob("**/*.png")}
+    for path in before:  # none of them half written
+        Image.open(path).load()
+        assert read_metadata(path)
+    complete = sum(path.name.endswith("_std.png") for path in before)
+    assert 1 <= complete < 6
+
+    process = launch()
+    text = process.communicate(timeout=300)[0]
+    assert process.returncode == 1, text
+    (summary,) = [line for line in text.splitlines() if line.startswith("7 images")]
+    assert summary == f"7 images: {6 - complete} upscaled, {complete} finished before, 1 failed"
+    assert "damaged.png" in text
+    written = set((tmp_path / "out").glob("**/*.png"))
+    assert len(written) == 6 * (SAMPLES + 2) and {path.parent.name for path in written} == {"out", "below"}
+    finished = [path for path in before if path.name.endswith("_std.png")]
+    assert all(path.read_bytes() == before[path] for path in finished)
