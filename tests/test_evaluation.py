@@ -305,6 +305,12 @@ def test_the_results_document_has_every_report_below_its_command(folder, predict
     )
     assert "hvae-sr evaluate --predictions Ours --data Set5 --protocol thesis --size 32 --num_images 2" in text
     assert f"| bicubic | {reports[0]['rows'][0]['psnr']:.2f} |" in text and str(tmp_path) not in text
+    rows = by_name(reports[0])
+    summary = next(block for block in text.split("\n\n") if "| natural-x4, Set5, thesis, S=32 |" in block)
+    heads, _, line = summary.split("\n")
+    found = dict(zip(heads.split(" | ")[1:], line.split(" | ")[1:], strict=True))
+    assert found["mean t=0.5"] == f"{rows['mean t=0.5 projected']['psnr_gain']:+.2f}"
+    assert found["coverage of 90 % |"] == f"{rows['sample t=1 projected']['coverage']:.3f} |"
     with pytest.raises(ValueError, match="`reports`"):
         results_document([])
 

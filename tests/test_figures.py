@@ -105,7 +105,8 @@ def test_the_plane_places_methods_by_distortion_and_perception(save):
 
 
 def test_the_calibration_figure_compares_coverage_with_the_level(save):
-    figure = figures.calibration_figure([report()])
+    figure = figures.calibration_figure([report(), report(size=64)])
+    assert labels(figure) == ["calibrated", "model, Set5", "model, Set5, S=64"]
     line = figure.axes[0].lines[1]
     np.testing.assert_allclose(line.get_xdata(), np.arange(1, 10) / 10)
     np.testing.assert_allclose(line.get_ydata(), np.arange(1, 10) / 12)

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.linalg import sqrtm
 from scipy.ndimage import gaussian_filter
 
-from hvae_sr.evaluation import analyses, metrics, no_reference, perceptual, posterior, tables
+from hvae_sr.evaluation import analyses, metrics, no_reference, perceptual, posterior, protocols, tables
 from hvae_sr.operators import Downsampling
 
 
@@ -30,7 +30,7 @@ def images(rng):
     return a, b
 
 
-@pytest.mark.parametrize("module", [analyses, metrics, no_reference, perceptual, posterior, tables])
+@pytest.mark.parametrize("module", [analyses, metrics, no_reference, perceptual, posterior, protocols, tables])
 def test_the_examples_in_the_docstrings_hold(module):
     result = doctest.testmod(module, extraglobs={"np": np, "torch": torch})
     assert result.failed == 0 and result.attempted > 0

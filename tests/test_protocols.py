@@ -243,7 +243,9 @@ def test_the_table_shows_published_rows_with_gains_over_their_own_bicubic(folder
     table = markdown_table(report)
     assert "| EDSR (published) | 26.13 | 0.8082 | +3.00 | +0.1461 |" in table
     assert "| VDVAE-SR t=0.8 (published) | 24.79 | 0.7600 | +1.66 | +0.0979 |" in table
-    assert f"| bicubic | {report['rows'][0]['psnr']:.2f} |" in table and "3 of 3 images" in table
+    assert f"| bicubic | {report['rows'][0]['psnr']:.2f} |" in table and ", 3 of 3 images" in table
+    part = markdown_table({**report, "num_images_available": 9})
+    assert "the first 3 of 9 images" in part and "the whole set" in part and "the whole set" not in table
     for block in table.split("\n\n"):  # every table has as many cells in each line
         assert len({line.count("|") for line in block.splitlines() if line.startswith("|")}) <= 1
 

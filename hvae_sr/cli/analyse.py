@@ -15,9 +15,6 @@ ANALYSES = {
     "temperature": "a strip of one sample at rising temperatures",
 }
 
-#: Photographs in the public domain that come with scikit-image; nothing is trained on them.
-CROPS = {"chelsea.png": (90, 60, 282, 252), "astronaut.png": (130, 20, 322, 212), "rocket.jpg": (250, 150, 442, 342)}
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -28,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         metavar="DATA",
-        help="folder of high-resolution images, or a Hub id; default: photographs that come with scikit-image",
+        help="folder of high-resolution images, or a Hub id; default: two photographs that come with scikit-image",
     )
     parser.add_argument("--split", default="test", help="of a data set of the Hub (default test)")
     parser.add_argument("--image_column", default="image", help="of a data set of the Hub (default image)")
@@ -62,16 +59,14 @@ def run(options: argparse.Namespace) -> int:
 
 def _photos(options: argparse.Namespace, pipeline: Any) -> list[Any]:
     """The first images of the data, as squares of the size asked for."""
-    import skimage
     from PIL import Image
 
     from ..evaluation import prepare_thesis
     from ..evaluation.sources import open_source
-    from ..images import load_image
+    from ..pictures import photographs
 
     if options.data is None:
-        folder = Path(skimage.__file__).parent / "data"
-        images = [load_image(folder / name).crop(box) for name, box in list(CROPS.items())[: options.num_images]]
+        images = photographs()[: options.num_images]
     else:
         source = open_source(options.data, options.split, options.image_column, options.num_images)
         images = [image.load() for image in source.images]

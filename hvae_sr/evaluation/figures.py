@@ -217,7 +217,8 @@ def calibration_figure(reports: Sequence[Mapping[str, Any]]) -> Figure:
             row = next((row for row in report["rows"] if "coverage@0.9" in row), None)
             if row is None:
                 raise ValueError("`reports` must have a calibration: evaluate with `coverage_samples`.")
-            label = f"{report.get('name') or 'pipeline'}, {report['dataset']}"
+            size = f", S={report['size']}" if report.get("size") else ""
+            label = f"{report.get('name') or 'pipeline'}, {report['dataset']}{size}"
             axes[0].plot(*curve(row, "coverage@"), label=label, **_line(index))
             levels, widths = curve(row, "width@")
             axes[1].plot(levels, [255 * width for width in widths], label=label, **_line(index))

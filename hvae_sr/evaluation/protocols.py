@@ -42,6 +42,9 @@ def prepare_thesis(image: Image.Image, size: int, scale_factor: int = 4) -> tupl
 
     The shorter side is resized to `size` (PIL bilinear, antialiased), the centre square is cut out, and PIL's
     bicubic gives the LR image.
+
+    >>> [part.shape for part in prepare_thesis(Image.new("RGB", (300, 200)), 64)]
+    [(64, 64, 3), (16, 16, 3)]
     """
     image = _check_image(image, size, scale_factor)
     short, long = min(image.size), int(size * max(image.size) / min(image.size))
@@ -57,6 +60,9 @@ def prepare_paper(image: Image.Image, size: int = 256, scale_factor: int = 4) ->
 
     FFHQ-256 is taken as it is. Of other images the centre square is cut out and resized to S by PIL's bicubic. LR by
     the antialiased bicubic `Downsampling`, rounded to 8 bits: without rounding in between, unlike PIL's.
+
+    >>> [part.shape for part in prepare_paper(Image.new("RGB", (300, 256)), scale_factor=8)]
+    [(256, 256, 3), (32, 32, 3)]
     """
     image, side = _check_image(image, size, scale_factor), min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -70,6 +76,9 @@ def prepare_standard(image: Image.Image, scale_factor: int = 4) -> tuple[Uint8, 
     """(HR, LR) of the standard protocol, 8-bit ``[H, W, 3]`` and ``[H/s, W/s, 3]``.
 
     The image is cropped at its right and bottom to multiples of `scale_factor`; LR by MATLAB's bicubic.
+
+    >>> [part.shape for part in prepare_standard(Image.new("RGB", (50, 41)))]
+    [(40, 48, 3), (10, 12, 3)]
     """
     width, height = (side // scale_factor * scale_factor for side in image.size)
     hr = np.asarray(_check_image(image, min(width, height), scale_factor))[:height, :width]
@@ -78,7 +87,11 @@ def prepare_standard(image: Image.Image, scale_factor: int = 4) -> tuple[Uint8, 
 
 
 def upsample_pil(lr: Uint8, scale_factor: int = 4) -> Uint8:
-    """PIL's bicubic interpolation of an 8-bit image."""
+    """PIL's bicubic interpolation of an 8-bit image.
+
+    >>> upsample_pil(np.full((4, 4, 3), 7, np.uint8)).shape
+    (16, 16, 3)
+    """
     size = (lr.shape[1] * scale_factor, lr.shape[0] * scale_factor)
     return np.asarray(Image.fromarray(lr).resize(size, Image.Resampling.BICUBIC))
 
@@ -87,6 +100,9 @@ def upsample_matlab(lr: Uint8, scale_factor: int = 4) -> Uint8:
     """MATLAB's ``imresize(lr, scale_factor)``: bicubic with a = -0.5, symmetric borders, rounded to 8 bits.
 
     It is s² Hᵀ of MATLAB's downsampling, whose kernel is this one stretched by s and divided by its sum.
+
+    >>> np.unique(upsample_matlab(np.full((4, 4, 3), 7, np.uint8))).tolist()
+    [7]
     """
     size = (lr.shape[0] * scale_factor, lr.shape[1] * scale_factor)
     upsampled = scale_factor**2 * operator("matlab-bicubic", scale_factor).adjoint(metrics.to_planes(lr / 255), size)
