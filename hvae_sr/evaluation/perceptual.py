@@ -124,7 +124,7 @@ def load_perceptual(names: Iterable[str] = NAMES, device: str | torch.device = "
         if name in wanted:
             try:
                 found[argument] = load(torch.device(device))
-            except (ImportError, OSError, RuntimeError) as error:
+            except (ImportError, OSError, RuntimeError, AttributeError) as error:  # a torchvision of another torch
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 absent[name] = f"{reason} (pip install 'hvae-sr[metrics]')"
     return PerceptualMetrics(**found, absent=absent)
