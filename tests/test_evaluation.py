@@ -176,6 +176,31 @@ def test_data_that_is_neither_is_an_error(tmp_path):
             run(data)
 
 
+def test_a_data_set_that_cannot_be_reached_is_named(monkeypatch):
+    pytest.importorskip("datasets", reason="the library datasets is not installed (extra `data`)")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="`data`: .*'someone/photos-that-are-nowhere'"):
+        run("someone/photos-that-are-nowhere")
+
+
+@pytest.mark.parametrize("kind", ["cvdvae", "vdvae-sr"])
+def test_samples_of_a_model_at_temperature_zero_have_no_diversity(folder, make_pipeline, kind):
+    rows = by_name(run(folder, make_pipeline(kind), temperatures=(0.0, 1.0), num_samples=3, num_images=1))
+    for suffix in ("", " projected"):
+        still, moved = rows[f"sample t=0{suffix}"], rows[f"sample t=1{suffix}"]
+        assert still["apd_mse"] == still["std"] == 0 < moved["apd_mse"]
+        assert still["diversity_score"] == pytest.approx(0, abs=1e-6)
+        assert still["psnr"] == pytest.approx(rows[f"mean t=0{suffix}"]["psnr"])
+
+
+def test_the_batch_does_not_change_the_figures_of_a_model(folder, make_pipeline):
+    pipe = make_pipeline("cvdvae")
+    alone, together = (run(folder, pipe, temperatures=(0.8,), num_samples=3, batch_size=n)["rows"] for n in (1, 9))
+    for one, other in zip(alone, together, strict=True):
+        for key in ("psnr", "ssim", "lr_psnr"):
+            assert one[key] == pytest.approx(other[key], rel=1e-4)
+
+
 STUB = PerceptualMetrics(
     brisque=lambda image: float(image.mean()),
     lpips=lambda a, b: float(np.abs(a.astype(float) - b).mean() / 255),

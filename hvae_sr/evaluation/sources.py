@@ -93,7 +93,10 @@ def open_source(
 def _open_dataset(data: PathLike, split: str, column: str, num_images: int | None) -> ImageSource:
     from ..data.hub import open_dataset
 
-    table, column = open_dataset(os.fspath(data), split=split, image_column=column)
+    try:
+        table, column = open_dataset(os.fspath(data), split=split, image_column=column)
+    except ValueError as error:
+        raise ValueError(f"`data`: {error}") from error
     count = len(table) if num_images is None else min(num_images, len(table))
     if not count:
         raise ValueError(f"`data`: {os.fspath(data)!r} has no images in its split {split!r}.")
