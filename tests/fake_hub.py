@@ -276,17 +276,33 @@ class _Handler(BaseHTTPRequestHandler):
         siblings = [{"rfilename": name} for name in sorted(found[1])]
         self._json(200, {"id": id, "modelId": id, "sha": found[0], "siblings": siblings, "private": False, "tags": []})
 
-    def tree(self, body: bytes, id: str, revision: str) -> None:
+    def tree(self, body: bytes, id: str, revision: str, folder: str | None = None) -> None:
         found = self._find(id, revision)
         if found is None:
             return
-        entries = []
-        for name, data in sorted(found[1].items()):
-            entry = {"type": "file", "path": name, "size": len(data), "oid": _blob(data)}
-            if _is_lfs(name):
-                entry["lfs"] = {"oid": _sha256(data), "size": len(data), "pointerSize": 130}
-            entries.append(entry)
+        inside = f"{folder}/" if folder else ""
+        names = sorted(name for name in found[1] if name.startswith(inside))
+        if inside and not names:
+            return self._missing("Entry")
+        entries = [self._entry(name, found[1][name]) for name in names]
+        if "recursive=true" not in self.path.lower():
+            parts = [name.removeprefix(inside).split("/") for name in names]
+            entries = [entry for entry, part in zip(entries, parts, strict=True) if len(part) == 1]
+            folders = sorted({inside + part[0] for part in parts if len(part) > 1})
+            entries += [{"type": "directory", "path": path, "oid": _blob(path.encode())} for path in folders]
         self._json(200, entries)
+
+    def paths_info(self, body: bytes, id: str, revision: str) -> None:
+        found = self._find(id, revision)
+        if found is not None:
+            paths = json.loads(body)["paths"]
+            self._json(200, [self._entry(path, found[1][path]) for path in paths if path in found[1]])
+
+    def _entry(self, name: str, data: bytes) -> dict[str, Any]:
+        entry: dict[str, Any] = {"type": "file", "path": name, "size": len(data), "oid": _blob(data)}
+        if _is_lfs(name):
+            entry["lfs"] = {"oid": _sha256(data), "size": len(data), "pointerSize": 130}
+        return entry
 
     def resolve(self, body: bytes, id: str, revision: str, path: str) -> None:
         found = self._find(id, revision)
@@ -342,7 +358,8 @@ _ROUTES: list[tuple[str, str, Callable[..., None]]] = [
     ("POST", "/lfs/verify", _Handler.lfs_verify),
     ("PUT", "/lfs/(?P<oid>[0-9a-f]{64})", _Handler.lfs_put),
     ("GET HEAD", "/lfs/(?P<oid>[0-9a-f]{64})", _Handler.lfs_get),
-    ("GET", f"/api/models/{ID}/tree/(?P<revision>[^/]+)", _Handler.tree),
-    ("GET", f"/api/models/{ID}(/revision/(?P<revision>.+))?", _Handler.info),
-    ("GET HEAD", f"/{ID}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", _Handler.resolve),
+    ("GET", f"/api/(models|datasets)/{ID}/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?", _Handler.tree),
+    ("POST", f"/api/(models|datasets)/{ID}/paths-info/(?P<revision>[^/]+)", _Handler.paths_info),
+    ("GET", f"/api/(models|datasets)/{ID}(/revision/(?P<revision>.+))?", _Handler.info),
+    ("GET HEAD", f"(/datasets)?/{ID}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", _Handler.resolve),
 ]

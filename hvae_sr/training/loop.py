@@ -84,13 +84,16 @@ class Trainer:
         processes = self.accelerator.num_processes
         self.cost = measure_cost(objective, config, self.accelerator.device, processes, self.accelerator.autocast())
         if not self.sharded:  # FSDP takes contiguous parameters only
-            objective = objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            for layer in objective.modules():
+                if isinstance(layer, torch.nn.Conv2d):
+                    layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.AdamW(
             [parameter for parameter in objective.parameters() if parameter.requires_grad],
             lr=config.learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
             weight_decay=config.adam_weight_decay,
             eps=config.adam_epsilon,
+            fused=self.accelerator.device.type in ("cpu", "cuda"),
         )
         self.dataset = build_training_set(config, self.accelerator.process_index, processes)
         self.validation_set = build_validation_set(config)
@@ -157,7 +160,13 @@ class Trainer:
             dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
             self.peak = measure_peak(accelerator.device, dtype)
         if config.report_to:
-            accelerator.init_trackers("hvae-sr", config={key: str(value) for key, value in vars(config).items()})
+            logs = self.output_dir / config.logging_dir
+            logs.mkdir(parents=True, exist_ok=True)
+            accelerator.init_trackers(
+                "hvae-sr",
+                config={key: str(value) for key, value in vars(config).items()},
+                init_kwargs={"wandb": {"dir": str(logs)}},  # not the folder that the command was started in
+            )
         silent = {} if accelerator.is_local_main_process else {"disable": True}  # or TQDM_DISABLE would not count
         bar = tqdm(total=self.max_steps, initial=self.progress.step, desc=config.stage, **silent)
         meter = Meter()

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 _GAP = 4
 _HEADER = 14
+_WIDTH = 128
+"""Pixels that a column of a sheet is wide at least, nearly: enough to see something."""
 
 
 class Validator:
@@ -66,8 +68,8 @@ class Validator:
     def samples(self, objective: Objective) -> tuple[Image.Image, dict[str, float]]:
         """A sheet with one row for each of the first images, and what was measured on its samples.
 
-        With an LR network: HR, LR, and a sample at each temperature, with PSNR against HR and LR-PSNR (dB, means over
-        the rows). Without one: HR, its reconstruction, and samples of the prior. On one process.
+        With an LR network: HR, LR, and a sample at each temperature, with PSNR against HR and LR-PSNR of the 8-bit
+        images (dB, means over the rows). Without one: HR, its reconstruction, and samples of the prior. On one process.
         """
         count = min(self.config.validation_images, len(self.dataset))
         images, low = self._batch(list(range(count)))
@@ -83,7 +85,7 @@ class Validator:
                 for temperature in temperatures:
                     drawn = vdvae.sample(count, size, noise, temperature=temperature, return_latents=False).sample
                     columns.append(_pixels((drawn + 1) / 2))
-                names = ["HR", "mean"]
+                names = ["HR", "reconstruction"]
             else:
                 from ..pipelines import SuperResolutionPipeline
 
@@ -97,8 +99,8 @@ class Validator:
                 pipe.set_progress_bar_config(disable=True)
                 columns.append(_pixels((y + 1) / 2).repeat(config.scale_factor, 1).repeat(config.scale_factor, 2))
                 for temperature in temperatures:
-                    out = pipe((y + 1) / 2, temperature=temperature, num_samples=1, seed=0, output_type="pt")
-                    columns.append(_pixels(out.images))
+                    out = pipe((y + 1) / 2, temperature=temperature, num_samples=1, seed=0)
+                    columns.append(np.stack([np.asarray(image) for image in out.images]))
                     error = (columns[-1].astype(float) - columns[0]) ** 2
                     psnr = 10 * np.log10(255**2 / np.maximum(error.mean(axis=(1, 2, 3)), 1e-10))
                     measured[f"validation_psnr_t{temperature:g}"] = float(psnr.mean())
@@ -143,6 +145,7 @@ def plot_groups(groups: list[float], vdvae: VDVAE, step: int) -> Image.Image | N
         chosen = [i for i, each in enumerate(resolutions) if each == resolution]
         axes.bar(chosen, [groups[i] for i in chosen], color=f"C{rank % 10}", label=f"{resolution} x {resolution}")
     axes.set_xlabel("group, coarse to fine")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("KL, bits per dimension")
     axes.set_title(f"update {step}: {sum(groups):.4g} bits per dimension in {len(groups)} groups")
     axes.legend(title="latents")
@@ -160,6 +163,7 @@ def plot_curve(records: list[dict[str, Any]], figure_name: str) -> Image.Image |
         if points:
             axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 20 else None, markersize=3)
     axes.set_xlabel("update")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel(figure_name.replace("_", " "))
     axes.grid(alpha=0.3)
     axes.legend()
@@ -188,7 +192,12 @@ def _pixels(images: Tensor) -> np.ndarray:
 
 
 def _sheet(columns: list[np.ndarray], names: list[str]) -> Image.Image:
-    """One row for each image, one column for each entry of `columns`, [B, H, W, 3] each; names above."""
+    """One row for each image, one column for each entry of `columns`, [B, H, W, 3] each; names above.
+
+    Small images are magnified by a whole number, pixel by pixel.
+    """
+    factor = max(1, _WIDTH // columns[0].shape[2])
+    columns = [column.repeat(factor, axis=1).repeat(factor, axis=2) for column in columns]
     count, height, width = columns[0].shape[:3]
     sheet = Image.new(
         "RGB", (len(columns) * (width + _GAP) + _GAP, count * (height + _GAP) + _GAP + _HEADER), (255, 255, 255)

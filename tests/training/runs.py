@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from accelerate import Accelerator
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -92,9 +93,9 @@ def assert_equal_trees(a, b):
 
 def fsdp_environment():
     """What `accelerate launch` makes of the FSDP configuration that is shipped."""
-    options = yaml.safe_load((ACCELERATE / "fsdp.yaml").read_text())["fsdp_config"]
-    names = {name: name.upper().replace("LAYER_CLS", "CLS") for name in options}
-    return {"ACCELERATE_USE_FSDP": "true", **{names[name]: str(value) for name, value in options.items()}}
+    arguments = launch_command_parser().parse_args(["--config_file", str(ACCELERATE / "fsdp.yaml"), "train.py"])
+    environment = prepare_multi_gpu_env(_validate_launch_command(arguments)[0])
+    return {name: value for name, value in environment.items() if "FSDP" in name}
 
 
 def allow_fsdp_on_the_cpu():

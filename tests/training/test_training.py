@@ -264,6 +264,13 @@ def test_two_processes_train_like_one(stage, accumulation, options, photos, tmp_
         on_processes(options(stage, resumed, **common, train_batch_size=2, resume_from_checkpoint=two / "checkpoint-4"))
         assert log(resumed) == log(two)[5:]
         assert_same(weights(two), weights(resumed))
+        # And one process goes on from what two have left.
+        back = tmp_path / "back"
+        arguments = options(stage, back, **common, train_batch_size=4, resume_from_checkpoint=two / "checkpoint-4")
+        assert train.main(arguments) == 0
+        for expected, found in zip(log(one)[5:], log(back), strict=True):
+            name = "bits_per_dim" if "bits_per_dim" in expected else "validation_bits_per_dim"
+            assert found[name] == pytest.approx(expected[name], rel=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
