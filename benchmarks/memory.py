@@ -1,6 +1,9 @@
 """Time and peak memory of one call, for outputs of 1 to 64 megapixels; each in a process of its own.
 
 python benchmarks/memory.py [--model MODEL] [--sides 256 512 1024 2048] [--num_samples 1] [--max_memory 2GB]
+python benchmarks/memory.py --small
+
+`--small` takes a network of few channels: the memory of everything around it, in a fraction of the time.
 
 The side is that of the input. "arrays" is what the samples themselves take: the input, the sample in float32, the
 8-bit image that is kept of each and, with several samples, their mean and sum of squares. "beside them" is the peak
@@ -16,6 +19,7 @@ import time
 
 import numpy as np
 
+from hvae_sr import VDVAE, LRConditioner, SuperResolutionPipeline
 from hvae_sr.pipelines.memory import parse_bytes
 
 
@@ -24,9 +28,7 @@ def resident() -> int:
 
 
 def measure(options: argparse.Namespace, side: int) -> dict[str, float]:
-    from hvae_sr import SuperResolutionPipeline
-
-    pipe = SuperResolutionPipeline.from_pretrained(options.model, load_encoder=False)
+    pipe = small() if options.small else SuperResolutionPipeline.from_pretrained(options.model, load_encoder=False)
     pipe.set_progress_bar_config(disable=True)
     pipe(np.zeros((32, 32, 3), dtype=np.uint8))  # what is set up once
     rows, columns = np.indices((side, side), dtype=np.float32)
@@ -42,12 +44,21 @@ def measure(options: argparse.Namespace, side: int) -> dict[str, float]:
     }
 
 
+def small() -> SuperResolutionPipeline:
+    """A pipeline with random weights that does as many steps as any, with few channels."""
+    shared = {"decoder_blocks": "16x1", "width": 8}
+    vdvae = VDVAE(image_size=64, encoder_blocks=None, latent_channels=2, patch_size=4, num_mixtures=1, **shared)
+    network = LRConditioner(image_size=16, blocks="16x1", decoder_width=8, **shared)
+    return SuperResolutionPipeline(vdvae.eval(), network.eval())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="natural-x4")
     parser.add_argument("--sides", type=int, nargs="+", default=[256, 512, 1024, 2048])
     parser.add_argument("--num_samples", type=int, default=1)
     parser.add_argument("--max_memory", type=parse_bytes)
+    parser.add_argument("--small", action="store_true", help="a small network with random weights")
     parser.add_argument("--one", action="store_true", help="measure one side in this process")
     options = parser.parse_args()
     if options.one:
@@ -59,6 +70,7 @@ def main() -> None:
         command = [sys.executable, __file__, "--one", "--model", options.model, "--sides", str(side)]
         command += ["--num_samples", str(options.num_samples)]
         command += ["--max_memory", str(options.max_memory)] if options.max_memory else []
+        command += ["--small"] if options.small else []
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
             raise SystemExit(result.stderr.strip().splitlines()[-1])

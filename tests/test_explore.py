@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from hvae_sr import Downsampling
+from hvae_sr.cli import main
 from hvae_sr.pipelines import sampling
 from hvae_sr.pipelines.explore import log_density, mix, quantiles, rank, redraw_region, unseen_change
 
@@ -103,3 +105,19 @@ def test_the_density_is_highest_at_the_mean_and_the_same_in_windows(pipe, monkey
     monkeypatch.setattr(sampling, "MARGIN", 32)
     monkeypatch.setattr(sampling.WindowSampler.__init__, "__defaults__", (8, sampling.PIXELS_PER_CHUNK, False))
     assert torch.allclose(log_density(pipe, photo, draw), whole, atol=1e-4)
+
+
+@pytest.mark.parametrize("by", ["log_density", "lr_psnr_unprojected"])
+def test_the_command_line_ranks_samples(by, make_pipeline, tmp_path, capsys):
+    model = make_pipeline("vdvae-sr")
+    model.save_pretrained(tmp_path / "model")
+    Image.fromarray((255 * PHOTO).astype(np.uint8)).save(tmp_path / "photo.png")
+    options = ["-o", tmp_path / "out", "--model", tmp_path / "model", "--num_samples", 3, "--seed", 5, "--rank", by]
+    command = ["upscale", tmp_path / "photo.png", *options, "--device", "cpu", "--dtype", "float32"]
+    assert main([str(word) for word in command]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("rank ")]
+    out = model(tmp_path / "photo.png", seed=5, num_samples=3, return_latents=True)
+    expected = [5 + one.index for one in rank(model, tmp_path / "photo.png", out, by)]
+    assert [int(line.split("seed ")[1].split(",")[0]) for line in lines] == expected
+    assert main([*(str(word) for word in command), "--outscale", "16", "--overwrite"]) == 2
+    assert "--rank" in capsys.readouterr().err

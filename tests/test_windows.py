@@ -90,3 +90,27 @@ def test_large_images_are_split_without_being_asked(pipe, photo, monkeypatch):
 def test_a_window_size_below_one_is_refused(pipe, photo):
     with pytest.raises(ValueError, match="window_size.*0"):
         pipe(photo, window_size=0)
+
+
+@pytest.mark.parametrize("kind", ["gradient", "texture"])
+def test_no_seam_is_left_in_a_gradient_or_a_texture(kind):
+    pipe = SuperResolutionPipeline.from_pretrained("natural-x4")
+    pipe.set_progress_bar_config(disable=True)
+    rows, columns = np.indices((80, 96), dtype=np.float32)
+    gradient = np.stack([0.2 + 0.6 * rows / 80, 0.3 + 0.4 * columns / 96, 0.7 - 0.3 * (rows + columns) / 176], axis=-1)
+    texture = gradient + 0.15 * np.sin(rows * columns / 23)[..., None] * np.cos(columns / 2)[..., None]
+    image = np.clip(gradient if kind == "gradient" else texture, 0, 1)
+    whole, windowed = (
+        255 * pipe(image, seed=0, temperature=0.8, output_type="np", window_size=side).images[0] for side in (96, 24)
+    )
+    windows = split(80, 96, 24, 24)
+    assert len(windows) >= 4
+    difference = np.abs(windowed - whole).mean(axis=2)
+    for axis, borders in enumerate(zip(*[window.inner[:2] for window in windows], strict=True)):
+        steps = np.abs(np.diff(windowed, axis=axis)).mean(axis=(1 - axis, 2))
+        expected = np.abs(np.diff(whole, axis=axis)).mean(axis=(1 - axis, 2))
+        for border in {4 * border for border in borders if border}:
+            # As large a step as without a border, and no more of a difference there than anywhere else.
+            assert abs(steps[border - 1] - expected[border - 1]) < 0.1
+            near = difference.take(range(border - 2, border + 2), axis=axis).mean()
+            assert near < 0.25 and near < 3 * difference.mean() + 0.01

@@ -26,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="leave out the projection on the images consistent with the input",
     )
+    parser.add_argument(
+        "--rank",
+        choices=["log_density", "lr_psnr_unprojected"],
+        help="also list the samples of each image, best first: by log p(z|y), the most typical, or by the LR-PSNR of "
+        "the network's own output, the most faithful before the projection",
+    )
     parser.add_argument("--like", metavar="FILE", help="the settings of a file that this command wrote")
     parser.add_argument(
         "--format", default="png", choices=FORMATS, help="png, webp and tiff are lossless; jpg is not (default png)"
@@ -105,7 +111,9 @@ def _complete(options: argparse.Namespace, pipeline: Any) -> None:
     options.no_consistency = bool(options.no_consistency)
     if options.outscale is None:
         options.outscale = float(pipeline.config.scale_factor)
-    num_passes(pipeline.config.scale_factor, options.outscale)
+    passes = num_passes(pipeline.config.scale_factor, options.outscale)
+    if options.rank and passes > 1:
+        raise ValueError(f"`--rank` compares samples of one pass, and `--outscale` {options.outscale:g} takes {passes}")
     pipeline.check_inputs(
         temperature=options.temperature, num_samples=options.num_samples, batch_size=options.batch_size
     )
@@ -145,7 +153,9 @@ def _upscale_one(pipeline: Any, job: Job, options: argparse.Namespace) -> bool:
         path = job.path(f"seed{sample.seed}", options.outscale)
         picture = photo.finish(sample.image.convert("RGB"), keep_grey=True)
         decibels, note = sample.lr_psnr, ""
+        faithful[sample.seed] = sample.lr_psnr_unprojected
         own = {**facts, "seed": sample.seed, "lr_psnr": round(decibels, 4)}
+        own["lr_psnr_unprojected"] = round(sample.lr_psnr_unprojected, 4)
         save_image(picture, path, own, exif)
         if job.suffix in LOSSY_SUFFIXES:
             decibels = lr_psnr(pipeline.operator, to_tensor(load_image(path)), y)
@@ -153,6 +163,7 @@ def _upscale_one(pipeline: Any, job: Job, options: argparse.Namespace) -> bool:
             save_image(picture, path, {**own, "lr_psnr": round(decibels, 4)}, exif)
         say(f"{path}  LR-PSNR {decibels:.1f} dB{note}")
 
+    faithful: dict[int, float] = {}
     pipeline.set_progress_bar_config(desc=job.source.name, leave=False)
     summary = upscale(
         pipeline,
@@ -176,4 +187,27 @@ def _upscale_one(pipeline: Any, job: Job, options: argparse.Namespace) -> bool:
     picture = uncertainty_to_pil(summary.std)
     save_image(picture, std_path, {**facts, "what": "standard deviation"})
     say(f"{std_path}  uncertainty: standard deviation from 0 (black) to 0.1 of the range and above (light)")
+    if options.rank:
+        _say_ranks(pipeline, photo, faithful, options)
     return True
+
+
+def _say_ranks(pipeline: Any, photo: Any, faithful: dict[int, float], options: argparse.Namespace) -> None:
+    """One line for each sample, best first.
+
+    Args:
+        pipeline, photo: what was sampled, and from what.
+        faithful: seed: LR-PSNR of the network's own output.
+        options: of the command.
+    """
+    from ..pipelines.explore import log_density
+
+    if options.rank == "log_density":  # the latents of one sample at a time: those of all take more than the images
+        settings = {"temperature": options.temperature, "tile": options.tile, "output_type": "latent"}
+        latents = ((seed, pipeline(photo, seed=seed, **settings).latents) for seed in faithful)
+        values = {seed: log_density(pipeline, photo, z)[0].item() for seed, z in latents}
+        what = "log p(z|y) {:.4f} nats per latent"
+    else:
+        values, what = faithful, "LR-PSNR of the network's own output {:.2f} dB"
+    for rank, seed in enumerate(sorted(values, key=lambda seed: -values[seed]), 1):
+        say(f"rank {rank}: seed {seed}, " + what.format(values[seed]))
