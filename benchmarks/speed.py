@@ -1,7 +1,7 @@
 """Speed against sampling in the published style: same weights and noise, measured alternately in one run.
 
-python benchmarks/speed.py [--configurations natural-x4-cvdvae cvdvae-ffhq256-x8 cvdvae-ffhq256-x4] [--samples 1 5]
-                           [--repeats 3] [--device cpu] [--json FILE]
+python benchmarks/speed.py [--configurations natural-x4 natural-x4-cvdvae cvdvae-ffhq256-x8 cvdvae-ffhq256-x4]
+                           [--samples 1 5] [--repeats 3] [--device cpu] [--json FILE]
 
 Configurations without bundled weights get random ones. On a CPU the times are processor seconds of one thread, so
 that other work on the machine does not count; on a GPU they are seconds.
@@ -183,7 +183,9 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--configurations", nargs="+", default=["natural-x4-cvdvae", "cvdvae-ffhq256-x8", "cvdvae-ffhq256-x4"]
+        "--configurations",
+        nargs="+",
+        default=["natural-x4", "natural-x4-cvdvae", "cvdvae-ffhq256-x8", "cvdvae-ffhq256-x4"],
     )
     parser.add_argument("--samples", nargs="+", type=int, default=[1, 5])
     parser.add_argument("--repeats", type=int, default=3)

@@ -14,6 +14,8 @@ from torch import Tensor
 
 NoiseSource = Callable[[int, int, tuple[int, int, int, int], torch.device], Tensor]
 """`(group, stride, (B, C, h, w), device) -> [B, C, h, w]` fp32 standard normals; `stride` in pixels of the HR image."""
+UniformSource = Callable[[int, tuple[int, int, int, int], torch.device], Tensor]
+"""`(number, (B, C, H, W), device) -> [B, C, H, W]` fp32 uniforms in (0, 1)."""
 
 _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -100,6 +102,10 @@ class CounterNoise:
         """
         return self._draw(_normals, group, stride, shape, device)
 
+    def rows(self, start: int, stop: int) -> "CounterNoise":
+        """The noise of the rows `start:stop` of the batch."""
+        return CounterNoise(self.seeds[start:stop], self.origin)
+
     def uniform(self, number: int, shape: tuple[int, int, int, int], device: torch.device) -> Tensor:
         """Uniforms in (0, 1) for pixels `[B, C, H, W]`; `number` tells apart the draws of one image."""
         return self._draw(_uniforms, _UNIFORM_GROUP + number, 1, shape, device)
@@ -168,6 +174,59 @@ class GeneratorNoise:
         made_on = self.generator.device if self.generator is not None else device
         draws = torch.rand(shape, generator=self.generator, device=made_on, dtype=torch.float32)
         return draws.clamp(1e-5, 1 - 1e-5).to(device)
+
+
+class WholeNoise:
+    """Draws for a whole batch, each made once, in order, and handed out a few rows at a time.
+
+    Args:
+        source: of the batch.
+        generator: of the likelihood's uniforms, where the source has none.
+        batch_size: B.
+    """
+
+    def __init__(self, source: NoiseSource, generator: torch.Generator | None, batch_size: int) -> None:
+        self.source, self.batch_size = source, batch_size
+        self.source_uniform = uniform_source(source, generator)
+        self._draws: dict[int, Tensor] = {}
+        self._uniforms: dict[int, Tensor] = {}
+
+    def rows(self, start: int, stop: int) -> "RowsOfNoise":
+        """The noise of the rows `start:stop`."""
+        return RowsOfNoise(self, slice(start, stop))
+
+    def draw(self, group: int, stride: int, shape: tuple[int, int, int, int], device: torch.device) -> Tensor:
+        """The draw of a group for all rows; `shape` is that of some of them."""
+        if group not in self._draws:
+            _, channels, height, width = shape
+            self._draws[group] = self.source(group, stride, (self.batch_size, channels, height, width), device)
+        return self._draws[group]
+
+    def uniform(self, number: int, shape: tuple[int, int, int, int], device: torch.device) -> Tensor:
+        """The uniforms for all rows; `shape` is that of some of them."""
+        if number not in self._uniforms:
+            _, channels, height, width = shape
+            self._uniforms[number] = self.source_uniform(number, (self.batch_size, channels, height, width), device)
+        return self._uniforms[number]
+
+
+class RowsOfNoise:
+    """Some rows of `WholeNoise`; a `NoiseSource`."""
+
+    def __init__(self, whole: WholeNoise, chosen: slice) -> None:
+        self.whole, self.chosen = whole, chosen
+
+    def __call__(self, group: int, stride: int, shape: tuple[int, int, int, int], device: torch.device) -> Tensor:
+        return self.whole.draw(group, stride, shape, device)[self.chosen]
+
+    def uniform(self, number: int, shape: tuple[int, int, int, int], device: torch.device) -> Tensor:
+        """Uniforms in (0, 1) for pixels `[B, C, H, W]`."""
+        return self.whole.uniform(number, shape, device)[self.chosen]
+
+
+def uniform_source(source: NoiseSource, generator: torch.Generator | None = None) -> UniformSource:
+    """Where the likelihood's uniforms come from: the source of the latents' noise if it has some."""
+    return getattr(source, "uniform", None) or GeneratorNoise(generator).uniform
 
 
 def as_noise_source(

@@ -242,6 +242,81 @@ def test_weights_are_prepared_once_inside_the_context_and_let_go_after_it() -> N
         assert not torch.equal(layer(x), before)
 
 
+# A few rows, and a few lines, at a time.
+
+
+@over_kinds
+@pytest.mark.parametrize("arguments", [{}, {"sample_pixels": True}, {"temperature": [0.0, 1.0, 1.0, 1.0]}], ids=str)
+def test_images_computed_in_parts_are_those_of_one_batch(
+    make_vdvae: Any, make_lr_network: Any, kind: str, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vdvae, network = make_vdvae(encoder_blocks=None), make_lr_network(kind)
+    y = torch.stack((photo(seed=0), photo(seed=1), photo(seed=2))) * 2 - 1
+    given = [torch.randn(vdvae.latent_shape(0, 3, (32, 32))), None]
+
+    def draw() -> Any:
+        with torch.no_grad():
+            one, own = network.encode(y[:1]), network.encode(y)
+            return [
+                vdvae.sample(3, (32, 32), condition=condition, latents=latents, **source(), **arguments)
+                for source in (
+                    lambda: {"noise": CounterNoise([3, 1, 2])},
+                    lambda: {"generator": torch.Generator().manual_seed(0)},
+                )
+                for condition in (one, own)
+                for latents in (None, given)
+            ]
+
+    whole = draw()
+    monkeypatch.setattr("hvae_sr.models.vdvae.LARGE", 1)
+    seen: list[int] = []
+    vdvae.blocks[-1].register_forward_hook(lambda _, __, out: seen.append(len(out[0])))
+    parts = draw()
+    assert set(seen) == {1}
+    for expected, out in zip(whole, parts, strict=True):
+        assert torch.equal(out.sample, expected.sample)
+        assert all(torch.equal(a, b) for a, b in zip(out.latents, expected.latents, strict=True))
+
+
+def test_latents_of_a_wrong_number_of_rows_are_refused_in_parts_too(
+    make_vdvae: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hvae_sr.models.vdvae.LARGE", 1)
+    vdvae = make_vdvae()
+    with torch.no_grad(), pytest.raises(ValueError, match=r"`latents\[0\]`"):
+        vdvae.sample(3, (32, 32), latents=[torch.zeros(vdvae.latent_shape(0, 4, (32, 32)))])
+
+
+@pytest.mark.parametrize("activation", ["gelu", "silu"])
+def test_a_map_in_strips_gives_what_it_gives_whole(
+    make_vdvae: Any, activation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vdvae = make_vdvae(activation=activation)
+
+    def draw() -> Tensor:
+        with torch.no_grad():
+            return vdvae.sample(1, (32, 32), noise=CounterNoise([0])).sample
+
+    whole = draw()
+    widths: list[int] = []
+    vdvae.blocks[-1].prior_head.c1.register_forward_hook(lambda _, args, __: widths.append(args[0].shape[2]))
+    monkeypatch.setattr("hvae_sr.models.fast.LARGE", 0)
+    monkeypatch.setattr("hvae_sr.models.fast.STRIP", 2**10)
+    torch.testing.assert_close(draw(), whole, rtol=1e-4, atol=1e-5)
+    assert len(widths) > 1
+
+
+def test_hooks_of_users_are_called_on_the_fast_path(make_pipeline: Any) -> None:
+    pipe = make_pipeline()
+    expected = pipe(photo(), seed=0, output_type="pt").images
+    called: set[str] = set()
+    for name, module in pipe.vdvae.named_modules():
+        if not list(module.children()) and "encoder" not in name and "posterior" not in name:
+            module.register_forward_hook(lambda _, __, ___, name=name: called.add(name))
+    torch.testing.assert_close(pipe(photo(), seed=0, output_type="pt").images, expected, rtol=0, atol=1e-5)
+    assert {"affine", "out_conv", "blocks.0.z_projection", "blocks.0.prior_head.c4"} <= called
+
+
 # Without the encoder.
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -30,7 +31,7 @@ class DiagonalGaussian(NamedTuple):
         """z = mean + temperature * exp(log_sigma) * noise: the temperature scales the standard deviation."""
         if temperature == 0.0:
             return self.mean
-        return self.mean + torch.exp(self.log_sigma) * (temperature * noise)
+        return torch.addcmul(self.mean, torch.exp(self.log_sigma), noise, value=temperature)
 
     def kl(self, other: "DiagonalGaussian") -> Tensor:
         """KL(self || other) of every element in nats, `[B, C, H, W]`."""
@@ -58,31 +59,51 @@ class DiscretizedLogisticMixture:
     VD-VAE's code). Where a bin's mass is below 1e-5, it is the density at its centre times the bin width.
 
     Args:
-        parameters: `[B, 10 * num_mixtures, H, W]`; VD-VAE's order: the logits of pi, then for each of R, G, B the
-            means, log-scales and coupling coefficients (before tanh) of all mixtures.
+        parameters: `[B, 10 * num_mixtures * s^2, H / s, W / s]`; VD-VAE's order: the logits of pi, then for each of
+            R, G, B the means, log-scales and coupling coefficients (before tanh) of all mixtures; each for the s x s
+            pixels of a patch.
         num_mixtures: K.
         output_bits: 8 (levels 2/255 apart on [-1, 1]) or 5 (VD-VAE's "low_bit": half-bins of 1/31).
         location: `[B, 3, H, W]` on [-1, 1] or None. With a location, the mixture models x - location: means are
             offsets from it and the colours are coupled by what each adds to it.
+        patch_size: s.
     """
 
     parameters: Tensor
     num_mixtures: int
     output_bits: int = 8
     location: Tensor | None = None
+    patch_size: int = 1
 
     def __post_init__(self) -> None:
-        b, channels, h, w = self.parameters.shape
-        if channels != 10 * self.num_mixtures:
-            raise ValueError(
-                f"`parameters` must have 10 * num_mixtures = {10 * self.num_mixtures} channels, got {channels}"
-            )
-        # One plane for each parameter: with the channels last, what follows would read runs of K numbers.
-        parameters = self.parameters.to(torch.float32, memory_format=torch.contiguous_format)
-        k = self.num_mixtures
-        self.logits = parameters[:, :k]  # [B, K, H, W]
-        self._per_colour = parameters[:, k:].reshape(b, 3, 3, k, h, w)  # [B, colour, kind, K, H, W]
-        self.means = self._per_colour[:, :, 0]  # [B, 3, K, H, W]
+        channels, needed = self.parameters.shape[1], 10 * self.num_mixtures * self.patch_size**2
+        if channels != needed:
+            raise ValueError(f"`parameters` must have 10 * num_mixtures = {needed} channels, got {channels}")
+
+    def _planes(self, parameters: Tensor) -> Tensor:
+        """fp32, one plane for each parameter: with the channels last, what follows would read runs of K numbers."""
+        return parameters.to(torch.float32, memory_format=torch.contiguous_format)
+
+    @cached_property
+    def _at_pixels(self) -> Tensor:
+        """The parameters at every pixel, `[B, 10 K, H, W]`."""
+        return self._planes(F.pixel_shuffle(self.parameters, self.patch_size))
+
+    @property
+    def logits(self) -> Tensor:
+        """`[B, K, H, W]`."""
+        return self._at_pixels[:, : self.num_mixtures]
+
+    @property
+    def _per_colour(self) -> Tensor:
+        """`[B, colour, kind, K, H, W]`."""
+        x = self._at_pixels[:, self.num_mixtures :]
+        return x.reshape(x.shape[0], 3, 3, self.num_mixtures, *x.shape[2:])
+
+    @property
+    def means(self) -> Tensor:
+        """`[B, 3, K, H, W]`."""
+        return self._per_colour[:, :, 0]
 
     @property
     def log_scales(self) -> Tensor:
@@ -130,12 +151,18 @@ class DiscretizedLogisticMixture:
 
     def mean(self) -> Tensor:
         """E[x|z] = sum_k pi_k m_k of the mixture (before clipping to [-1, 1]), `[B, 3, H, W]`, fp32."""
-        pi = torch.softmax(self.logits, dim=1)
-        a, b, c = self.coefficients.unbind(1)
-        red, green, blue = self.means.unbind(1)
+        k, s = self.num_mixtures, self.patch_size
+        x = self._planes(self.parameters)
+        # The pixels of a patch stay apart until there is one number for each colour: [B, 10 K, s^2 H / s, W / s].
+        rows = x.shape[0]
+        x = x.reshape(rows, 10 * k, s * s * x.shape[2], x.shape[3])
+        pi = torch.softmax(x[:, :k], dim=1)
+        red, green, blue = (x[:, k * first : k * (first + 1)] for first in (1, 4, 7))
+        a, b, c = (torch.tanh(x[:, k * first : k * (first + 1)]) for first in (3, 6, 9))
         green = green + a * red
         blue = blue + b * red + c * green
         mean = torch.stack([(pi * colour).sum(dim=1) for colour in (red, green, blue)], dim=1)
+        mean = F.pixel_shuffle(mean.reshape(rows, 3 * s * s, -1, x.shape[3]), s)
         return mean if self.location is None else mean + self.location.float()
 
     def sample(self, uniform_mixture: Tensor, uniform_logistic: Tensor) -> Tensor:

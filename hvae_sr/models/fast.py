@@ -4,10 +4,9 @@ Nothing here changes a model. Weights are cast, cut and laid out for the process
 at its end, so that a model is saved as it was loaded, trains as before, and cannot be sampled with stale weights.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +14,15 @@ from torch import Tensor, nn
 
 Span = tuple[int, int | None] | None
 """Channels `start:stop` of a convolution; None means all."""
+Weights = tuple[Tensor, Tensor | None]
+"""Of a convolution: `[C', C, k, k]`, and `[C']` or None."""
 
-_prepared: ContextVar[dict[Any, tuple[Tensor, Tensor | None]] | None] = ContextVar("prepared", default=None)
+LARGE = 2**25
+"""Bytes of a map from which on a CPU's allocator asks the system for new pages each time, filled with zeros."""
+STRIP = 2**21
+"""Bytes of the strips that larger maps are worked on in: a second-level cache holds them."""
+
+_prepared: ContextVar[dict[Hashable, Weights] | None] = ContextVar("prepared", default=None)
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "silu": F.silu}
 _FUSED = {"gelu": ("gelu", "none"), "silu": ("swish", "none")}
 """oneDNN's names of our activations: (operation, approximation)."""
@@ -59,6 +65,24 @@ def prepared_weights() -> Iterator[None]:
         _prepared.reset(token)
 
 
+def activate(name: str, x: Tensor) -> Tensor:
+    """The activation "gelu" or "silu" of x `[B, C, H, W]`."""
+    if _fusible(x, x.dtype) and x.is_contiguous(memory_format=torch.channels_last):
+        # oneDNN's GELU, twice as fast as torch's own, is for tensors in the order of their dimensions only.
+        return ACTIVATIONS[name](x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    return ACTIVATIONS[name](x)
+
+
+def strips(x: Tensor) -> list[Tensor] | None:
+    """A single large map `[1, C, H, W]` in strips of rows, where that is faster; else None."""
+    if not _fusible(x, x.dtype):
+        return None
+    size = x.numel() * x.element_size()
+    if len(x) != 1 or size <= LARGE:
+        return None
+    return list(x.split(max(1, STRIP * x.shape[2] // size), dim=2))
+
+
 def convolve(
     layer: nn.Conv2d,
     x: Tensor,
@@ -67,6 +91,7 @@ def convolve(
     rows: Span = None,
     columns: Span = None,
     bias: bool = True,
+    overwrite: bool = False,
 ) -> Tensor:
     """then(conv(x)) + plus, with some of the layer's output channels (`rows`) and input channels (`columns`).
 
@@ -79,6 +104,7 @@ def convolve(
         plus: `[B, C', H, W]`, or a shape that broadcasts to it.
         rows, columns: channels of the layer to use.
         bias: whether the layer's bias is added.
+        overwrite: whether the result may be written over `plus`.
     """
     dtype = stream_dtype(x)
     if not _fusible(x, dtype):
@@ -86,7 +112,70 @@ def convolve(
         h = F.conv2d(x, weight, offset, padding=layer.padding)  # type: ignore[arg-type]
         h = h if then is None else ACTIVATIONS[then](h)
         return h if plus is None else plus + h
-    weight, offset = _prepare(layer, dtype, rows, columns, bias)
+    key = (layer, dtype, rows, columns, bias)
+    weights = _prepare((layer,), key, x, dtype, lambda: _cut(layer, rows, columns, bias))
+    return _convolve(layer, weights, x, then, plus, overwrite)
+
+
+def convolve_both(first: nn.Conv2d, x: Tensor, second: nn.Conv2d, z: Tensor, plus: Tensor, rows: Span) -> Tensor:
+    """first(x) + second(z) + plus, with the output channels `rows` of the first layer.
+
+    On a CPU, without gradients, a single convolution of both inputs, which reads and writes the sum once.
+
+    Args:
+        first, second: 1x1 convolutions.
+        x, z: `[B or 1, C, H, W]`, `[B or 1, C', H, W]`.
+        plus: `[B or 1, C'', H, W]`.
+    """
+    dtype = stream_dtype(x)
+    if not (_fusible(x, dtype) and _bare(first) and _bare(second)):
+        return second(z.to(plus.dtype), plus=first(x, rows=rows, plus=plus))
+
+    def both() -> Weights:
+        (a, b), (c, d) = _cut(first, rows, None, True), _cut(second, None, None, True)
+        return torch.cat((a, c), dim=1), b if d is None else d if b is None else b + d
+
+    batch = max(len(x), len(z))
+    joined = torch.cat((x.to(dtype).expand(batch, -1, -1, -1), z.to(dtype).expand(batch, -1, -1, -1)), dim=1)
+    weights = _prepare((first, second), (first, second, dtype, rows), joined, dtype, both)
+    return _convolve(first, weights, joined, None, plus)
+
+
+def convolve_scaled(layer: nn.Conv2d, x: Tensor, scaling: nn.Module, gain: Tensor, shift: Tensor) -> Tensor:
+    """conv(x * gain + shift), one plane for each channel where the device makes that fast.
+
+    On a CPU and without gradients, gain and shift are in the convolution's weights, and the convolution is a product
+    of matrices, which gives the planes that a convolution with its channels last would have to be copied into.
+
+    Args:
+        layer: a 1x1 convolution.
+        x: `[B, C, H, W]`.
+        scaling: computes x * gain + shift, and is called where the two are not merged.
+        gain, shift: its parameters, `[1, C, 1, 1]`.
+    """
+    dtype = stream_dtype(x)
+    if not (_fusible(x, dtype) and _bare(layer) and _bare(scaling)):
+        return layer(scaling(x))
+    weight, offset = _cut(layer, None, None, True)
+    moved = (weight * shift).sum(dim=(1, 2, 3))
+    merged = (weight * gain).to(dtype).flatten(1)
+    bias = (moved if offset is None else offset + moved).to(dtype)[:, None]
+    # Row by row, or the rounding of a sample might depend on the batch that it is in.
+    planes = [torch.addmm(bias, merged, row.to(dtype).flatten(1)) for row in x]
+    return torch.stack(planes).unflatten(2, x.shape[2:])
+
+
+def _convolve(
+    layer: nn.Conv2d,
+    weights: Weights,
+    x: Tensor,
+    then: str | None = None,
+    plus: Tensor | None = None,
+    overwrite: bool = False,
+) -> Tensor:
+    """`convolve` by oneDNN, with weights from `_prepare`."""
+    weight, offset = weights
+    dtype = stream_dtype(x)
     x = x.to(dtype).contiguous(memory_format=torch.channels_last)
     place = (layer.padding, layer.stride, layer.dilation, layer.groups)
     name, algorithm = _FUSED[then] if then is not None else ("none", "")
@@ -96,8 +185,11 @@ def convolve(
     # One way for any number of rows, or the rounding of a sample would depend on the batch that it is in.
     batch = max(len(x), len(plus))
     x = x.expand(batch, -1, -1, -1).contiguous(memory_format=torch.channels_last)
-    plus = plus.to(dtype).expand(batch, len(weight), *x.shape[2:]).contiguous(memory_format=torch.channels_last)
-    return torch.ops.mkldnn._convolution_pointwise.binary(x, plus, weight, offset, *place, "add", 1.0, None, [], None)
+    total = plus.to(dtype).expand(batch, weight.shape[0], *x.shape[2:]).contiguous(memory_format=torch.channels_last)
+    if not overwrite and total.data_ptr() == plus.data_ptr():
+        total = total.clone()
+    add_to = torch.ops.mkldnn._convolution_pointwise_.binary
+    return add_to(total, x, weight, offset, *place, "add", 1.0, None, [], None)
 
 
 def _fusible(x: Tensor, dtype: torch.dtype) -> bool:
@@ -110,7 +202,17 @@ def _fusible(x: Tensor, dtype: torch.dtype) -> bool:
     return bool((dtype == torch.float32 or native) and torch.backends.mkldnn.enabled)  # type: ignore[attr-defined]
 
 
-def _cut(layer: nn.Conv2d, rows: Span, columns: Span, bias: bool) -> tuple[Tensor, Tensor | None]:
+def _bare(module: nn.Module) -> bool:
+    """Whether no hook waits for the module to be called: a user's, or one that moves its weights in and out."""
+    return not (module._forward_hooks or module._forward_pre_hooks or _is_moved(module))
+
+
+def _is_moved(module: nn.Module) -> bool:
+    """Whether a hook of accelerate or diffusers moves or casts the module's weights for each call."""
+    return hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook")
+
+
+def _cut(layer: nn.Conv2d, rows: Span, columns: Span, bias: bool) -> Weights:
     weight, offset = layer.weight, layer.bias if bias else None
     if rows is not None:
         weight = weight[slice(*rows)]
@@ -119,18 +221,20 @@ def _cut(layer: nn.Conv2d, rows: Span, columns: Span, bias: bool) -> tuple[Tenso
 
 
 def _prepare(
-    layer: nn.Conv2d, dtype: torch.dtype, rows: Span, columns: Span, bias: bool
-) -> tuple[Tensor, Tensor | None]:
-    """The weights of `_cut` in the dtype of the pass and in oneDNN's order of dimensions."""
+    modules: tuple[nn.Module, ...], key: Hashable, x: Tensor, dtype: torch.dtype, make: Callable[[], Weights]
+) -> Weights:
+    """What `make` gives of the modules' weights, in the dtype of the pass and in oneDNN's order for inputs like x."""
     cache = _prepared.get()
-    # Hooks of accelerate and diffusers move or cast weights for one call: to keep a copy would defeat them.
-    if cache is None or hasattr(layer, "_hf_hook") or hasattr(layer, "_diffusers_hook"):
+    # To keep a copy of weights that are moved in and out for a call would defeat that.
+    if cache is None or any(_is_moved(module) for module in modules):
         cache = {}
-    key = (layer, dtype, rows, columns, bias)
     if key not in cache:
-        weight, offset = _cut(layer, rows, columns, bias)
-        cache[key] = (
-            weight.detach().to(dtype).contiguous(memory_format=torch.channels_last),
-            None if offset is None else offset.detach().to(dtype).contiguous(),
+        weight, offset = make()
+        weight = weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
+        layer = modules[0]
+        assert isinstance(layer, nn.Conv2d)
+        packed = torch.ops.mkldnn._reorder_convolution_weight(
+            weight, layer.padding, layer.stride, layer.dilation, layer.groups, list(x.shape)
         )
+        cache[key] = (packed, None if offset is None else offset.detach().to(dtype).contiguous())
     return cache[key]

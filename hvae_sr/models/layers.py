@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .fast import ACTIVATIONS, Span, convolve
+from .fast import Span, activate, convolve, strips
 
 
 class BlockSpec(NamedTuple):
@@ -84,8 +84,9 @@ class Convolution(nn.Conv2d):
         rows: Span = None,
         columns: Span = None,
         bias: bool = True,
+        overwrite: bool = False,
     ) -> Tensor:
-        return convolve(self, x, then, plus, rows, columns, bias)
+        return convolve(self, x, then, plus, rows, columns, bias, overwrite)
 
 
 def convolution(in_channels: int, out_channels: int, kernel_size: int = 1, zero_weights: bool = False) -> Convolution:
@@ -129,24 +130,24 @@ class Bottleneck(nn.Module):
         self.c3 = convolution(middle_channels, middle_channels, kernel_size)
         self.c4 = convolution(middle_channels, out_channels, zero_weights=zero_last)
 
-    def hidden(self, active: Tensor, columns: Span = None, plus: Tensor | None = None) -> Tensor:
+    def hidden(self, stream: "Stream", columns: Span = None, plus: Tensor | None = None) -> Tensor:
         """All but the last convolution, `[B, middle_channels, H, W]`.
 
         Args:
-            active: the input after the activation.
+            stream: the input.
             columns: which of the block's input channels these are, if not all; then `plus` holds the others' share of
                 the first convolution, its bias included, `[B or 1, middle_channels, H, W]`.
         """
         name = self.activation
         if columns is None:
-            h = self.c1(active, then=name)
+            h = stream.enter(self.c1, name)
         else:
-            h = ACTIVATIONS[name](self.c1(active, plus=plus, columns=columns, bias=False))
+            h = activate(name, self.c1(stream.active(name), plus=plus, columns=columns, bias=False))
         return self.c3(self.c2(h, then=name), then=name)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, in_channels, H, W]` -> `[B, out_channels, H / down_rate, W / down_rate]`."""
-        h = self.c4(self.hidden(ACTIVATIONS[self.activation](x)), plus=x if self.residual else None)
+    def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
+        """`[B, in_channels, H, W]` -> `[B, out_channels, H / down_rate, W / down_rate]`; may `overwrite` x."""
+        h = self.c4(self.hidden(Stream(x)), plus=x if self.residual else None, overwrite=overwrite)
         if self.down_rate is not None:
             h = F.avg_pool2d(h, kernel_size=self.down_rate, stride=self.down_rate)
         return h
@@ -166,8 +167,15 @@ class Stream:
     def active(self, name: str) -> Tensor:
         """The activation ("gelu", "silu") of x."""
         if name not in self._active:
-            self._active[name] = ACTIVATIONS[name](self.x)
+            self._active[name] = activate(name, self.x)
         return self._active[name]
+
+    def enter(self, layer: Convolution, name: str) -> Tensor:
+        """The activation of `layer` of the activation of x; `layer` is a block's first convolution, a 1x1."""
+        parts = strips(self.x) if name not in self._active else None
+        if parts is None:
+            return layer(self.active(name), then=name)
+        return torch.cat([layer(activate(name, part), then=name) for part in parts], dim=2)
 
 
 def kernel_size_at(resolution: int) -> int:

@@ -14,7 +14,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from .distributions import DiagonalGaussian
-from .fast import ACTIVATIONS
+from .fast import activate
 from .layers import BlockSpec, Bottleneck, Stream, kernel_size_at, parse_blocks, parse_widths
 from .loading import StrictLoading, entry_point, per_group
 from .lr_features import LinearFeatures, LRFeatureNetwork, LRFeatures
@@ -40,6 +40,11 @@ class Condition:
     def batch_size(self) -> int:
         """B."""
         return len(next(iter(self.features.values())))
+
+    def check_batch_size(self, batch_size: int) -> None:
+        """Raises a ValueError unless the condition is of one observation, or of `batch_size`."""
+        if self.batch_size not in (1, batch_size):
+            raise ValueError(f"`condition` is of {self.batch_size} observations, for a batch of {batch_size}")
 
     def add_to_stream(self, group: int, x: Tensor) -> Tensor:
         """The stream `[B, width, h, w]` of the group, with what the network adds to it."""
@@ -190,9 +195,9 @@ class LRHead(Bottleneck):
             return DiagonalGaussian.from_parameters(super().forward(torch.cat(tuple(parts), dim=1)))
         width, channels = stream.x.shape[1], self.c4.out_channels // 2
         if group not in shares:
-            active = ACTIVATIONS[self.activation](features)
+            active = activate(self.activation, features)
             shares[group] = self.c1(active.to(stream.x.device), columns=(width, None))
-        h = self.hidden(stream.active(self.activation), columns=(0, width), plus=shares[group])
+        h = self.hidden(stream, columns=(0, width), plus=shares[group])
         return DiagonalGaussian(
             self.c4(h, rows=(0, channels)).float(), self.c4(h, rows=(channels, 2 * channels)).float()
         )

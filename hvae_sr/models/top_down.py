@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .distributions import DiagonalGaussian
-from .layers import BlockSpec, Bottleneck, Stream, convolution, kernel_size_at
+from .fast import convolve_both
+from .layers import BlockSpec, Bottleneck, Convolution, Stream, convolution, kernel_size_at
 
 
 class GroupInputs(NamedTuple):
@@ -53,6 +54,18 @@ class GroupStatistics(NamedTuple):
     posterior: DiagonalGaussian | None = None
     lr_posterior: DiagonalGaussian | None = None
 
+    def expand(self, rows: int) -> "GroupStatistics":
+        """The same for every row of the batch, where the rows shared it (a view)."""
+
+        def expand(x: Tensor) -> Tensor:
+            return x.expand(rows, -1, -1, -1)
+
+        distributions = (
+            p if p is None else DiagonalGaussian(expand(p.mean), expand(p.log_sigma))
+            for p in (self.prior, self.posterior, self.lr_posterior)
+        )
+        return GroupStatistics(expand(self.z), *distributions)  # type: ignore[arg-type]
+
 
 @dataclass
 class TopDownOutput:
@@ -89,19 +102,33 @@ class PriorHead(Bottleneck):
     """The head of p(z_l | z_<l): mean, log_sigma and a deterministic residual of the stream, from one block."""
 
     def forward(self, stream: Stream, distribution: bool = True) -> tuple[DiagonalGaussian | None, Tensor]:  # type: ignore[override]
-        """The prior, if `distribution` asks for it, and the stream plus the residual, `[B, width, h, w]`."""
+        """The prior, if `distribution` asks for it, and what `add_residual` takes."""
         width = stream.x.shape[1]
         c = (self.c4.out_channels - width) // 2
-        h = self.hidden(stream.active(self.activation))
+        h = self.hidden(stream)
         if torch.is_grad_enabled():
-            features = self.c4(h)
-            return DiagonalGaussian.from_parameters(features[:, : 2 * c]), stream.x + features[:, 2 * c :]
+            parameters, residual = self.c4(h).split((2 * c, width), dim=1)  # one `cat` backwards, slices are two sums
+            return DiagonalGaussian.from_parameters(parameters), residual
         prior = (
             DiagonalGaussian(self.c4(h, rows=(0, c)).float(), self.c4(h, rows=(c, 2 * c)).float())
             if distribution
             else None
         )
-        return prior, self.c4(h, rows=(2 * c, None), plus=stream.x)
+        return prior, h
+
+    def add_residual(self, x: Tensor, features: Tensor, z_projection: Convolution, z: Tensor) -> Tensor:
+        """The stream plus the head's residual plus the projected z, `[B, width, h, w]`.
+
+        Args:
+            x: the stream, `[B or 1, width, h, w]`.
+            features: what `forward` returned.
+            z_projection: from z to the stream.
+            z: `[B or 1, C, h, w]`.
+        """
+        if torch.is_grad_enabled():
+            x = x + features
+            return z_projection(z.to(x.dtype), plus=x)
+        return convolve_both(self.c4, features, z_projection, z, x, rows=(self.c4.out_channels - x.shape[1], None))
 
 
 class TopDownBlock(nn.Module):
@@ -157,14 +184,14 @@ class TopDownBlock(nn.Module):
         distribution: bool = True,
         lr_prior: Callable[[DiagonalGaussian], DiagonalGaussian] | None = None,
     ) -> tuple[DiagonalGaussian | None, Tensor]:
-        """p(z_l | z_<l), or what `lr_prior` makes of it, if `distribution` asks for it; and the stream plus the
+        """p(z_l | z_<l), or what `lr_prior` makes of it, if `distribution` asks for it; and the features of the
         deterministic residual."""
-        prior, x = self.prior_head(stream, distribution)
+        prior, features = self.prior_head(stream, distribution)
         if prior is not None and lr_prior is not None:
             prior = lr_prior(prior)
         if prior is not None and self.max_log_sigma is not None:
             prior = prior._replace(log_sigma=prior.log_sigma.clamp(max=self.max_log_sigma))
-        return prior, x
+        return prior, features
 
     def posterior(self, x: Tensor, activation: Tensor) -> DiagonalGaussian:
         """q(z_l | z_<l, x) from the stream and the HR activation, `[B, width, h, w]` each."""
@@ -172,9 +199,9 @@ class TopDownBlock(nn.Module):
             raise ValueError("this VDVAE was made without an encoder (`encoder_blocks=None`): it has no q(z|x)")
         return DiagonalGaussian.from_parameters(self.posterior_head(torch.cat((x, activation), dim=1)))
 
-    def merge(self, x: Tensor, z: Tensor) -> Tensor:
-        """The stream after the group: the projected z is added to the stream and its residual, then a block."""
-        return self.resnet(self.z_projection(z.to(x.dtype), plus=x))
+    def merge(self, x: Tensor, features: Tensor, z: Tensor) -> Tensor:
+        """The stream after the group: the prior head's residual and the projected z are added, then a block."""
+        return self.resnet(self.prior_head.add_residual(x, features, self.z_projection, z), overwrite=True)
 
     def forward(self, x: Tensor, inputs: GroupInputs) -> tuple[Tensor, GroupStatistics]:
         """The whole group, in one call so that hooks, sharding and checkpointing can treat it as a unit.
@@ -191,7 +218,7 @@ class TopDownBlock(nn.Module):
         posterior = self.posterior(x, inputs.activation) if draws and inputs.activation is not None else None
         uses_lr = draws and inputs.lr_posterior is not None and (inputs.record or posterior is None)
         given = posterior is not None or (uses_lr and not inputs.needs_prior)
-        prior, x = self.prior(stream, inputs.record or (draws and not given), inputs.lr_prior)
+        prior, features = self.prior(stream, inputs.record or (draws and not given), inputs.lr_prior)
         lr_posterior = inputs.lr_posterior(stream, prior) if uses_lr and inputs.lr_posterior is not None else None
         if inputs.z is not None:
             z = inputs.z.to(x.device)
@@ -202,7 +229,7 @@ class TopDownBlock(nn.Module):
         else:
             assert prior is not None
             z = _draw(prior, inputs.noise, inputs.temperature)
-        return self.merge(x, z), GroupStatistics(z, prior, posterior, lr_posterior)  # type: ignore[arg-type]
+        return self.merge(x, features, z), GroupStatistics(z, prior, posterior, lr_posterior)  # type: ignore[arg-type]
 
 
 def _draw(distribution: DiagonalGaussian, noise: Tensor | None, temperature: float) -> Tensor:

@@ -1,5 +1,6 @@
 """VD-VAE (Child, "Very deep VAEs generalize autoregressive models", ICLR 2021): the hierarchical image prior."""
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..noise import GeneratorNoise, NoiseSource, as_noise_source
-from .distributions import DiagonalGaussian, DiscretizedLogisticMixture, half_bin_shift, quantise
-from .fast import prepared_weights, stream_dtype
+from ..noise import CounterNoise, NoiseSource, WholeNoise, as_noise_source, uniform_source
+from .distributions import DiscretizedLogisticMixture, half_bin_shift, quantise
+from .fast import LARGE, convolve_scaled, prepared_weights, stream_dtype
 from .layers import BottomUp, convolution, parse_blocks, parse_widths, set_channels
 from .loading import PerGroup, StrictLoading, entry_point, per_group
 from .lr_encoder import Condition
@@ -271,8 +272,8 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         if len(given) > self.num_groups:
             raise ValueError(f"`latents` has {len(given)} entries; the model has {self.num_groups} groups")
         conditioned_groups = self.num_groups if num_conditioned_groups is None else num_conditioned_groups
-        if condition is not None and condition.batch_size not in (1, batch_size):
-            raise ValueError(f"`condition` is of {condition.batch_size} observations, for a batch of {batch_size}")
+        if condition is not None:
+            condition.check_batch_size(batch_size)
         rows = 1 if activations is None else batch_size
 
         streams: dict[int, Tensor] = {}
@@ -315,7 +316,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             else:
                 x, statistics = block(x, inputs)
             if record != "nothing":
-                groups.append(_expand(statistics, batch_size))
+                groups.append(statistics.expand(batch_size))
             streams[block.resolution] = x
         return TopDownOutput(x, groups)
 
@@ -370,11 +371,11 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
     @entry_point
     def likelihood(self, stream: Tensor, condition: Condition | None = None) -> DiscretizedLogisticMixture:
         """p(x|z) from the end of the top-down pass, `[B, width, h, w]`; centred on the condition's location, if any."""
-        parameters = self.out_conv(self.affine(stream))
-        if self.config.patch_size > 1:
-            parameters = F.pixel_shuffle(parameters, self.config.patch_size)
+        affine = self.affine
+        parameters = convolve_scaled(self.out_conv, stream, affine, affine.gain, affine.bias)
         location = condition.location if condition is not None else None
-        return DiscretizedLogisticMixture(parameters, self.config.num_mixtures, self.config.output_bits, location)
+        c = self.config
+        return DiscretizedLogisticMixture(parameters, c.num_mixtures, c.output_bits, location, c.patch_size)
 
     @entry_point
     def sample(
@@ -407,12 +408,17 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         source = as_noise_source(noise, generator)
         record = "latents" if return_latents else "nothing"
         with nullcontext() if torch.compiler.is_compiling() else prepared_weights():
+            rows = self._rows_at_once(batch_size, size)
+            if rows < batch_size:
+                whole = source if isinstance(source, CounterNoise) else WholeNoise(source, generator, batch_size)
+                options = {"sample_pixels": sample_pixels, "return_latents": return_latents, **top_down_arguments}
+                return self._sample_in_parts(batch_size, size, rows, whole, condition, options)
             out = self.top_down(batch_size, size, source, condition=condition, record=record, **top_down_arguments)
             likelihood = self.likelihood(out.stream, condition)
         if sample_pixels:
             device = out.stream.device
             shapes = [(batch_size, channels, *size) for channels in (self.config.num_mixtures, 3)]
-            draw = getattr(source, "uniform", None) or GeneratorNoise(generator).uniform
+            draw = uniform_source(source, generator)
             x = likelihood.sample(*(draw(number, shape, device) for number, shape in enumerate(shapes)))
         else:
             x = likelihood.mean()
@@ -420,6 +426,46 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             # Rows that were shared get memory of their own: callers change samples in place.
             sample=(x + half_bin_shift(self.config.output_bits)).expand(batch_size, -1, -1, -1).contiguous(),
             latents=per_group(group.z for group in out.groups),
+        )
+
+    def _rows_at_once(self, batch_size: int, size: tuple[int, int]) -> int:
+        """How many images `sample` computes at a time: on a CPU so few that a map of all of them is not `LARGE`."""
+        weight = self.out_conv.weight
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or weight.device.type != "cpu":
+            return batch_size
+        values = [block.width * math.prod(self.latent_shape(i, 1, size)[2:]) for i, block in enumerate(self.blocks)]
+        likelihood = 10 * self.config.num_mixtures * math.prod(size) * 4
+        largest = max(likelihood, max(values) * stream_dtype(weight).itemsize)  # bytes
+        return min(batch_size, max(1, LARGE // largest))
+
+    def _sample_in_parts(
+        self,
+        batch_size: int,
+        size: tuple[int, int],
+        rows: int,
+        noise: CounterNoise | WholeNoise,
+        condition: Condition | None,
+        options: dict[str, Any],
+    ) -> VDVAESample:
+        """`sample`, a few rows at a time."""
+        if condition is not None:
+            condition.check_batch_size(batch_size)
+        shapes = [self.latent_shape(group, batch_size, size) for group in range(self.num_groups)]
+        latents = [
+            z if z is None else self._check_latent(z, group, shape)
+            for group, (z, shape) in enumerate(zip(options.pop("latents", None) or (), shapes, strict=False))
+        ]
+        parts = []
+        for start in range(0, batch_size, rows):
+            stop = min(start + rows, batch_size)
+            own = condition
+            if condition is not None and condition.batch_size > 1:
+                own = condition.select(torch.arange(start, stop, device=self.device))
+            given = [z if z is None or len(z) == 1 else z[start:stop] for z in latents]
+            parts.append(self.sample(stop - start, size, noise.rows(start, stop), own, latents=given, **options))
+        return VDVAESample(
+            sample=torch.cat([part.sample for part in parts]),
+            latents=per_group(torch.cat(group) for group in zip(*(part.latents for part in parts), strict=True)),
         )
 
     def forward(
@@ -478,16 +524,3 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             rate=rate,
             group_kl=group_kl,
         )
-
-
-def _expand(statistics: GroupStatistics, rows: int) -> GroupStatistics:
-    """The statistics of a group for every row of the batch, where the rows shared them (a view)."""
-
-    def expand(x: Tensor) -> Tensor:
-        return x.expand(rows, -1, -1, -1)
-
-    prior, posterior, lr_posterior = (
-        p if p is None else DiagonalGaussian(expand(p.mean), expand(p.log_sigma))
-        for p in (statistics.prior, statistics.posterior, statistics.lr_posterior)
-    )
-    return GroupStatistics(expand(statistics.z), prior, posterior, lr_posterior)  # type: ignore[arg-type]
