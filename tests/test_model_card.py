@@ -1,6 +1,7 @@
 """Model cards: metadata that the Hub reads, prose that people wrote, figures that reports hold."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from hvae_sr.cli import main
-from hvae_sr.hub import files_to_push
+from hvae_sr.hub import bundled_checkpoints, files_to_push
 from hvae_sr.model_card import model_card, write_model_card
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -143,8 +144,34 @@ CHECKPOINTS = sorted(
 
 @pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: path.name)
 def test_every_checkpoint_in_hub_configs_has_a_card(path):
-    data = ModelCard((path / "README.md").read_text(encoding="utf-8")).data
-    assert data.license and data.library_name == "hvae-sr" and data.pipeline_tag and data.tags
+    card = ModelCard((path / "README.md").read_text(encoding="utf-8"))
+    data, is_pipeline = card.data, (path / "model_index.json").is_file()
+    assert data.license and data.library_name == "hvae-sr" and data.tags and data.datasets
+    assert data.pipeline_tag == ("image-to-image" if is_pipeline else "unconditional-image-generation")
+    assert data.metrics == (["psnr", "ssim"] if is_pipeline else None)
+    for heading in ("Use", "Bias and misuse", "Licence", "Papers", *(["Limits"] if is_pipeline else [])):
+        assert f"\n## {heading}\n" in card.text
+    assert "Super-resolution of faces" in " ".join(card.text.split())
+    for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", card.text):
+        assert (path / picture).is_file(), picture
+    if data.license == "other":
+        assert data.license_name and (path / data.license_link).is_file()
+
+
+@pytest.mark.parametrize("path", bundled_checkpoints().values(), ids=lambda path: path.name)
+def test_cards_of_bundled_weights_have_their_cost_training_and_pictures(path):
+    card = ModelCard((path / "README.md").read_text(encoding="utf-8"))
+    assert "\n## Training\n" in card.text and "\n## Cost and carbon\n" in card.text
+    assert card.data.co2_eq_emissions["emissions"] > 0 and card.data.co2_eq_emissions["hardware_used"]
+    assert card.data.widget
+    for pair in card.data.widget:
+        for name in (pair["src"], pair["output"]["url"]):
+            Image.open(path / name).verify()
+            assert name in files_to_push(path)
+    for result in card.data.eval_results or []:  # what the metadata says stands in the card's own table
+        assert result.task_type == "image-to-image" and result.dataset_name and result.metric_name
+        if result.metric_type == "psnr":
+            assert f"{result.metric_value:.2f}" in card.text
 
 
 def test_a_card_is_made_again_the_same(tmp_path):
