@@ -1,6 +1,6 @@
 """CVDVAE against VDVAE-SR on equal terms: one prior, the same crops, as many updates and parameters.
 
-python benchmarks/equal_terms.py --photographs DIR [DIR ...] --benchmarks DIR --output_dir DIR [--updates 64]
+python benchmarks/equal_terms.py --photographs DIR [DIR ...] --benchmarks DIR --output_dir DIR [--updates 400]
 
 From one pretrained prior (that of natural-x4-cvdvae) are trained, on the same crops:
 
@@ -23,6 +23,7 @@ from short_runs import (
     by_name,
     line,
     options,
+    publish,
     sampler_parameters,
     score,
     train,
@@ -61,7 +62,7 @@ def models(given: argparse.Namespace) -> dict[str, tuple[str, dict[str, float]]]
 
 def quality_table(given: argparse.Namespace, data: str, size: int) -> list[str]:
     """PSNR / SSIM of one data set: a line for each model and projection."""
-    number, samples = (given.num_images, 8) if size == 64 else (given.num_large_images, 4)
+    number, samples = given.num_images if size == 64 else given.num_large_images, given.num_samples
     heads = [f"{what} t={t:g}" for t in TEMPERATURES for what in ("sample", f"mean of {samples}")]
     lines = [f"**{data}, S={size}**, the first {number} images at most; PSNR / SSIM.", ""]
     lines += [line(["model", "projected", *heads]), "|---|---|" + "---:|" * len(heads)]
@@ -79,7 +80,7 @@ def quality_table(given: argparse.Namespace, data: str, size: int) -> list[str]:
 
 def spread_table(given: argparse.Namespace, data: str, size: int) -> list[str]:
     """Diversity, calibration and consistency of one data set, of samples without projection."""
-    number, samples = (given.num_images, 8) if size == 64 else (given.num_large_images, 4)
+    number, samples = given.num_images if size == 64 else given.num_large_images, given.num_samples
     what = {"std": ".4f", "apd_mse": ".5f", "mse_ratio": ".3f", "lr_psnr": ".1f"}
     titles = {"std": "std", "apd_mse": "APD-MSE", "mse_ratio": "MSE ratio", "lr_psnr": "LR-PSNR"}
     heads = [f"{titles[key]} t={t:g}" for t in TEMPERATURES for key in what]
@@ -103,7 +104,7 @@ def cost_table(given: argparse.Namespace) -> list[str]:
 
 
 def main() -> None:
-    parser = options(__doc__, updates=64)
+    parser = options(__doc__, updates=400)
     parser.add_argument("--num_images", type=int, default=14, help="of each set, the first so many at S=64")
     parser.add_argument("--num_large_images", type=int, default=2, help="of each set, the first so many at S=256")
     given = parser.parse_args()
@@ -111,8 +112,7 @@ def main() -> None:
     for size in (64, 256):
         parts += [table(given, data, size) for data in SETS for table in (quality_table, spread_table)]
     text = "\n\n".join("\n".join(part) for part in parts) + "\n"
-    (Path(given.output_dir) / "equal_terms.md").write_text(text)
-    print(text)
+    publish(given, "equal_terms", text)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ LR encoder's configuration is that of the LR networks. A run that is complete in
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -30,8 +31,43 @@ def options(description: str | None, updates: int) -> argparse.ArgumentParser:
     parser.add_argument("--output_dir", required=True, metavar="DIR", help="of networks, reports and tables")
     parser.add_argument("--updates", type=int, default=updates, help=f"of each run (default {updates})")
     parser.add_argument("--train_batch_size", type=int, default=16)
+    parser.add_argument("--learning_rate", type=float, default=2e-3, help="where only new networks are trained")
+    # What is pretrained is harmed by steps that new networks need to get anywhere in a short run.
+    parser.add_argument("--pretrained_learning_rate", type=float, default=5e-4, help="where pretrained ones are too")
+    parser.add_argument("--lr_warmup_steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num_samples", type=int, default=8, help="of each image that is scored (default 8)")
+    parser.add_argument(
+        "--document", metavar="FILE", help="Markdown whose tables between this command's marks to renew"
+    )
     return parser
+
+
+def publish(given: argparse.Namespace, command: str, text: str) -> None:
+    """Prints tables and writes them to COMMAND.md in `output_dir` and, where asked for, into a document.
+
+    There they take the place of what stands between the lines `<!-- COMMAND -->` and `<!-- end of COMMAND -->`, below a
+    line that says how the command was called.
+
+    Raises:
+        ValueError: the document has no such lines.
+    """
+    print(text)
+    (Path(given.output_dir) / f"{command}.md").write_text(text)
+    if given.document is None:
+        return
+    document = Path(given.document)
+    start, end = f"<!-- {command} -->\n", f"<!-- end of {command} -->\n"
+    before, opened, rest = document.read_text().partition(start)
+    _, closed, after = rest.partition(end)
+    if not (opened and closed):
+        raise ValueError(f"`document`: {document} lacks the lines {start.strip()} and {end.strip()}")
+    folders = {"photographs": "BSDS500 IMAGENET_SAMPLE", "benchmarks": "BENCHMARKS", "output_dir": "OUT"}
+    called = {key: folders.get(key, value) for key, value in vars(given).items() if key != "document"}
+    how = f"python benchmarks/{command}.py " + " ".join(f"--{key} {value}" for key, value in called.items())
+    partial = document.with_name(document.name + ".partial")
+    partial.write_text(f"{before}{start}```\n{how}\n```\n\n{text}{end}{after}")
+    os.replace(partial, document)
 
 
 def conditioner_config(**changes: Any) -> dict[str, Any]:
@@ -61,6 +97,9 @@ def train(
         stage: of `train.py`.
         lr_config: of the LR network, or None where `more` has pretrained_lr_encoder.
         more: further options of `train.py`.
+
+    Raises:
+        ValueError: the run is done, but by another number of updates or crops.
     """
     from accelerate.state import AcceleratorState, GradientState
 
@@ -68,12 +107,17 @@ def train(
 
     folder = Path(given.output_dir) / name
     figures = folder / "figures.json"
+    trains_pretrained = stage == "energy-score" or more.get("train_decoder", stage == "vdvae-sr")
     if figures.is_file():
-        return dict(json.loads(figures.read_text()))
+        done = dict(json.loads(figures.read_text()))
+        if (done["step"], done["crops"]) != (given.updates, given.updates * given.train_batch_size):
+            raise ValueError(f"`output_dir`: {folder} is of {done['step']} updates and {done['crops']} crops")
+        return done
     values: dict[str, Any] = {
         "stage": stage, "output_dir": folder, "pretrained_vdvae": SOURCE / "vdvae", "resolution": 32,
         "train_batch_size": given.train_batch_size, "max_train_steps": given.updates, "seed": given.seed,
-        "learning_rate": 1e-3, "lr_warmup_steps": 10, "ema_decay": 0.95, "mixed_precision": "bf16",
+        "learning_rate": given.pretrained_learning_rate if trains_pretrained else given.learning_rate,
+        "lr_warmup_steps": given.lr_warmup_steps, "ema_decay": 0.95, "mixed_precision": "bf16",
         "logging_steps": 10, "checkpointing_steps": 10**6, **more,
     }  # fmt: skip
     if lr_config is not None:
@@ -96,7 +140,7 @@ def train(
 
 
 def score(
-    given: argparse.Namespace, name: str, data: str, size: int, num_images: int, num_samples: int = 8
+    given: argparse.Namespace, name: str, data: str, size: int, num_images: int, num_samples: int
 ) -> list[dict[str, Any]]:
     """Rows of `hvae-sr evaluate` (thesis protocol, t = 0.2, 0.8, 1) for a run's pipeline, unless there are already."""
     from hvae_sr import SuperResolutionPipeline

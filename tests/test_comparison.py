@@ -1,0 +1,109 @@
+"""The commands that compare CVDVAE and VDVAE-SR: what they would train fits the prior, and where their tables go."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hvae_sr import VDVAE, LRConditioner, LREncoder, SuperResolutionPipeline
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A module of `benchmarks` by name."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> argparse.Namespace:
+    return argparse.Namespace(
+        photographs=["p", "q"], benchmarks="b", output_dir=str(tmp_path), updates=3, train_batch_size=2, seed=0, learning_rate=1e-3,
+        pretrained_learning_rate=1e-4, lr_warmup_steps=1,
+        document=None,
+    )  # fmt: skip
+
+
+def test_every_row_of_the_ablation_fits_the_prior_and_trains_what_it_says(
+    command: Any, given: argparse.Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ablation, short_runs = command("ablation"), command("short_runs")
+    asked: dict[str, tuple[Any, Any]] = {}
+
+    def note(given: Any, name: str, stage: str, lr_config: Any = None, **more: Any) -> dict[str, float]:
+        assert stage == "vdvae-sr"
+        asked[name] = (lr_config, more)
+        return {}
+
+    for module in (ablation, short_runs):
+        monkeypatch.setattr(module, "train", note)
+    for row in ablation.ROWS:
+        for decoder in ablation.DECODERS:
+            ablation.train_row(given, row, decoder)
+    assert len(asked) == 8
+    with torch.device("meta"):
+        vdvae = VDVAE.from_config(json.loads((short_runs.SOURCE / "vdvae" / "config.json").read_text()))
+        for name, (config, more) in asked.items():
+            network = LRConditioner(**config)
+            SuperResolutionPipeline(vdvae, network)  # which compares the two
+            row, decoder = name.rsplit("-", 1)
+            assert network.config.conditioning == row
+            assert more == {"train_encoder": False, "train_decoder": decoder == "trainable"}
+
+
+def test_the_systems_have_as_many_parameters_to_train(command: Any) -> None:
+    short_runs = command("short_runs")
+    source = short_runs.SOURCE
+    with torch.device("meta"):
+        config = json.loads((source / "vdvae" / "config.json").read_text())
+        decoder = VDVAE.from_config(config, encoder_blocks=None)
+        conditioner = LRConditioner(**short_runs.conditioner_config())
+        cvdvae = LREncoder.from_config(json.loads((source / "lr_encoder" / "config.json").read_text()))
+
+    def count(*networks: torch.nn.Module) -> int:
+        return sum(p.numel() for network in networks for p in network.parameters())
+
+    assert abs(count(decoder, conditioner) / count(cvdvae) - 1) < 0.05
+
+
+def test_a_run_of_another_length_is_not_taken_for_this_one(command: Any, given: argparse.Namespace) -> None:
+    folder = Path(given.output_dir) / "cvdvae"
+    folder.mkdir()
+    (folder / "figures.json").write_text(json.dumps({"step": 3, "crops": 6, "rate": 0.5}))
+    assert command("short_runs").train(given, "cvdvae", "lr-encoder")["rate"] == 0.5
+    given.train_batch_size = 4
+    with pytest.raises(ValueError, match="`output_dir`.*cvdvae is of 3 updates and 6 crops"):
+        command("short_runs").train(given, "cvdvae", "lr-encoder")
+
+
+def test_tables_take_their_place_in_a_document(
+    command: Any, given: argparse.Namespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = tmp_path / "document.md"
+    document.write_text("before\n<!-- ablation -->\nold\n<!-- end of ablation -->\nafter\n")
+    given.document = str(document)
+    for table in ("| first |\n", "| second |\n"):
+        command("short_runs").publish(given, "ablation", table)
+    lines = document.read_text().splitlines()
+    assert (lines[:2], lines[-3:]) == (
+        ["before", "<!-- ablation -->"], ["| second |", "<!-- end of ablation -->", "after"]
+    )  # fmt: skip
+    assert any(line.startswith("python benchmarks/ablation.py") and "--updates 3" in line for line in lines)
+    assert str(tmp_path) not in document.read_text() and "first" not in document.read_text()
+    assert (tmp_path / "ablation.md").read_text() == "| second |\n" and "| second |" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="`document`.*<!-- equal_terms -->"):
+        command("short_runs").publish(given, "equal_terms", "| third |\n")
+
+
+@pytest.mark.parametrize("name", ["ablation", "equal_terms"])
+def test_the_report_has_a_place_for_each_command(name: str) -> None:
+    text = (ROOT / "docs" / "comparison.md").read_text()
+    assert text.count(f"<!-- {name} -->\n") == text.count(f"<!-- end of {name} -->\n") == 1
