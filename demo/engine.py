@@ -252,11 +252,17 @@ def mean_and_std(samples: list[Drawn]) -> tuple[Image.Image, np.ndarray]:
     return Image.fromarray(np.rint(stack.mean(axis=0)).astype(np.uint8)), stack.std(axis=0) / 255
 
 
+def scale_end(std: np.ndarray) -> float:
+    """The end of the map's scale, in units of [0, 1]: few grey levels where samples differ little, or all is black."""
+    high = 255 * float(np.quantile(np.sqrt(np.mean(np.square(std), axis=-1)), 0.99))
+    return next((levels for levels in (5.0, 10.0, 15.0) if high <= levels), 25.0) / 255
+
+
 def overlay(image: Image.Image, std: np.ndarray) -> Image.Image:
     """The uncertainty map over the picture in grey: the more a pixel differs between samples, the more colour."""
-    heat = np.asarray(uncertainty_to_pil(std), dtype=np.float32)
-    grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None] * 0.6
-    return Image.fromarray(np.rint(np.clip(grey + heat, 0, 255)).astype(np.uint8))
+    heat = np.asarray(uncertainty_to_pil(std, scale_end(std)), dtype=np.float32)
+    grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None] * 0.35
+    return Image.fromarray(np.rint(255 - (255 - grey) * (255 - heat) / 255).astype(np.uint8))
 
 
 def close_ups(session: Session, centre: tuple[float, float], side: int) -> list[tuple[str, Image.Image]]:

@@ -1,8 +1,9 @@
-"""Pieces of HTML that the page shows: close-ups, the comparison with its line, the scale of the map."""
+"""Pieces of HTML and JavaScript: the comparison with its line, the map with its scale, close-ups, the lasso."""
 
 import base64
 import html
 import io
+import math
 
 from PIL import Image
 
@@ -40,15 +41,79 @@ def comparison(before: Image.Image, after: Image.Image, left: str, right: str) -
     )
 
 
-def placeholder() -> str:
-    """What stands in place of the comparison before there is one."""
-    return "<p class='empty'>The input and a sample come here, with a line between them to drag.</p>"
+def placeholder(text: str = "The input and a sample come here, with a line between them to drag.") -> str:
+    """What stands in place of a view before there is one."""
+    return f"<p class='empty'>{html.escape(text)}</p>"
 
 
-def scale() -> str:
-    """The colours of the map with their meaning."""
-    source = base64.b64encode(png(colour_bar(200, 8))).decode()
+def tiles(parts: list[tuple[str, Image.Image]]) -> str:
+    """Close-ups side by side, as large as the view allows."""
+    columns = math.ceil(math.sqrt(1.5 * len(parts)))
+    rows = math.ceil(len(parts) / columns)
+    inner = "".join(figure(name, png(part)) for name, part in parts)
+    return f"<div class='tiles' style='--columns:{columns}; --rows:{rows}'>{inner}</div>"
+
+
+def uncertainty(picture: Image.Image, end: float) -> str:
+    """The map with its scale, from 0 to `end` in units of [0, 1]."""
+    source = base64.b64encode(png(picture)).decode()
+    colours = base64.b64encode(png(colour_bar(200, 8))).decode()
     return (
-        f"<div id='scale'><span>0</span><img alt='' src='data:image/png;base64,{source}'><span>25 grey levels and more"
-        "</span><span>standard deviation of the samples</span></div>"
+        f"<div class='map' style='--shape:{picture.width / picture.height:.4f}'><img class='spot' "
+        "alt='Map of the standard deviation of the samples over the picture; a click opens a close-up' "
+        f"src='data:image/png;base64,{source}'></div><div id='scale'><span>0</span>"
+        f"<img alt='' src='data:image/png;base64,{colours}'><span>{255 * end:.0f} grey levels and more</span>"
+        "<span>Standard deviation of the samples. Click for a close-up.</span></div>"
     )
+
+
+def region(picture: Image.Image) -> str:
+    """A picture to draw a line on."""
+    source = base64.b64encode(png(picture)).decode()
+    return (
+        f"<div class='map region' style='--shape:{picture.width / picture.height:.4f}'>"
+        f"<img draggable='false' alt='The selected sample' src='data:image/png;base64,{source}'>"
+        "<svg viewBox='0 0 1 1' preserveAspectRatio='none'><polygon points=''></polygon></svg></div>"
+    )
+
+
+_PLACE = """
+const place = (event, area) => {
+  const box = area.getBoundingClientRect(), within = value => Math.min(Math.max(value, 0), 1);
+  return [within((event.clientX - box.left) / box.width), within((event.clientY - box.top) / box.height)];
+};
+"""
+
+POINT = (
+    _PLACE
+    + """
+element.addEventListener('click', event => {
+  if (event.target.matches('.spot')) trigger('point', {points: [place(event, event.target)]});
+});
+"""
+)
+"""Of the map: a click is the event `point`, with its place in [0, 1] x [0, 1]."""
+
+LASSO = (
+    _PLACE
+    + """
+let area = null, points = [];
+element.addEventListener('pointerdown', event => {
+  area = event.target.closest('.region');
+  if (!area) return;
+  event.preventDefault();
+  area.setPointerCapture(event.pointerId);
+  points = [place(event, area)];
+});
+element.addEventListener('pointermove', event => {
+  if (!area || points.length >= 1000) return;
+  points.push(place(event, area));
+  area.querySelector('polygon').setAttribute('points', points.map(point => point.join(',')).join(' '));
+});
+for (const name of ['pointerup', 'pointercancel']) element.addEventListener(name, () => {
+  if (area) trigger('mark', {points: points});
+  area = null;
+});
+"""
+)
+"""Of the picture: the line that a pointer draws is the event `mark`, with its points in [0, 1] x [0, 1]."""
