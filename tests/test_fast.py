@@ -363,3 +363,16 @@ def test_sampling_compiles_to_one_graph(make_vdvae: Any, make_lr_network: Callab
     with torch.no_grad():
         compiled = torch.compile(draw, backend=backend, fullgraph=True)(y, noise)
         torch.testing.assert_close(compiled, draw(y, noise), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, "auto"], ids=str)
+def test_weights_that_are_moved_in_and_out_give_the_same_samples(make_pipeline: Any, dtype: Any) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    pipe = make_pipeline()
+    pipe.enable_fast_inference(dtype)
+    expected = pipe(photo(), num_samples=2, seed=0, output_type="pt").images
+    for model in (pipe.vdvae, pipe.lr_encoder):
+        accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    assert {parameter.device.type for parameter in pipe.vdvae.blocks.parameters()} == {"meta"}
+    out = pipe(photo(), num_samples=2, seed=0, output_type="pt").images
+    assert psnr(out, expected) >= (45 if dtype == "auto" else 100)

@@ -433,7 +433,8 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         weight = self.out_conv.weight
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or weight.device.type != "cpu":
             return batch_size
-        values = [block.width * math.prod(self.latent_shape(i, 1, size)[2:]) for i, block in enumerate(self.blocks)]
+        blocks: Any = self.blocks
+        values = [block.width * math.prod(self.latent_shape(i, 1, size)[2:]) for i, block in enumerate(blocks)]
         likelihood = 10 * self.config.num_mixtures * math.prod(size) * 4
         largest = max(likelihood, max(values) * stream_dtype(weight).itemsize)  # bytes
         return min(batch_size, max(1, LARGE // largest))
