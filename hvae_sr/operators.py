@@ -167,7 +167,12 @@ class Downsampling:
         size = self._check_lr("y", y, (x.shape[-2], x.shape[-1]))
         if x.dtype not in (torch.float32, torch.float64) or y.dtype != x.dtype:
             raise ValueError(f"`x` and `y` must be both float32 or both float64, but are {x.dtype} and {y.dtype}")
-        residual = y - self._transform("apply", x, size)
+        residual = y.expand(*x.shape[:-2], *y.shape[-2:]).clone()
+        start = 0
+        for strip in self._strips("apply", x, size):
+            stop = start + strip.shape[-2]
+            residual[..., start:stop, :] -= strip.to(x.dtype)
+            start = stop
         start = 0
         for strip in self._strips("pseudo_inverse", residual, size):
             stop = start + strip.shape[-2]
