@@ -109,12 +109,10 @@ def load_checkpoint(path: StrPath) -> dict[str, Tensor]:
         if value.layout != torch.strided or not value.is_floating_point():
             raise ConversionError(f"{where}: {key!r} holds no weights: {value.layout}, {value.dtype}")
         state[name] = value
-    found = [part for part in ("vae.", "vae_sr.") if any(key.startswith(f"ema_{part}") for key in state)]
-    if len(found) == 1:
-        logger.warning(
-            "%s holds averaged weights of %r alone; the other network's last weights are taken", path, *found
-        )
-    for part in found:
+    parts = [part for part in ("vae.", "vae_sr.") if any(key.startswith(f"ema_{part}") for key in state)]
+    if len(parts) == 1:
+        logger.warning("%s has averages of %r alone; the other network's last weights are taken", path, parts[0])
+    for part in parts:
         averaged = {key.removeprefix("ema_"): state[key] for key in state if key.startswith(f"ema_{part}")}
         state = {k: v for k, v in state.items() if not k.startswith((part, f"ema_{part}"))} | averaged
     broken = [key for key, value in state.items() if not torch.isfinite(value).all()]
