@@ -7,6 +7,7 @@ import base64
 import io
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -160,6 +161,91 @@ def test_a_run_can_be_stopped(browser, served, photo, monkeypatch):
     tab.wait_for_timeout(4000)
     assert len(drawn) < 4
     tab.wait_for_selector("#draw:not([disabled])")
+
+
+def test_a_region_is_redrawn_where_a_line_was_drawn_around_it(browser, served, photo):
+    tab = visit(browser, served[0])
+    upload(tab, photo)
+    draw(tab)
+    old = shown(tab).astype(int)
+    tab.get_by_role("tab", name="Redraw a region").click()
+    box = tab.wait_for_selector("#region .region").bounding_box()
+    corners = [(0.1, 0.1), (0.5, 0.1), (0.5, 0.6), (0.1, 0.6)]
+    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in corners]
+    tab.mouse.move(*places[0])
+    tab.mouse.down()
+    for x, y in places[1:]:
+        tab.mouse.move(x, y, steps=4)
+    tab.mouse.up()
+    assert len(tab.get_attribute("#region polygon", "points").split()) > 8
+    tab.wait_for_timeout(1000)
+    tab.click("#redraw")
+    status(tab, "5 samples")
+    status(tab, "region")
+    tab.wait_for_function("!document.querySelector('#region polygon').getAttribute('points')")
+    change = np.abs(shown(tab).astype(int) - old).max(axis=2)
+    height, width = change.shape
+    assert change[: round(0.58 * height), : round(0.48 * width)].any()
+    assert not change[round(0.62 * height) :].any() and not change[:, round(0.52 * width) :].any()
+
+    # Without a pointer: a rectangle.
+    tab.get_by_role("tab", name="Redraw a region").click()
+    for name, percent in (("width", "20"), ("height", "20")):
+        tab.fill(f"#box-{name} input[type=number]", percent)
+        tab.press(f"#box-{name} input[type=number]", "Tab")
+    tab.click("#redraw")
+    status(tab, "6 samples")
+
+
+def test_close_ups_show_pixels_of_every_sample_and_flicker_between_them(browser, served, photo):
+    address, page = served
+    tab = visit(browser, address)
+    upload(tab, photo)
+    draw(tab)
+    tab.get_by_role("tab", name="Uncertainty").click()
+    assert "grey levels" in tab.inner_text("#scale")
+    box = tab.wait_for_selector("#uncertainty .spot").bounding_box()
+    tab.mouse.click(box["x"] + 0.9 * box["width"], box["y"] + 0.9 * box["height"])
+    tab.wait_for_selector("#pixels .tile >> visible=true")  # the click has opened the other view
+    tab.wait_for_function("document.querySelector('#across input[type=number]').value == 90")
+    tab.wait_for_timeout(1000)
+    figures = tab.query_selector_all("#pixels figure")
+    assert len(figures) == 6  # bicubic, four samples, their mean
+    assert figures[0].query_selector("img").evaluate("e => getComputedStyle(e).imageRendering") == "pixelated"
+
+    def pixels(figure):
+        source = figure.query_selector("img").get_attribute("src").split(",")[1]
+        return Image.open(io.BytesIO(base64.b64decode(source)))
+
+    expected = page.engine.pipelines["tiny"](Image.open(photo), seed=2).images[0]
+    corner = expected.crop((expected.width - 48, expected.height - 48, expected.width, expected.height))
+    assert np.array_equal(np.asarray(pixels(figures[3])), np.asarray(corner))
+    tab.get_by_label("Flicker").check()
+    moving = pixels(tab.wait_for_selector("#pixels .flicker"))
+    moving.seek(2)
+    assert moving.n_frames == 4 and np.array_equal(np.asarray(moving.convert("RGB")), np.asarray(corner))
+
+
+def test_nothing_of_an_earlier_run_is_kept(browser, served, photo):
+    address, page = served
+    folders = Path(page.root.name)
+    tab = visit(browser, address)
+    upload(tab, photo)
+
+    def visits():
+        return [folder for folder in folders.iterdir() if list(folder.glob("sample_*.png"))]
+
+    draw(tab)
+    (first,) = visits()
+    for button in ("#vary", "#draw"):
+        tab.wait_for_selector(f"{button}:not([disabled])")
+        tab.click(button)
+        status(tab, "Drawing")
+        status(tab, "Selected")
+        tab.wait_for_timeout(500)
+        (folder,) = visits()
+        assert folder != first
+        first = folder
 
 
 @pytest.mark.parametrize("size, scheme", [((1366, 768), "light"), ((390, 844), "dark")])
