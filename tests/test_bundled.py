@@ -100,13 +100,12 @@ def test_windows_leave_no_trace(pipeline):
 
     def difference():
         whole, windowed = (pipeline(photo, window_size=side, **options).images[0] for side in (120, 48))
-        return 255 * np.abs(whole - windowed)
+        return 255 * np.abs(whole - windowed).max()
 
-    # Windows of other sizes are other sums: in bfloat16 their rounding shows in single pixels.
-    assert difference().max() <= 3 and difference().mean() <= 0.2
+    assert difference() <= 1
     pipeline.disable_fast_inference()
     try:
-        assert difference().max() <= 0.05
+        assert difference() <= 0.05
     finally:
         pipeline.enable_fast_inference()
 

@@ -26,10 +26,17 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.fixture
 def given(tmp_path: Path) -> argparse.Namespace:
     return argparse.Namespace(
-        photographs=["p", "q"], benchmarks="b", output_dir=str(tmp_path), updates=3, train_batch_size=2, seed=0, learning_rate=1e-3,
-        pretrained_learning_rate=1e-4, lr_warmup_steps=1,
+        photographs=["p", "q"],
+        benchmarks="b",
+        output_dir=str(tmp_path),
+        updates=3,
+        train_batch_size=2,
+        seed=0,
+        learning_rate=1e-3,
+        pretrained_learning_rate=1e-4,
+        lr_warmup_steps=1,
         document=None,
-    )  # fmt: skip
+    )
 
 
 def test_every_row_of_the_ablation_fits_the_prior_and_trains_what_it_says(
@@ -94,8 +101,9 @@ def test_tables_take_their_place_in_a_document(
         command("short_runs").publish(given, "ablation", table)
     lines = document.read_text().splitlines()
     assert (lines[:2], lines[-3:]) == (
-        ["before", "<!-- ablation -->"], ["| second |", "<!-- end of ablation -->", "after"]
-    )  # fmt: skip
+        ["before", "<!-- ablation -->"],
+        ["| second |", "<!-- end of ablation -->", "after"],
+    )
     assert any(line.startswith("python benchmarks/ablation.py") and "--updates 3" in line for line in lines)
     assert str(tmp_path) not in document.read_text() and "first" not in document.read_text()
     assert (tmp_path / "ablation.md").read_text() == "| second |\n" and "| second |" in capsys.readouterr().out

@@ -268,7 +268,7 @@ def test_images_computed_in_parts_are_those_of_one_batch(
             ]
 
     whole = draw()
-    monkeypatch.setattr("hvae_sr.models.vdvae.LARGE", 1)
+    monkeypatch.setattr("hvae_sr.models.parts.LARGE", 1)
     seen: list[int] = []
     vdvae.blocks[-1].register_forward_hook(lambda _, __, out: seen.append(len(out[0])))
     parts = draw()
@@ -281,7 +281,7 @@ def test_images_computed_in_parts_are_those_of_one_batch(
 def test_latents_of_a_wrong_number_of_rows_are_refused_in_parts_too(
     make_vdvae: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hvae_sr.models.vdvae.LARGE", 1)
+    monkeypatch.setattr("hvae_sr.models.parts.LARGE", 1)
     vdvae = make_vdvae()
     with torch.no_grad(), pytest.raises(ValueError, match=r"`latents\[0\]`"):
         vdvae.sample(3, (32, 32), latents=[torch.zeros(vdvae.latent_shape(0, 4, (32, 32)))])

@@ -440,7 +440,8 @@ def test_offloading_to_the_cpu_gives_the_same(make_pipeline: MakePipeline, kind:
     for component in by_layer.components.values():
         cpu_offload(component, torch.device("cpu"))
     for pipe in (by_model, by_layer):
-        assert torch.equal(pipe(photo(), seed=0, num_samples=2, output_type="pt").images, expected)
+        # Layers whose weights come and go are not merged: sums are rounded in another order.
+        assert torch.allclose(pipe(photo(), seed=0, num_samples=2, output_type="pt").images, expected, atol=1e-5)
 
 
 @over_kinds

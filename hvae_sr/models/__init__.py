@@ -3,7 +3,8 @@
 from .distributions import DiagonalGaussian, DiscretizedLogisticMixture
 from .lr_conditioner import LRConditioner
 from .lr_encoder import Condition, LREncoder
-from .vdvae import VDVAE, VDVAEOutput, VDVAESample
+from .outputs import VDVAEOutput, VDVAESample
+from .vdvae import VDVAE
 
 __all__ = [
     "VDVAE",

@@ -1,8 +1,7 @@
 """Gaussian latents and the discretized mixture of logistics, the two distributions of VD-VAE."""
 
 import math
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -74,6 +73,7 @@ class DiscretizedLogisticMixture:
     output_bits: int = 8
     location: Tensor | None = None
     patch_size: int = 1
+    _pixels: Tensor | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         channels, needed = self.parameters.shape[1], 10 * self.num_mixtures * self.patch_size**2
@@ -84,10 +84,12 @@ class DiscretizedLogisticMixture:
         """fp32, one plane for each parameter: with the channels last, what follows would read runs of K numbers."""
         return parameters.to(torch.float32, memory_format=torch.contiguous_format)
 
-    @cached_property
+    @property
     def _at_pixels(self) -> Tensor:
-        """The parameters at every pixel, `[B, 10 K, H, W]`."""
-        return self._planes(F.pixel_shuffle(self.parameters, self.patch_size))
+        """The parameters at every pixel, `[B, 10 K, H, W]`; made once."""
+        if self._pixels is None:  # no cached_property: the compiler cannot trace its lock
+            self._pixels = self._planes(F.pixel_shuffle(self.parameters, self.patch_size))
+        return self._pixels
 
     @property
     def logits(self) -> Tensor:

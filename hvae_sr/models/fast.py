@@ -23,6 +23,7 @@ STRIP = 2**21
 """Bytes of the strips that larger maps are worked on in: a second-level cache holds them."""
 
 _prepared: ContextVar[dict[Hashable, Weights] | None] = ContextVar("prepared", default=None)
+_block_dtype: ContextVar[torch.dtype | None] = ContextVar("block_dtype", default=None)  # within `exact_sums`
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "silu": F.silu}
 _FUSED = {"gelu": ("gelu", "none"), "silu": ("swish", "none")}
 """oneDNN's names of our activations: (operation, approximation)."""
@@ -63,6 +64,40 @@ def prepared_weights() -> Iterator[None]:
         yield
     finally:
         _prepared.reset(token)
+
+
+@contextmanager
+def exact_sums(kind: str) -> Iterator[None]:
+    """Inside, autocast's dtype is left to the residual blocks (`inside_block`); streams and heads are in float32.
+
+    The rounding of a coarse group is amplified by the finer ones, most of all by their heads. In bfloat16 throughout, a
+    window, which sees a little less than the whole, would differ from it by more than a grey level in single pixels.
+
+    Args:
+        kind: of the device.
+    """
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or kind == "meta":
+        yield
+    elif not torch.is_autocast_enabled(kind):
+        yield
+    else:
+        token = _block_dtype.set(torch.get_autocast_dtype(kind))
+        try:
+            with torch.autocast(kind, enabled=False):
+                yield
+        finally:
+            _block_dtype.reset(token)
+
+
+@contextmanager
+def inside_block(kind: str) -> Iterator[None]:
+    """Autocast, for the inner convolutions of a residual block within `exact_sums`."""
+    dtype = None if torch.compiler.is_compiling() else _block_dtype.get()
+    if dtype is None:
+        yield
+    else:
+        with torch.autocast(kind, dtype):
+            yield
 
 
 def activate(name: str, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .fast import Span, activate, convolve, strips
+from .fast import Span, activate, convolve, inside_block, strips
 
 
 class BlockSpec(NamedTuple):
@@ -147,7 +147,11 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
         """`[B, in_channels, H, W]` -> `[B, out_channels, H / down_rate, W / down_rate]`; may `overwrite` x."""
-        h = self.c4(self.hidden(Stream(x)), plus=x if self.residual else None, overwrite=overwrite)
+        with inside_block(x.device.type):
+            h = self.hidden(Stream(x))
+        if x.dtype == torch.float32 and not torch.is_grad_enabled():
+            h = h.float()  # the sum is as exact as the stream; where autocast is on, it casts
+        h = self.c4(h, plus=x if self.residual else None, overwrite=overwrite)
         if self.down_rate is not None:
             h = F.avg_pool2d(h, kernel_size=self.down_rate, stride=self.down_rate)
         return h

@@ -1,8 +1,9 @@
 """The parts of VD-VAE's decoder: the start of each stream, and the block of one latent group."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from numbers import Real
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -236,3 +237,30 @@ def _draw(distribution: DiagonalGaussian, noise: Tensor | None, temperature: flo
     if noise is None or temperature == 0:
         return distribution.mean
     return distribution.sample(noise.to(distribution.mean.device), temperature)
+
+
+def group_temperatures(temperature: float | Sequence[float], num_groups: int, argument: str) -> list[float]:
+    """The temperature of each group, from one for all or one for each.
+
+    Raises:
+        ValueError: not one number or `num_groups` of them, finite and >= 0; the message names `argument`.
+    """
+    values: list[Any] = list(temperature) if isinstance(temperature, Sequence) else [temperature] * num_groups
+    if len(values) != num_groups:
+        raise ValueError(f"`{argument}` must be a number or one for each of {num_groups} groups, got {values}")
+    for value in values:
+        if not (isinstance(value, Real) and 0 <= float(value) < float("inf")):
+            raise ValueError(f"`{argument}` must be a finite number >= 0, got {value!r}")
+    return [float(value) for value in values]
+
+
+def check_latent(z: Tensor | None, group: int, shape: tuple[int, int, int, int]) -> Tensor:
+    """A given z in fp32, if it is `[B, C, h, w]` = `shape`, or one row for all.
+
+    Raises:
+        ValueError: another shape.
+    """
+    if not isinstance(z, Tensor) or tuple(z.shape) not in (shape, (1, *shape[1:])):
+        found = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+        raise ValueError(f"`latents[{group}]` must have shape {shape}, got {found}")
+    return z.float()

@@ -1,61 +1,35 @@
 """VD-VAE (Child, "Very deep VAEs generalize autoregressive models", ICLR 2021): the hierarchical image prior."""
 
-import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
-from numbers import Real
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..noise import CounterNoise, NoiseSource, WholeNoise, as_noise_source, uniform_source
 from .distributions import DiscretizedLogisticMixture, half_bin_shift, quantise
-from .fast import LARGE, convolve_scaled, prepared_weights, stream_dtype
+from .fast import convolve_scaled, exact_sums, prepared_weights, stream_dtype
 from .layers import BottomUp, convolution, parse_blocks, parse_widths, set_channels
-from .loading import PerGroup, StrictLoading, entry_point, per_group
+from .loading import StrictLoading, entry_point, per_group
 from .lr_encoder import Condition
-from .top_down import Affine, Bias, GroupInputs, GroupStatistics, TopDownBlock, TopDownOutput
-
-
-@dataclass
-class VDVAEOutput(BaseOutput):
-    """What `VDVAE.forward` returns.
-
-    Args:
-        sample: `[B, 3, H, W]` on [-1, 1]: E[x|z], the reconstruction.
-        loss: `[B]`, the negative ELBO = distortion + rate, nats per dimension.
-        distortion: `[B]`, -log p(x|z), nats per dimension.
-        rate: `[B]`, KL(q(z|x) || p(z)), nats per dimension.
-        group_kl: one `[B]` tensor for each group, nats.
-    """
-
-    sample: Tensor
-    # The defaults are never seen: accelerate's hooks rebuild an output from a dictionary, which needs them.
-    loss: Tensor = None  # type: ignore[assignment]
-    distortion: Tensor = None  # type: ignore[assignment]
-    rate: Tensor = None  # type: ignore[assignment]
-    group_kl: PerGroup = None  # type: ignore[assignment]
-
-
-@dataclass
-class VDVAESample(BaseOutput):
-    """What `VDVAE.sample` returns.
-
-    Args:
-        sample: `[B, 3, H, W]`, nominally on [-1, 1], fp32, not clamped.
-        latents: the values z of every group, one `[B, latent_channels, h, w]` tensor each.
-    """
-
-    sample: Tensor
-    latents: PerGroup = None  # type: ignore[assignment]  # as in `VDVAEOutput`
+from .outputs import VDVAEOutput, VDVAESample
+from .parts import rows_at_once, sample_in_parts
+from .top_down import (
+    Affine,
+    Bias,
+    GroupInputs,
+    GroupStatistics,
+    TopDownBlock,
+    TopDownOutput,
+    check_latent,
+    group_temperatures,
+)
 
 
 class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
@@ -262,11 +236,11 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         """
         self.check_size(size, "size")
         source = as_noise_source(noise)
-        temperatures = self._temperatures(temperature, "temperature")
+        temperatures = group_temperatures(temperature, self.num_groups, "temperature")
         lr_temperatures = (
             temperatures
             if lr_posterior_temperature is None
-            else self._temperatures(lr_posterior_temperature, "lr_posterior_temperature")
+            else group_temperatures(lr_posterior_temperature, self.num_groups, "lr_posterior_temperature")
         )
         given = list(latents) if latents is not None else []
         if len(given) > self.num_groups:
@@ -307,7 +281,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             )
             shape = self.latent_shape(index, batch_size, size)
             if index < len(given) and given[index] is not None:
-                inputs = inputs._replace(z=self._check_latent(given[index], index, shape))
+                inputs = inputs._replace(z=check_latent(given[index], index, shape))
             elif activations is not None or inputs.temperature or inputs.lr_temperature:
                 # Not in the block: checkpointing runs the block twice, but not a generator.
                 inputs = inputs._replace(noise=source(index, self.stride(index), shape, x.device))
@@ -353,21 +327,6 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         # The stream's dtype is decided here: an fp32 start would promote every sum under autocast to fp32.
         return x.to(stream_dtype(x), memory_format=torch.channels_last)
 
-    def _temperatures(self, temperature: float | Sequence[float], argument: str) -> list[float]:
-        values: list[Any] = list(temperature) if isinstance(temperature, Sequence) else [temperature] * self.num_groups
-        if len(values) != self.num_groups:
-            raise ValueError(f"`{argument}` must be a number or one for each of {self.num_groups} groups, got {values}")
-        for value in values:
-            if not (isinstance(value, Real) and 0 <= float(value) < float("inf")):
-                raise ValueError(f"`{argument}` must be a finite number >= 0, got {value!r}")
-        return [float(value) for value in values]
-
-    def _check_latent(self, z: Tensor | None, group: int, shape: tuple[int, int, int, int]) -> Tensor:
-        if not isinstance(z, Tensor) or tuple(z.shape) not in (shape, (1, *shape[1:])):
-            found = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
-            raise ValueError(f"`latents[{group}]` must have shape {shape}, got {found}")
-        return z.float()
-
     @entry_point
     def likelihood(self, stream: Tensor, condition: Condition | None = None) -> DiscretizedLogisticMixture:
         """p(x|z) from the end of the top-down pass, `[B, width, h, w]`; centred on the condition's location, if any."""
@@ -408,13 +367,15 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         source = as_noise_source(noise, generator)
         record = "latents" if return_latents else "nothing"
         with nullcontext() if torch.compiler.is_compiling() else prepared_weights():
-            rows = self._rows_at_once(batch_size, size)
+            rows = rows_at_once(self, batch_size, size)
             if rows < batch_size:
                 whole = source if isinstance(source, CounterNoise) else WholeNoise(source, generator, batch_size)
                 options = {"sample_pixels": sample_pixels, "return_latents": return_latents, **top_down_arguments}
-                return self._sample_in_parts(batch_size, size, rows, whole, condition, options)
-            out = self.top_down(batch_size, size, source, condition=condition, record=record, **top_down_arguments)
-            likelihood = self.likelihood(out.stream, condition)
+                return sample_in_parts(self, batch_size, size, rows, whole, condition, options)
+            # Only models of any size are sampled in windows, which are to agree with the whole.
+            with exact_sums(self.device.type) if self.config.bias_type == "channel" else nullcontext():
+                out = self.top_down(batch_size, size, source, condition=condition, record=record, **top_down_arguments)
+                likelihood = self.likelihood(out.stream, condition)
         if sample_pixels:
             device = out.stream.device
             shapes = [(batch_size, channels, *size) for channels in (self.config.num_mixtures, 3)]
@@ -426,47 +387,6 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             # Rows that were shared get memory of their own: callers change samples in place.
             sample=(x + half_bin_shift(self.config.output_bits)).expand(batch_size, -1, -1, -1).contiguous(),
             latents=per_group(group.z for group in out.groups),
-        )
-
-    def _rows_at_once(self, batch_size: int, size: tuple[int, int]) -> int:
-        """How many images `sample` computes at a time: on a CPU so few that a map of all of them is not `LARGE`."""
-        weight = self.out_conv.weight
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or weight.device.type != "cpu":
-            return batch_size
-        blocks: Any = self.blocks
-        values = [block.width * math.prod(self.latent_shape(i, 1, size)[2:]) for i, block in enumerate(blocks)]
-        likelihood = 10 * self.config.num_mixtures * math.prod(size) * 4
-        largest = max(likelihood, max(values) * stream_dtype(weight).itemsize)  # bytes
-        return min(batch_size, max(1, LARGE // largest))
-
-    def _sample_in_parts(
-        self,
-        batch_size: int,
-        size: tuple[int, int],
-        rows: int,
-        noise: CounterNoise | WholeNoise,
-        condition: Condition | None,
-        options: dict[str, Any],
-    ) -> VDVAESample:
-        """`sample`, a few rows at a time."""
-        if condition is not None:
-            condition.check_batch_size(batch_size)
-        shapes = [self.latent_shape(group, batch_size, size) for group in range(self.num_groups)]
-        latents = [
-            z if z is None else self._check_latent(z, group, shape)
-            for group, (z, shape) in enumerate(zip(options.pop("latents", None) or (), shapes, strict=False))
-        ]
-        parts = []
-        for start in range(0, batch_size, rows):
-            stop = min(start + rows, batch_size)
-            own = condition
-            if condition is not None and condition.batch_size > 1:
-                own = condition.select(torch.arange(start, stop, device=self.device))
-            given = [z if z is None or len(z) == 1 else z[start:stop] for z in latents]
-            parts.append(self.sample(stop - start, size, noise.rows(start, stop), own, latents=given, **options))
-        return VDVAESample(
-            sample=torch.cat([part.sample for part in parts]),
-            latents=per_group(torch.cat(group) for group in zip(*(part.latents for part in parts), strict=True)),
         )
 
     def forward(
