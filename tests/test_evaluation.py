@@ -367,3 +367,39 @@ def test_the_command_draws_the_figures_of_reports(folder, tmp_path, capsys):
         "projection.md", "samples.png", "temperature.md", "temperature.png"))]  # fmt: skip
     assert json.loads((tmp_path / "r.json").read_text())["dataset"] == "Set5"
     assert Path(capsys.readouterr().out.splitlines()[0]).name == "r_projection.md"
+
+
+def test_a_data_set_of_the_hub_is_evaluated_by_its_name_like_its_folder(tmp_path: Path) -> None:
+    """In a process of its own: the libraries read the address of the Hub when they are imported."""
+    datasets = pytest.importorskip("datasets")
+    from fake_hub import FakeHub, Repository
+
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for i in range(3):
+        Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(tmp_path / "photos" / f"{i}.png")
+    rows = [{"bytes": path.read_bytes(), "path": path.name} for path in sorted((tmp_path / "photos").iterdir())]
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict({"image": rows}, features=features).to_parquet(tmp_path / "rows.parquet")
+    common = ["--size", "32", "-o"]
+    with FakeHub() as hub:
+        hub.repositories["ada/photos"] = Repository()
+        hub.repositories["ada/photos"].commit(
+            "main", {"data/test-00000-of-00001.parquet": (tmp_path / "rows.parquet").read_bytes()}
+        )
+        environment = {**os.environ, **hub.environment(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+        command = [
+            sys.executable,
+            "-m",
+            "hvae_sr.cli",
+            "evaluate",
+            "--data",
+            "ada/photos",
+            *common,
+            tmp_path / "hub.json",
+        ]
+        found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert found.returncode == 0, found.stderr[-2000:]
+    assert main(["evaluate", "--data", str(tmp_path / "photos"), *common, str(tmp_path / "folder.json")]) == 0
+    by_name, by_folder = (json.loads((tmp_path / f"{name}.json").read_text())["rows"] for name in ("hub", "folder"))
+    assert by_name == by_folder
