@@ -167,7 +167,8 @@ class Trainer:
                 config={key: str(value) for key, value in vars(config).items()},
                 init_kwargs={"wandb": {"dir": str(logs)}},  # not the folder that the command was started in
             )
-        silent = {} if accelerator.is_local_main_process else {"disable": True}  # or TQDM_DISABLE would not count
+        # Only where it is to be silent, or TQDM_DISABLE would not count.
+        silent: dict[str, Any] = {} if accelerator.is_local_main_process else {"disable": True}
         bar = tqdm(total=self.max_steps, initial=self.progress.step, desc=config.stage, **silent)
         meter = Meter()
         self.objective.train()
