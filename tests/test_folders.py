@@ -5,8 +5,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -24,10 +26,10 @@ def launch(tmp_path, make_pipeline):
         levels = np.random.default_rng(number).integers(60, 200, (48, 40 + number, 3), dtype=np.uint8)
         Image.fromarray(levels).save(tmp_path / "in" / ("below" if number % 2 else "") / f"photo{number}.png")
     (tmp_path / "in" / "damaged.png").write_bytes(b"\x89PNG\r\n\x1a\n and nothing that belongs there")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    command += ["--main_process_port", "0", "-m", "hvae_sr.cli", "upscale", "in", "-o", "out", "--recursive"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "hvae_sr.cli", "upscale", "in", "-o", "out", "--recursive"]
     command += ["--model", "model", "--num_samples", str(SAMPLES), "--device", "cpu"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MASTER_ADDR": "127.0.0.1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
 
     def start() -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -49,7 +51,12 @@ def test_a_folder_that_was_killed_half_way_is_finished_by_the_same_command(launc
     while not list((tmp_path / "out").glob("**/*_std.png")):  # the last file of an image
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
         time.sleep(0.02)
+    workers = [child for child in psutil.Process(process.pid).children() if "hvae_sr.cli" in child.cmdline()]
+    assert len(workers) == 2
     os.killpg(process.pid, signal.SIGKILL)
+    for worker in workers:  # of sessions of their own
+        with suppress(psutil.NoSuchProcess):
+            worker.kill()
     process.communicate()
     before = {path: path.read_bytes() for path in (tmp_path / "out").glob("**/*.png")}
     for path in before:  # none of them half written

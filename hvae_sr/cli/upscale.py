@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     for error in unreadable if state_of_process.is_main_process else []:
         fail(error)
         failed.append(str(error))
-    with state_of_process.split_between_processes(jobs) as share:  # all of them, unless under `accelerate launch`
+    with state_of_process.split_between_processes(jobs) as share:  # all of them, unless there are several processes
         for job in share:
             try:
                 if _upscale_one(pipeline, job, options):
@@ -94,6 +94,8 @@ def run(options: argparse.Namespace) -> int:
     done, skipped, failures = (sum(values) for values in zip(*counts, strict=True))
     if state_of_process.is_main_process and (len(jobs) > 1 or failures or skipped):
         say(f"{done + skipped + failures} images: {done} upscaled, {skipped} finished before, {failures} failed")
+    state_of_process.wait_for_everyone()  # a launcher stops the others when one of them has failed
+    state_of_process.destroy_process_group()
     return 1 if failures else 0
 
 
