@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import operator
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from itertools import accumulate
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
+from scipy import sparse
 
-KERNELS = ("bicubic", "matlab-bicubic", "box", "gaussian")
+from .resizers import KERNELS, BandedMatrix, PseudoInverse, resizing_matrix, row_tiles
+
 MAX_CONDITION = 1e10  # of RRᵀ; beyond it float64 leaves fewer than six digits of H⁺
 CACHE_ENTRIES = 32
 
@@ -67,7 +68,7 @@ class Downsampling:
     def __init__(self, scale_factor: int = 4, kernel: str | Sequence[float] | torch.Tensor = "bicubic") -> None:
         self.scale_factor: int = _check_scale_factor(scale_factor)
         self.kernel: str | tuple[float, ...] = _check_kernel(kernel, self.scale_factor)
-        self._cache: OrderedDict[tuple[object, ...], _BandedMatrix] = OrderedDict()
+        self._cache: OrderedDict[tuple[object, ...], BandedMatrix] = OrderedDict()
         self._lock = threading.Lock()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -167,17 +168,27 @@ class Downsampling:
         size = self._check_lr("y", y, (x.shape[-2], x.shape[-1]))
         if x.dtype not in (torch.float32, torch.float64) or y.dtype != x.dtype:
             raise ValueError(f"`x` and `y` must be both float32 or both float64, but are {x.dtype} and {y.dtype}")
-        residual = y.expand(*x.shape[:-2], *y.shape[-2:]).clone()
-        start = 0
-        for strip in self._strips("apply", x, size):
-            stop = start + strip.shape[-2]
-            residual[..., start:stop, :] -= strip.to(x.dtype)
-            start = stop
-        start = 0
-        for strip in self._strips("pseudo_inverse", residual, size):
-            stop = start + strip.shape[-2]
-            x[..., start:stop, :] += strip.to(x.dtype)
-            start = stop
+        down, down_columns = self._matrices("apply", size, x.device, x.dtype)
+        up, up_columns = self._matrices("pseudo_inverse", size, x.device, x.dtype)
+        # Rows from which on this tile and all later ones read: below them, the residual is of no more use, and x may
+        # be overwritten.
+        unread_x = deque(_running_minimum([low for low, _, _ in down.tiles]))
+        unread_residual = deque(_running_minimum([low for low, _, _ in up.tiles]))
+        waiting = deque(down.tiles)
+        first = stop = row = 0  # `residual` holds the rows from `first` to `stop`
+        residual = x.new_empty(*x.shape[:-2], 0, y.shape[-1], dtype=down.dtype)
+        for low, high, block in up.tiles:
+            end = row + block.shape[0]
+            parts = [residual[..., unread_residual.popleft() - first :, :]]
+            first = stop - parts[0].shape[-2]
+            while waiting and (stop < high or unread_x[0] < end):
+                unread_x.popleft()
+                strip = self._strip(waiting.popleft(), down_columns, x)
+                parts.append(y[..., stop : stop + strip.shape[-2], :].to(strip.dtype) - strip)
+                stop += strip.shape[-2]
+            residual = torch.cat(parts, dim=-2) if len(parts) > 1 else parts[0]
+            x[..., row:end, :] += self._strip((low - first, high - first, block), up_columns, residual).to(x.dtype)
+            row = end
         return x
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -225,21 +236,25 @@ class Downsampling:
     def _strips(self, kind: str, image: torch.Tensor, size: tuple[int, int]) -> Iterator[torch.Tensor]:
         """`_transform`, some rows at a time, in the dtype it is computed in: what lies between is never held whole."""
         rows, columns = self._matrices(kind, size, image.device, image.dtype)
+        return (self._strip(tile, columns, image) for tile in rows.tiles)
+
+    @staticmethod
+    def _strip(tile: tuple[int, int, torch.Tensor], columns: BandedMatrix, image: torch.Tensor) -> torch.Tensor:
+        """The rows of A_h image A_wᵀ that a tile of A_h gives."""
+        low, high, block = tile
         has_autocast = torch.amp.is_autocast_available(image.device.type)
-        for low, high, block in rows.tiles:
-            with torch.autocast(image.device.type, enabled=False) if has_autocast else nullcontext():
-                strip = columns.multiply_width(block @ image[..., low:high, :].to(rows.dtype))
-            yield strip
+        with torch.autocast(image.device.type, enabled=False) if has_autocast else nullcontext():
+            return columns.multiply_width(block @ image[..., low:high, :].to(block.dtype))
 
     @_outside_graphs
     def _matrices(
         self, kind: str, size: tuple[int, int], device: torch.device, dtype: torch.dtype
-    ) -> tuple[_BandedMatrix, _BandedMatrix]:
+    ) -> tuple[BandedMatrix, BandedMatrix]:
         """R, Rᵀ or R⁺ of both sides, in the dtype that images of `dtype` are computed in."""
         dtype = _product_dtype(device, dtype)
         return self._matrix(kind, size[0], device, dtype), self._matrix(kind, size[1], device, dtype)
 
-    def _matrix(self, kind: str, n: int, device: torch.device, dtype: torch.dtype) -> _BandedMatrix:
+    def _matrix(self, kind: str, n: int, device: torch.device, dtype: torch.dtype) -> BandedMatrix:
         """R, Rᵀ or R⁺ for HR side n, from the cache (the least recently used entry leaves it first)."""
         key = (kind, n, device, dtype)
         with self._lock:
@@ -250,132 +265,33 @@ class Downsampling:
         # Built outside the lock: two threads may build the same matrix, none waits for another's. And tensors
         # made in inference mode could not serve a later backward pass.
         with torch.inference_mode(False), torch.no_grad():
-            dense = self._resizing_matrix(n)
+            r = resizing_matrix(self.kernel, n, self.scale_factor)
             if kind == "pseudo_inverse":
-                matrix = self._pseudo_inverse_matrix(dense, dtype, device)
+                matrix = self._pseudo_inverse_matrix(r, n, dtype, device)
             else:
-                matrix = _BandedMatrix(_tiles(dense.T if kind == "adjoint" else dense), dtype, device)
+                matrix = BandedMatrix(row_tiles(r.T.tocsr() if kind == "adjoint" else r), dtype, device)
         with self._lock:
             self._cache[key] = matrix
             while len(self._cache) > CACHE_ENTRIES:
                 self._cache.popitem(last=False)
         return matrix
 
-    def _resizing_matrix(self, n: int) -> torch.Tensor:
-        """R, [ceil(n / s), n]: the resizer applied to the n unit impulses, in float64 on the CPU."""
-        m, s = self._output_side(n), self.scale_factor
-        if self.kernel == "bicubic":
-            return _interpolation_matrix(m, n)
-        if self.kernel == "box":
-            return _box_matrix(m, n, s)
-        if self.kernel == "matlab-bicubic":
-            taps = _sample(_keys_cubic, s, support=2 * s)
-        elif self.kernel == "gaussian":
-            taps = _sample(lambda t: math.exp(-2 * t * t), s, support=2 * s)  # t = d / s = d / (2 sigma)
-        else:
-            taps = [float(weight) for weight in self.kernel]
-        return _tap_matrix(taps, m, n, s)
-
-    def _pseudo_inverse_matrix(self, r: torch.Tensor, dtype: torch.dtype, device: torch.device) -> _BandedMatrix:
-        """R⁺ = Rᵀ(RRᵀ)⁻¹, [n, m], of R in float64. Raises ValueError where RRᵀ cannot be inverted."""
-        m, n = r.shape
-        if m == n and torch.equal(r, torch.eye(n, dtype=r.dtype, device="cpu")):
-            return _BandedMatrix(_tiles(r), dtype, device)
-        gram = _BandedMatrix(_tiles(r), r.dtype, r.device).multiply_height(r.T)
-        factor, failed = torch.linalg.cholesky_ex(gram)
-        condition = math.inf
-        if not failed.item():
-            inverse = torch.cholesky_inverse(factor)
-            condition = (torch.linalg.matrix_norm(gram, 1) * torch.linalg.matrix_norm(inverse, 1)).item()
-        if not condition <= MAX_CONDITION:
+    def _pseudo_inverse_matrix(
+        self, r: sparse.csr_array, n: int, dtype: torch.dtype, device: torch.device
+    ) -> BandedMatrix:
+        """R⁺ of R `[m, n]`. Raises ValueError where RRᵀ cannot be inverted."""
+        inverse = PseudoInverse(r)
+        if not inverse.condition <= MAX_CONDITION:
             raise ValueError(
                 f"HHᵀ is singular or nearly so for {self!r} and an HR side of {n}, and has no usable inverse:"
-                f" the condition number of RRᵀ is {condition:.1e}, and must be {MAX_CONDITION:.0e} at most"
+                f" the condition number of RRᵀ is {inverse.condition:.1e}, and must be {MAX_CONDITION:.0e} at most"
             )
-        transposed = _BandedMatrix(_tiles(r.T), r.dtype, r.device)
-        return _BandedMatrix(lambda: transposed.strips_of_product(inverse), dtype, device)
+        return BandedMatrix(inverse.row_tiles, dtype, device)
 
 
-def _tiles(dense: torch.Tensor) -> Callable[[], Iterable[torch.Tensor]]:
-    """What `_BandedMatrix` takes: a tile of rows spans `rows * width / height` columns of the matrix at the least."""
-    return lambda: dense.split(32 if dense.shape[0] < dense.shape[1] else 128)
-
-
-class _BandedMatrix:
-    """A matrix [r, c] as tiles of rows, each cut to the columns where its entries are not negligible.
-
-    R has about 4 s entries per row, and the entries of R⁺ decay exponentially away from its diagonal, so that
-    the cost of a product grows with the number of pixels and not with its power 3/2.
-
-    Args:
-        tiles: gives the tiles `[rows, c]` from the top. Called twice: the whole of a large matrix is never held.
-        dtype, device: of the products.
-    """
-
-    def __init__(self, tiles: Callable[[], Iterable[torch.Tensor]], dtype: torch.dtype, device: torch.device) -> None:
-        negligible = max(block.abs().max().item() for block in tiles()) * torch.finfo(dtype).eps / 16
-        self.dtype = dtype
-        self.tiles: list[tuple[int, int, torch.Tensor]] = []
-        for block in tiles():
-            used = (block.abs() > negligible).any(dim=0).nonzero()
-            low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
-            # float64 is left behind before the device, which may not have it; clone() lets go of the block.
-            self.tiles.append((low, high, block[:, low:high].clone().to(dtype).to(device)))
-
-    def multiply_height(self, x: torch.Tensor) -> torch.Tensor:
-        """A x: [..., c, W] -> [..., r, W]."""
-        return torch.cat(list(self.strips_of_product(x)), dim=-2)
-
-    def strips_of_product(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
-        """A x, a tile of rows at a time."""
-        return (block @ x[..., low:high, :] for low, high, block in self.tiles)
-
-    def multiply_width(self, x: torch.Tensor) -> torch.Tensor:
-        """x Aᵀ: [..., H, c] -> [..., H, r]."""
-        return torch.cat([x[..., low:high] @ block.T for low, high, block in self.tiles], dim=-1)
-
-
-def _interpolation_matrix(m: int, n: int) -> torch.Tensor:
-    """[m, n]: `F.interpolate` from n to m samples, in float64."""
-    matrix = torch.empty(m, n, dtype=torch.float64, device="cpu")
-    for start in range(0, n, 256):  # a few impulses at a time: the identity of 8192 samples takes 512 MB
-        count = min(256, n - start)
-        impulses = torch.zeros(1, 1, count, n, dtype=torch.float64, device="cpu")
-        impulses[0, 0, :, start : start + count].fill_diagonal_(1)
-        # Along the width: PyTorch resizes the height of images of width 1 wrongly on the CPU.
-        resized = F.interpolate(impulses, (count, m), mode="bicubic", antialias=True, align_corners=False)
-        matrix[:, start : start + count] = resized[0, 0].T
-    return matrix
-
-
-def _box_matrix(m: int, n: int, s: int) -> torch.Tensor:
-    """[m, n]: means of blocks of s samples, the last block cut at the border."""
-    block = torch.arange(n, device="cpu") // s
-    member = (block == torch.arange(m, device="cpu")[:, None]).to(torch.float64)
-    return member / member.sum(dim=1, keepdim=True)
-
-
-def _tap_matrix(taps: Sequence[float], m: int, n: int, s: int) -> torch.Tensor:
-    """[m, n]: row i has the taps around the centre of block i, folded back at symmetric borders."""
-    first = (s - len(taps)) // 2  # position of the first tap relative to the first sample of its block
-    position = torch.arange(m, device="cpu")[:, None] * s + first + torch.arange(len(taps), device="cpu")
-    position = position % (2 * n)  # x_0 ... x_(n-1) x_(n-1) ... x_0, repeated
-    position = torch.where(position < n, position, 2 * n - 1 - position)
-    weights = torch.tensor(taps, dtype=torch.float64, device="cpu").expand(m, -1)
-    return torch.zeros(m, n, dtype=torch.float64, device="cpu").scatter_add_(1, position, weights)
-
-
-def _sample(function: Callable[[float], float], s: int, support: int) -> list[float]:
-    """`function(d / s)` at the distances |d| <= support of the pixels from a block's centre, with sum 1."""
-    count = 2 * support + s % 2  # s even: d = ±1/2, ±3/2, ...; s odd: d = 0, ±1, ...
-    values = [function((j - (count - 1) / 2) / s) for j in range(count)]
-    return [value / math.fsum(values) for value in values]
-
-
-def _keys_cubic(t: float) -> float:
-    """Keys' cubic convolution kernel with a = -1/2, on |t| <= 2."""
-    t = abs(t)
-    return 1.5 * t**3 - 2.5 * t**2 + 1 if t <= 1 else -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2
+def _running_minimum(values: Sequence[int]) -> list[int]:
+    """The least of each value and all that follow it."""
+    return list(accumulate(reversed(values), min))[::-1]
 
 
 def _product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:

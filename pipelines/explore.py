@@ -228,7 +228,7 @@ def quantiles(
     with pipe._fast_inference(), pipe.progress_bar(total=len(sampler.windows) * num_samples) as bar:
         for window in sampler.windows:
             top, left, bottom, right = (min(a, b) for a, b in zip(window.outer, y.shape[-2:] * 2, strict=True))
-            part = y[:, top:bottom, left:right].to(sampler.padded.device)
+            part = y[:, top:bottom, left:right].to(sampler.y.device)
             finisher = Finisher(pipe.operator, part, None, "pt", 1, enforce_consistency, grey)
             samples = []
             for j in range(num_samples):

@@ -13,13 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hvae_sr.images import Photo
+from hvae_sr.images import Photo, row_strips
 from hvae_sr.operators import Downsampling
 
 from .output import RunningMoments, Sample, convert
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
-_STRIP = 256  # rows
 
 
 class Finisher:
@@ -86,8 +85,8 @@ class Finisher:
         x = sample[:, :height, :width].float()
         x.add_(1).div_(2)
         if self.grey:
-            for low in range(0, height, _STRIP):
-                rows = x[:, low : low + _STRIP]
+            for strip in row_strips(height, width):
+                rows = x[:, strip]
                 rows[:] = sum(weight * channel for weight, channel in zip(_LUMA, rows, strict=True))
         return x
 

@@ -8,9 +8,7 @@ import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from hvae_sr.images import to_pil
-
-_STRIP = 256  # rows
+from hvae_sr.images import row_strips, to_pil
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -53,10 +51,21 @@ def convert(image: Tensor, output_type: str) -> Any:
 
 
 def collate(items: list[Any], output_type: str) -> Any:
-    """One array or tensor where all sizes agree, else the list; PIL images stay a list."""
+    """One array or tensor where all sizes agree, else the list; PIL images stay a list.
+
+    One item keeps its memory. Several are taken out of the list one by one, so that they are not all held twice.
+    """
     if output_type == "pil" or len({item.shape for item in items}) > 1:
         return items
-    return np.stack(items) if isinstance(items[0], np.ndarray) else torch.stack(items)
+    first = items[0]
+    if len(items) == 1:
+        return first[None]
+    shape = (len(items), *first.shape)
+    whole = np.empty(shape, first.dtype) if isinstance(first, np.ndarray) else first.new_empty(shape)
+    del first
+    for index in range(len(whole)):
+        whole[index] = items.pop(0)
+    return whole
 
 
 @dataclass(frozen=True)
@@ -91,8 +100,7 @@ class RunningMoments:
             self.mean = image.clone()
             self.squares = torch.zeros_like(image)
             return
-        for low in range(0, image.shape[-2], _STRIP):  # not whole: the differences of large images take memory too
-            rows = slice(low, low + _STRIP)
+        for rows in row_strips(image.shape[-2], image.shape[-1]):
             difference = image[..., rows, :] - self.mean[..., rows, :]
             self.mean[..., rows, :] += difference / self.count
             self.squares[..., rows, :] += difference * (image[..., rows, :] - self.mean[..., rows, :])

@@ -46,22 +46,31 @@ class WindowSampler:
         tile: bool = False,
     ) -> None:
         self.vdvae, self.lr_encoder, self.scale = pipe.vdvae, pipe.lr_encoder, pipe.operator.scale_factor
+        compiled = pipe.compiled_networks
+        self._encode = self.lr_encoder.encode if compiled is None else compiled.encode
+        self._draw = self.vdvae.sample if compiled is None else compiled.sample
         self.fixed_side = self.lr_encoder.config.image_size if self.vdvae.config.bias_type == "spatial" else None
         self.pixels, self.tile = pixels, tile
-        self.padded = self._pad(y)  # [1, 3, h', w'] on [-1, 1]
+        self.y = y
+        self.padding = self._padding()
         self.windows = self._split(window_size)
         self._shared: Condition | None = None
 
     @property
     def size(self) -> tuple[int, int]:
         """(H, W) of the padded HR image, which latents and noise belong to."""
-        return self.padded.shape[-2] * self.scale, self.padded.shape[-1] * self.scale
+        height, width = self._padded_size
+        return height * self.scale, width * self.scale
+
+    @property
+    def _padded_size(self) -> tuple[int, int]:
+        return self.y.shape[-2] + self.padding[0], self.y.shape[-1] + self.padding[1]
 
     @property
     def samples_at_once(self) -> int:
         """How many samples one network evaluation may take."""
         largest = max(self._area(window) for window in self.windows)
-        pixels = min(self.pixels, CPU_PIXELS) if self.padded.device.type == "cpu" else self.pixels
+        pixels = min(self.pixels, CPU_PIXELS) if self.y.device.type == "cpu" else self.pixels
         return max(1, pixels // largest)
 
     def sample(
@@ -118,7 +127,7 @@ class WindowSampler:
             if seeds is not None
             else TensorNoise(self._crop(noise, window))  # type: ignore[arg-type]  # none of them is None
         )
-        return self.vdvae.sample(
+        return self._draw(
             count,
             self._view_size(window),
             noise=source,
@@ -131,7 +140,7 @@ class WindowSampler:
         """The features of what a window sees of y; those of the only window are kept for all samples."""
         if self._shared is not None:
             return self._shared
-        condition = self.lr_encoder.encode(self.padded[window.crop])
+        condition = self._encode(self._seen(window))
         if len(self.windows) == 1:
             self._shared = condition
         return condition
@@ -155,13 +164,19 @@ class WindowSampler:
     def _area(self, window: Window) -> int:
         return math.prod(self._view_size(window))
 
-    def _pad(self, y: Tensor) -> Tensor:
-        """y on [-1, 1], its edges repeated up to what the networks need."""
+    def _padding(self) -> tuple[int, int]:
+        """Rows and columns that y lacks of what the networks need."""
+        height, width = self.y.shape[-2:]
         if self.fixed_side is not None:
-            bottom, right = (max(self.fixed_side - side, 0) for side in y.shape[-2:])
-        else:
-            bottom, right = (-side % self._multiple for side in y.shape[-2:])
-        return F.pad(y[None] * 2 - 1, (0, right, 0, bottom), mode="replicate")
+            return max(self.fixed_side - height, 0), max(self.fixed_side - width, 0)
+        return -height % self._multiple, -width % self._multiple
+
+    def _seen(self, window: Window) -> Tensor:
+        """What a window sees of y, `[1, 3, h, w]` on [-1, 1], its edges repeated where it lacks rows or columns."""
+        part = self.y[window.crop]
+        top, left, bottom, right = window.outer
+        lacking = (0, right - left - part.shape[-1], 0, bottom - top - part.shape[-2])
+        return F.pad(part[None] * 2 - 1, lacking, mode="replicate")
 
     @property
     def _multiple(self) -> int:
@@ -170,7 +185,7 @@ class WindowSampler:
         return math.lcm(self.lr_encoder.size_multiple, multiple // math.gcd(multiple, self.scale))
 
     def _split(self, window_size: int | None) -> Sequence[Window]:
-        height, width = self.padded.shape[-2:]
+        height, width = self._padded_size
         if self.fixed_side is not None:
             return tiles(height, width, self.fixed_side, self.fixed_side // BLEND)
         multiple = self._multiple

@@ -19,6 +19,7 @@ from hvae_sr.models.fast import fast_dtype, prepared_weights
 from hvae_sr.models.loading import without_warning
 from hvae_sr.operators import Downsampling
 
+from .compiled import CompiledNetworks
 from .finishing import Finisher
 from .inputs import check_components, check_count, check_groups, check_temperature, sample_seeds
 from .memory import PIXELS_PER_CHUNK, working_pixels
@@ -80,6 +81,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
         )
         self.operator = Downsampling(scale_factor, downsampling_kernel)
         self._inference_dtype: torch.dtype | str | None = "auto" if fast_inference else None
+        self.compiled_networks: CompiledNetworks | None = None
         self._check_fit()
 
     def _check_fit(self) -> None:
@@ -170,6 +172,21 @@ class SuperResolutionPipeline(DiffusionPipeline):
     def disable_fast_inference(self) -> None:
         """Computes in the dtype of the weights."""
         self._inference_dtype = None
+
+    def enable_compilation(self, **options: Any) -> None:
+        """Evaluates the networks by graphs of `torch.compile`, one for each size of image and number of samples.
+
+        The first call of its kind takes minutes. On a GPU, `mode="reduce-overhead"` launches a sample's hundreds of small
+        kernels at once (CUDA graphs).
+
+        Args:
+            **options: of `torch.compile`, such as `mode` or `backend`.
+        """
+        self.compiled_networks = CompiledNetworks(self.vdvae, self.lr_encoder, options)
+
+    def disable_compilation(self) -> None:
+        """Evaluates the networks themselves."""
+        self.compiled_networks = None
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
         """`DiffusionPipeline.to`; a dtype among the arguments is also what is computed in."""
@@ -375,7 +392,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
                                 gathered["images"].append(finished.image)
                             if callback_on_sample_end is not None:
                                 callback_on_sample_end(self, finished)
-                            del finished
+                            del finished, sample  # which hold the memory of the whole chunk
                     del out
                     bar.update(stop - start)
                 gathered["latents"].append([torch.cat(group) for group in zip(*chunks, strict=True)])

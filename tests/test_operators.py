@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -204,6 +206,32 @@ def test_tiles_of_a_large_side_join_without_error() -> None:
     x, y = random_image(3, 1203, dtype=torch.float32), random_image(1, 301, dtype=torch.float32, seed=1)
     assert psnr(op(op.project(x, y)), y) >= 100
     np.testing.assert_allclose(op(x)[:, 100:200], op(x.double()[:, 240:960])[:, 40:140], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-5)], ids=str)
+@pytest.mark.parametrize("kernel", [*KERNELS, "one-sided"])
+def test_projection_in_place_gives_what_projection_gives(kernel: str, dtype: torch.dtype, tolerance: float) -> None:
+    op = Downsampling(4, [0.0] * 9 + [0.1, 0.3, 0.6]) if kernel == "one-sided" else make_operator(kernel, 4)
+    for height in (7, 130, 1203):  # of one tile of rows, of several, with a last block that is cut
+        x = random_image(2, 3, height, 22, dtype=dtype)
+        y = random_image(3, *op.output_size((height, 22)), dtype=dtype, seed=1)  # one for both
+        expected = op.project(x, y)
+        assert op.project_(x, y) is x
+        torch.testing.assert_close(x, expected, rtol=0, atol=tolerance * max(expected.abs().max().item(), 1))
+
+
+def test_matrices_of_a_large_side_are_never_held_whole() -> None:
+    program = (
+        "import resource, torch\n"
+        "from hvae_sr.operators import Downsampling\n"
+        "op, peak = Downsampling(4), lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "op.project_(torch.rand(3, 32, 32), torch.rand(3, 8, 8))\n"
+        "before = peak()\n"
+        "op.project_(torch.rand(8192, 32), torch.rand(2048, 8))\n"
+        "print((peak() - before) / 1024)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 100  # MiB; R and R⁺ would take 128 each
 
 
 @pytest.mark.parametrize("kernel", ["bicubic", "matlab-bicubic", "box"])

@@ -4,7 +4,7 @@ Everything that enters the package passes through `load_image` or `read_photo` (
 (arrays, tensors), and leaves through `to_pil` and `save_image`. Inside, an image is float32 [3, H, W] in [0, 1].
 """
 
-from .arrays import prepare_images, prepare_photos, to_pil, to_tensor, uncertainty_to_pil
+from .arrays import prepare_images, prepare_photos, row_strips, to_pil, to_tensor, uncertainty_to_pil
 from .finding import IMAGE_SUFFIXES, find_images
 from .reading import (
     MAX_PIXELS,
@@ -36,6 +36,7 @@ __all__ = [
     "prepare_photos",
     "read_metadata",
     "read_photo",
+    "row_strips",
     "save_image",
     "to_pil",
     "to_tensor",

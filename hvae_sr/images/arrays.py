@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from PIL import Image
 from .reading import ImageError, ImageInput, Photo, image_errors, load_image, read_photo
 
 _RANGE_TOLERANCE = 1e-3
-_STRIP = 256  # rows
+_STRIP_PIXELS = 2**18
 # Eleven equally spaced colours of the "magma" map (van der Walt and Smith, CC0).
 _MAGMA = np.array(
     [[0, 0, 3], [20, 13, 53], [59, 15, 111], [99, 25, 127], [140, 41, 128], [181, 54, 121]]
@@ -110,6 +110,16 @@ def prepare_photos(image: ImageInput | Photo | Sequence[ImageInput | Photo]) -> 
     return found
 
 
+def row_strips(height: int, width: int) -> Iterator[slice]:
+    """Rows of a large image that are worked on together: the steps for all of them would take several times its memory.
+
+    Yields:
+        Slices of rows from the top, of a quarter of a million pixels each.
+    """
+    step = max(_STRIP_PIXELS // width, 1)
+    return (slice(low, min(low + step, height)) for low in range(0, height, step))
+
+
 def to_pil(tensor: torch.Tensor) -> Image.Image:
     """Convert a float tensor [3, H, W] to 8-bit RGB: clamp to [0, 1], then round to the nearest level.
 
@@ -122,10 +132,10 @@ def to_pil(tensor: torch.Tensor) -> Image.Image:
         raise ImageError("tensor holds NaN values")
     height, width = tensor.shape[1:]
     image = Image.new("RGB", (width, height))
-    for low in range(0, height, _STRIP):  # the steps of a large image would take several times its memory
-        strip = tensor[:, low : low + _STRIP].detach().float().clamp(0.0, 1.0) * 255.0
-        levels = strip.round().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
-        image.paste(Image.fromarray(levels), (0, low))
+    for rows in row_strips(height, width):
+        strip = tensor[:, rows].detach().float().clamp(0.0, 1.0).mul_(255.0).round_()
+        levels = strip.to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
+        image.paste(Image.fromarray(levels), (0, rows.start))
     return image
 
 
@@ -154,11 +164,13 @@ def uncertainty_to_pil(std: torch.Tensor | np.ndarray, max_std: float = 0.1) -> 
     if not (low >= 0 and high < math.inf):
         raise ImageError("std must be finite and not negative")
     anchors = np.linspace(0.0, max_std, len(_MAGMA))
-    picture = np.empty((*values.shape[-2:], 3), dtype=np.uint8)
-    for start in range(0, len(picture), _STRIP):
-        strip = values[..., start : start + _STRIP, :].double().cpu().numpy()
+    height, width = values.shape[-2:]
+    image = Image.new("RGB", (width, height))
+    for rows in row_strips(height, width):
+        strip = values[..., rows, :].double().cpu().numpy()
         if strip.ndim == 3:
             strip = np.sqrt(np.square(strip).mean(axis=0))
         colours = [np.interp(strip, anchors, _MAGMA[:, channel]) for channel in range(3)]
-        picture[start : start + _STRIP] = np.rint(np.stack(colours, axis=-1))
-    return Image.fromarray(picture)
+        levels = np.rint(np.stack(colours, axis=-1)).astype(np.uint8)
+        image.paste(Image.fromarray(levels), (0, rows.start))
+    return image
