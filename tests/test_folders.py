@@ -73,5 +73,6 @@ def test_a_folder_that_was_killed_half_way_is_finished_by_the_same_command(launc
     assert "damaged.png" in text
     written = set((tmp_path / "out").glob("**/*.png"))
     assert len(written) == 6 * (SAMPLES + 2) and {path.parent.name for path in written} == {"out", "below"}
+    assert not list((tmp_path / "out").glob("**/.*"))  # nor is anything left of what was being written
     finished = [path for path in before if path.name.endswith("_std.png")]
     assert all(path.read_bytes() == before[path] for path in finished)

@@ -118,6 +118,15 @@ def _jobs(path: Path, folder: Path, output: Path, options: argparse.Namespace) -
     return [Job(path, number, output, folder, f"{path.stem}_frame{number:04d}", suffix) for number in range(frames)]
 
 
+def remove_leftovers(jobs: Sequence[Job]) -> None:
+    """Removes what runs that were killed left half-written in the folders of the results."""
+    from ..images import remove_abandoned
+
+    for folder in {job.root / job.folder for job in jobs}:
+        if folder.resolve().is_relative_to(jobs[0].root.resolve()):
+            remove_abandoned(folder)
+
+
 def _made_here(path: Path) -> bool:
     from ..images import ImageError, read_metadata
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .common import add_model, fail, load_pipeline, say, warn
-from .jobs import FORMATS, Job, plan, state
+from .jobs import FORMATS, Job, plan, remove_leftovers, state
 from .settings import facts_about, like, weights_fingerprint
 
 
@@ -73,6 +73,7 @@ def run(options: argparse.Namespace) -> int:
     for line in warnings:
         warn(line)
     folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(jobs)
     done, skipped, failed = 0, 0, []
     state_of_process = process_state()
     for error in unreadable if state_of_process.is_main_process else []:

@@ -17,6 +17,7 @@ from .reading import (
     read_metadata,
     read_photo,
 )
+from .temporary import remove_abandoned
 from .writing import LOSSY_SUFFIXES, METADATA_KEY, SUFFIXES, save_image
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "prepare_photos",
     "read_metadata",
     "read_photo",
+    "remove_abandoned",
     "row_strips",
     "save_image",
     "to_pil",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from PIL import Image, PngImagePlugin
 
 from .arrays import to_pil
 from .reading import EXIF_DESCRIPTION, EXIF_PREFIX, METADATA_KEY, ImageError, PathLike, load_image
+from .temporary import temporary_path
 
 _SAVE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}),
@@ -36,8 +36,8 @@ def save_image(
     """Write an image so that `path` holds the whole file or is left as it was.
 
     The file is written under a temporary name in the same folder, flushed to disk and renamed: a link of the name is
-    replaced, not followed. The suffix sets the format: PNG, TIFF and WebP are lossless, JPEG has quality 95 without
-    chroma subsampling and no alpha.
+    replaced, not followed. What a killed process leaves behind, `remove_abandoned` removes. The suffix sets the format:
+    PNG, TIFF and WebP are lossless, JPEG has quality 95 without chroma subsampling and no alpha.
 
     Args:
         image: A PIL image, or a float tensor [3, H, W] in [0, 1].
@@ -82,7 +82,7 @@ def save_image(
             tags[EXIF_DESCRIPTION] = EXIF_PREFIX + text
     if len(tags):
         options["exif"] = tags
-    temporary = path.with_name(f".{METADATA_KEY}-{secrets.token_hex(8)}.tmp")
+    temporary = temporary_path(path)
     try:
         with open(temporary, "x+b") as file:
             image.save(file, format=file_format, **options)

@@ -1,0 +1,66 @@
+"""Files under a name of their own while they are written: it tells who writes them, so that what a killed process left
+behind can be told from what another one is about to finish."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import secrets
+import socket
+import stat
+import time
+from pathlib import Path
+
+import psutil
+
+from .reading import METADATA_KEY
+
+_NAME = re.compile(rf"\.{METADATA_KEY}-(?:([0-9a-f]{{8}})-([0-9]+)-)?[0-9a-f]{{16}}\.tmp")
+_AGE_OF_STRANGERS = 24 * 3600.0
+"""Seconds after which a file that a process of another machine has not written to is given up: one takes seconds."""
+
+
+def temporary_path(path: Path) -> Path:
+    """Where a file is written before it is renamed to `path`: hidden, in the same folder, and of this process."""
+    return path.with_name(f".{METADATA_KEY}-{_machine()}-{os.getpid()}-{secrets.token_hex(8)}.tmp")
+
+
+def remove_abandoned(folder: Path) -> int:
+    """Removes files of `temporary_path` in `folder` (not below it) whose process was killed.
+
+    Those of processes that run on this machine stay, and so do those of other machines that share the folder until
+    they are a day old.
+
+    Returns:
+        How many were removed.
+    """
+    removed = 0
+    with contextlib.suppress(OSError):  # no such folder, or none that can be listed
+        for entry in list(os.scandir(folder)):
+            match = _NAME.fullmatch(entry.name)
+            with contextlib.suppress(OSError):  # another process was faster, or may not remove it
+                if match is not None and _is_abandoned(entry.stat(follow_symlinks=False), match[1], match[2]):
+                    os.unlink(entry.path)
+                    removed += 1
+    return removed
+
+
+def _is_abandoned(found: os.stat_result, machine: str | None, process: str | None) -> bool:
+    if not stat.S_ISREG(found.st_mode):
+        return False
+    if machine != _machine() or process is None:
+        return time.time() - found.st_mtime > _AGE_OF_STRANGERS
+    try:
+        owner = psutil.Process(int(process))
+        # The number may have been given to another process since. A second for the clocks of process and file.
+        return owner.status() == psutil.STATUS_ZOMBIE or owner.create_time() > found.st_mtime + 1
+    except (psutil.NoSuchProcess, OverflowError):
+        return True
+    except psutil.Error:
+        return False
+
+
+def _machine() -> str:
+    return hashlib.sha256(socket.gethostname().encode(errors="replace")).hexdigest()[:8]

@@ -1,0 +1,92 @@
+"""What a killed process was writing is removed by the next one, and nothing else is."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hvae_sr.cli import main
+from hvae_sr.images import remove_abandoned
+from hvae_sr.images.temporary import temporary_path
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from hvae_sr.images.temporary import temporary_path
+with open(temporary_path(Path(sys.argv[1])), "xb") as file:
+    file.write(b"half of it")
+    file.flush()
+    print("writing", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def writer(tmp_path):
+    """A process in the middle of writing `out/below/photo.png`."""
+    (tmp_path / "out" / "below").mkdir(parents=True)
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "out" / "below" / "photo.png")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "writing\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_what_a_killed_process_was_writing_is_removed_by_the_next_run(writer, make_pipeline, tmp_path, capsys):
+    make_pipeline("vdvae-sr").save_pretrained(tmp_path / "model")
+    (tmp_path / "in" / "below").mkdir(parents=True)
+    levels = np.random.default_rng(0).integers(60, 200, (8, 9, 3), dtype=np.uint8)
+    Image.fromarray(levels).save(tmp_path / "in" / "below" / "photo.png")
+    command = ["upscale", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--recursive", "--device", "cpu"]
+    command += ["--model", str(tmp_path / "model"), "--num_samples", "1"]
+
+    (half,) = (tmp_path / "out").glob("**/.*.tmp")
+    assert main(command) == 0
+    assert half.exists()  # its process is alive
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.wait()
+    assert main(command) == 0
+    assert "finished before" in capsys.readouterr().out
+    assert not half.exists()
+    assert len(list((tmp_path / "out" / "below").iterdir())) == 3
+
+
+def test_only_files_that_nobody_is_writing_are_removed(tmp_path):
+    own = temporary_path(tmp_path / "photo.png")
+    machine = own.name.split("-")[2]
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    token, long_ago = "0123456789abcdef", time.time() - 10 * 24 * 3600
+
+    def make(name: str, modified: float | None = None) -> Path:
+        path = tmp_path / name
+        path.write_bytes(b"half of it")
+        if modified is not None:
+            os.utime(path, (modified, modified))
+        return path
+
+    gone = [
+        make(f".hvae-sr-{machine}-{int(ended.stdout)}-{token}.tmp"),
+        make(f".hvae-sr-{machine}-{os.getpid()}-{token}.tmp", long_ago),  # of another process that had this number
+        make(f".hvae-sr-00000000-{os.getpid()}-{token}.tmp", long_ago),
+        make(f".hvae-sr-{token}.tmp", long_ago),  # as earlier versions called it
+    ]
+    kept = [
+        make(own.name),
+        make(f".hvae-sr-00000000-{int(ended.stdout)}-{token}.tmp"),  # another machine may be writing it
+        make(f".hvae-sr-{machine}-{int(ended.stdout)}-{token}.tmp.png", long_ago),
+        make(f"hvae-sr-{machine}-{int(ended.stdout)}-{token}.tmp", long_ago),
+        make("notes.tmp", long_ago),
+    ]
+    link = tmp_path / f".hvae-sr-{machine}-{int(ended.stdout)}-{token[::-1]}.tmp"
+    link.symlink_to(kept[-1])
+    assert remove_abandoned(tmp_path) == len(gone)
+    assert not any(path.exists() for path in gone)
+    assert all(path.exists() for path in kept) and link.is_symlink()
+    assert remove_abandoned(tmp_path / "missing") == 0
