@@ -1,10 +1,11 @@
 """Speed against sampling in the published style: same weights and noise, measured alternately in one run.
 
 python benchmarks/speed.py [--configurations natural-x4 natural-x4-cvdvae cvdvae-ffhq256-x8 cvdvae-ffhq256-x4]
-                           [--samples 1 5] [--repeats 3] [--device cpu] [--json FILE]
+                           [--samples 1 5] [--repeats 3] [--device cpu] [--compile MODE] [--json FILE]
 
 Configurations without bundled weights get random ones. On a CPU the times are processor seconds of one thread, so
-that other work on the machine does not count; on a GPU they are seconds.
+that other work on the machine does not count; on a GPU they are seconds. `--compile` also measures graphs of
+`torch.compile`, of that mode ("default", "reduce-overhead": CUDA graphs), after the call that makes them.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 from hvae_sr import VDVAE, LRConditioner, LREncoder, SuperResolutionPipeline
 from hvae_sr.models.fast import fast_dtype, prepared_weights
 from hvae_sr.noise import CounterNoise
+from hvae_sr.pipelines.compiled import CompiledNetworks
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPERATURE = 0.8
@@ -61,18 +63,26 @@ def photograph(side: int) -> Tensor:
     return torch.from_numpy(crop.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
-def fast(vdvae: VDVAE, network: Any, y: Tensor, samples: int, dtype: torch.dtype | None) -> Tensor:
-    """What the pipeline does between reading y and the projection."""
+def fast(
+    vdvae: VDVAE,
+    network: Any,
+    y: Tensor,
+    samples: int,
+    dtype: torch.dtype | None,
+    graphs: CompiledNetworks | None = None,
+) -> Tensor:
+    """What the pipeline does between reading y and the projection; with `graphs` as after `enable_compilation`."""
     scale = vdvae.config.image_size // network.config.image_size
     size = (y.shape[-2] * scale, y.shape[-1] * scale)
     enabled = dtype not in (None, torch.float32)
     precision = torch.autocast(y.device.type, dtype) if enabled else nullcontext()
+    encode, sample = (network.encode, vdvae.sample) if graphs is None else (graphs.encode, graphs.sample)
     with torch.no_grad(), prepared_weights(), precision:
-        return vdvae.sample(
+        return sample(
             samples,
             size,
             noise=CounterNoise(range(samples)),
-            condition=network.encode(y),
+            condition=encode(y),
             temperature=TEMPERATURE,
             return_latents=False,
         ).sample
@@ -123,7 +133,12 @@ def flops(name: str, samples: int) -> int:
 
 
 def measure(
-    name: str, samples: int, repeats: int, device: torch.device, lines: Callable[[str], None]
+    name: str,
+    samples: int,
+    repeats: int,
+    device: torch.device,
+    lines: Callable[[str], None],
+    mode: str | None = None,
 ) -> dict[str, Any]:
     """One row of the table: medians and ranges, ratios to the published style, differences of the images."""
     vdvae, network = networks(name)
@@ -143,6 +158,11 @@ def measure(
     low = fast_dtype(device)
     if low is not None:
         ways[str(low).removeprefix("torch.")] = lambda: fast(vdvae, network, y, samples, low)
+    if mode is not None:
+        graphs = CompiledNetworks(vdvae, network, {"mode": mode})
+        for way, dtype in {"float32": None, **({} if low is None else {str(low).removeprefix("torch."): low})}.items():
+            ways[f"{way}, compiled"] = lambda dtype=dtype: fast(vdvae, network, y, samples, dtype, graphs)  # type: ignore[misc]
+            ways[f"{way}, compiled"]()
     times: dict[str, list[float]] = {way: [] for way in ways}
     images: dict[str, Tensor] = {}
 
@@ -172,7 +192,7 @@ def measure(
             f"{row['ways'][way]['psnr']:.0f} |"
         )
     if device.type == "cpu":
-        last = list(ways)[-1]
+        last = str(low or torch.float32).removeprefix("torch.")
         row["convolution_share"] = convolution_share(ways[last])
         row["flops"] = flops(name, samples)
         row["gemm_peak"] = gemm_peak(device, low or torch.float32)
@@ -190,6 +210,7 @@ def main() -> None:
     parser.add_argument("--samples", nargs="+", type=int, default=[1, 5])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", metavar="MODE", help="of torch.compile")
     parser.add_argument("--json")
     options = parser.parse_args()
     device = torch.device(options.device)
@@ -202,7 +223,7 @@ def main() -> None:
     lines("| configuration | samples | way | seconds: median (range) | times faster | PSNR, dB |")
     lines("|---|---|---|---|---|---|")
     rows = [
-        measure(name, samples, options.repeats, device, lines)
+        measure(name, samples, options.repeats, device, lines, options.compile)
         for name in options.configurations
         for samples in options.samples
     ]

@@ -176,8 +176,8 @@ class SuperResolutionPipeline(DiffusionPipeline):
     def enable_compilation(self, **options: Any) -> None:
         """Evaluates the networks by graphs of `torch.compile`, one for each size of image and number of samples.
 
-        The first call of its kind takes minutes. On a GPU, `mode="reduce-overhead"` launches a sample's hundreds of small
-        kernels at once (CUDA graphs).
+        The first call of its kind takes minutes. On a GPU, `mode="reduce-overhead"` launches a sample's hundreds of
+        small kernels at once (CUDA graphs).
 
         Args:
             **options: of `torch.compile`, such as `mode` or `backend`.

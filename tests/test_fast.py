@@ -12,6 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from hvae_sr import VDVAE, SuperResolutionPipeline
 from hvae_sr.models.fast import convolve, fast_dtype, prepared_weights
@@ -376,3 +377,52 @@ def test_weights_that_are_moved_in_and_out_give_the_same_samples(make_pipeline: 
     assert {parameter.device.type for parameter in pipe.vdvae.blocks.parameters()} == {"meta"}
     out = pipe(photo(), num_samples=2, seed=0, output_type="pt").images
     assert psnr(out, expected) >= (45 if dtype == "auto" else 100)
+
+
+@over_kinds
+def test_a_compiled_pipeline_makes_one_graph_for_all_seeds_and_temperatures(make_pipeline: Any, kind: str) -> None:
+    pipe = make_pipeline(kind=kind)
+    calls: list[dict[str, Any]] = [
+        {"seed": 0, "temperature": 0.8},
+        {"seed": 7, "temperature": 0.3},
+        {"seed": 7, "temperature": [0.5 + group / 10 for group in range(pipe.vdvae.num_groups)]},
+    ]
+    if kind == "cvdvae":
+        calls.append({"seed": 1, "temperature": 0.8, "lr_posterior_temperature": 1.0})
+    expected = [pipe(photo(), num_samples=2, output_type="pt", **call).images for call in calls]
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    pipe.enable_compilation(backend=counter, fullgraph=True)
+    for call, images in zip(calls, expected, strict=True):
+        drawn = pipe(photo(), num_samples=2, output_type="pt", **call)
+        torch.testing.assert_close(drawn.images, images, rtol=0, atol=1e-4)
+    assert counter.frame_count == 2  # encode, sample
+    kept = pipe(photo(), num_samples=2, seed=0, output_type="pt", return_latents=True)
+    redrawn = pipe(photo(), num_samples=2, seed=9, output_type="pt", latents=kept.latents)
+    torch.testing.assert_close(redrawn.images, kept.images, rtol=0, atol=1e-4)
+    pipe.disable_compilation()
+    assert torch.equal(pipe(photo(), num_samples=2, output_type="pt", **calls[0]).images, expected[0])
+
+
+def test_streams_of_a_compiled_model_of_any_size_stay_in_float32(make_pipeline: Any) -> None:
+    pipe = make_pipeline(bias_type="channel")
+    exact = pipe(photo(), seed=0, output_type="pt").images
+    pipe.enable_fast_inference(torch.bfloat16)
+    eager = pipe(photo(), seed=0, output_type="pt").images
+    torch.compiler.reset()
+    pipe.enable_compilation(backend="aot_eager")
+    compiled = pipe(photo(), seed=0, output_type="pt").images
+    assert (compiled - exact).square().mean() <= 2 * (eager - exact).square().mean() + 1e-10
+
+
+@pytest.mark.skipif(not has_bf16, reason="the processor has no bfloat16")
+@over_kinds
+def test_the_streams_are_as_exact_where_nothing_is_fused(make_pipeline: Any, kind: str) -> None:
+    """As on a GPU: features in bfloat16 meet weights in float32."""
+    pipe = make_pipeline(kind=kind, bias_type="channel")
+    exact = pipe(photo(), seed=0, output_type="pt").images
+    pipe.enable_fast_inference(torch.bfloat16)
+    fused = pipe(photo(), seed=0, output_type="pt").images
+    with torch.backends.mkldnn.flags(enabled=False):
+        plain = pipe(photo(), seed=0, output_type="pt").images
+    assert psnr(plain, exact) >= psnr(fused, exact) - 8

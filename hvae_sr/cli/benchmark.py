@@ -1,7 +1,7 @@
 """Measure the speed of a model on this machine.
 
-Prints the time of float32 and of the fast dtype, measured alternately (median and range); images a second by batch
-size; times by output size; peak memory; and counted operations against the peak of matrix products.
+Prints the time of float32 and of the fast dtype, measured alternately after one call each (median and range); images
+a second by batch size; times by output size; peak memory; and counted operations against the peak of matrix products.
 """
 
 import argparse
@@ -24,6 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_sizes", type=int, nargs="*", default=[1, 2, 4, 8], help="at a quarter of the side")
     parser.add_argument("--sizes", type=int, nargs="*", default=[64, 128, 256, 512, 1024, 2048], help="output sides")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--compile",
+        metavar="MODE",
+        help="evaluate by graphs of torch.compile of this mode, such as default or reduce-overhead (CUDA graphs)",
+    )
     parser.add_argument("--json", metavar="FILE", help="also writes all figures there")
 
 
@@ -39,6 +44,8 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("`--batch_sizes` and `--sizes` must be at least 1")
     pipe = load_pipeline(options, fast=True)
     pipe.set_progress_bar_config(disable=True)
+    if options.compile is not None:
+        pipe.enable_compilation(mode=options.compile)
     device = pipe.device
     low = fast_dtype(device)
     ways: dict[str, Any] = {str(pipe.vdvae.dtype).removeprefix("torch."): pipe.vdvae.dtype}

@@ -7,6 +7,7 @@ at its end, so that a model is saved as it was loaded, trains as before, and can
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ STRIP = 2**21
 
 _prepared: ContextVar[dict[Hashable, Weights] | None] = ContextVar("prepared", default=None)
 _block_dtype: ContextVar[torch.dtype | None] = ContextVar("block_dtype", default=None)  # within `exact_sums`
+_traced = SimpleNamespace(block_dtype=None)  # the same for the compiler, which sees no context variables, one at a time
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "silu": F.silu}
 _FUSED = {"gelu": ("gelu", "none"), "silu": ("swish", "none")}
 """oneDNN's names of our activations: (operation, approximation)."""
@@ -76,23 +78,28 @@ def exact_sums(kind: str) -> Iterator[None]:
     Args:
         kind: of the device.
     """
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or kind == "meta":
+    if torch.is_grad_enabled() or kind == "meta" or not torch.is_autocast_enabled(kind):
         yield
-    elif not torch.is_autocast_enabled(kind):
-        yield
+        return
+    dtype = torch.get_autocast_dtype(kind)
+    if torch.compiler.is_compiling():
+        before, _traced.block_dtype = _traced.block_dtype, dtype
     else:
-        token = _block_dtype.set(torch.get_autocast_dtype(kind))
-        try:
-            with torch.autocast(kind, enabled=False):
-                yield
-        finally:
+        token = _block_dtype.set(dtype)
+    try:
+        with torch.autocast(kind, enabled=False):
+            yield
+    finally:
+        if torch.compiler.is_compiling():
+            _traced.block_dtype = before
+        else:
             _block_dtype.reset(token)
 
 
 @contextmanager
 def inside_block(kind: str) -> Iterator[None]:
     """Autocast, for the inner convolutions of a residual block within `exact_sums`."""
-    dtype = None if torch.compiler.is_compiling() else _block_dtype.get()
+    dtype = _traced.block_dtype if torch.compiler.is_compiling() else _block_dtype.get()
     if dtype is None:
         yield
     else:
@@ -144,6 +151,8 @@ def convolve(
     dtype = stream_dtype(x)
     if not _fusible(x, dtype):
         weight, offset = _cut(layer, rows, columns, bias)
+        if weight.dtype != dtype and not torch.is_autocast_enabled(x.device.type):  # within `exact_sums`
+            weight, offset = weight.to(dtype), None if offset is None else offset.to(dtype)
         h = F.conv2d(x, weight, offset, padding=layer.padding)  # type: ignore[arg-type]
         h = h if then is None else ACTIVATIONS[then](h)
         return h if plus is None else plus + h
