@@ -1,12 +1,17 @@
 """A node for ComfyUI: copy this folder to `custom_nodes/hvae_sr`, and install hvae-sr in ComfyUI's Python.
 
-Takes and gives ComfyUI's images, `[B, H, W, 3]` floats in [0, 1].
+Takes and gives ComfyUI's images, `[B, H, W, 3]` floats in [0, 1]. ComfyUI's progress bar counts samples, and its cancel
+button stops between two of them.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import torch
+
+LARGEST_SEED = 2**64 - 1
+"""ComfyUI's own; larger sums wrap around, as the noise of a seed does."""
 
 
 @lru_cache(maxsize=1)
@@ -15,29 +20,77 @@ def _pipeline(model: str) -> Any:
 
     pipeline = SuperResolutionPipeline.from_pretrained(model)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        from comfy.model_management import get_torch_device
+    except ImportError:  # outside ComfyUI
+        return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    return pipeline.to(get_torch_device())
+
+
+def _after_each_sample(total: int) -> Callable[..., None] | None:
+    """Moves ComfyUI's progress bar, and stops where the user has cancelled."""
+    try:
+        from comfy.model_management import throw_exception_if_processing_interrupted
+        from comfy.utils import ProgressBar
+    except ImportError:
+        return None
+    bar = ProgressBar(total)
+
+    def after(*_: Any) -> None:
+        bar.update(1)
+        throw_exception_if_processing_interrupted()
+
+    return after
 
 
 class DiverseUpscale:
     """Samples of p(x|y) for each image, image-major; their means; and their standard deviations, 0.1 as white."""
 
     CATEGORY = "image/upscaling"
+    DESCRIPTION = (
+        "Draws several plausible high-resolution images for each low-resolution one, with their mean and a map of "
+        "where they differ. Samples are plausible images, not evidence of what was there."
+    )
     FUNCTION = "upscale"
     RETURN_TYPES = ("IMAGE", "IMAGE", "IMAGE")
     RETURN_NAMES = ("samples", "mean", "uncertainty")
+    OUTPUT_TOOLTIPS = (
+        "The samples: all of the first image, then all of the second, and so on.",
+        "The mean of the samples of each image.",
+        "The standard deviation of the samples of each image; white is 0.1 (25 grey levels) and more.",
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802  # ComfyUI's name
         from hvae_sr.hub import bundled_checkpoints
 
+        seed = {"default": 0, "min": 0, "max": LARGEST_SEED, "control_after_generate": True}
         return {
             "required": {
-                "image": ("IMAGE",),
-                "model": ("STRING", {"default": sorted(bundled_checkpoints())[0]}),
-                "num_samples": ("INT", {"default": 4, "min": 1, "max": 64}),
-                "temperature": ("FLOAT", {"default": 0.5, "min": 0.0, "max": 2.0, "step": 0.05}),
-                "seed": ("INT", {"default": 0, "min": 0, "max": 2**63 - 1}),
-                "consistent": ("BOOLEAN", {"default": True}),
+                "image": ("IMAGE", {"tooltip": "Low-resolution images; results have four times their sides."}),
+                "model": (
+                    "STRING",
+                    {
+                        "default": sorted(bundled_checkpoints())[0],
+                        "tooltip": f"{', '.join(sorted(bundled_checkpoints()))}, a folder, or an id on the Hub.",
+                    },
+                ),
+                "num_samples": ("INT", {"default": 4, "min": 1, "max": 64, "tooltip": "Samples of each image."}),
+                "temperature": (
+                    "FLOAT",
+                    {
+                        "default": 0.5,
+                        "min": 0.0,
+                        "max": 2.0,
+                        "step": 0.05,
+                        "tooltip": "0 is smooth and always the same; 1 is the model's own distribution.",
+                    },
+                ),
+                "seed": ("INT", seed | {"tooltip": "Sample j of every image has the seed plus j."}),
+                "consistent": (
+                    "BOOLEAN",
+                    {"default": True, "tooltip": "Made small again, a sample gives the input exactly."},
+                ),
             }
         }
 
@@ -51,6 +104,7 @@ class DiverseUpscale:
             seed=seed,
             enforce_consistency=consistent,
             output_type="pt",
+            callback_on_sample_end=_after_each_sample(len(image) * num_samples),
         )
         pictures = (out.images, out.mean, (out.std / 0.1).clamp(0, 1))
         return tuple(picture.movedim(1, -1).float().cpu() for picture in pictures)  # type: ignore[return-value]
