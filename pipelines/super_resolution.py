@@ -82,28 +82,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
         self.operator = Downsampling(scale_factor, downsampling_kernel)
         self._inference_dtype: torch.dtype | str | None = "auto" if fast_inference else None
         self.compiled_networks: CompiledNetworks | None = None
-        self._check_fit()
-
-    def _check_fit(self) -> None:
-        """Raises a ValueError unless the LR network was made for this decoder, scale and kernel."""
-        vdvae, network, own = self.vdvae.config, self.lr_encoder.config, self.config
-        if vdvae.image_size != network.image_size * own.scale_factor:
-            raise ValueError(
-                f"`scale_factor` = {own.scale_factor} does not fit: the VDVAE works at {vdvae.image_size}, the LR "
-                f"network at {network.image_size}"
-            )
-        expected = {
-            "decoder_blocks": vdvae.decoder_blocks,
-            "decoder_width": vdvae.width,
-            "decoder_custom_widths": vdvae.custom_widths,
-        }
-        if network.get("conditioning") != "final":  # which has no parameters of any latent
-            expected["latent_channels"] = vdvae.latent_channels
-        if network.get("likelihood_location") is not None:
-            expected |= {"scale_factor": own.scale_factor, "downsampling_kernel": own.downsampling_kernel}
-        for name, value in expected.items():
-            if (network.get(name, value) or None) != (value or None):
-                raise ValueError(f"`lr_encoder` was made for {name} {network[name]!r}, the pipeline has {value!r}")
+        lr_encoder.check_fit(vdvae.config, self.operator)
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:
@@ -144,7 +123,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
                 own = dtype.get("vdvae", dtype.get("default")) if isinstance(dtype, dict) else dtype
                 options |= {"dtype": own} if own is not None else {}
                 kwargs["vdvae"] = VDVAE.from_pretrained(folder, subfolder="vdvae", encoder_blocks=None, **options)
-            with without_warning("You have passed a non-standard module"):  # ours, and checked by `_check_fit`
+            with without_warning("You have passed a non-standard module"):  # ours, and checked by `check_fit`
                 loaded = super().from_pretrained(folder, **kwargs)
         except _LOADING_ERRORS as error:
             reason = " ".join(str(error).split()) or type(error).__name__

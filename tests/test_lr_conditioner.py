@@ -316,7 +316,7 @@ def test_latents_of_another_width_are_refused_where_they_matter(
     if conditioning == "final":
         SuperResolutionPipeline(make_vdvae(), network)
         return
-    with pytest.raises(ValueError, match="`lr_encoder` was made for latent_channels 6, the pipeline has 4"):
+    with pytest.raises(ValueError, match="`lr_encoder` was made for latent_channels 6, not 4"):
         SuperResolutionPipeline(make_vdvae(), network)
 
 
@@ -327,9 +327,13 @@ def test_latents_of_another_width_are_refused_where_they_matter(
 def training(make_vdvae: Any, make_row: Any, tmp_path: Path) -> Any:
     """The objective of a stage for a row, from a saved prior, checked as the trainer checks it."""
 
-    def make(conditioning: str, stage: str = "vdvae-sr", **more: Any) -> tuple[Any, Any]:
+    def make(
+        conditioning: str, stage: str = "vdvae-sr", decoder_width: int | None = None, **more: Any
+    ) -> tuple[Any, Any]:
         make_vdvae().save_pretrained(tmp_path / "prior")
         network = make_row(conditioning, new=True)
+        if decoder_width is not None:
+            network.register_to_config(decoder_width=decoder_width)
         (tmp_path / "lr.json").write_text(network.to_json_string())
         values = {
             "stage": stage, "train_data_dir": tmp_path, "output_dir": tmp_path / "out", "resolution": 16,
@@ -341,6 +345,12 @@ def training(make_vdvae: Any, make_row: Any, tmp_path: Path) -> Any:
         return objective, config
 
     return make
+
+
+@pytest.mark.parametrize("conditioning", ["trivial", "lr_encoder"])
+def test_training_names_what_does_not_fit_the_decoder(training: Any, make_row: Any, conditioning: str) -> None:
+    with pytest.raises(ValueError, match="`lr_encoder` was made for decoder_width 12, not"):
+        training(conditioning, decoder_width=12)
 
 
 def update(objective: Any) -> set[str]:

@@ -13,6 +13,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from ..operators import Downsampling
 from .distributions import DiagonalGaussian
 from .fast import activate
 from .layers import BlockSpec, Bottleneck, Stream, kernel_size_at, parse_blocks, parse_widths
@@ -119,6 +120,34 @@ class LRNetwork:
         if not 0 < k <= len(specs):
             raise ValueError(f"`num_conditioned_groups` must be between 1 and {len(specs)}, got {k}")
         return specs[:k]
+
+    def check_fit(self, vdvae: Any, operator: Downsampling) -> None:
+        """Raises a ValueError unless this network was made for a decoder and a degradation.
+
+        Args:
+            vdvae: the VDVAE's configuration.
+            operator: H.
+        """
+        own, scale = self.config, operator.scale_factor
+        if vdvae.image_size != own.image_size * scale:
+            raise ValueError(
+                f"`scale_factor` = {scale} does not fit: the VDVAE works at {vdvae.image_size}, the LR network at "
+                f"{own.image_size}"
+            )
+        expected = {
+            "decoder_blocks": vdvae.decoder_blocks,
+            "decoder_width": vdvae.width,
+            "decoder_custom_widths": vdvae.custom_widths,
+        }
+        if own.get("conditioning") != "final":  # which has no parameters of any latent
+            expected["latent_channels"] = vdvae.latent_channels
+        if own.get("likelihood_location") is not None:
+            expected |= {"scale_factor": scale, "downsampling_kernel": operator.kernel}
+        for name, value in expected.items():
+            found = own.get(name, value)
+            found = tuple(found) if isinstance(found, list) else found  # a kernel that was read from JSON
+            if (found or None) != (value or None):
+                raise ValueError(f"`lr_encoder` was made for {name} {found!r}, not {value!r}")
 
     @property
     def size_multiple(self) -> int:

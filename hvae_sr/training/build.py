@@ -155,6 +155,8 @@ def check_objective(objective: Objective, config: TrainingConfig, device: torch.
     """
     image = torch.zeros(1, 3, config.resolution, config.resolution, dtype=torch.uint8, device=device)
     try:
+        if objective.lr_network is not None and objective.operator is not None:
+            objective.lr_network.check_fit(objective.vdvae.config, objective.operator)
         with torch.no_grad():
             objective(image, [0])
     except torch.OutOfMemoryError:
