@@ -35,7 +35,7 @@ def degraded(y: torch.Tensor, seed: int) -> Iterator[tuple[str, np.ndarray]]:
     for sigma in (2, 5, 10):
         noisy = levels + random_numbers.normal(0, sigma, levels.shape)
         yield f"noise, sigma {sigma}", np.rint(noisy).clip(0, 255).astype(np.uint8)
-    for quality in (95, 90, 75, 50, 30):
+    for quality in (95, 90, 80, 75, 50, 30):
         yield f"JPEG, quality {quality}", jpeg(levels, quality)
     for sigma in (0.5, 0.8, 1.0, 1.5, 2.0):
         blurred = ndimage.gaussian_filter(y.numpy(), (0, sigma, sigma))

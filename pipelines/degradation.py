@@ -5,7 +5,8 @@ noise, JPEG blocks and blur in y are kept and enlarged, and should be removed fi
 with thresholds calibrated on photographs (`python benchmarks/degradation.py`):
 
 - noise: the residual (I - H⁺H) y of y taken for a high-resolution image, at factor 2, holds its finest detail. In
-  photographs that detail is common to the three channels; the difference of channels is the noise of a sensor.
+  photographs that detail is common to the three channels; what of one does not follow from the other two is the noise
+  of a sensor.
 - JPEG: on the grid of 8x8 blocks, and on no other, coefficients of the cosine transform are missing between 0 and the
   first step of the quantiser.
 - blur: the power of the highest frequencies over that of the middle ones, which natural images share at every scale.
@@ -20,8 +21,8 @@ from torch import Tensor
 
 from hvae_sr.operators import Downsampling
 
-MAX_NOISE = 2.8
-"""Grey levels in the differences of channels; white noise of standard deviation s gives about 0.8 s."""
+MAX_NOISE = 2.5
+"""Grey levels of a channel that do not follow from the others; white noise of standard deviation s gives 0.7 s."""
 MAX_MISSING = 0.65
 """Share of small coefficients that are missing on the grid of blocks; 0.65 is about JPEG quality 85."""
 MIN_SHARPNESS = -2.3
@@ -86,12 +87,18 @@ def inspect(y: Tensor) -> InputStatistics | None:
 
 
 def _noise(levels: Tensor) -> float:
-    """RMS of the residual's channel differences in its quiet parts: the tenth percentile over blocks of 6x6."""
+    """RMS of what a linear fit of one channel's residual to the others' leaves in blocks of 8x8, in the quiet ones.
+
+    The fifth percentile over the blocks, of the channel for which it is the least.
+    """
     size = (levels.shape[-2], levels.shape[-1])
-    red, green, blue = levels - _HALVING.pseudo_inverse(_HALVING(levels), size)
-    power = ((red - green).square() + (blue - green).square())[None] / 4
-    blocks = torch.nn.functional.avg_pool2d(power, 6)
-    return float(torch.quantile(blocks.flatten().sqrt(), 0.1))
+    residual = levels - _HALVING.pseudo_inverse(_HALVING(levels), size)
+    blocks = torch.nn.functional.unfold(residual[:, None], 8, stride=8).transpose(1, 2)  # [3, blocks, 64]
+    moments = torch.einsum("ibk,jbk->bij", blocks, blocks)
+    moments += 1e-3 * torch.eye(3)  # for grey images, whose channels follow from each other in many ways
+    # The square of what remains of channel i is 1 / (M⁻¹)_ii.
+    left = 1 / torch.linalg.inv(moments).diagonal(dim1=1, dim2=2)
+    return float(torch.quantile((left / (64 - 2)).sqrt(), 0.05, dim=0).min())
 
 
 def _missing(luma: np.ndarray) -> float:

@@ -10,7 +10,7 @@ from PIL import Image
 from scipy import ndimage
 
 from hvae_sr import Downsampling
-from hvae_sr.images import to_pil, to_tensor
+from hvae_sr.images import find_images, load_image, to_pil, to_tensor
 from hvae_sr.pipelines.degradation import inspect
 
 
@@ -26,6 +26,19 @@ def warned(levels):
 
 def test_a_clean_photograph_is_not_warned_of(clean):
     assert inspect(clean).warnings() == []
+
+
+@pytest.mark.parametrize(("name", "step"), [("BSD100", 4), ("T91", 1)])
+def test_few_clean_photographs_are_warned_of_and_most_noisy_ones(benchmark_folder, name, step):
+    operator, given = Downsampling(4), []
+    for seed, path in enumerate(find_images(benchmark_folder / name)[::step]):
+        y = operator(to_tensor(load_image(path)))
+        levels = np.asarray(to_pil(y))
+        noisy = levels + np.random.default_rng(seed).normal(0, 5, levels.shape)
+        if inspect(y) is not None:
+            given.append((bool(warned(levels)), "noise" in warned(np.rint(noisy).clip(0, 255).astype(np.uint8))))
+    clean, noisy = np.mean(given, axis=0)
+    assert len(given) >= 25 and clean <= 0.05 and noisy >= 0.9  # colourful textures of T91 look like noise
 
 
 def test_noise_blocks_and_blur_are_told_apart(clean):

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -87,6 +88,27 @@ def test_an_opaque_or_wholly_transparent_image_keeps_its_colours():
         levels = np.random.default_rng(0).integers(0, 256, (5, 6, 4), dtype=np.uint8)
         levels[..., 3] = alpha
         assert np.array_equal(np.asarray(read_photo(Image.fromarray(levels)).image), levels[..., :3])
+
+
+def test_16_bit_grey_with_alpha_stays_one_channel(tmp_path):
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    levels = np.zeros((3, 4, 2), ">u2")
+    levels[..., 0], levels[..., 1] = 200 * 257, 100 * 257
+    rows = b"".join(b"\0" + row.tobytes() for row in levels)
+    header = struct.pack(">2I5B", 4, 3, 16, 4, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+    photo = read_photo(tmp_path / "a.png")
+    finished = photo.finish(photo.image, keep_grey=True)
+    assert finished.mode == "LA" and finished.getpixel((0, 0)) == (200, 100)
+
+
+def test_integers_beyond_16_bits_are_refused_not_garbled(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.linspace(0, 2**32 - 1, 64).reshape(8, 8).astype(np.uint32))
+    with pytest.raises(ImageError, match="32-bit integers beyond"):
+        read_photo(tmp_path / "a.tif")
 
 
 def test_finish_gives_alpha_grey_and_profile_back():

@@ -91,7 +91,8 @@ def load_image(source: PathLike | Image.Image) -> Image.Image:
       background; premultiplied colours are first divided by alpha;
     - CMYK: through the embedded ICC profile where there is one, else by Pillow's formula;
     - 16-bit grey: round(v / 257). (Pillow itself reads 16-bit *colour* files as their high bytes.)
-    - 32-bit integers: as 8 bit where no value exceeds 255, else as 16 bit, clipped;
+    - 32-bit integers: as 8 bit where no value exceeds 255, else as 16 bit, clipped; values that need more than
+      17 bits are refused;
     - float: scaled by 255 where no value exceeds 1, else clipped to [0, 255] and rounded.
 
     Args:
@@ -128,13 +129,15 @@ def read_photo(source: PathLike | Image.Image, frame: int | None = None) -> Phot
             image.seek(frame)
             _check_size(image)
         exif = b""
+        # Pillow has no mode for 16-bit grey with alpha, and reads it as RGBA.
+        wide_grey = any("LA;16B" in tile for tile in getattr(image, "tile", ()))
         upright, profile = _upright(image)
         with contextlib.suppress(Exception):  # unreadable EXIF is not passed on
             exif = upright.getexif().tobytes() if len(upright.getexif()) else b""
         rgb = _to_rgb(upright, profile)
         rgb = rgb.copy() if rgb is image else rgb
         rgb.info = {}
-        grey = upright.mode in _GREY_MODES or upright.mode.startswith("I")
+        grey = upright.mode in _GREY_MODES or upright.mode.startswith("I") or wide_grey
         wanted = b"GRAY" if grey else b"RGB "
         alpha = _alpha(upright)
         if alpha is not None:
@@ -273,6 +276,8 @@ def _to_rgb(image: Image.Image, profile: bytes) -> Image.Image:
     mode = image.mode
     if mode.startswith("I"):
         integers = np.asarray(image)
+        if max(int(integers.max()), -int(integers.min())) >= 2**17:  # unsigned ones beyond 2^31 have become negative
+            raise ValueError("32-bit integers beyond the range of 16 bits are not read")
         if mode != "I" or integers.max() > 255:
             wide = integers.clip(0, 65535).astype(np.uint32)
             wide += 128
