@@ -50,7 +50,11 @@ class CompiledNetworks:
         sample_pixels: bool = False,
         return_latents: bool = True,
     ) -> VDVAESample:
-        """`VDVAE.sample`, by the graph; by the networks themselves where pixels are drawn too."""
+        """`VDVAE.sample`, by the graph; by the networks themselves where pixels are drawn too.
+
+        Raises:
+            RuntimeError: the graph gives values that are not finite.
+        """
         groups = self.vdvae.num_groups
         if sample_pixels:
             return self.vdvae.sample(
@@ -87,6 +91,11 @@ class CompiledNetworks:
         sample, *drawn = self._draw(batch_size, size, draws, own, list(latents), num_conditioned_groups, return_latents)
         if self._static:
             sample, drawn = sample.clone(), [z.clone() for z in drawn]
+        if not torch.isfinite(sample).all():  # seen on a CPU, where the networks themselves gave finite samples
+            raise RuntimeError(
+                f"the graphs of torch.compile with {self.options or 'its defaults'} gave values that are not finite; "
+                "`disable_compilation()` evaluates the networks themselves"
+            )
         return VDVAESample(sample=sample, latents=PerGroup(drawn))
 
     def _plain_draw(

@@ -426,3 +426,16 @@ def test_the_streams_are_as_exact_where_nothing_is_fused(make_pipeline: Any, kin
     with torch.backends.mkldnn.flags(enabled=False):
         plain = pipe(photo(), seed=0, output_type="pt").images
     assert psnr(plain, exact) >= psnr(fused, exact) - 8
+
+
+def test_a_graph_that_gives_no_finite_values_is_reported(make_pipeline: Any) -> None:
+    def broken(graph: Any, inputs: Any) -> Callable[..., Any]:
+        return lambda *args: tuple(value * torch.nan for value in graph(*args))
+
+    torch.compiler.reset()
+    pipe = make_pipeline()
+    pipe.enable_compilation(backend=broken)
+    with pytest.raises(RuntimeError, match="not finite.*disable_compilation"):
+        pipe(photo(), seed=0)
+    pipe.disable_compilation()
+    pipe(photo(), seed=0)
