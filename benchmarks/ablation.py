@@ -15,6 +15,7 @@ from pathlib import Path
 from short_runs import (
     SOURCE,
     TEMPERATURES,
+    bound,
     by_name,
     conditioner_config,
     fixed,
@@ -48,6 +49,7 @@ def save_prior(given: argparse.Namespace) -> None:
     if not folder.exists():
         conditioner = LRConditioner(**conditioner_config())
         SuperResolutionPipeline(VDVAE.from_pretrained(SOURCE / "vdvae"), conditioner).save_pretrained(folder)
+    bound(folder)
 
 
 def tables(given: argparse.Namespace) -> str:

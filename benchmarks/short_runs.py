@@ -18,6 +18,9 @@ sys.path.insert(0, str(ROOT))
 SOURCE = ROOT / "hub_configs" / "natural-x4-cvdvae"
 _ENCODER_ONLY = ("_class_name", "_diffusers_version", "max_deviation", "decoder_bottleneck_multiple")
 TEMPERATURES = (0.2, 0.8, 1.0)
+MAX_LOG_SIGMA = 2.5
+"""Bound of the priors' log-scales when the runs are sampled, that of `natural-x4`: without it, the streams of trained
+decoders ran away on some images at t = 0.8 and 1, to samples that are not numbers."""
 BLOCKS = "16x4,16d2,8x2"
 """Of the conditioners, a third of the LR encoder's at y's resolution: with the decoder, which is trained too, they have
 as many parameters as the LR encoder with its heads."""
@@ -112,6 +115,7 @@ def train(
         done = dict(json.loads(figures.read_text()))
         if (done["step"], done["crops"]) != (given.updates, given.updates * given.train_batch_size):
             raise ValueError(f"`output_dir`: {folder} is of {done['step']} updates and {done['crops']} crops")
+        bound(folder)
         return done
     values: dict[str, Any] = {
         "stage": stage, "output_dir": folder, "pretrained_vdvae": SOURCE / "vdvae", "resolution": 32,
@@ -135,8 +139,19 @@ def train(
     result = {key: value for line in lines for key, value in line.items() if isinstance(value, int | float)}
     result |= {"processor_seconds": seconds, "crops": given.updates * given.train_batch_size}
     result["trained"] = sum(parameter.numel() for parameter in trainer.trainable)
+    bound(folder)
     figures.write_text(json.dumps(result, indent=2))
     return result
+
+
+def bound(folder: Path) -> None:
+    """Bounds the log-scales of the prior in a run's folder; training saw no bound."""
+    from hvae_sr import VDVAE
+
+    vdvae = VDVAE.from_pretrained(folder / "vdvae")
+    if vdvae.config.max_log_sigma is None:
+        vdvae.register_to_config(max_log_sigma=MAX_LOG_SIGMA)
+        vdvae.save_config(folder / "vdvae")
 
 
 def score(
