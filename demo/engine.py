@@ -28,6 +28,10 @@ class Refused(ValueError):
     """Something a visitor asked for cannot be done; the message is for the visitor."""
 
 
+class TooLarge(Refused):
+    """A picture over the limit, which can be shrunk."""
+
+
 @dataclass(frozen=True)
 class Region:
     """Pixels `[H, W]` whose noise has another seed."""
@@ -72,6 +76,11 @@ class Drawn:
     @property
     def caption(self) -> str:
         return f"{self.recipe.describe()} · LR-PSNR {self.lr_psnr:.1f} dB"
+
+    @property
+    def label(self) -> str:
+        """The caption's short form, for a small picture: LR-PSNR in dB, and what was drawn last."""
+        return f"{self.lr_psnr:.1f} · " + ("region" if self.recipe.regions else f"seed {self.recipe.group_seeds[-1]}")
 
 
 @dataclass
@@ -128,7 +137,8 @@ class Engine:
         """The visitor's picture as upright RGB.
 
         Raises:
-            Refused: there is none, it cannot be read, or it is too large or too small.
+            Refused: there is none, it cannot be read, or it is too small.
+            TooLarge: it has more than `max_pixels` pixels.
         """
         if image is None:
             raise Refused("Choose a picture first: upload or paste one, or take an example.")
@@ -140,10 +150,10 @@ class Engine:
             raise Refused(f"This picture has {picture.width} x {picture.height} pixels: too few to go on.")
         if picture.width * picture.height > self.max_pixels:
             side = math.isqrt(self.max_pixels)
-            raise Refused(
-                f"This picture has {picture.width} x {picture.height} pixels, and the demo takes up to {side} x {side} "
-                "or as many in another shape. Shrink it with the button below, or cut out a part. "
-                "`hvae-sr upscale` on your own machine has no such limit."
+            raise TooLarge(
+                f"The demo takes up to {side} x {side} pixels, or as many in another shape; this picture has "
+                f"{picture.width} x {picture.height}. Shrink it with the button, or cut out a part. "
+                "The command hvae-sr upscale has no such limit."
             )
         return picture
 

@@ -44,7 +44,8 @@ class Handlers:
             session.samples.append(self.engine.draw(session, recipe))
             text = f"Drawing sample {number + 1} of {total} ..." if number < total else _summary(session)
             shown = self.on_compare(session, "Bicubic", RIGHT[0]) if number == 1 else gr.skip()
-            yield session, text, _gallery(session), shown, busy, idle
+            gallery = _gallery(session) if number < total else _selected(session)
+            yield session, text, gallery, shown, busy, idle
 
     def on_draw(
         self, old: Session | None, image: Any, model: str, temperature: float, by_level: bool, *others: Any
@@ -63,7 +64,7 @@ class Handlers:
             chosen = _chosen(session)
             groups = len(chosen.recipe.group_seeds)
             fixed = round(groups * kept / 100)
-            first = max(_seed(seed), *chosen.recipe.group_seeds) + 1000
+            first = max(_seed(seed), *chosen.recipe.group_seeds) + 100
             recipes = [chosen.recipe, *(chosen.recipe.vary(fixed, first + j) for j in range(max(int(count) - 1, 1)))]
             fresh = Session(self.folder(), session.image, session.settings)  # type: ignore[union-attr]
             yield from self._run(session, fresh, recipes)
@@ -79,7 +80,7 @@ class Handlers:
             number = sum(bool(sample.recipe.regions) for sample in session.samples)
             session.samples.append(self.engine.redraw(session, mask, _seed(seed) + 5000 + number))
             session.selected = len(session.samples) - 1
-            return session, _summary(session), _gallery(session), gr.skip(), gr.skip(), gr.skip()
+            return session, _summary(session), _selected(session), gr.skip(), gr.skip(), gr.skip()
 
     def on_idle(self) -> tuple[Any, ...]:
         """The buttons as they are between runs."""
@@ -96,7 +97,7 @@ class Handlers:
         try:
             picture = self.engine.check(image)
         except Refused as refusal:
-            return f"**{refusal}**", gr.Button(visible="takes up to" in str(refusal))
+            return str(refusal), gr.Button(visible=isinstance(refusal, eng.TooLarge))
         scale = self.engine.pipelines[self.models[0]].config.scale_factor
         size = f"{picture.width} x {picture.height}"
         return f"{size} pixels; samples will have {picture.width * scale} x {picture.height * scale}.", gr.Button(
@@ -108,18 +109,18 @@ class Handlers:
         with _friendly():
             return self.engine.shrink(image)
 
-    def on_select(self, session: Session | None, event: gr.SelectData) -> tuple[Any, ...]:
-        """A sample of the gallery."""
+    def on_select(self, session: Session | None, event: gr.SelectData) -> Any:
+        """A sample of the gallery. The session is changed in place: returned, it might replace one that is newer."""
         if session is None or not session.samples:
-            return session, gr.skip()
+            return gr.skip()
         session.selected = min(int(event.index), len(session.samples) - 1)
-        return session, _summary(session)
+        return _summary(session)
 
     def on_look(
         self, session: Session | None, left: str, right: str, across: float, down: float, side: float, way: str
     ) -> tuple[Any, ...]:
-        """All views of the session."""
-        if session is None or not session.samples:
+        """All views of the session, unless a newer one has taken its place."""
+        if session is None or not session.samples or not session.folder.is_dir():
             return (gr.skip(),) * 8
         chosen = session.samples[session.selected]
         std = eng.mean_and_std(session.samples)[1]
@@ -206,7 +207,7 @@ class _friendly:
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         if isinstance(error, ValueError):
-            raise gr.Error(str(error), duration=8, print_exception=False) from None
+            raise gr.Error(str(error), duration=8, title="Sorry", print_exception=False) from None
 
 
 def forget(session: Session | None) -> None:
@@ -232,7 +233,11 @@ def _summary(session: Session) -> str:
 
 
 def _gallery(session: Session) -> list[tuple[str, str]]:
-    return [(str(sample.path), sample.caption) for sample in session.samples]
+    return [(str(sample.path), sample.label) for sample in session.samples]
+
+
+def _selected(session: Session) -> gr.Gallery:
+    return gr.Gallery(_gallery(session), selected_index=session.selected)
 
 
 def _points(data: Any) -> list[list[float]]:

@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 import torch
 
+from . import markup
 from .engine import Engine
 from .handlers import Handlers, forget
 from .layout import Layout
@@ -55,17 +56,51 @@ def _theme() -> gr.themes.Base:
         font=["system-ui", "sans-serif"],  # plain names: nothing is fetched
         font_mono=["ui-monospace", "monospace"],
     ).set(
+        body_background_fill="*neutral_50",
+        body_background_fill_dark="*neutral_950",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_400",
+        border_color_primary="*neutral_200",
+        border_color_primary_dark="*neutral_700",
+        block_background_fill="white",
+        block_background_fill_dark="*neutral_900",
+        block_border_width="1px",
+        block_radius="10px",
+        block_shadow="none",
         block_title_background_fill="transparent",
-        block_title_text_color="*neutral_600",
+        block_title_text_color="*neutral_700",
         block_title_text_color_dark="*neutral_300",
         block_title_text_weight="500",
         block_title_padding="0",
         block_label_background_fill="transparent",
         block_label_background_fill_dark="transparent",
-        block_label_text_color="*neutral_600",
+        block_label_text_color="*neutral_700",
         block_label_text_color_dark="*neutral_300",
         block_label_text_weight="500",
-        block_shadow="none",
+        input_border_width="1px",
+        input_border_color="*neutral_300",
+        input_border_color_dark="*neutral_600",
+        input_shadow="none",
+        input_shadow_focus="none",
+        button_large_radius="8px",
+        button_large_text_size="*text_md",
+        button_large_text_weight="550",
+        button_border_width="1px",
+        button_border_width_dark="1px",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_500",
+        button_primary_shadow="none",
+        button_primary_shadow_hover="none",
+        button_secondary_border_color="*neutral_300",
+        button_secondary_border_color_dark="*neutral_600",
+        button_secondary_background_fill_dark="*neutral_800",
+        button_secondary_background_fill_hover_dark="*neutral_700",
+        button_secondary_shadow="none",
+        button_secondary_shadow_hover="none",
+        checkbox_border_color="*neutral_400",
+        checkbox_label_background_fill_selected="*primary_600",
+        checkbox_label_shadow="none",
     )
 
 
@@ -88,6 +123,7 @@ class Page(Handlers):
         ) as blocks:
             session = gr.State(None, time_to_live=FORGET_AFTER, delete_callback=forget)
             self._wire(Layout(self.engine, self.folder()), session)
+            blocks.load(None, js=markup.NAMES, api_visibility="private")
         return blocks
 
     def _wire(self, page: Layout, session: gr.State) -> None:
@@ -111,12 +147,11 @@ class Page(Handlers):
             )
             runs.append(run)
             run.then(self.on_look, look, views, **quick).then(self.on_idle, None, [page.draw, page.stop], **quick)
+        page.draw.click(None, js=markup.SHOW_RESULTS, **quick)
         page.stop.click(self.on_stop, None, [page.status, page.draw, page.stop], cancels=runs, queue=False, **quick)
         page.image.change(self.on_image, page.image, [page.status, page.shrink], **quick)
         page.shrink.click(self.on_shrink, page.image, page.image, **quick)
-        page.gallery.select(self.on_select, session, [session, page.status], **quick).then(
-            self.on_look, look, views, **quick
-        )
+        page.gallery.select(self.on_select, session, page.status, **quick).then(self.on_look, look, views, **quick)
         for one in (page.left, page.right):
             one.change(self.on_compare, look[:3], page.slider, **quick)
         for one in look[3:]:

@@ -58,7 +58,7 @@ class Layout:
             type="filepath",
             format="png",
             sources=["upload", "clipboard"],
-            height=200,
+            height=190,
             buttons=[],
             elem_id="input",
         )
@@ -67,9 +67,9 @@ class Layout:
         gr.Examples(files, self.image, label="Examples", elem_id="examples", api_visibility="private")
         self.shrink = gr.Button("Shrink it to the limit", visible=False, elem_id="shrink")
         with gr.Row():
-            self.count = gr.Slider(1, MAX_SAMPLES, 4, step=1, label="Samples", elem_id="count")
+            self.count = _slider(1, MAX_SAMPLES, 4, step=1, label="Samples", elem_id="count")
             first = self.engine.pipelines[self.models[0]]
-            self.temperature = gr.Slider(
+            self.temperature = _slider(
                 0, 1.2, first.config.default_temperature, step=0.05, label="Temperature", elem_id="temperature"
             )
         with gr.Row():
@@ -86,7 +86,7 @@ class Layout:
             )
             self.by_level = gr.Checkbox(False, label="A temperature for each level", elem_id="by-level")
             self.levels = [
-                gr.Slider(0, 1.2, 0.5, step=0.05, visible=False, elem_id=f"level-{i}") for i in range(MAX_LEVELS)
+                _slider(0, 1.2, 0.5, step=0.05, visible=False, elem_id=f"level-{i}") for i in range(MAX_LEVELS)
             ]
 
     def _views(self) -> None:
@@ -106,9 +106,9 @@ class Layout:
                 )
             with gr.Tab("Close-up", id="close-up"):
                 with gr.Row(elem_classes="choices"):
-                    self.across = gr.Slider(0, 100, 50, step=1, label="Across", elem_id="across", min_width=110)
-                    self.down = gr.Slider(0, 100, 50, step=1, label="Down", elem_id="down", min_width=110)
-                    self.side = gr.Slider(16, 128, 48, step=8, label="Pixels", elem_id="side", min_width=110)
+                    self.across = _slider(0, 100, 50, step=1, label="Across", elem_id="across", min_width=110)
+                    self.down = _slider(0, 100, 50, step=1, label="Down", elem_id="down", min_width=110)
+                    self.side = _slider(16, 128, 48, step=8, label="Pixels", elem_id="side", min_width=110)
                     self.way = gr.Radio(
                         ["Tiles", "Flicker"],
                         value="Tiles",
@@ -122,7 +122,7 @@ class Layout:
                     elem_id="pixels",
                     elem_classes="stage",
                 )
-            with gr.Tab("Redraw a region", id="region"):
+            with gr.Tab("Region", id="region"):
                 with gr.Row():
                     with gr.Column(scale=4, min_width=280):
                         self.outline = gr.State([])
@@ -133,29 +133,34 @@ class Layout:
                             elem_classes="stage",
                         )
                     with gr.Column(scale=1, min_width=170):
-                        gr.Markdown("Draw around a part of the picture, or give a rectangle in %.")
-                        self.box = [
-                            gr.Slider(0, 100, value, step=1, label=label, elem_id=f"box-{label.lower()}")
-                            for label, value in (("Left", 0), ("Top", 0), ("Width", 0), ("Height", 0))
-                        ]
-                        self.redraw = gr.Button("Redraw", elem_id="redraw")
+                        gr.Markdown("Draw around a part of the picture, then redraw it: the rest stays as it is.")
+                        self.redraw = gr.Button("Redraw this part", elem_id="redraw")
+                        with gr.Accordion("By numbers, %", open=False, elem_id="rectangle"):
+                            self.box = [
+                                _slider(0, 100, 0, step=1, label=label, elem_id=f"box-{label.lower()}")
+                                for label in ("Left", "Top", "Width", "Height")
+                            ]
 
     def _samples(self) -> None:
         self.gallery = gr.Gallery(
-            label="Samples",
+            label="Samples · LR-PSNR in dB",
             format="png",
             columns=2,
             height="auto",
+            rows=1,
             allow_preview=False,
             object_fit="cover",
             buttons=[],
             elem_id="gallery",
         )
-        self.kept = gr.Slider(0, 100, 60, step=5, label="Keep, %", elem_id="kept")
+        self.kept = _slider(0, 100, 60, step=5, label="Keep its layout, %", elem_id="kept")
         self.vary = gr.Button("More like this one", elem_id="vary", interactive=False)
         with gr.Row():
             self.png = gr.DownloadButton("PNG", elem_id="png", interactive=False, min_width=60)
             self.zip = gr.DownloadButton("ZIP of all", elem_id="zip", interactive=False, min_width=60)
+
+
+_slider = partial(gr.Slider, buttons=[])  # no "reset" beside each number
 
 
 def _as_it_is(preprocess: Any, payload: Any) -> Any:

@@ -63,7 +63,7 @@ def uncertainty(picture: Image.Image, end: float) -> str:
         "alt='Map of the standard deviation of the samples over the picture; a click opens a close-up' "
         f"src='data:image/png;base64,{source}'></div><div id='scale'><span>0</span>"
         f"<img alt='' src='data:image/png;base64,{colours}'><span>{255 * end:.0f} grey levels and more</span>"
-        "<span>Standard deviation of the samples. Click for a close-up.</span></div>"
+        "<span class='note'>Standard deviation of the samples. Click for a close-up.</span></div>"
     )
 
 
@@ -117,3 +117,22 @@ for (const name of ['pointerup', 'pointercancel']) element.addEventListener(name
 """
 )
 """Of the picture: the line that a pointer draws is the event `mark`, with its points in [0, 1] x [0, 1]."""
+
+SHOW_RESULTS = "() => { if (innerWidth <= 900) document.querySelector('#results').scrollIntoView(); }"
+"""On a phone the results lie below the controls: who draws wants to see them."""
+
+NAMES = """
+() => {
+  const all = selector => document.querySelectorAll(selector);
+  const groups = {left: 'Left picture', right: 'Right picture', way: 'Show close-ups as'};
+  const name = () => {
+    for (const status of all('#status')) status.setAttribute('role', 'status');
+    for (const group of all('.choices fieldset')) group.setAttribute('aria-label', groups[group.id]);
+    for (const image of all('#examples img'))
+      image.alt = 'Example: ' + image.src.split('/').pop().replace('.png', '');
+  };
+  name();
+  new MutationObserver(name).observe(document.body, {childList: true, subtree: true});
+}
+"""
+"""Names for screen readers where gradio gives none, on whatever appears: tabs make their content when they open."""

@@ -1,12 +1,15 @@
 """The demo's page in a headless Chromium: what visitors do, and what they must not be able to break.
 
-Needs gradio, playwright and a Chromium (`CHROMIUM`, or chromium on the path); skips without them.
+Needs gradio, playwright and a Chromium (`CHROMIUM`, or chromium on the path); skips without them. `HVAE_SR_PATIENCE`:
+seconds to wait for each step, 120 if not set.
 """
 
 import base64
 import io
 import os
+import re
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +24,20 @@ CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.whic
 if CHROMIUM is None:
     pytest.skip("no Chromium on this machine (or set CHROMIUM)", allow_module_level=True)
 
-PATIENCE = 120_000  # milliseconds
+PATIENCE = 1000 * float(os.environ.get("HVAE_SR_PATIENCE", 120))  # milliseconds; more on a busy machine
 
 
 @pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as playwright:
         yield playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+
+
+@pytest.fixture(autouse=True)
+def pages_are_closed(browser):
+    yield
+    for context in browser.contexts:
+        context.close()
 
 
 @pytest.fixture
@@ -97,7 +107,9 @@ def test_a_visit_from_upload_to_download(browser, served, photo):
     assert np.array_equal(np.asarray(Image.open(file)), expected) and np.array_equal(shown(tab), expected)
     (photo.parent / "down.png").write_bytes(file.getvalue())
     assert read_metadata(photo.parent / "down.png")["seed"] == 0
-    assert len(tab.query_selector_all("#gallery button img")) == 4
+    labels = [f"{pipe(Image.open(photo), seed=seed).lr_psnr[0]:.1f} · seed {seed}" for seed in range(4)]
+    assert [image.get_attribute("alt") for image in tab.query_selector_all("#gallery button img")] == labels
+    assert tab.get_attribute("#gallery button.selected", "aria-label") == "Thumbnail 1 of 4"
 
     # The line between the pictures follows the keyboard.
     tab.focus("#slider .compare input")
@@ -147,19 +159,37 @@ def test_two_visitors_at_once_see_their_own_samples(browser, served, tmp_path):
 
 
 def test_a_run_can_be_stopped(browser, served, photo, monkeypatch):
+    import threading
     import time
 
     address, page = served
-    drawn, slow = [], page.engine.draw
-    monkeypatch.setattr(page.engine, "draw", lambda *a: (time.sleep(1), drawn.append(1), slow(*a))[-1])
+    drawn, slow, cancelled = [], page.engine.draw, threading.Event()
+
+    def draw_slowly(*arguments):
+        drawn.append(1)
+        if len(drawn) > 2:
+            cancelled.wait(PATIENCE / 1000)
+            time.sleep(1)
+        return slow(*arguments)
+
+    monkeypatch.setattr(page.engine, "draw", draw_slowly)
     tab = visit(browser, address)
     upload(tab, photo)
+    tab.fill("#count input[type=number]", "12")
+    tab.press("#count input[type=number]", "Tab")
     tab.click("#draw")
-    status(tab, "Drawing sample 2")
-    tab.click("#stop")
+    status(tab, "Drawing sample 3 of 12")
+    with tab.expect_request(lambda request: request.url.endswith("/cancel")):
+        tab.click("#stop")
+    tab.wait_for_timeout(2000)
+    cancelled.set()
     status(tab, "Stopped")
-    tab.wait_for_timeout(4000)
-    assert len(drawn) < 4
+    tab.wait_for_timeout(3000)
+    count = len(drawn)
+    assert count < 12
+    tab.wait_for_timeout(3000)
+    assert len(drawn) == count
+    assert len(tab.query_selector_all("#gallery button img")) >= 2  # what was drawn stays
     tab.wait_for_selector("#draw:not([disabled])")
 
 
@@ -168,7 +198,7 @@ def test_a_region_is_redrawn_where_a_line_was_drawn_around_it(browser, served, p
     upload(tab, photo)
     draw(tab)
     old = shown(tab).astype(int)
-    tab.get_by_role("tab", name="Redraw a region").click()
+    tab.get_by_role("tab", name="Region").click()
     box = tab.wait_for_selector("#region .region").bounding_box()
     corners = [(0.1, 0.1), (0.5, 0.1), (0.5, 0.6), (0.1, 0.6)]
     places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in corners]
@@ -189,7 +219,8 @@ def test_a_region_is_redrawn_where_a_line_was_drawn_around_it(browser, served, p
     assert not change[round(0.62 * height) :].any() and not change[:, round(0.52 * width) :].any()
 
     # Without a pointer: a rectangle.
-    tab.get_by_role("tab", name="Redraw a region").click()
+    tab.get_by_role("tab", name="Region").click()
+    tab.click("#rectangle button")
     for name, percent in (("width", "20"), ("height", "20")):
         tab.fill(f"#box-{name} input[type=number]", percent)
         tab.press(f"#box-{name} input[type=number]", "Tab")
@@ -248,12 +279,88 @@ def test_nothing_of_an_earlier_run_is_kept(browser, served, photo):
         first = folder
 
 
-@pytest.mark.parametrize("size, scheme", [((1366, 768), "light"), ((390, 844), "dark")])
-def test_the_page_fits_the_screen_and_names_its_controls(browser, served, size, scheme):
-    tab = visit(browser, served[0], viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
-    assert tab.evaluate("document.documentElement.scrollWidth") <= size[0]
-    for name in ("Samples", "Temperature"):
-        assert tab.get_by_label(name, exact=False).count()
-    for name in ("Draw samples", "More like this one", "PNG"):
-        assert tab.get_by_role("button", name=name).count()
+def test_the_zip_holds_the_exact_samples_their_mean_and_their_standard_deviation(browser, served, photo, tmp_path):
+    from hvae_sr.images import uncertainty_to_pil
+
+    address, page = served
+    tab = visit(browser, address)
+    upload(tab, photo)
+    draw(tab)
+    with zipfile.ZipFile(io.BytesIO(download(tab, "#zip"))) as archive:
+        archive.extractall(tmp_path / "zip")
+        names = archive.namelist()
+    assert names == [f"sample_{j:02d}.png" for j in range(1, 5)] + ["mean.png", "uncertainty.png"]
+    stack = []
+    for seed, name in enumerate(names[:4]):
+        expected = page.engine.pipelines["tiny"](Image.open(photo), seed=seed).images[0]
+        stack.append(np.asarray(expected, dtype=np.float32))
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "zip" / name)), np.asarray(expected))
+        facts = read_metadata(tmp_path / "zip" / name)
+        assert facts["seed"] == seed and facts["model"] == "tiny" and facts["consistent"] is True
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "zip/mean.png")), np.rint(np.mean(stack, axis=0)))
+    spread = uncertainty_to_pil(np.std(stack, axis=0) / 255)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "zip/uncertainty.png")), np.asarray(spread))
+
+
+def test_a_picture_is_pasted_from_the_clipboard(browser, served, photo):
+    tab = visit(browser, served[0])
+    tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    tab.evaluate(
+        """async data => {
+            const blob = await (await fetch('data:image/png;base64,' + data)).blob();
+            await navigator.clipboard.write([new ClipboardItem({'image/png': blob})]);
+        }""",
+        base64.b64encode(photo.read_bytes()).decode(),
+    )
+    tab.locator("#input").get_by_label("Paste from clipboard").click()
+    status(tab, "24 x 20 pixels")
+    draw(tab)
+
+
+@pytest.mark.parametrize("width, height, scheme", [(1366, 768, "light"), (1440, 900, "dark"), (390, 844, "dark")])
+def test_every_view_fits_the_screen_and_names_its_controls(browser, served, photo, width, height, scheme):
+    laptop = width > 900
+    phone = {} if laptop else {"is_mobile": True, "has_touch": True}
+    tab = visit(browser, served[0], viewport={"width": width, "height": height}, color_scheme=scheme, **phone)
+    upload(tab, photo)
+    draw(tab)
+
+    def fits(view):
+        wide, high = tab.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]")
+        assert wide <= width and (high <= height or not laptop), (view, wide, high)
+
+    for view in ("Uncertainty", "Close-up", "Region", "Compare"):
+        tab.get_by_role("tab", name=view).click()  # on a phone too all are in sight, none in a menu
+        tab.wait_for_timeout(200)
+        fits(view)
+    tab.click("#advanced button")
+    tab.get_by_label("A temperature for each level").check()
+    tab.wait_for_selector("#level-2")
+    fits("Advanced")
+    picture = tab.wait_for_selector("#slider .compare").bounding_box()
+    assert picture["height"] > 0.6 * (height if laptop else width)
+
+    # What screen readers read.
+    for name in ("Samples", "Temperature", "Keep its layout", "Model", "Seed"):
+        assert tab.get_by_label(name, exact=False).count(), name
+    for name in ("Draw samples", "More like this one", "PNG", "ZIP of all", "Example: cat"):
+        assert tab.get_by_role("button", name=name).count(), name
+    for name in ("Left picture", "Right picture"):
+        assert tab.get_by_role("group", name=name).count(), name
+    assert "Selected" in tab.locator("#status[role=status]").inner_text()
     assert "not evidence" in tab.inner_text("#caption")
+
+    # Text and background differ enough, in either scheme (WCAG's ratio for small text).
+    colours = """[document.body, ...document.querySelectorAll('#caption p, #title p, #status p, [role=tab]')]
+        .map((e, i) => getComputedStyle(e)[i ? 'color' : 'backgroundColor'])"""
+    light = [luminance(colour) for colour in tab.evaluate(colours)]
+    background, texts = light[0], light[1:]
+    assert (background < 0.1) == (scheme == "dark") and len(texts) >= 6
+    for text in texts:
+        assert (max(text, background) + 0.05) / (min(text, background) + 0.05) >= 4.5
+
+
+def luminance(colour):
+    """WCAG's relative luminance of `rgb(r, g, b)`."""
+    levels = np.array([float(value) for value in re.findall(r"[\d.]+", colour)[:3]]) / 255
+    return np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
