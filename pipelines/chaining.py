@@ -5,14 +5,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+import numpy as np
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
-from hvae_sr.images import ImageInput, Photo, prepare_photos, to_pil
+from hvae_sr.images import ImageInput, Photo, prepare_photos, to_pil, to_tensor
 from hvae_sr.operators import Downsampling
 
-from .finishing import psnr
+from .finishing import lr_psnr_of_image, psnr
+from .memory import format_bytes
 from .output import RunningMoments, Sample
 
 MAX_ENLARGEMENT = 1.5
@@ -88,15 +90,22 @@ def upscale(
         raise ValueError(f"`image` must be one image, got {len(prepared)}")
     y, photo = prepared[0]
     size = (max(round(y.shape[-2] * outscale), 1), max(round(y.shape[-1] * outscale), 1))
+    if options.get("max_memory") is not None:  # what is made here is beyond what the pipeline knows of
+        options["max_memory"] = _left_for_samples(options["max_memory"], size, num_samples)
     moments = RunningMoments()
+    single: list[Any] = []
 
     def finish(x: Tensor, sample: Sample) -> None:
         if tuple(x.shape[-2:]) != size:
             x = F.interpolate(x[None], size, mode="bicubic", antialias=True)[0].clamp_(0, 1)
-        moments.add(x)
         picture = to_pil(x)
-        decibels = lr_psnr(pipe.operator, torch.round(x * 255) / 255, y.to(x.device))
         finished = photo.finish(picture) if photo is not None else picture
+        if num_samples > 1:
+            moments.add(x)
+        else:
+            single.append(finished)
+        del x
+        decibels = lr_psnr(pipe.operator, picture, y)
         on_sample(Sample(sample.index, finished, sample.seed, decibels, decibels, sample.lr_psnr_unprojected))
 
     def again(_: Any, sample: Sample) -> None:
@@ -114,22 +123,44 @@ def upscale(
         keep_images=False,
         **options,
     )
+    if num_samples == 1:
+        return Summary(single[0], np.zeros((*size, 3), np.float32))  # which takes no memory until it is written to
     mean = to_pil(moments.mean)
     return Summary(photo.finish(mean) if photo is not None else mean, moments.std_().permute(1, 2, 0).cpu().numpy())
 
 
-def lr_psnr(operator: Downsampling, x: Tensor, y: Tensor) -> float:
-    """PSNR in dB between y and x brought to its size: by H, as often as it fits, or else by bicubic downsampling.
+def _left_for_samples(max_memory: int, size: tuple[int, int], num_samples: int) -> int:
+    """Bytes of `max_memory` beside what is made of a sample of `size`.
+
+    Raises:
+        ValueError: there are none.
+    """
+    # Bytes a pixel: the sample resampled, half of it on the way there, 8-bit images and their floats, mean and squares.
+    taken = math.prod(size) * (12 + 6 + 8 + 15 + (28 if num_samples > 1 else 0))
+    if taken >= max_memory:
+        raise ValueError(
+            f"`max_memory` = {format_bytes(max_memory)} is too little: {num_samples} samples of {size[1]}x{size[0]} "
+            f"take more than {format_bytes(taken)}. Fewer samples, a smaller image or a larger `max_memory`"
+        )
+    return max_memory - taken
+
+
+def lr_psnr(operator: Downsampling, image: Image.Image, y: Tensor) -> float:
+    """PSNR in dB between y and an image brought to its size: by H, as often as it fits, or else bicubic downsampling.
 
     Args:
         operator: H.
-        x: `[3, H, W]` in [0, 1].
-        y: `[3, h, w]` in [0, 1].
+        image: RGB.
+        y: `[3, h, w]` in [0, 1], on the CPU.
     """
     factor, times = operator.scale_factor, 0
-    while factor > 1 and y.shape[-1] * factor ** (times + 1) <= x.shape[-1]:
+    while factor > 1 and y.shape[-1] * factor ** (times + 1) <= image.width:
         times += 1
-    if times == 0 or tuple(x.shape[-2:]) != (y.shape[-2] * factor**times, y.shape[-1] * factor**times):
+    fits = times > 0 and image.size == (y.shape[-1] * factor**times, y.shape[-2] * factor**times)
+    if fits and times == 1:
+        return lr_psnr_of_image(operator, image, y)
+    x = to_tensor(image)
+    if not fits:
         return psnr(F.interpolate(x[None], y.shape[-2:], mode="bicubic", antialias=True)[0], y)
     for _ in range(times):
         x = operator(x)

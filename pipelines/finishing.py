@@ -60,7 +60,7 @@ class Finisher:
         x.clamp_(0, 1)
         if self.output_type == "pil":
             image = convert(x, "pil")
-            returned = self._lr_psnr(partial(_rows_of, image, x.device))
+            returned = lr_psnr_of_image(self.operator, image, self.y)
             if self.photo is not None:
                 image = self.photo.finish(image)
         else:
@@ -92,7 +92,7 @@ class Finisher:
 
     def lr_psnr_of(self, x: Tensor) -> float:
         """PSNR(Hx, y) in dB, peak 1, of `[3, H, W]`."""
-        return self._lr_psnr(lambda low, high: x[:, low:high])
+        return _lr_psnr(self.operator, lambda low, high: x[:, low:high], self.y)
 
     def mean(self) -> Any:
         """The mean of the samples, in the output type; of one alone that sample itself, in no memory of its own."""
@@ -109,15 +109,21 @@ class Finisher:
             std = torch.from_numpy(np.zeros(self.size, np.float32)).to(self.y.device)
         return std if self.output_type == "pt" else std.permute(1, 2, 0).cpu().numpy()
 
-    def _lr_psnr(self, rows: Callable[[int, int], Tensor]) -> float:
-        """PSNR(Hx, y) in dB, peak 1, of x given by its rows; computed in float64 where the device has it."""
-        size = (self.y.shape[-2] * self.operator.scale_factor, self.y.shape[-1] * self.operator.scale_factor)
-        total, row = 0.0, 0
-        for strip in self.operator.apply_rows(rows, size, self.y.device):
-            expected = self.y[:, row : row + strip.shape[-2]]
-            total += (strip - expected.to(strip.dtype)).square().sum().item()
-            row += strip.shape[-2]
-        return _decibels(total / self.y.numel())
+
+def lr_psnr_of_image(operator: Downsampling, image: Image.Image, y: Tensor) -> float:
+    """PSNR(Hx, y) in dB, peak 1, of an RGB image `scale_factor` times as large as y, `[3, h, w]` in [0, 1]."""
+    return _lr_psnr(operator, partial(_rows_of, image, y.device), y)
+
+
+def _lr_psnr(operator: Downsampling, rows: Callable[[int, int], Tensor], y: Tensor) -> float:
+    """PSNR(Hx, y) in dB, peak 1, of x given by its rows; computed in float64 where the device has it."""
+    size = (y.shape[-2] * operator.scale_factor, y.shape[-1] * operator.scale_factor)
+    total, row = 0.0, 0
+    for strip in operator.apply_rows(rows, size, y.device):
+        expected = y[:, row : row + strip.shape[-2]]
+        total += (strip - expected.to(strip.dtype)).square().sum().item()
+        row += strip.shape[-2]
+    return _decibels(total / y.numel())
 
 
 def _rows_of(image: Image.Image, device: torch.device, low: int, high: int) -> Tensor:

@@ -16,6 +16,9 @@ PIXELS_PER_CHUNK = 2**20
 MIN_PIXELS = 256**2
 """HR pixels of the smallest evaluation that a bound may lead to, margins included."""
 
+ASIDE = 2**26
+"""Bytes of what does not grow with the image: strips of rows, the matrices of H."""
+
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -93,10 +96,13 @@ def working_pixels(
         return PIXELS_PER_CHUNK
     used, available = memory
     bound = used + available // 2 if max_memory is None else max_memory
-    each = 4 if output_type == "pil" else 12  # bytes a pixel
-    arrays = 16 + 8 + (24 if num_samples > 1 else 0)  # the sample, what it is turned into, mean and squares
-    arrays += each * num_samples if keep_images else each
-    taken = size[0] * size[1] * arrays
+    kept = num_samples if keep_images else 1
+    arrays = 12 + (24 if num_samples > 1 else 0)  # bytes a pixel: the sample, mean and squares of all
+    if output_type == "pil":
+        arrays += 4 * kept + 5 + (4 if num_samples > 1 else 0)  # 8-bit images, one more while it gets its alpha, mean
+    else:
+        arrays += 12 * (kept - 1)  # the sample itself is kept
+    taken = size[0] * size[1] * arrays + ASIDE
     cost = bytes_per_pixel(vdvae)
     pixels = (bound - used - taken) // cost
     if pixels < MIN_PIXELS:

@@ -3,10 +3,13 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
+from hvae_sr.pipelines.chaining import upscale
 from hvae_sr.pipelines.output import collate
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "memory.py"
@@ -21,6 +24,19 @@ def beside(side: int) -> float:
 
 def test_memory_beside_the_arrays_does_not_grow_with_the_image() -> None:
     assert beside(768) - beside(256) < 50  # MiB, of nine megapixels: a copy in float32 would take 108
+
+
+def test_the_bound_holds_and_one_that_cannot_is_refused() -> None:
+    command = [sys.executable, str(BENCHMARK), "--small", "--sides", "512", "--num_samples", "3", "--max_memory"]
+    done = subprocess.run([*command, "800MB"], capture_output=True, text=True, check=True)
+    assert float(done.stdout.splitlines()[-1].split("|")[7]) < 800
+    done = subprocess.run([*command, "300MB"], capture_output=True, text=True)
+    assert done.returncode and "`max_memory` = 300 MB is too little for 3 samples of 2048x2048" in done.stderr
+
+
+def test_a_bound_that_has_no_room_for_the_resampled_result_is_refused(make_pipeline: Any) -> None:
+    with pytest.raises(ValueError, match="`max_memory` = 1 MB is too little: 1 samples of 600x300"):
+        upscale(make_pipeline(), np.zeros((100, 200, 3), np.uint8), print, outscale=3, max_memory=2**20)
 
 
 def test_one_item_is_not_copied_and_several_are_taken_out_of_the_list() -> None:

@@ -152,16 +152,19 @@ def _upscale_one(pipeline: Any, job: Job, options: argparse.Namespace) -> bool:
     job.make_folder()
     exif = photo.exif if options.keep_exif else b""
 
+    def one_channel(image: Any) -> Any:
+        return photo.finish(image.convert("RGB"), keep_grey=True) if photo.grey else image
+
     def write(sample: Any) -> None:
         path = job.path(f"seed{sample.seed}", options.outscale)
-        picture = photo.finish(sample.image.convert("RGB"), keep_grey=True)
+        picture = one_channel(sample.image)
         decibels, note = sample.lr_psnr, ""
         faithful[sample.seed] = sample.lr_psnr_unprojected
         own = {**facts, "seed": sample.seed, "lr_psnr": round(decibels, 4)}
         own["lr_psnr_unprojected"] = round(sample.lr_psnr_unprojected, 4)
         save_image(picture, path, own, exif)
         if job.suffix in LOSSY_SUFFIXES:
-            decibels = lr_psnr(pipeline.operator, to_tensor(load_image(path)), y)
+            decibels = lr_psnr(pipeline.operator, load_image(path), y)
             note = f" as written ({job.suffix[1:]} is lossy: {sample.lr_psnr:.1f} dB before)"
             save_image(picture, path, {**own, "lr_psnr": round(decibels, 4)}, exif)
         say(f"{path}  LR-PSNR {decibels:.1f} dB{note}")
@@ -183,8 +186,7 @@ def _upscale_one(pipeline: Any, job: Job, options: argparse.Namespace) -> bool:
     )
     facts["seeds"] = seeds
     mean_path, std_path = (job.path(kind, options.outscale) for kind in ("mean", "std"))
-    mean = photo.finish(summary.mean.convert("RGB"), keep_grey=True)
-    save_image(mean, mean_path, {**facts, "what": "mean of the samples"}, exif)
+    save_image(one_channel(summary.mean), mean_path, {**facts, "what": "mean of the samples"}, exif)
     say(f"{mean_path}  mean of {len(seeds)} samples")
     # Last: where it stands, with these settings, everything does.
     picture = uncertainty_to_pil(summary.std)

@@ -62,7 +62,7 @@ def _to_tensor(image: Any, name: str) -> torch.Tensor:
         raise ImageError(f"{name} has no pixels: shape {tuple(image.shape)}")
     tensor = tensor.expand(3, -1, -1).contiguous()
     if tensor.dtype == torch.uint8:
-        return tensor.float() / 255.0
+        return tensor.float().div_(255.0)
     tensor = tensor.float()
     if not torch.isfinite(tensor).all():
         raise ImageError(f"{name} holds NaN or infinite values")
