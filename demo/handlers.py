@@ -207,7 +207,7 @@ class _friendly:
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         if isinstance(error, ValueError):
-            raise gr.Error(str(error), duration=8, title="Sorry", print_exception=False) from None
+            raise gr.Error(str(error), duration=8, print_exception=False) from None
 
 
 def forget(session: Session | None) -> None:
