@@ -115,7 +115,6 @@ def train(
         done = dict(json.loads(figures.read_text()))
         if (done["step"], done["crops"]) != (given.updates, given.updates * given.train_batch_size):
             raise ValueError(f"`output_dir`: {folder} is of {done['step']} updates and {done['crops']} crops")
-        bound(folder)
         return done
     values: dict[str, Any] = {
         "stage": stage, "output_dir": folder, "pretrained_vdvae": SOURCE / "vdvae", "resolution": 32,

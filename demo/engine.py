@@ -101,6 +101,7 @@ class Session:
     settings: Settings
     samples: list[Drawn] = field(default_factory=list)
     selected: int = 0
+    stopped: bool = False  # by the visitor: what is being drawn then is dropped
 
 
 class Engine:

@@ -35,13 +35,16 @@ class Handlers:
 
     def _run(self, old: Session | None, session: Session, recipes: list[Recipe]) -> Iterator[tuple[Any, ...]]:
         """Draws, and shows each sample when it is there; the files of the session before are deleted."""
-        session.samples, session.selected = [], 0
+        session.samples, session.selected, session.stopped = [], 0, False
         total = len(recipes)
         busy, idle = gr.Button(interactive=False), gr.Button(interactive=True)
         yield session, f"Drawing sample 1 of {total} ...", [], None, busy, idle
         forget(old)  # only now: until then the visitor has the old session, also if the run is stopped
         for number, recipe in enumerate(recipes, start=1):
-            session.samples.append(self.engine.draw(session, recipe))
+            sample = self.engine.draw(session, recipe)
+            if session.stopped:
+                return
+            session.samples.append(sample)
             text = f"Drawing sample {number + 1} of {total} ..." if number < total else _summary(session)
             shown = self.on_compare(session, "Bicubic", RIGHT[0]) if number == 1 else gr.skip()
             gallery = _gallery(session) if number < total else _selected(session)
@@ -78,7 +81,11 @@ class Handlers:
             assert session is not None
             mask = _mask(outline, (left, top, width, height), chosen.image.size)
             number = sum(bool(sample.recipe.regions) for sample in session.samples)
-            session.samples.append(self.engine.redraw(session, mask, _seed(seed) + 5000 + number))
+            session.stopped = False
+            sample = self.engine.redraw(session, mask, _seed(seed) + 5000 + number)
+            if session.stopped:
+                return session, *[gr.skip()] * 5
+            session.samples.append(sample)
             session.selected = len(session.samples) - 1
             return session, _summary(session), _selected(session), gr.skip(), gr.skip(), gr.skip()
 
@@ -86,8 +93,10 @@ class Handlers:
         """The buttons as they are between runs."""
         return gr.Button(interactive=True), gr.Button(interactive=False)
 
-    def on_stop(self) -> tuple[Any, ...]:
-        """After a run was cancelled."""
+    def on_stop(self, session: Session | None) -> tuple[Any, ...]:
+        """After a run was cancelled: the sample that is being drawn is not kept."""
+        if session is not None:
+            session.stopped = True
         return "Stopped. What was drawn stays.", *self.on_idle()
 
     def on_image(self, image: Any) -> tuple[Any, ...]:

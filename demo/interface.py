@@ -148,7 +148,7 @@ class Page(Handlers):
             runs.append(run)
             run.then(self.on_look, look, views, **quick).then(self.on_idle, None, [page.draw, page.stop], **quick)
         page.draw.click(None, js=markup.SHOW_RESULTS, **quick)
-        page.stop.click(self.on_stop, None, [page.status, page.draw, page.stop], cancels=runs, queue=False, **quick)
+        page.stop.click(self.on_stop, session, [page.status, page.draw, page.stop], cancels=runs, queue=False, **quick)
         page.image.change(self.on_image, page.image, [page.status, page.shrink], **quick)
         page.shrink.click(self.on_shrink, page.image, page.image, **quick)
         page.gallery.select(self.on_select, session, page.status, **quick).then(self.on_look, look, views, **quick)

@@ -1,5 +1,7 @@
 """The processes that share a command's work, as `accelerate launch` and `torchrun` start them."""
 
+from datetime import timedelta
+
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
@@ -10,5 +12,9 @@ def process_state() -> PartialState:
 
     `PartialState()` alone does not read ACCELERATE_USE_CPU, as `Accelerator` does, and takes processes of a machine
     without an accelerator for strangers: each would do all the work.
+
+    A process that is done waits for the others, which may have hours of work left: the usual limits of half an hour and
+    less are for processes that work in step.
     """
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    return PartialState(cpu=cpu, timeout=timedelta(days=7))

@@ -151,8 +151,9 @@ def lr_psnr(operator: Downsampling, image: Image.Image, y: Tensor) -> float:
     Args:
         operator: H.
         image: RGB.
-        y: `[3, h, w]` in [0, 1], on the CPU.
+        y: `[3, h, w]` in [0, 1].
     """
+    y = y.cpu()
     factor, times = operator.scale_factor, 0
     while factor > 1 and y.shape[-1] * factor ** (times + 1) <= image.width:
         times += 1

@@ -27,10 +27,15 @@ class CompiledNetworks:
         vdvae: the prior.
         lr_encoder: the LR network.
         options: of `torch.compile`, such as `{"mode": "reduce-overhead"}`.
+
+    Raises:
+        ValueError: options that ask for CUDA graphs otherwise than by `mode`.
     """
 
     def __init__(self, vdvae: VDVAE, lr_encoder: LREncoder | LRConditioner, options: dict[str, Any]) -> None:
         self.vdvae, self.lr_encoder, self.options = vdvae, lr_encoder, options
+        if options.get("backend") == "cudagraphs" or "triton.cudagraphs" in (options.get("options") or {}):
+            raise ValueError(f"CUDA graphs are asked for by `mode` = 'reduce-overhead', got {options}")
         self._static = options.get("mode") in _STATIC_OUTPUTS
         # The features of y are kept for all samples: they must not lie in memory that a CUDA graph writes again.
         plain = {**options, "mode": None} if self._static else options

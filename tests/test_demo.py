@@ -160,3 +160,23 @@ def test_the_api_gives_the_pipelines_samples_to_programs(folder, photo, tmp_path
     assert facts == {"seeds": [7, 8], "lr_psnr": [round(out.lr_psnr[0], 4) for out in outs]}
     for file, out in zip(files, outs, strict=True):
         assert same(Image.open(file["image"]), out.images[0])
+
+
+def test_a_sample_that_is_being_drawn_when_the_visitor_stops_is_not_kept(engine, session, monkeypatch):
+    pytest.importorskip("gradio", reason="gradio is not installed (extra demo)")
+    from hvae_sr.demo.handlers import Handlers
+
+    handlers, draw = Handlers(engine), engine.draw
+    fresh = Session(handlers.folder(), session.image, session.settings)
+    run = handlers._run(None, fresh, engine.recipes("tiny", 3, 3))
+    next(run), next(run)
+
+    def stop_meanwhile(*given):
+        handlers.on_stop(fresh)
+        return draw(*given)
+
+    monkeypatch.setattr(engine, "draw", stop_meanwhile)
+    assert list(run) == []
+    assert [sample.recipe.seed for sample in fresh.samples] == [3]
+    monkeypatch.setattr(engine, "draw", draw)
+    assert len(list(handlers._run(None, fresh, engine.recipes("tiny", 3, 2)))) == 3 and len(fresh.samples) == 2

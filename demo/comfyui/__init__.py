@@ -98,7 +98,7 @@ class DiverseUpscale:
         self, image: torch.Tensor, model: str, num_samples: int, temperature: float, seed: int, consistent: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         out = _pipeline(model)(
-            image[..., :3].movedim(-1, 1),
+            image[..., :3].movedim(-1, 1).clamp(0, 1),  # bicubic resizing of other nodes overshoots
             num_samples=num_samples,
             temperature=temperature,
             seed=seed,

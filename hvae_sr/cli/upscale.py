@@ -79,18 +79,18 @@ def run(options: argparse.Namespace) -> int:
     for error in unreadable if state_of_process.is_main_process else []:
         fail(error)
         failed.append(str(error))
-    with state_of_process.split_between_processes(jobs) as share:  # all of them, unless there are several processes
-        for job in share:
-            try:
-                if _upscale_one(pipeline, job, options):
-                    done += 1
-                else:
-                    skipped += 1
-            except (ValueError, OSError, MemoryError, RuntimeError) as error:
-                if isinstance(error, RuntimeError) and "memory" not in str(error):
-                    raise
-                fail(error if str(job.source) in str(error) else ValueError(f"{job.source}: {error}"))
-                failed.append(job.name)
+    # In turns, so that what an interrupted run has finished is not all one process's share.
+    for job in jobs[state_of_process.process_index :: state_of_process.num_processes]:
+        try:
+            if _upscale_one(pipeline, job, options):
+                done += 1
+            else:
+                skipped += 1
+        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "memory" not in str(error):
+                raise
+            fail(error if str(job.source) in str(error) else ValueError(f"{job.source}: {error}"))
+            failed.append(job.name)
     counts = gather_object([(done, skipped, len(failed))])
     done, skipped, failures = (sum(values) for values in zip(*counts, strict=True))
     if state_of_process.is_main_process and (len(jobs) > 1 or failures or skipped):

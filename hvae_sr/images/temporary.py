@@ -30,8 +30,8 @@ def temporary_path(path: Path) -> Path:
 def remove_abandoned(folder: Path) -> int:
     """Removes files of `temporary_path` in `folder` (not below it) whose process was killed.
 
-    Those of processes that run on this machine stay, and so do those of other machines that share the folder until
-    they are a day old.
+    Those of processes that run here stay. So do those of other machines and containers that share the folder, whose
+    processes cannot be seen from here, and those whose process number lives on, until they are a day old.
 
     Returns:
         How many were removed.
@@ -50,17 +50,25 @@ def remove_abandoned(folder: Path) -> int:
 def _is_abandoned(found: os.stat_result, machine: str | None, process: str | None) -> bool:
     if not stat.S_ISREG(found.st_mode):
         return False
-    if machine != _machine() or process is None:
-        return time.time() - found.st_mtime > _AGE_OF_STRANGERS
-    try:
-        owner = psutil.Process(int(process))
-        # The number may have been given to another process since. A second for the clocks of process and file.
-        return owner.status() == psutil.STATUS_ZOMBIE or owner.create_time() > found.st_mtime + 1
-    except (psutil.NoSuchProcess, OverflowError):
+    if machine == _machine() and process is not None and not _runs(int(process)):
         return True
-    except psutil.Error:
+    return time.time() - found.st_mtime > _AGE_OF_STRANGERS
+
+
+def _runs(process: int) -> bool:
+    """Whether there is such a process, or one that cannot be looked at."""
+    try:
+        return psutil.pid_exists(process) and psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except OverflowError:  # no number of a process
         return False
+    except psutil.Error:
+        return psutil.pid_exists(process)
 
 
 def _machine() -> str:
-    return hashlib.sha256(socket.gethostname().encode(errors="replace")).hexdigest()[:8]
+    """What process numbers belong to: a machine since it was started, and in it a container."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256("\0".join(parts).encode(errors="replace")).hexdigest()[:8]

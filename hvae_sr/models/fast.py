@@ -81,8 +81,8 @@ def exact_sums(kind: str) -> Iterator[None]:
     if torch.is_grad_enabled() or kind == "meta" or not torch.is_autocast_enabled(kind):
         yield
         return
-    dtype = torch.get_autocast_dtype(kind)
-    if torch.compiler.is_compiling():
+    dtype, traced = torch.get_autocast_dtype(kind), torch.compiler.is_compiling()
+    if traced:
         before, _traced.block_dtype = _traced.block_dtype, dtype
     else:
         token = _block_dtype.set(dtype)
@@ -90,7 +90,7 @@ def exact_sums(kind: str) -> Iterator[None]:
         with torch.autocast(kind, enabled=False):
             yield
     finally:
-        if torch.compiler.is_compiling():
+        if traced:
             _traced.block_dtype = before
         else:
             _block_dtype.reset(token)
@@ -151,7 +151,8 @@ def convolve(
     dtype = stream_dtype(x)
     if not _fusible(x, dtype):
         weight, offset = _cut(layer, rows, columns, bias)
-        if weight.dtype != dtype and not torch.is_autocast_enabled(x.device.type):  # within `exact_sums`
+        casts = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+        if weight.dtype != dtype and not casts:  # within `exact_sums`
             weight, offset = weight.to(dtype), None if offset is None else offset.to(dtype)
         h = F.conv2d(x, weight, offset, padding=layer.padding)  # type: ignore[arg-type]
         h = h if then is None else ACTIVATIONS[then](h)
