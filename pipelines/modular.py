@@ -30,6 +30,9 @@ class SuperResolutionBlock(ModularPipelineBlocks):
         pipe.load_components()
         images = pipe(image=photo, num_samples=5, seed=0, output="images")
 
+    As the pipeline, it computes fast where the configuration says so; `pipe.update_components(fast_inference=False)`
+    computes in the dtype of the weights.
+
     In `SequentialPipelineBlocks`, `image` may come from a block before, and blocks after it read `images` or `std`.
     """
 

@@ -69,6 +69,16 @@ class Halve(ModularPipelineBlocks):
         return components, state
 
 
+def test_fast_inference_can_be_turned_off(photo):
+    from hvae_sr import SuperResolutionPipeline
+
+    pipe = loaded(SuperResolutionBlock(), "natural-x4")
+    pipe.update_components(fast_inference=False)
+    exact = SuperResolutionPipeline.from_pretrained("natural-x4", dtype=torch.float32)
+    images = pipe(image=photo, seed=1, output_type="pt", output="images")
+    assert torch.equal(images, exact(photo, seed=1, output_type="pt").images)
+
+
 def test_the_block_works_after_blocks_of_others(make_pipeline, folder, photo):
     blocks = SequentialPipelineBlocks.from_blocks_dict({"halve": Halve(), "upscale": SuperResolutionBlock()})
     pipe = blocks.init_pipeline(str(folder))
