@@ -168,6 +168,9 @@ class Downsampling:
         size = self._check_lr("y", y, (x.shape[-2], x.shape[-1]))
         if x.dtype not in (torch.float32, torch.float64) or y.dtype != x.dtype:
             raise ValueError(f"`x` and `y` must be both float32 or both float64, but are {x.dtype} and {y.dtype}")
+        ends = list(zip(reversed(x.shape[:-2]), reversed(y.shape[:-2]), strict=False))
+        if y.ndim > x.ndim or any(of_y not in (1, of_x) for of_x, of_y in ends):
+            raise ValueError(f"`y` {tuple(y.shape)} has leading dimensions that `x` {tuple(x.shape)} has not")
         down, down_columns = self._matrices("apply", size, x.device, x.dtype)
         up, up_columns = self._matrices("pseudo_inverse", size, x.device, x.dtype)
         # Rows from which on this tile and all later ones read: below them, the residual is of no more use, and x may

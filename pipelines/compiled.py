@@ -29,7 +29,7 @@ class CompiledNetworks:
         options: of `torch.compile`, such as `{"mode": "reduce-overhead"}`.
 
     Raises:
-        ValueError: options that ask for CUDA graphs otherwise than by `mode`.
+        ValueError: options that `torch.compile` does not have, or that ask for CUDA graphs otherwise than by `mode`.
     """
 
     def __init__(self, vdvae: VDVAE, lr_encoder: LREncoder | LRConditioner, options: dict[str, Any]) -> None:
@@ -39,8 +39,11 @@ class CompiledNetworks:
         self._static = options.get("mode") in _STATIC_OUTPUTS
         # The features of y are kept for all samples: they must not lie in memory that a CUDA graph writes again.
         plain = {**options, "mode": None} if self._static else options
-        self.encode = torch.compile(lr_encoder.encode, **plain)
-        self._draw = torch.compile(self._plain_draw, **options)
+        try:
+            self.encode = torch.compile(lr_encoder.encode, **plain)
+            self._draw = torch.compile(self._plain_draw, **options)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"options of torch.compile: {options}: {' '.join(str(error).split())}") from error
 
     def sample(
         self,
@@ -56,6 +59,17 @@ class CompiledNetworks:
         return_latents: bool = True,
     ) -> VDVAESample:
         """`VDVAE.sample`, by the graph; by the networks themselves where pixels are drawn too.
+
+        Args:
+            batch_size: B.
+            size: (H, W) of the images.
+            noise: `[B, C, h_l, w_l]` for each group, or a function of (group, stride, shape, device).
+            condition: of one observation, or of B.
+            latents, temperature, lr_posterior_temperature, num_conditioned_groups: as in `VDVAE.top_down`.
+            sample_pixels, return_latents: as in `VDVAE.sample`.
+
+        Returns:
+            Images `[B, 3, H, W]`, nominally on [-1, 1], and latents.
 
         Raises:
             RuntimeError: the graph gives values that are not finite.

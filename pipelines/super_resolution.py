@@ -160,6 +160,9 @@ class SuperResolutionPipeline(DiffusionPipeline):
 
         Args:
             **options: of `torch.compile`, such as `mode` or `backend`.
+
+        Raises:
+            ValueError: options that `torch.compile` does not have.
         """
         self.compiled_networks = CompiledNetworks(self.vdvae, self.lr_encoder, options)
 

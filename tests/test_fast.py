@@ -439,3 +439,13 @@ def test_a_graph_that_gives_no_finite_values_is_reported(make_pipeline: Any) -> 
         pipe(photo(), seed=0)
     pipe.disable_compilation()
     pipe(photo(), seed=0)
+
+
+@pytest.mark.parametrize(
+    "options", [{"mode": "fastest"}, {"speed": 9}, {"backend": "cudagraphs"}, {"backend": "none"}], ids=str
+)
+def test_options_that_the_compiler_does_not_have_are_refused(make_pipeline: Any, options: dict[str, Any]) -> None:
+    pipe = make_pipeline()
+    with pytest.raises(ValueError, match=str(list(options.values())[0])):
+        pipe.enable_compilation(**options)
+    pipe(photo(), seed=0)

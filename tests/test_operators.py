@@ -394,3 +394,10 @@ def test_a_singular_operator_has_no_pseudo_inverse(scale: int, kernel: list[floa
     for call in (lambda: op.pseudo_inverse(y, (side, side)), lambda: op.project(x, y)):
         with pytest.raises(ValueError, match=f"HHᵀ is singular .* side of {side}"):
             call()
+
+
+@pytest.mark.parametrize("leading", [(2, 3), (4,)])
+def test_in_place_projection_refuses_images_that_it_cannot_write_to(leading):
+    op = Downsampling(4)
+    with pytest.raises(ValueError, match="leading dimensions"):
+        op.project_(torch.zeros(3, 8, 8), torch.zeros(*leading, 2, 2))
