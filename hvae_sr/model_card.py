@@ -26,6 +26,8 @@ IMAGES_FOLDER = "images"
 _GRAMS_PER_KWH = 475
 """Carbon intensity of electricity where the notes give none: the world's mean (IEA, 2019)."""
 
+_SETTINGS = ("protocol", "size", "seed", "num_samples", "self_ensemble")
+
 _PURPOSE = """\
 Looking at several plausible high-resolution versions of a photograph and at where they differ, and research on
 diverse super-resolution and on hierarchical VAEs as image priors. Where one best guess is wanted, a regression network
@@ -306,7 +308,8 @@ def _title(report: dict[str, Any]) -> str:
     share = ""
     if report["num_images"] != report.get("num_images_available", report["num_images"]):
         share = f", first {report['num_images']} images"
-    return f"{report['dataset']} {report['protocol']}{size}{share}"
+    ensemble = ", self-ensemble" if report.get("self_ensemble") else ""
+    return f"{report['dataset']} {report['protocol']}{size}{share}{ensemble}"
 
 
 def _results(reports: list[dict[str, Any]], name: str) -> str:
@@ -357,8 +360,14 @@ def _eval_results(report: dict[str, Any], facts: dict[str, Any]) -> list[EvalRes
             task_name=f"super-resolution x{report['scale_factor']}",
             dataset_type=report["dataset"],
             dataset_name=_title(report),
-            dataset_config=f"{report['protocol']}-{report['size'] or 'full'}",  # results of one would be merged
-            dataset_args={key: report[key] for key in ("protocol", "size", "seed", "num_samples") if report.get(key)},
+            dataset_config="-".join(  # results of one would be merged
+                [
+                    report["protocol"],
+                    str(report["size"] or "full"),
+                    *["self-ensemble"] * bool(report.get("self_ensemble")),
+                ]
+            ),
+            dataset_args={key: report[key] for key in _SETTINGS if report.get(key)},
             metric_type=metric,
             metric_name=f"{title}, {row['name']}",
             metric_value=round(float(row[metric]), 4),

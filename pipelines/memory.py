@@ -76,6 +76,7 @@ def working_pixels(
     keep_images: bool,
     max_memory: int | None,
     device: torch.device,
+    self_ensemble: bool = False,
 ) -> int:
     """HR pixels that a network evaluation may work on.
 
@@ -87,6 +88,7 @@ def working_pixels(
         keep_images: whether they are all kept.
         max_memory: bound of the process (CPU) or of the device's memory, bytes; None: half of what is available.
         device: where the networks run.
+        self_ensemble: whether samples are turned back, which copies them.
 
     Raises:
         ValueError: the bound leaves no room beside the arrays of the output; the message says how much would do.
@@ -98,6 +100,7 @@ def working_pixels(
     bound = used + available // 2 if max_memory is None else max_memory
     kept = num_samples if keep_images else 1
     arrays = 12 + (24 if num_samples > 1 else 0)  # bytes a pixel: the sample, mean and squares of all
+    arrays += 12 * self_ensemble
     if output_type == "pil":
         arrays += 4 * kept + 5 + (4 if num_samples > 1 else 0)  # 8-bit images, one more while it gets its alpha, mean
     else:

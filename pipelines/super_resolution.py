@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pickle import UnpicklingError
 from typing import Any
 
@@ -23,6 +24,7 @@ from .compiled import CompiledNetworks
 from .finishing import Finisher
 from .inputs import check_components, check_count, check_groups, check_temperature, sample_seeds
 from .memory import PIXELS_PER_CHUNK, working_pixels
+from .orientations import SelfEnsemble
 from .output import OUTPUT_TYPES, Sample, SuperResolutionOutput, collate
 from .sampling import WindowSampler
 
@@ -211,6 +213,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
         noise: Sequence[Tensor] | None = None,
         num_conditioned_groups: int | None = None,
         sample_pixels: bool = False,
+        self_ensemble: bool = False,
     ) -> None:
         """Raises a ValueError that names the argument and its value."""
         check_count("num_samples", num_samples, 1)
@@ -230,6 +233,8 @@ class SuperResolutionPipeline(DiffusionPipeline):
             raise ValueError("`noise` holds no draws of pixels: `sample_pixels=True` needs `seed` or `generator`")
         if lr_posterior_temperature is not None and not isinstance(self.lr_encoder, LREncoder):
             raise ValueError("`lr_posterior_temperature` has no effect on this model: it has no q_psi(z|y)")
+        if self_ensemble and self.vdvae.config.bias_type == "spatial":
+            raise ValueError("`self_ensemble` must be False for this model: it knows images of one orientation only")
 
     @torch.no_grad()
     def __call__(
@@ -246,6 +251,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
         latents: Sequence[Tensor | None] | None = None,
         num_fixed_groups: int | None = None,
         sample_pixels: bool = False,
+        self_ensemble: bool = False,
         batch_size: int | None = None,
         window_size: int | None = None,
         max_memory: int | None = None,
@@ -277,6 +283,9 @@ class SuperResolutionPipeline(DiffusionPipeline):
                 `[N, C, h, w]` or `[1, C, h, w]` each (images of one size only).
             num_fixed_groups: keeps the first so many groups of `latents` and draws the others anew.
             sample_pixels: draws pixels from p(x|z) instead of returning E[x|z]; adds white noise.
+            self_ensemble: draws the sample of seed s from y in orientation s mod 8 (mirrored, turned) and turns it
+                back: a sampler that does not depend on how y is turned, and a more accurate mean of several samples
+                (`SelfEnsemble`). y is encoded once for each orientation.
             batch_size: samples for each network evaluation; None chooses by size. Results do not depend on it.
             window_size: side, in pixels of y, of the windows that larger images are sampled in, margins left out;
                 None chooses windows of a million HR pixels, or as many as `max_memory` allows. A window sees the noise
@@ -308,6 +317,7 @@ class SuperResolutionPipeline(DiffusionPipeline):
             noise=noise,
             num_conditioned_groups=num_conditioned_groups,
             sample_pixels=sample_pixels,
+            self_ensemble=self_ensemble,
         )
         check_count("num_fixed_groups", num_fixed_groups, 0, self.vdvae.num_groups)
         check_count("max_memory", max_memory, 1)
@@ -327,6 +337,8 @@ class SuperResolutionPipeline(DiffusionPipeline):
         check_groups("latents", latents, self.vdvae, padded_size, (1, rows), optional=True)
         seeds = None if noise is not None else sample_seeds(seed, generator, len(images), num_samples)
         keep_latents = return_latents or output_type == "latent"
+        if self_ensemble and (keep_latents or noise is not None or latents is not None):
+            raise ValueError("`self_ensemble` goes with seeds alone: latents and noise of its samples have no one grid")
         if keep_latents or noise is not None or latents is not None:
             self._check_one_tile(images)
         arguments = {
@@ -348,10 +360,11 @@ class SuperResolutionPipeline(DiffusionPipeline):
                 pixels = PIXELS_PER_CHUNK
                 if max_memory is not None or math.prod(size) > PIXELS_PER_CHUNK:
                     allowed = working_pixels(
-                        self.vdvae, size, num_samples, output_type, keep_images, max_memory, device
+                        self.vdvae, size, num_samples, output_type, keep_images, max_memory, device, self_ensemble
                     )
                     pixels = min(pixels, allowed)
-                sampler = WindowSampler(self, y, window_size, pixels)
+                make = partial(WindowSampler, self, window_size=window_size, pixels=pixels)
+                sampler = SelfEnsemble(make, y) if self_ensemble else make(y)
                 finisher = Finisher(self.operator, y, photo, output_type, num_samples, enforce_consistency)
                 chunks = []
                 chunk = batch_size or sampler.samples_at_once

@@ -317,6 +317,18 @@ def test_like_repeats_the_settings_of_a_file(model, photo, tmp_path, capsys):
     assert (tmp_path / "c" / mean.name).read_bytes() == mean.read_bytes()
 
 
+def test_like_repeats_the_orientations_of_a_sample(model, photo, tmp_path, capsys):
+    options = ["--model", model, "--seed", 3, "--num_samples", 1]
+    upscale(photo, "-o", tmp_path / "a", *options, "--self_ensemble")
+    first = tmp_path / "a" / "photo_x4_seed3.png"
+    assert upscale(photo, "-o", tmp_path / "b", "--model", model, "--like", first) == 0
+    assert (tmp_path / "b" / first.name).read_bytes() == first.read_bytes()
+    upscale(photo, "-o", tmp_path / "c", *options)
+    assert (tmp_path / "c" / first.name).read_bytes() != first.read_bytes()
+    assert upscale(photo, "-o", tmp_path / "d", *options, "--self_ensemble", "--rank", "log_density") == 2
+    assert "`--rank`" in capsys.readouterr().err
+
+
 def test_like_refuses_other_weights_strangers_and_models_that_a_file_names(model, photo, tmp_path, capsys):
     upscale(photo, "-o", tmp_path / "a", "--model", model, "--num_samples", 1)
     first = tmp_path / "a" / "photo_x4_seed0.png"

@@ -23,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.2, 0.8, 1.0])
     parser.add_argument("--num_samples", type=int, help="samples of each image (default 8; paper: 5)")
+    parser.add_argument(
+        "--self_ensemble", action="store_true", help="draw samples in eight orientations of the image in turn"
+    )
     parser.add_argument("--coverage_samples", type=int, help="also the calibration at t = 1, of so many samples")
     parser.add_argument(
         "--metrics", nargs="*", help="brisque, lpips, fid; default: none, and those of the tables for paper"
@@ -58,6 +61,7 @@ def run(options: argparse.Namespace) -> int:
         num_images=options.num_images,
         batch_size=options.batch_size,
         coverage_samples=options.coverage_samples,
+        self_ensemble=options.self_ensemble,
         scale_factor=options.scale_factor,
         predictions=options.predictions,
         perceptual=load_perceptual(names, pipeline.device if pipeline is not None else "cpu"),

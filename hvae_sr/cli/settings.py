@@ -33,6 +33,7 @@ def facts_about(pipeline: Any, job: Job, options: argparse.Namespace) -> dict[st
         "outscale": options.outscale,
         "consistent": not options.no_consistency,
         "tile": options.tile,
+        "self_ensemble": options.self_ensemble,
         "dtype": options.dtype,
         "device": pipeline.device.type,
         "source": job.source.name,
@@ -69,6 +70,7 @@ def like(options: argparse.Namespace) -> list[str]:
         if options.no_consistency is None:
             options.no_consistency = not made.get("consistent", True)
         options.tile = options.tile or made.get("tile", False) is True
+        options.self_ensemble = options.self_ensemble or made.get("self_ensemble", False) is True
         if options.dtype == "auto" and made.get("dtype") == "float32":  # "auto" may compute in less
             options.dtype = "float32"
         if options.model is None:

@@ -27,6 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="leave out the projection on the images consistent with the input",
     )
     parser.add_argument(
+        "--self_ensemble",
+        action="store_true",
+        help="draw the samples in eight orientations of the input in turn, for a more accurate mean",
+    )
+    parser.add_argument(
         "--rank",
         choices=["log_density", "lr_psnr_unprojected"],
         help="also list the samples of each image, best first: by log p(z|y), the most typical, or by the LR-PSNR of "
@@ -117,8 +122,13 @@ def _complete(options: argparse.Namespace, pipeline: Any) -> None:
     passes = num_passes(pipeline.config.scale_factor, options.outscale)
     if options.rank and passes > 1:
         raise ValueError(f"`--rank` compares samples of one pass, and `--outscale` {options.outscale:g} takes {passes}")
+    if options.rank == "log_density" and options.self_ensemble:
+        raise ValueError("`--rank` log_density needs latents, and `--self_ensemble` leaves none that can be compared")
     pipeline.check_inputs(
-        temperature=options.temperature, num_samples=options.num_samples, batch_size=options.batch_size
+        temperature=options.temperature,
+        num_samples=options.num_samples,
+        batch_size=options.batch_size,
+        self_ensemble=options.self_ensemble,
     )
     options.weights = weights_fingerprint(pipeline)
     if options.expected_weights not in (None, options.weights):
@@ -183,6 +193,7 @@ def _upscale_one(pipeline: Any, job: Job, options: argparse.Namespace) -> bool:
         batch_size=options.batch_size,
         max_memory=options.max_memory,
         tile=options.tile,
+        self_ensemble=options.self_ensemble,
     )
     facts["seeds"] = seeds
     mean_path, std_path = (job.path(kind, options.outscale) for kind in ("mean", "std"))

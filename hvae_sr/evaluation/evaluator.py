@@ -142,7 +142,7 @@ def _add_pipeline_rows(
     kept = settings["num_samples"]
     for temperature in settings["temperatures"]:
         covered = (settings["coverage_samples"] or 0) if temperature == 1 else 0
-        drawn = _draw(pipeline, scorers, temperature, max(kept, covered), settings["seed"], batch_size)
+        drawn = _draw(pipeline, scorers, temperature, max(kept, covered), settings, batch_size)
         for scorer, samples in zip(scorers, drawn, strict=True):
             _add_projected(scorer, samples, f"t={temperature:g}", kept, bool(covered), temperature)
 
@@ -167,10 +167,17 @@ def _add_projected(
 
 
 def _draw(
-    pipeline: Any, scorers: Sequence[_Scorer], temperature: float, count: int, seed: int, batch_size: int | None
+    pipeline: Any,
+    scorers: Sequence[_Scorer],
+    temperature: float,
+    count: int,
+    settings: dict[str, Any],
+    batch_size: int | None,
 ) -> list[Float]:
     """Unprojected samples of each image, ``[count, H, W, 3]``: sample j has the seed `seed` + j."""
     options: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
+    if settings["self_ensemble"]:
+        options["self_ensemble"] = True
     drawn: list[Float] = [np.empty((count, *scorer.hr.shape), dtype=np.float32) for scorer in scorers]
     step = max(1, _VALUES_PER_CALL // sum(scorer.hr.size for scorer in scorers))
     for start in range(0, count, step):
@@ -179,7 +186,7 @@ def _draw(
             [Image.fromarray(scorer.lr) for scorer in scorers],
             temperature=temperature,
             num_samples=number,
-            seed=seed + start,
+            seed=settings["seed"] + start,
             enforce_consistency=False,
             output_type="np",
             **options,
@@ -238,6 +245,7 @@ def evaluate(
     num_images: int | None = None,
     batch_size: int | None = None,
     coverage_samples: int | None = None,
+    self_ensemble: bool = False,
     scale_factor: int | None = None,
     predictions: PathLike | None = None,
     perceptual: PerceptualMetrics | None = None,
@@ -269,6 +277,7 @@ def evaluate(
         batch_size: samples per network evaluation; ``batch_size // num_samples`` images a call.
         coverage_samples: samples for the calibration of central intervals at temperature 1; one image's are held in
             memory at a time (50 MB for 64 of 256x256).
+        self_ensemble: draws samples in eight orientations, see the pipeline; rows of samples are of all of them.
         scale_factor: None means the pipeline's, or 4.
         predictions: folder of another method's images, instead of a pipeline (see `Predictions`).
         perceptual: LPIPS, BRISQUE and FID, from `load_perceptual`.
@@ -299,6 +308,7 @@ def evaluate(
         "num_samples": chosen.num_samples if num_samples is None else num_samples,
         "temperatures": [float(t) for t in temperatures] if sampled else [],
         "coverage_samples": coverage_samples if sampled else None,
+        "self_ensemble": bool(self_ensemble and sampled),
     }
     _check_settings(settings | {"batch_size": batch_size})
     source = open_source(data, split, image_column, num_images)

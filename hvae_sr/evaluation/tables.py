@@ -194,6 +194,7 @@ def command_line(report: Mapping[str, Any], output: str = "report.json") -> str:
         words += ["--temperatures", *(f"{tau:g}" for tau in report["temperatures"])]
         words += ["--num_samples", str(report["num_samples"])]
         words += ["--coverage_samples", str(report["coverage_samples"])] if report["coverage_samples"] else []
+        words += ["--self_ensemble"] if report.get("self_ensemble") else []
         words += ["--seed", str(report["seed"])] if report["seed"] else []
         dtype = report["pipeline"].get("dtype", "float32")
         words += ["--dtype", dtype] if dtype != "float32" else []
@@ -216,7 +217,7 @@ def summary_table(reports: Sequence[Mapping[str, Any]]) -> str:
     for report in (report for report in reports if report.get("pipeline")):
         size = f", S={report['size']}" if report["size"] else ""
         part = f", first {report['num_images']}" if report["num_images"] < report["num_images_available"] else ""
-        row = {"name": f"{report.get('name') or 'pipeline'}, {report['dataset']}, {report['protocol']}{size}{part}"}
+        row = {"name": f"{_method(report)}, {report['dataset']}, {report['protocol']}{size}{part}"}
         for found in report["rows"]:
             name = str(found["name"]).removesuffix(" projected")
             if name != found["name"]:
@@ -226,6 +227,14 @@ def summary_table(reports: Sequence[Mapping[str, Any]]) -> str:
         rows.append(row)
     ordered = dict(sorted(columns.items(), key=lambda column: ("mean" not in column[0], column[0])))
     return "\n".join(table(rows, {**ordered, "coverage": SPREAD["coverage"]})) if rows else ""
+
+
+def _method(report: Mapping[str, Any]) -> str:
+    """What a report is of: "natural-x4", "natural-x4 with self-ensemble", "bicubic"."""
+    if report.get("predictions"):
+        return str(report["predictions"]["name"])
+    name = report.get("name") or ("pipeline" if report.get("pipeline") else "bicubic")
+    return f"{name} with self-ensemble" if report.get("self_ensemble") else str(name)
 
 
 def results_document(reports: Sequence[Mapping[str, Any]], names: Sequence[str] | None = None) -> str:
@@ -258,10 +267,8 @@ def results_document(reports: Sequence[Mapping[str, Any]], names: Sequence[str] 
     if summary:
         lines += ["", "Gains in PSNR over bicubic, dB, after the projection:", "", summary]
     for report, file in zip(reports, files, strict=True):
-        predictions = report.get("predictions")
-        method = predictions["name"] if predictions else report.get("name") or "bicubic"
         size = f", S={report['size']}" if report["size"] else ""
-        lines += ["", f"## {method} on {report['dataset']}, {report['protocol']} protocol{size}", ""]
+        lines += ["", f"## {_method(report)} on {report['dataset']}, {report['protocol']} protocol{size}", ""]
         lines += ["```", command_line(report, file), "```", "", markdown_table(report).rstrip("\n")]
         versions = {name: version for name, version in report.get("versions", {}).items() if version}
         if versions:

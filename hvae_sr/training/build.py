@@ -17,6 +17,7 @@ from ..data import Augmentation, ImageCrops, ImageFolder, ImageStream, ImageTabl
 from ..models import VDVAE, LRConditioner, LREncoder
 from ..operators import Downsampling
 from .config import TrainingConfig
+from .growth import grow
 from .objectives import ELBO, ConditionalELBO, Distillation, EnergyScore, Joint, Objective
 
 logger = logging.getLogger(__name__)
@@ -227,8 +228,15 @@ def _lr_network(
     config: TrainingConfig,
     load_weights: bool,
 ) -> _Network:
-    """An LR network, its bottom-up part started from a VDVAE's encoder where that is asked for."""
-    network = _network(kind, *sources, load_weights)
+    """An LR network; grown, or its bottom-up part started from a VDVAE's encoder, where that is asked for."""
+    network: Any = _network(kind, *sources, load_weights)
+    if config.pretrained_lr_encoder is not None and config.lr_config is not None:
+        larger: Any = _network(kind, None, "", config.lr_config, "lr_config", load_weights)
+        try:
+            grow(network, larger)
+        except ValueError as error:
+            raise ValueError(f"`lr_config`: {error}") from error
+        network = larger
     if config.lr_from_vdvae is None:
         return network
     source = _network(VDVAE, config.lr_from_vdvae, "lr_from_vdvae", None, "", load_weights)

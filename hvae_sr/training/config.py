@@ -83,7 +83,9 @@ class TrainingConfig:
     vdvae_config: str | None = option(None, "JSON configuration of the VDVAE to train from scratch.")
     pretrained_vdvae: str | None = option(None, "Folder or Hub id of a trained VDVAE (needed for lr-encoder).")
     lr_config: str | None = option(None, "JSON configuration of the LREncoder or LRConditioner.")
-    pretrained_lr_encoder: str | None = option(None, "Folder of a trained LR network to go on from.")
+    pretrained_lr_encoder: str | None = option(
+        None, "Folder of a trained LR network to go on from; with lr_config, it grows to that larger configuration."
+    )
     scale_factor: int = option(4, "Sides of x over sides of y.")
     downsampling_kernel: str = option("bicubic", "Kernel that makes y from x (see Downsampling).")
     default_temperature: float = option(0.8, "Temperature that the saved pipeline uses by default.")

@@ -1,0 +1,87 @@
+"""Larger LR networks from trained ones."""
+
+import json
+
+import pytest
+import torch
+from runs import LR_CONFIGS
+
+import train
+from hvae_sr import LRConditioner, LREncoder
+from hvae_sr.training.growth import grow
+
+KINDS = {"lr-encoder": LREncoder, "vdvae-sr": LRConditioner}
+Y = torch.linspace(-1, 1, 2 * 3 * 8 * 16).view(2, 3, 8, 16)
+
+
+def trained(stage, **changes):
+    """A network whose weights are all other than at the start."""
+    torch.manual_seed(0)
+    network = KINDS[stage](**{**LR_CONFIGS[stage], **changes})
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return network
+
+
+def features(network):
+    return network.encode(Y).features
+
+
+@pytest.mark.parametrize("stage", KINDS)
+@pytest.mark.parametrize(
+    "changes",
+    [{"blocks": "8x5,8d2,4x2"}, {"bottleneck_multiple": 0.75}, {"blocks": "8x3,8d2,4x4", "bottleneck_multiple": 1.0}],
+)
+def test_a_larger_network_starts_as_the_same_function_and_learns_everywhere(stage, changes):
+    small = trained(stage, blocks="8x2,8d2,4x2", bottleneck_multiple=0.5)
+    torch.manual_seed(1)
+    large = KINDS[stage](**{**small.config, **changes})
+    grow(small, large)
+    before, after = features(small), features(large)
+    assert before.keys() == after.keys()
+    for resolution, value in before.items():
+        torch.testing.assert_close(after[resolution], value, atol=1e-5, rtol=1e-5)
+    assert sum(p.numel() for p in large.parameters()) > sum(p.numel() for p in small.parameters())
+    optimizer = torch.optim.SGD(large.parameters(), lr=0.1)
+    start = {name: p.clone() for name, p in large.network.named_parameters()}
+    for _ in range(2):  # the second step reaches what stands before the zeros of the first
+        sum(value.square().mean() for value in features(large).values()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    still = [name for name, p in large.network.named_parameters() if (p == start[name]).flatten().all()]
+    assert not still
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"blocks": "8x1,8d2,4x2"}, "`blocks`.*'8x2,8d2,4x2'.*'8x1,8d2,4x2'"),
+        ({"blocks": "8x2,8d2,4x1"}, "`blocks`"),
+        ({"blocks": "8x2,8d2,4x2,4d2,2x1"}, "`blocks`"),
+        ({"bottleneck_multiple": 0.25}, "`bottleneck_multiple`"),
+        ({"width": 8}, "`width` is 16.*grow to 8"),
+    ],
+)  # fmt: skip
+def test_what_is_no_growth_is_refused(changes, message):
+    small = trained("lr-encoder", blocks="8x2,8d2,4x2", bottleneck_multiple=0.5, width=16)
+    large = LREncoder(**{**small.config, **changes})
+    with pytest.raises(ValueError, match=message):
+        grow(small, large)
+
+
+def test_training_goes_on_from_the_grown_network(options, tmp_path, capsys):
+    assert train.main(options("vdvae-sr", tmp_path / "first")) == 0
+    larger = {**LR_CONFIGS["vdvae-sr"], "bottleneck_multiple": 1.0}
+    (tmp_path / "larger.json").write_text(json.dumps(larger))
+    pretrained = tmp_path / "first" / "lr_encoder"
+    again = {"pretrained_lr_encoder": pretrained, "lr_config": tmp_path / "larger.json", "skip_threshold": 0}
+    assert train.main(options("vdvae-sr", tmp_path / "second", **again)) == 0  # every update left out
+    small, large = (LRConditioner.from_pretrained(tmp_path / name / "lr_encoder") for name in ("first", "second"))
+    assert large.config.bottleneck_multiple == 1.0
+    y = Y[..., :8]
+    for resolution, value in small.encode(y).features.items():
+        torch.testing.assert_close(large.encode(y).features[resolution], value, atol=1e-5, rtol=1e-5)
+    (tmp_path / "larger.json").write_text(json.dumps({**larger, "bottleneck_multiple": 0.1}))
+    assert train.main(options("vdvae-sr", tmp_path / "third", **again)) == 2
+    assert "`lr_config`" in capsys.readouterr().err
