@@ -180,9 +180,7 @@ class WindowSampler:
 
     @property
     def _multiple(self) -> int:
-        """What the sides of y must be multiples of, for both networks."""
-        multiple = self.vdvae.size_multiple
-        return math.lcm(self.lr_encoder.size_multiple, multiple // math.gcd(multiple, self.scale))
+        return size_multiple(self.vdvae, self.lr_encoder, self.scale)
 
     def _split(self, window_size: int | None) -> Sequence[Window]:
         height, width = self._padded_size
@@ -200,3 +198,9 @@ class WindowSampler:
             z if z is None else z[window.view(self.scale, self.vdvae.stride(group))]
             for group, z in enumerate(values or ())
         ]
+
+
+def size_multiple(vdvae: Any, lr_encoder: Any, scale: int) -> int:
+    """What the sides of y must be multiples of, for both networks."""
+    multiple = vdvae.size_multiple
+    return math.lcm(lr_encoder.size_multiple, multiple // math.gcd(multiple, scale))

@@ -8,8 +8,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from hvae_sr import VDVAE, LRConditioner, LREncoder, SuperResolutionPipeline
 
@@ -115,3 +117,30 @@ def test_tables_take_their_place_in_a_document(
 def test_the_report_has_a_place_for_each_command(name: str) -> None:
     text = (ROOT / "docs" / "comparison.md").read_text()
     assert text.count(f"<!-- {name} -->\n") == text.count(f"<!-- end of {name} -->\n") == 1
+
+
+def test_swin2sr_is_scored_beside_a_model_on_the_same_pairs(
+    command: Any, make_pipeline: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    network = transformers.Swin2SRForImageSuperResolution(
+        transformers.Swin2SRConfig(
+            image_size=16, embed_dim=12, depths=[1], num_heads=[2], window_size=8, upscale=4, upsampler="pixelshuffle"
+        )
+    )
+    network.save_pretrained(tmp_path / "weights")
+    pad = {"image_processor_type": "Swin2SRImageProcessor", "do_pad": True, "do_rescale": True, "size_divisor": 8}
+    (tmp_path / "weights" / "preprocessor_config.json").write_text(json.dumps({**pad, "rescale_factor": 1 / 255}))
+    make_pipeline("vdvae-sr").save_pretrained(tmp_path / "ours")
+    (tmp_path / "photos").mkdir()
+    for name in "ab":
+        levels = np.random.default_rng(ord(name)).integers(0, 255, (50, 60, 3), dtype=np.uint8)
+        Image.fromarray(levels).save(tmp_path / "photos" / f"{name}.png")
+    given = ["--data", tmp_path / "photos", "--output_dir", tmp_path / "out", "--swin2sr", tmp_path / "weights"]
+    given += ["--model", tmp_path / "ours", "--size", 48, "--num_samples", 2, "--temperatures", 0.5]
+    rows = {row["name"]: row for row in command("swin2sr").main([str(value) for value in given])}
+    assert {"bicubic", "swin2sr", "swin2sr projected", "sample t=0.5", "mean t=0.5 projected"} <= rows.keys()
+    assert rows["swin2sr projected"]["lr_psnr_float"] > 100 > rows["swin2sr"]["lr_psnr_float"]
+    assert sorted(path.name for path in (tmp_path / "out" / "swin2sr").iterdir()) == ["a.png", "b.png"]
+    assert Image.open(tmp_path / "out" / "swin2sr" / "a.png").size == (48, 48)
+    assert "| swin2sr projected |" in capsys.readouterr().out

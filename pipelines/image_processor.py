@@ -1,0 +1,131 @@
+"""Photographs to the networks' input and their output to images, as the image processors of transformers do it."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import BatchFeature, ImageProcessingMixin
+
+from hvae_sr.images import ImageError, ImageInput, Photo, prepare_photos
+from hvae_sr.operators import Downsampling
+
+from .finishing import Finisher
+from .inputs import check_count
+from .output import OUTPUT_TYPES, Sample
+from .sampling import size_multiple
+
+
+class SuperResolutionImageProcessor(ImageProcessingMixin):
+    """What stands around the networks in `SuperResolutionPipeline`, for those who run them by themselves.
+
+        processor = SuperResolutionImageProcessor.from_pipeline(pipe)
+        inputs = processor(photo)
+        condition = pipe.lr_encoder.encode(inputs.pixel_values)
+        out = pipe.vdvae.sample(5, inputs.output_size, CounterNoise(range(5)), condition=condition, temperature=0.5)
+        samples = processor.post_process(out.sample, photo)
+
+    `save_pretrained` writes its configuration as preprocessor_config.json, which `from_pretrained` reads.
+
+    Args:
+        scale_factor: sides of x over sides of y.
+        downsampling_kernel: H, a kernel of `Downsampling`.
+        size_multiple: what the sides of y must be multiples of for the networks; its last rows and columns are repeated
+            until they are.
+    """
+
+    model_input_names = ["pixel_values"]
+
+    def __init__(
+        self, scale_factor: int = 4, downsampling_kernel: str = "bicubic", size_multiple: int = 1, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        check_count("size_multiple", size_multiple, 1)
+        Downsampling(scale_factor, downsampling_kernel)  # raises for values that it does not have
+        self.scale_factor, self.downsampling_kernel, self.size_multiple = (
+            scale_factor,
+            downsampling_kernel,
+            size_multiple,
+        )
+
+    @classmethod
+    def from_pipeline(cls, pipe: Any) -> "SuperResolutionImageProcessor":
+        """The image processor that fits the networks of a `SuperResolutionPipeline`."""
+        scale = pipe.operator.scale_factor
+        return cls(scale, pipe.operator.kernel, size_multiple(pipe.vdvae, pipe.lr_encoder, scale))
+
+    def __call__(self, images: ImageInput | Photo | Sequence[ImageInput | Photo], **kwargs: Any) -> BatchFeature:
+        """See `preprocess`."""
+        return self.preprocess(images, **kwargs)
+
+    def preprocess(
+        self, images: ImageInput | Photo | Sequence[ImageInput | Photo], return_tensors: str | None = "pt"
+    ) -> BatchFeature:
+        """Photographs as the networks read them.
+
+        Args:
+            images: as the pipeline takes them, all of one size.
+            return_tensors: "pt" or None, either gives torch tensors.
+
+        Returns:
+            `pixel_values`, `[N, 3, h', w']` on [-1, 1], h' and w' multiples of `size_multiple`; and `output_size`, the
+            (H, W) = scale_factor * (h', w') of what is to be sampled.
+
+        Raises:
+            ValueError: images that cannot be read, or of several sizes.
+        """
+        if return_tensors not in (None, "pt"):
+            raise ValueError(f"`return_tensors` must be 'pt' or None, got {return_tensors!r}")
+        found = [y for y, _ in prepare_photos(images)]
+        if len({y.shape for y in found}) > 1:
+            sizes = sorted({f"{y.shape[-1]}x{y.shape[-2]}" for y in found})
+            raise ImageError(f"images must be of one size, got {', '.join(sizes)}")
+        y = torch.stack(found) * 2 - 1
+        height, width = y.shape[-2:]
+        y = F.pad(y, (0, -width % self.size_multiple, 0, -height % self.size_multiple), mode="replicate")
+        return BatchFeature(
+            {"pixel_values": y, "output_size": tuple(self.scale_factor * side for side in y.shape[-2:])}
+        )
+
+    def post_process(
+        self,
+        samples: Tensor,
+        images: ImageInput | Photo | Sequence[ImageInput | Photo],
+        enforce_consistency: bool = True,
+        output_type: str = "pil",
+    ) -> list[Sample]:
+        """Samples of the networks as the pipeline returns them: cropped, projected on {x : Hx = y}, and measured.
+
+        Args:
+            samples: `[N * n, 3, H, W]` on [-1, 1], the n samples of each of N images in a row.
+            images: the N images, as given to `preprocess`.
+            enforce_consistency: whether samples are projected.
+            output_type: "pil", "np" or "pt".
+
+        Returns:
+            A `Sample` for each, with its image and LR-PSNR.
+
+        Raises:
+            ValueError: samples of another size, or of a number that is no multiple of that of the images.
+        """
+        if output_type not in OUTPUT_TYPES or output_type == "latent":
+            raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', got {output_type!r}")
+        photos = prepare_photos(images)
+        if samples.ndim != 4 or not len(samples) or len(samples) % len(photos):
+            raise ValueError(f"`samples` must be [N, 3, H, W] for {len(photos)} images, got {tuple(samples.shape)}")
+        operator = Downsampling(self.scale_factor, self.downsampling_kernel)
+        each = len(samples) // len(photos)
+        finished = []
+        for i, (y, photo) in enumerate(photos):
+            expected = tuple(self.scale_factor * self._padded(side) for side in y.shape[-2:])
+            if tuple(samples.shape[-2:]) != expected:
+                raise ValueError(f"`samples` must have sides {expected} for `images[{i}]`, got {tuple(samples.shape)}")
+            y = y.to(samples.device)
+            finisher = Finisher(operator, y, photo, output_type, each, enforce_consistency)
+            finished += [finisher.add(samples[index].clone(), index, None) for index in range(i * each, (i + 1) * each)]
+        return finished
+
+    def _padded(self, side: int) -> int:
+        return math.ceil(side / self.size_multiple) * self.size_multiple
