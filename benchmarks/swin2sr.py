@@ -9,6 +9,7 @@ one image and no samples: it is compared with a sample, and with the mean of the
 """
 
 import argparse
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def write_predictions(options: argparse.Namespace, folder: Path, scale_factor: i
     if network.config.upscale != scale_factor:
         raise ValueError(f"`swin2sr` must be for x{scale_factor}, got weights for x{network.config.upscale}")
     processor = AutoImageProcessor.from_pretrained(options.swin2sr)
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # an image of another run would count as one more sample
+    folder.mkdir(parents=True)
     for image in open_source(options.data, "test", "image", options.num_images).images:
         _, low = PROTOCOLS[options.protocol].prepare(image.load(), options.size, scale_factor)
         save_image(predict(network, processor, Image.fromarray(low)), folder / f"{image.stem}.png")
@@ -72,7 +74,8 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
         ("hvae-sr", pipe, {"temperatures": options.temperatures, "num_samples": options.num_samples}),
     ):
         path = options.output_dir / f"{name}.json"
-        report = evaluate(pipeline, options.data, report_path=path, name=options.model, **common, **given)
+        label = Path(options.model).name if pipeline is not None else None
+        report = evaluate(pipeline, options.data, report_path=path, name=label, **common, **given)
         write_report(report, path)
         known = {row["name"] for row in rows}
         rows += [row for row in report["rows"] if row["name"] not in known]

@@ -88,6 +88,8 @@ def redraw_region(
     """
     check_count("num_samples", num_samples, 1)
     check_count("feather", feather, 1)
+    if options.get("self_ensemble"):
+        raise ValueError("`self_ensemble` must be False: a region is redrawn on the grid of the sample's latents")
     if output_type not in ("pil", "np", "pt"):
         raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', got {output_type!r}")
     y, photo = _single(image)

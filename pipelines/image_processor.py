@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +18,20 @@ from .output import OUTPUT_TYPES, Sample
 from .sampling import size_multiple
 
 
+class _Settings(TypedDict, total=False):
+    scale_factor: int
+    downsampling_kernel: str
+    size_multiple: int
+
+
 class SuperResolutionImageProcessor(ImageProcessingMixin):
     """What stands around the networks in `SuperResolutionPipeline`, for those who run them by themselves.
 
         processor = SuperResolutionImageProcessor.from_pipeline(pipe)
         inputs = processor(photo)
-        condition = pipe.lr_encoder.encode(inputs.pixel_values)
-        out = pipe.vdvae.sample(5, inputs.output_size, CounterNoise(range(5)), condition=condition, temperature=0.5)
+        with torch.no_grad():
+            condition = pipe.lr_encoder.encode(inputs.pixel_values)
+            out = pipe.vdvae.sample(5, inputs.output_size, CounterNoise(range(5)), condition=condition, temperature=0.5)
         samples = processor.post_process(out.sample, photo)
 
     `save_pretrained` writes its configuration as preprocessor_config.json, which `from_pretrained` reads.
@@ -37,11 +44,14 @@ class SuperResolutionImageProcessor(ImageProcessingMixin):
     """
 
     model_input_names = ["pixel_values"]
+    valid_kwargs = _Settings  # what `from_pretrained` may be given besides
 
     def __init__(
         self, scale_factor: int = 4, downsampling_kernel: str = "bicubic", size_multiple: int = 1, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
+        if size_multiple is None:
+            raise ValueError("`size_multiple` must be a whole number >= 1, got None")
         check_count("size_multiple", size_multiple, 1)
         Downsampling(scale_factor, downsampling_kernel)  # raises for values that it does not have
         self.scale_factor, self.downsampling_kernel, self.size_multiple = (
@@ -89,6 +99,7 @@ class SuperResolutionImageProcessor(ImageProcessingMixin):
             {"pixel_values": y, "output_size": tuple(self.scale_factor * side for side in y.shape[-2:])}
         )
 
+    @torch.no_grad()
     def post_process(
         self,
         samples: Tensor,
@@ -113,8 +124,11 @@ class SuperResolutionImageProcessor(ImageProcessingMixin):
         if output_type not in OUTPUT_TYPES or output_type == "latent":
             raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', got {output_type!r}")
         photos = prepare_photos(images)
-        if samples.ndim != 4 or not len(samples) or len(samples) % len(photos):
-            raise ValueError(f"`samples` must be [N, 3, H, W] for {len(photos)} images, got {tuple(samples.shape)}")
+        shape = tuple(samples.shape) if isinstance(samples, Tensor) else type(samples).__name__
+        if not isinstance(samples, Tensor) or samples.ndim != 4 or shape[1] != 3 or not shape[0]:
+            raise ValueError(f"`samples` must be a tensor [N, 3, H, W], got {shape}")
+        if len(samples) % len(photos):
+            raise ValueError(f"`samples` must be as many for each of {len(photos)} images, got {shape}")
         operator = Downsampling(self.scale_factor, self.downsampling_kernel)
         each = len(samples) // len(photos)
         finished = []

@@ -1,6 +1,7 @@
 """How much is computed at once, so that a call stays within a bound of memory."""
 
 import contextlib
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,7 @@ def working_pixels(
     max_memory: int | None,
     device: torch.device,
     self_ensemble: bool = False,
+    batch_size: int | None = None,
 ) -> int:
     """HR pixels that a network evaluation may work on.
 
@@ -89,6 +91,7 @@ def working_pixels(
         max_memory: bound of the process (CPU) or of the device's memory, bytes; None: half of what is available.
         device: where the networks run.
         self_ensemble: whether samples are turned back, which copies them.
+        batch_size: samples that are drawn at once, where that is given; else large images are drawn one by one.
 
     Raises:
         ValueError: the bound leaves no room beside the arrays of the output; the message says how much would do.
@@ -99,17 +102,20 @@ def working_pixels(
     used, available = memory
     bound = used + available // 2 if max_memory is None else max_memory
     kept = num_samples if keep_images else 1
-    arrays = 12 + (24 if num_samples > 1 else 0)  # bytes a pixel: the sample, mean and squares of all
-    arrays += 12 * self_ensemble
+    at_once = min(batch_size or 1, num_samples)
+    # Bytes a pixel: the samples that are drawn, and turned back; mean and squares of all.
+    arrays = 12 * at_once * (2 if self_ensemble else 1) + (24 if num_samples > 1 else 0)
+    at_the_end = 0
     if output_type == "pil":
         arrays += 4 * kept + 5 + (4 if num_samples > 1 else 0)  # 8-bit images, one more while it gets its alpha, mean
     else:
-        arrays += 12 * (kept - 1)  # the sample itself is kept
-    taken = size[0] * size[1] * arrays + ASIDE
+        arrays += 12 * kept
+        at_the_end = 24 * kept + 24  # all samples, joined to one array, mean and deviation
+    taken = math.prod(size) * arrays + ASIDE
     cost = bytes_per_pixel(vdvae)
     pixels = (bound - used - taken) // cost
-    if pixels < MIN_PIXELS:
-        needed = used + taken + MIN_PIXELS * cost
+    needed = used + max(taken + MIN_PIXELS * cost, math.prod(size) * at_the_end + ASIDE)
+    if needed > bound:
         what = (
             "`max_memory`" if max_memory is not None else "half of the memory that is available, added to what is used,"
         )

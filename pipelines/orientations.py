@@ -58,15 +58,15 @@ class SelfEnsemble:
         """As `WindowSampler.sample`, for seeds alone, and without latents: those of samples have no common grid."""
         assert seeds is not None and noise is None and latents is None
         orientations = [seed % NUM_ORIENTATIONS for seed in seeds]
-        parts, order = [], []
+        height, width = (side * self._sampler.scale for side in self._y.shape[-2:])
+        whole = torch.empty(count, 3, height, width, device=self._y.device)
         for orientation in dict.fromkeys(orientations):
             chosen = [row for row in range(count) if orientations[row] == orientation]
             if self._orientation != orientation:  # one at a time: each holds features of y
                 self._orientation, self._sampler = orientation, self._make(orient(self._y, orientation))
             out = self._sampler.sample(len(chosen), [seeds[row] for row in chosen], None, None, arguments)
-            height, width = (side * self._sampler.scale for side in self._sampler.y.shape[-2:])
-            parts.append(restore(out.sample[..., :height, :width], orientation))
-            order += chosen
-        if len(parts) == 1:
-            return VDVAESample(sample=parts[0], latents=PerGroup())
-        return VDVAESample(sample=torch.cat(parts)[torch.argsort(torch.tensor(order))], latents=PerGroup())
+            rows, columns = (width, height) if orientation & 4 else (height, width)
+            turned = restore(out.sample[..., :rows, :columns], orientation)
+            del out  # a large image is held twice, not three times
+            whole[chosen] = turned
+        return VDVAESample(sample=whole, latents=PerGroup())

@@ -218,7 +218,7 @@ class SuperResolutionPipeline(FastInference, DiffusionPipeline):
             sample_pixels: draws pixels from p(x|z) instead of returning E[x|z]; adds white noise.
             self_ensemble: draws the sample of seed s from y in orientation s mod 8 (mirrored, turned) and turns it
                 back: a sampler that does not depend on how y is turned, and a more accurate mean of several samples
-                (`SelfEnsemble`). y is encoded once for each orientation.
+                (`SelfEnsemble`), best of a multiple of eight. y is encoded again whenever the orientation changes.
             batch_size: samples for each network evaluation; None chooses by size. Results do not depend on it.
             window_size: side, in pixels of y, of the windows that larger images are sampled in, margins left out;
                 None chooses windows of a million HR pixels, or as many as `max_memory` allows. A window sees the noise
@@ -271,7 +271,11 @@ class SuperResolutionPipeline(FastInference, DiffusionPipeline):
         seeds = None if noise is not None else sample_seeds(seed, generator, len(images), num_samples)
         keep_latents = return_latents or output_type == "latent"
         if self_ensemble and (keep_latents or noise is not None or latents is not None):
-            raise ValueError("`self_ensemble` goes with seeds alone: latents and noise of its samples have no one grid")
+            given = "latents" if latents is not None else "noise" if noise is not None else "return_latents"
+            raise ValueError(
+                f"`self_ensemble` = {self_ensemble!r} goes with seeds alone, not with `{given}`: its samples have no "
+                "common grid of latents"
+            )
         if keep_latents or noise is not None or latents is not None:
             self._check_one_tile(images)
         arguments = {
@@ -293,7 +297,15 @@ class SuperResolutionPipeline(FastInference, DiffusionPipeline):
                 pixels = PIXELS_PER_CHUNK
                 if max_memory is not None or math.prod(size) > PIXELS_PER_CHUNK:
                     allowed = working_pixels(
-                        self.vdvae, size, num_samples, output_type, keep_images, max_memory, device, self_ensemble
+                        self.vdvae,
+                        size,
+                        num_samples,
+                        output_type,
+                        keep_images,
+                        max_memory,
+                        device,
+                        self_ensemble,
+                        batch_size,
                     )
                     pixels = min(pixels, allowed)
                 make = partial(WindowSampler, self, window_size=window_size, pixels=pixels)

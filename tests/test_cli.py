@@ -9,7 +9,7 @@ from PIL import Image, ImageCms
 
 from hvae_sr import VDVAE, Downsampling, LRConditioner, SuperResolutionPipeline, __version__
 from hvae_sr.cli import main
-from hvae_sr.images import read_metadata
+from hvae_sr.images import read_metadata, save_image
 
 
 @pytest.fixture(scope="module")
@@ -275,6 +275,25 @@ def test_other_settings_or_another_source_are_redone(folder, model, photo, tmp_p
     Image.open(photo).rotate(180).save(folder / "a.png")
     upscale(*arguments, "--temperature", 0.3)
     assert "redone" in capsys.readouterr().out
+
+
+def test_samples_of_other_orientations_are_redone_and_earlier_results_are_kept(model, photo, tmp_path, capsys):
+    options = [photo, "-o", tmp_path / "a", "--model", model, "--seed", 3, "--num_samples", 1]
+    first = tmp_path / "a" / "photo_x4_seed3.png"
+    contents = []
+    for ensemble in ([], ["--self_ensemble"], []):
+        upscale(*options, *ensemble)
+        contents.append(first.read_bytes())
+        capsys.readouterr()
+        upscale(*options, *ensemble)
+        assert "finished before" in capsys.readouterr().out
+    assert contents[0] == contents[2] != contents[1]
+    for path in (tmp_path / "a").glob("*.png"):  # as a version wrote them that knew of no orientations
+        facts = read_metadata(path)
+        facts.pop("self_ensemble", None)
+        save_image(Image.open(path), path, facts)
+    upscale(*options)
+    assert "finished before" in capsys.readouterr().out
 
 
 def test_a_file_of_the_users_is_not_overwritten(folder, model, photo, tmp_path, capsys):

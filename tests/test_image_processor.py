@@ -52,6 +52,7 @@ def test_its_configuration_is_saved_and_read(make_pipeline: MakePipeline, tmp_pa
     assert saved["scale_factor"] == 4 and saved["size_multiple"] == 2 and saved["downsampling_kernel"] == "bicubic"
     again = SuperResolutionImageProcessor.from_pretrained(tmp_path)
     assert again.to_dict() == processor.to_dict()
+    assert SuperResolutionImageProcessor.from_pretrained(tmp_path, size_multiple=4).size_multiple == 4
     assert torch.equal(again(photo()).pixel_values, processor(photo()).pixel_values)
 
 
@@ -72,6 +73,9 @@ def test_several_images_have_their_samples_in_a_row() -> None:
         (lambda p: p.post_process(torch.zeros(1, 3, 20, 24), photo(), output_type="latent"), "`output_type`"),
         (lambda p: p.post_process(torch.zeros(1, 3, 20, 20), photo()), r"`samples`.*\(20, 24\)"),
         (lambda p: p.post_process(torch.zeros(3, 3, 20, 24), [photo(), photo()]), "`samples`.*2 images"),
+        (lambda p: p.post_process(torch.zeros(1, 6, 20, 24), photo()), r"`samples`.*\(1, 6, 20, 24\)"),
+        (lambda p: p.post_process(np.zeros((1, 3, 20, 24)), photo()), "`samples`.*ndarray"),
+        (lambda p: SuperResolutionImageProcessor(size_multiple=None), "`size_multiple`.*None"),
         (lambda p: SuperResolutionImageProcessor(size_multiple=0), "`size_multiple`.*0"),
         (lambda p: SuperResolutionImageProcessor(downsampling_kernel="sinc"), "sinc"),
     ],

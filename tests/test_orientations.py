@@ -12,6 +12,8 @@ from PIL import Image
 from hvae_sr import SuperResolutionPipeline
 from hvae_sr.evaluation import evaluate
 from hvae_sr.evaluation.tables import command_line
+from hvae_sr.pipelines.explore import redraw_region
+from hvae_sr.pipelines.memory import MIN_PIXELS, bytes_per_pixel, working_pixels
 from hvae_sr.pipelines.orientations import NUM_ORIENTATIONS, orient, restore
 
 MakePipeline = Callable[..., SuperResolutionPipeline]
@@ -64,8 +66,10 @@ def test_what_has_one_orientation_is_refused(make_pipeline: MakePipeline) -> Non
     pipe, y = make_pipeline("vdvae-sr"), photo(4, 4)
     latents = pipe(y, seed=0, return_latents=True).latents
     for options in ({"latents": latents}, {"return_latents": True}, {"output_type": "latent"}):
-        with pytest.raises(ValueError, match="`self_ensemble`"):
+        with pytest.raises(ValueError, match="`self_ensemble`.*latents"):
             pipe(y, self_ensemble=True, **options)
+    with pytest.raises(ValueError, match="`self_ensemble`.*region"):
+        redraw_region(pipe, y, np.ones((16, 16), bool), 0, 1, self_ensemble=True)
     with pytest.raises(ValueError, match="`self_ensemble`.*one orientation"):
         make_pipeline("cvdvae", bias_type="spatial")(y, self_ensemble=True)
 
@@ -79,3 +83,23 @@ def test_a_report_tells_that_its_samples_are_of_eight_orientations(make_pipeline
     rows = [{row["name"]: row["psnr"] for row in report["rows"]} for report in (with_it, without)]
     assert rows[0]["bicubic"] == rows[1]["bicubic"]
     assert rows[0]["mean t=0.5"] != rows[1]["mean t=0.5"]
+
+
+def test_the_copies_of_samples_are_counted_in_the_bound_of_memory(make_pipeline: MakePipeline, monkeypatch) -> None:
+    vdvae, size = make_pipeline("vdvae-sr").vdvae, (2048, 2048)
+    monkeypatch.setattr("hvae_sr.pipelines.memory.used_and_available", lambda device: (0, 2**40))
+    least = {}
+    for name, options in {"plain": {}, "turned": {"self_ensemble": True}, "four": {"batch_size": 4}}.items():
+        low, high = 0, 2**34
+        while high - low > 1:
+            middle = (low + high) // 2
+            try:
+                working_pixels(vdvae, size, 4, "pil", True, middle, torch.device("cpu"), **options)
+                high = middle
+            except ValueError as error:
+                assert "`max_memory`" in str(error)
+                low = middle
+        least[name] = high
+    assert least["turned"] - least["plain"] == 12 * 2048**2
+    assert least["four"] - least["plain"] == 36 * 2048**2
+    assert least["plain"] > MIN_PIXELS * bytes_per_pixel(vdvae)

@@ -11,7 +11,11 @@ from typing import Any
 FORMATS = ("png", "webp", "jpg", "tiff")
 
 # What an earlier result must agree in to count as finished. Device and version change nothing that is meant to be.
-_DECISIVE = ("weights", "temperature", "outscale", "consistent", "dtype", "tile", "source_sha256", "frame")
+_DECISIVE = (
+    "weights", "temperature", "outscale", "consistent", "dtype", "tile", "self_ensemble", "source_sha256", "frame"
+)  # fmt: skip
+_DEFAULTS = {"self_ensemble": False}
+"""Of settings that results of earlier versions do not tell."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,7 @@ def state(job: Job, facts: dict[str, Any], seeds: Sequence[int], options: argpar
             made = {}
         if not made and not options.overwrite:
             raise ValueError(f"{job.source}: {path} is in the way, and no result of this command (see --overwrite)")
-        same = same and all(made.get(name) == facts[name] for name in _DECISIVE)
+        same = same and all(made.get(name, _DEFAULTS.get(name)) == facts[name] for name in _DECISIVE)
         if "seeds" in made:
             same = same and made["seeds"] == list(seeds)
     if not same:

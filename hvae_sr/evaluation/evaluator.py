@@ -176,7 +176,7 @@ def _draw(
 ) -> list[Float]:
     """Unprojected samples of each image, ``[count, H, W, 3]``: sample j has the seed `seed` + j."""
     options: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
-    if settings["self_ensemble"]:
+    if settings.get("self_ensemble"):
         options["self_ensemble"] = True
     drawn: list[Float] = [np.empty((count, *scorer.hr.shape), dtype=np.float32) for scorer in scorers]
     step = max(1, _VALUES_PER_CALL // sum(scorer.hr.size for scorer in scorers))
@@ -308,8 +308,9 @@ def evaluate(
         "num_samples": chosen.num_samples if num_samples is None else num_samples,
         "temperatures": [float(t) for t in temperatures] if sampled else [],
         "coverage_samples": coverage_samples if sampled else None,
-        "self_ensemble": bool(self_ensemble and sampled),
     }
+    if self_ensemble and sampled:
+        settings["self_ensemble"] = True
     _check_settings(settings | {"batch_size": batch_size})
     source = open_source(data, split, image_column, num_images)
     settings |= {"dataset": source.name, "downsampling_kernel": chosen.kernel, "pipeline": None, "name": name}

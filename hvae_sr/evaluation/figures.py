@@ -22,7 +22,7 @@ except ImportError as error:
     raise ImportError("figures need matplotlib: pip install 'hvae-sr[figures]'") from error
 
 from .metrics import as_array
-from .tables import QUALITY, SPREAD, curve, sample_rows
+from .tables import QUALITY, SPREAD, curve, method_name, sample_rows
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -183,11 +183,10 @@ def plane_figure(reports: Sequence[Mapping[str, Any]], perception: str | None = 
             rows: Sequence[Mapping[str, Any]]
             if report["temperatures"]:
                 rows = sample_rows(report, projected)
-                label = report.get("name") or "pipeline"
             else:
                 rows = [row for row in report["rows"] if "bicubic" not in row["name"]]
                 rows = [row for row in rows if str(row["name"]).endswith(suffix) == bool(suffix)] if suffix else rows
-                label = (report.get("predictions") or {"name": "predictions"})["name"]
+            label = method_name(report)
             xs, ys = [row["psnr"] for row in rows], [row[key] for row in rows]
             ax.plot(xs, ys, label=label, **{**_line(index), "markersize": 3})
             areas = [2.5e4 * row.get("apd_mse", 0) for row in rows]
@@ -218,7 +217,7 @@ def calibration_figure(reports: Sequence[Mapping[str, Any]]) -> Figure:
             if row is None:
                 raise ValueError("`reports` must have a calibration: evaluate with `coverage_samples`.")
             size = f", S={report['size']}" if report.get("size") else ""
-            label = f"{report.get('name') or 'pipeline'}, {report['dataset']}{size}"
+            label = f"{method_name(report)}, {report['dataset']}{size}"
             axes[0].plot(*curve(row, "coverage@"), label=label, **_line(index))
             levels, widths = curve(row, "width@")
             axes[1].plot(levels, [255 * width for width in widths], label=label, **_line(index))

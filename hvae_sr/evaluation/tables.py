@@ -217,7 +217,7 @@ def summary_table(reports: Sequence[Mapping[str, Any]]) -> str:
     for report in (report for report in reports if report.get("pipeline")):
         size = f", S={report['size']}" if report["size"] else ""
         part = f", first {report['num_images']}" if report["num_images"] < report["num_images_available"] else ""
-        row = {"name": f"{_method(report)}, {report['dataset']}, {report['protocol']}{size}{part}"}
+        row = {"name": f"{method_name(report)}, {report['dataset']}, {report['protocol']}{size}{part}"}
         for found in report["rows"]:
             name = str(found["name"]).removesuffix(" projected")
             if name != found["name"]:
@@ -229,7 +229,7 @@ def summary_table(reports: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(table(rows, {**ordered, "coverage": SPREAD["coverage"]})) if rows else ""
 
 
-def _method(report: Mapping[str, Any]) -> str:
+def method_name(report: Mapping[str, Any]) -> str:
     """What a report is of: "natural-x4", "natural-x4 with self-ensemble", "bicubic"."""
     if report.get("predictions"):
         return str(report["predictions"]["name"])
@@ -268,7 +268,7 @@ def results_document(reports: Sequence[Mapping[str, Any]], names: Sequence[str] 
         lines += ["", "Gains in PSNR over bicubic, dB, after the projection:", "", summary]
     for report, file in zip(reports, files, strict=True):
         size = f", S={report['size']}" if report["size"] else ""
-        lines += ["", f"## {_method(report)} on {report['dataset']}, {report['protocol']} protocol{size}", ""]
+        lines += ["", f"## {method_name(report)} on {report['dataset']}, {report['protocol']} protocol{size}", ""]
         lines += ["```", command_line(report, file), "```", "", markdown_table(report).rstrip("\n")]
         versions = {name: version for name, version in report.get("versions", {}).items() if version}
         if versions:

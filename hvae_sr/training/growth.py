@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..models import LRConditioner, LREncoder
 from ..models.layers import BlockSpec, Bottleneck, BottomUp, parse_blocks
+from ..models.lr_features import LinearFeatures
 
 _LRNetwork = TypeVar("_LRNetwork", LREncoder, LRConditioner)
 
@@ -32,6 +33,9 @@ def grow(trained: _LRNetwork, larger: _LRNetwork) -> None:
             raise ValueError(
                 f"`{name}` is {value!r} in the pretrained network, which cannot grow to {larger.config[name]!r}"
             )
+    if isinstance(trained.network, LinearFeatures):  # conditioning "trivial", which has no blocks
+        larger.load_state_dict(trained.state_dict())
+        return
     places = _places(trained.config.blocks, larger.config.blocks)
     state = larger.state_dict()
     prefix = "network.bottom_up.blocks."

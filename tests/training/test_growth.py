@@ -70,6 +70,14 @@ def test_what_is_no_growth_is_refused(changes, message):
         grow(small, large)
 
 
+def test_what_has_no_blocks_is_taken_as_it_is():
+    config = {name: value for name, value in LR_CONFIGS["vdvae-sr"].items() if name != "gate_init"}
+    small, large = (LRConditioner(**config, conditioning="trivial") for _ in range(2))
+    torch.nn.init.normal_(small.network.conv.weight)
+    grow(small, large)
+    assert torch.equal(features(small)[8], features(large)[8])
+
+
 def test_training_goes_on_from_the_grown_network(options, tmp_path, capsys):
     assert train.main(options("vdvae-sr", tmp_path / "first")) == 0
     larger = {**LR_CONFIGS["vdvae-sr"], "bottleneck_multiple": 1.0}
