@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--self_ensemble",
         action="store_true",
-        help="draw the samples in eight orientations of the input in turn, for a more accurate mean",
+        help="draw the samples in eight orientations of the input in turn, for a more accurate mean of 8, 16, ...",
     )
     parser.add_argument(
         "--rank",
