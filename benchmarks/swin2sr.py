@@ -9,7 +9,6 @@ one image and no samples: it is compared with a sample, and with the mean of the
 """
 
 import argparse
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +37,18 @@ def write_predictions(options: argparse.Namespace, folder: Path, scale_factor: i
     """Swin2SR's images of the protocol's LR images.
 
     Raises:
-        ValueError: weights for another factor.
+        ValueError: weights for another factor, or a folder that holds other files.
     """
+    images = open_source(options.data, "test", "image", options.num_images).images
+    strangers = {path.name for path in folder.glob("*")} - {f"{image.stem}.png" for image in images}
+    if strangers:  # an image of another run could count as one more sample
+        raise ValueError(f"`output_dir`: {folder} holds other files, such as {min(strangers)}")
     network = Swin2SRForImageSuperResolution.from_pretrained(options.swin2sr).eval()
     if network.config.upscale != scale_factor:
         raise ValueError(f"`swin2sr` must be for x{scale_factor}, got weights for x{network.config.upscale}")
     processor = AutoImageProcessor.from_pretrained(options.swin2sr)
-    shutil.rmtree(folder, ignore_errors=True)  # an image of another run would count as one more sample
-    folder.mkdir(parents=True)
-    for image in open_source(options.data, "test", "image", options.num_images).images:
+    folder.mkdir(parents=True, exist_ok=True)
+    for image in images:
         _, low = PROTOCOLS[options.protocol].prepare(image.load(), options.size, scale_factor)
         save_image(predict(network, processor, Image.fromarray(low)), folder / f"{image.stem}.png")
 

@@ -354,19 +354,15 @@ def _eval_results(report: dict[str, Any], facts: dict[str, Any]) -> list[EvalRes
     rows = [row for row in _chosen_rows(report) if "temperature" in row["name"]]
     default = [row for row in rows if row["name"].endswith(f"temperature {facts['temperature']}")]
     names = {"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS", "lr_psnr": "LR-PSNR", "crps": "CRPS"}
+    ensemble = "-self-ensemble" if report.get("self_ensemble") else ""
     return [
         EvalResult(
             task_type="image-to-image",
             task_name=f"super-resolution x{report['scale_factor']}",
             dataset_type=report["dataset"],
             dataset_name=_title(report),
-            dataset_config="-".join(  # results of one would be merged
-                [
-                    report["protocol"],
-                    str(report["size"] or "full"),
-                    *["self-ensemble"] * bool(report.get("self_ensemble")),
-                ]
-            ),
+            # Results of one configuration would be merged.
+            dataset_config=f"{report['protocol']}-{report['size'] or 'full'}{ensemble}",
             dataset_args={key: report[key] for key in _SETTINGS if report.get(key)},
             metric_type=metric,
             metric_name=f"{title}, {row['name']}",

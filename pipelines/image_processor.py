@@ -41,6 +41,9 @@ class SuperResolutionImageProcessor(ImageProcessingMixin):
         downsampling_kernel: H, a kernel of `Downsampling`.
         size_multiple: what the sides of y must be multiples of for the networks; its last rows and columns are repeated
             until they are.
+
+    Raises:
+        ValueError: a factor, kernel or multiple that does not exist; the message names it.
     """
 
     model_input_names = ["pixel_values"]
@@ -54,11 +57,9 @@ class SuperResolutionImageProcessor(ImageProcessingMixin):
             raise ValueError("`size_multiple` must be a whole number >= 1, got None")
         check_count("size_multiple", size_multiple, 1)
         Downsampling(scale_factor, downsampling_kernel)  # raises for values that it does not have
-        self.scale_factor, self.downsampling_kernel, self.size_multiple = (
-            scale_factor,
-            downsampling_kernel,
-            size_multiple,
-        )
+        self.scale_factor = scale_factor
+        self.downsampling_kernel = downsampling_kernel
+        self.size_multiple = size_multiple
 
     @classmethod
     def from_pipeline(cls, pipe: Any) -> "SuperResolutionImageProcessor":

@@ -144,3 +144,7 @@ def test_swin2sr_is_scored_beside_a_model_on_the_same_pairs(
     assert sorted(path.name for path in (tmp_path / "out" / "swin2sr").iterdir()) == ["a.png", "b.png"]
     assert Image.open(tmp_path / "out" / "swin2sr" / "a.png").size == (48, 48)
     assert "| swin2sr projected |" in capsys.readouterr().out
+    (tmp_path / "out" / "swin2sr" / "mine.txt").write_text("kept")
+    with pytest.raises(ValueError, match="`output_dir`.*mine.txt"):
+        command("swin2sr").main([str(value) for value in given])
+    assert (tmp_path / "out" / "swin2sr" / "mine.txt").read_text() == "kept"
