@@ -21,6 +21,7 @@ from hvae_sr.operators import Downsampling
 
 from .finishing import Finisher
 from .inputs import check_count, check_groups
+from .memory import KEPT_FEATURES, Budget
 from .output import SuperResolutionOutput, collate, convert
 from .sampling import WindowSampler
 from .windows import Window
@@ -225,7 +226,8 @@ def quantiles(
     scale = pipe.config.scale_factor
     found = torch.empty(len(values), 3, y.shape[-2] * scale, y.shape[-1] * scale)
     grey = bool((y == y[:1]).all())
-    sampler = WindowSampler(pipe, y.to(pipe._execution_device), window_size, QUANTILE_VALUES // num_samples)
+    room = Budget(QUANTILE_VALUES // num_samples, KEPT_FEATURES)
+    sampler = WindowSampler(pipe, y.to(pipe._execution_device), window_size, room)
     arguments = {"temperature": temperature, "return_latents": False}
     with pipe._fast_inference(), pipe.progress_bar(total=len(sampler.windows) * num_samples) as bar:
         for window in sampler.windows:
@@ -244,6 +246,7 @@ def quantiles(
             kept = torch.stack(samples)[..., _shift(rows, -top * scale), _shift(columns, -left * scale)]
             if kept.numel():
                 found[..., rows, columns] = _quantiles(kept, values).cpu()
+            sampler.forget()
     pipe.maybe_free_model_hooks()
     return found
 

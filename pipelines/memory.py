@@ -4,7 +4,7 @@ import contextlib
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -19,6 +19,9 @@ MIN_PIXELS = 256**2
 
 ASIDE = 2**26
 """Bytes of what does not grow with the image: strips of rows, the matrices of H."""
+
+KEPT_FEATURES = 2**29
+"""Bytes of features of y at the most that are kept for further samples: some 5 megapixels of the bundled models."""
 
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
@@ -69,7 +72,19 @@ def bytes_per_pixel(vdvae: VDVAE) -> int:
     return round(6 * per_pixel * 4)
 
 
-def working_pixels(
+class Budget(NamedTuple):
+    """What the samples of an image may take beside their arrays.
+
+    Args:
+        pixels: HR pixels of one network evaluation.
+        features: bytes of features of y that are kept from one sample to the next.
+    """
+
+    pixels: int
+    features: int
+
+
+def budget(
     vdvae: VDVAE,
     size: tuple[int, int],
     num_samples: int,
@@ -79,8 +94,8 @@ def working_pixels(
     device: torch.device,
     self_ensemble: bool = False,
     batch_size: int | None = None,
-) -> int:
-    """HR pixels that a network evaluation may work on.
+) -> Budget:
+    """What network evaluations, and features that are kept for further samples, may take.
 
     Args:
         vdvae: the model.
@@ -88,7 +103,8 @@ def working_pixels(
         num_samples: of the image.
         output_type: of the samples.
         keep_images: whether they are all kept.
-        max_memory: bound of the process (CPU) or of the device's memory, bytes; None: half of what is available.
+        max_memory: bound of the process (CPU) or of the device's memory, bytes; None: half of what is available, for
+            images that are large enough to matter.
         device: where the networks run.
         self_ensemble: whether samples are turned back, which copies them.
         batch_size: samples that are drawn at once, where that is given; else large images are drawn one by one.
@@ -97,8 +113,8 @@ def working_pixels(
         ValueError: the bound leaves no room beside the arrays of the output; the message says how much would do.
     """
     memory = used_and_available(device)
-    if memory is None:
-        return PIXELS_PER_CHUNK
+    if memory is None or (max_memory is None and math.prod(size) <= PIXELS_PER_CHUNK):
+        return Budget(PIXELS_PER_CHUNK, KEPT_FEATURES)
     used, available = memory
     bound = used + available // 2 if max_memory is None else max_memory
     kept = num_samples if keep_images else 1
@@ -113,8 +129,9 @@ def working_pixels(
         at_the_end = 24 * kept + 24  # all samples, joined to one array, mean and deviation
     taken = math.prod(size) * arrays + ASIDE
     cost = bytes_per_pixel(vdvae)
-    pixels = (bound - used - taken) // cost
-    needed = used + max(taken + MIN_PIXELS * cost, math.prod(size) * at_the_end + ASIDE)
+    last = math.prod(size) * at_the_end + ASIDE
+    pixels = min((bound - used - taken) // cost, PIXELS_PER_CHUNK)
+    needed = used + max(taken + MIN_PIXELS * cost, last)
     if needed > bound:
         what = (
             "`max_memory`" if max_memory is not None else "half of the memory that is available, added to what is used,"
@@ -123,4 +140,6 @@ def working_pixels(
             f"{what} = {format_bytes(bound)} is too little for {num_samples} samples of {size[1]}x{size[0]}, which "
             f"take about {format_bytes(needed)}: fewer samples, a smaller image or a larger `max_memory`"
         )
-    return int(min(pixels, PIXELS_PER_CHUNK))
+    # Of no use to a single evaluation; and with a self-ensemble every sample sees y in another orientation.
+    again = num_samples > at_once and not self_ensemble
+    return Budget(pixels, min(bound - used - max(taken + pixels * cost, last), KEPT_FEATURES) if again else 0)

@@ -11,7 +11,7 @@ from hvae_sr.models import Condition, VDVAESample
 from hvae_sr.models.loading import PerGroup
 from hvae_sr.noise import CounterNoise, NoiseSource, TensorNoise
 
-from .memory import PIXELS_PER_CHUNK
+from .memory import KEPT_FEATURES, PIXELS_PER_CHUNK, Budget
 from .windows import Tile, Window, split, tiles
 
 MARGIN = 96
@@ -33,7 +33,7 @@ class WindowSampler:
         pipe: the pipeline; its networks, scale and device are used.
         y: `[3, h, w]` in [0, 1], on the device.
         window_size: side of a window in pixels of y, margins left out; None chooses windows of `pixels`.
-        pixels: HR pixels that one network evaluation may work on.
+        room: HR pixels that one network evaluation may work on, and bytes of features that are kept for the next sample.
         tile: whether a model of one size works on blended tiles of that size; else `y` must have it.
     """
 
@@ -42,7 +42,7 @@ class WindowSampler:
         pipe: Any,
         y: Tensor,
         window_size: int | None = None,
-        pixels: int = PIXELS_PER_CHUNK,
+        room: Budget = Budget(PIXELS_PER_CHUNK, KEPT_FEATURES),
         tile: bool = False,
     ) -> None:
         self.vdvae, self.lr_encoder, self.scale = pipe.vdvae, pipe.lr_encoder, pipe.operator.scale_factor
@@ -50,11 +50,12 @@ class WindowSampler:
         self._encode = self.lr_encoder.encode if compiled is None else compiled.encode
         self._draw = self.vdvae.sample if compiled is None else compiled.sample
         self.fixed_side = self.lr_encoder.config.image_size if self.vdvae.config.bias_type == "spatial" else None
-        self.pixels, self.tile = pixels, tile
+        self.room, self.tile = room, tile
         self.y = y
         self.padding = self._padding()
         self.windows = self._split(window_size)
-        self._shared: Condition | None = None
+        self._conditions: dict[Window, Condition] = {}
+        self._kept = 0
 
     @property
     def size(self) -> tuple[int, int]:
@@ -70,7 +71,7 @@ class WindowSampler:
     def samples_at_once(self) -> int:
         """How many samples one network evaluation may take."""
         largest = max(self._area(window) for window in self.windows)
-        pixels = min(self.pixels, CPU_PIXELS) if self.y.device.type == "cpu" else self.pixels
+        pixels = min(self.room.pixels, CPU_PIXELS) if self.y.device.type == "cpu" else self.room.pixels
         return max(1, pixels // largest)
 
     def sample(
@@ -127,23 +128,38 @@ class WindowSampler:
             if seeds is not None
             else TensorNoise(self._crop(noise, window))  # type: ignore[arg-type]  # none of them is None
         )
-        return self._draw(
+        condition = self.condition(window)
+        out = self._draw(
             count,
             self._view_size(window),
             noise=source,
-            condition=self.condition(window),
+            condition=condition,
             latents=self._crop(latents, window),
             **(arguments or {}),
         )
+        self._keep(window, condition)
+        return out
 
     def condition(self, window: Window) -> Condition:
-        """The features of what a window sees of y; those of the only window are kept for all samples."""
-        if self._shared is not None:
-            return self._shared
-        condition = self._encode(self._seen(window))
-        if len(self.windows) == 1:
-            self._shared = condition
-        return condition
+        """The features of what a window sees of y, those of an earlier sample where they were kept."""
+        return self._conditions.get(window) or self._encode(self._seen(window))
+
+    def _keep(self, window: Window, condition: Condition) -> None:
+        """Keeps the features for further samples: those of the only window, of others while there is room.
+
+        After a draw, when the heads have added to them what serves every sample.
+        """
+        if window in self._conditions:
+            return
+        size = condition.nbytes
+        if len(self.windows) == 1 or self._kept + size <= self.room.features:
+            self._conditions[window] = condition
+            self._kept += size
+
+    def forget(self) -> None:
+        """Lets go of the features that are kept, for windows that do not come again."""
+        self._conditions.clear()
+        self._kept = 0
 
     def statistics(self, window: Window, latents: Sequence[Tensor]) -> list[Any]:
         """`GroupStatistics` of every group of one window, for given latents `[n, C, h, w]` of the whole."""
@@ -189,7 +205,7 @@ class WindowSampler:
         multiple = self._multiple
         margin = math.ceil(MARGIN / self.scale / multiple) * multiple
         if window_size is None:
-            window_size = int(self.pixels**0.5) // self.scale - 2 * margin
+            window_size = int(self.room.pixels**0.5) // self.scale - 2 * margin
         return split(height, width, max(window_size // multiple, 1) * multiple, margin)
 
     def _crop(self, values: Sequence[Tensor | None] | None, window: Window) -> list[Tensor | None]:

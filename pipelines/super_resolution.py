@@ -1,6 +1,5 @@
 """The pipeline: low-resolution photographs in, many plausible high-resolution ones out."""
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,7 +20,7 @@ from hvae_sr.operators import Downsampling
 from .fast_inference import FastInference
 from .finishing import Finisher
 from .inputs import check_components, check_count, check_groups, check_temperature, sample_seeds
-from .memory import PIXELS_PER_CHUNK, working_pixels
+from .memory import budget
 from .orientations import SelfEnsemble
 from .output import OUTPUT_TYPES, Sample, SuperResolutionOutput, collate
 from .sampling import WindowSampler
@@ -294,21 +293,18 @@ class SuperResolutionPipeline(FastInference, DiffusionPipeline):
             for i, (y, photo) in enumerate(photos):
                 y = y.to(device)
                 size = (y.shape[-2] * self.operator.scale_factor, y.shape[-1] * self.operator.scale_factor)
-                pixels = PIXELS_PER_CHUNK
-                if max_memory is not None or math.prod(size) > PIXELS_PER_CHUNK:
-                    allowed = working_pixels(
-                        self.vdvae,
-                        size,
-                        num_samples,
-                        output_type,
-                        keep_images,
-                        max_memory,
-                        device,
-                        self_ensemble,
-                        batch_size,
-                    )
-                    pixels = min(pixels, allowed)
-                make = partial(WindowSampler, self, window_size=window_size, pixels=pixels)
+                room = budget(
+                    self.vdvae,
+                    size,
+                    num_samples,
+                    output_type,
+                    keep_images,
+                    max_memory,
+                    device,
+                    self_ensemble,
+                    batch_size,
+                )
+                make = partial(WindowSampler, self, window_size=window_size, room=room)
                 sampler = SelfEnsemble(make, y) if self_ensemble else make(y)
                 finisher = Finisher(self.operator, y, photo, output_type, num_samples, enforce_consistency)
                 chunks = []

@@ -79,8 +79,12 @@ def test_quantiles_are_those_of_the_samples(pipe, monkeypatch, window_size):
     photo = np.random.default_rng(1).random((40, 33, 3), dtype=np.float32) * 0.6 + 0.2
     samples = pipe(photo, num_samples=9, seed=2, output_type="pt").images
     expected = torch.quantile(samples, torch.tensor([0.1, 0.5]), dim=0)
+    seen, encode = [], pipe.lr_encoder.encode
+    monkeypatch.setattr(pipe.lr_encoder, "encode", lambda y: seen.append(y.shape) or encode(y))
     found = quantiles(pipe, photo, (0.1, 0.5), num_samples=9, seed=2, window_size=window_size)
     assert found.shape == expected.shape
+    low = torch.from_numpy(photo).movedim(-1, 0)
+    assert len(seen) == len(sampling.WindowSampler(pipe, low, window_size).windows)  # once a window, not a sample
     assert (found - expected).abs().max() < (1e-5 if window_size is None else 1 / 255)
     with pytest.raises(ValueError, match="q"):
         quantiles(pipe, photo, (1.5,))
@@ -103,7 +107,7 @@ def test_the_density_is_highest_at_the_mean_and_the_same_in_windows(pipe, monkey
     assert log_density(pipe, photo, mean)[0] > log_density(pipe, photo, draw)[0]
     whole = log_density(pipe, photo, draw)
     monkeypatch.setattr(sampling, "MARGIN", 32)
-    monkeypatch.setattr(sampling.WindowSampler.__init__, "__defaults__", (8, sampling.PIXELS_PER_CHUNK, False))
+    monkeypatch.setattr(sampling.WindowSampler.__init__, "__defaults__", (8, sampling.Budget(2**20, 0), False))
     assert torch.allclose(log_density(pipe, photo, draw), whole, atol=1e-4)
 
 

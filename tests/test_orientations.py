@@ -13,7 +13,7 @@ from hvae_sr import SuperResolutionPipeline
 from hvae_sr.evaluation import evaluate
 from hvae_sr.evaluation.tables import command_line
 from hvae_sr.pipelines.explore import redraw_region
-from hvae_sr.pipelines.memory import MIN_PIXELS, bytes_per_pixel, working_pixels
+from hvae_sr.pipelines.memory import MIN_PIXELS, budget, bytes_per_pixel
 from hvae_sr.pipelines.orientations import NUM_ORIENTATIONS, orient, restore
 
 MakePipeline = Callable[..., SuperResolutionPipeline]
@@ -94,7 +94,7 @@ def test_the_copies_of_samples_are_counted_in_the_bound_of_memory(make_pipeline:
         while high - low > 1:
             middle = (low + high) // 2
             try:
-                working_pixels(vdvae, size, 4, "pil", True, middle, torch.device("cpu"), **options)
+                budget(vdvae, size, 4, "pil", True, middle, torch.device("cpu"), **options)
                 high = middle
             except ValueError as error:
                 assert "`max_memory`" in str(error)

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from hvae_sr import VDVAE, LRConditioner, LREncoder, SuperResolutionPipeline
-from hvae_sr.pipelines import sampling, super_resolution
+from hvae_sr.pipelines import memory, sampling
+from hvae_sr.pipelines.memory import ASIDE, KEPT_FEATURES, Budget, budget, bytes_per_pixel
 from hvae_sr.pipelines.windows import split
 
 DECODER = {"decoder_blocks": "4x1,8m4,16m8", "latent_channels": 2}
@@ -76,7 +77,7 @@ def test_pixel_draws_are_the_same_in_windows(pipe, photo):
 
 
 def test_large_images_are_split_without_being_asked(pipe, photo, monkeypatch):
-    monkeypatch.setattr(super_resolution, "PIXELS_PER_CHUNK", 96**2)
+    monkeypatch.setattr(memory, "PIXELS_PER_CHUNK", 96**2)
     monkeypatch.setattr(sampling, "MARGIN", 32)
     sizes = []
     sample = pipe.vdvae.sample
@@ -85,6 +86,42 @@ def test_large_images_are_split_without_being_asked(pipe, photo, monkeypatch):
     assert len(sizes) > 2 and all(n * h * w <= 96**2 for n, h, w in sizes)
     monkeypatch.undo()
     assert np.abs(pipe(photo, num_samples=2, seed=0, output_type="np").images - windowed.images).max() < 1e-5
+
+
+@pytest.mark.parametrize("options", [{}, {"max_memory": 2**40}])
+def test_features_of_windows_serve_every_sample_while_there_is_room(pipe, photo, options, monkeypatch):
+    seen, encode = [], pipe.lr_encoder.encode
+    monkeypatch.setattr(pipe.lr_encoder, "encode", lambda y: seen.append(1) or encode(y))
+    monkeypatch.setattr(sampling, "MARGIN", 32)
+    options = {"seed": 0, "window_size": 8, "output_type": "np", "batch_size": 1} | options
+    kept = pipe(photo, num_samples=3, **options).images
+    windows = len(seen)
+    assert windows > 2
+    one = sampling.WindowSampler(pipe, torch.from_numpy(photo).movedim(-1, 0), 8)
+    arguments = {"temperature": 0.5, "return_latents": False}
+    with torch.no_grad():
+        one.sample_window(one.windows[0], 1, [0], arguments=arguments)
+    monkeypatch.setattr(memory, "KEPT_FEATURES", 2 * one.condition(one.windows[0]).nbytes)
+    seen.clear()
+    some = pipe(photo, num_samples=3, **options).images
+    assert len(seen) == windows + 2 * (windows - 2)
+    assert np.array_equal(kept, some)
+
+
+def test_what_is_kept_of_windows_is_within_the_bound_of_memory(pipe, photo, monkeypatch):
+    monkeypatch.setattr("hvae_sr.pipelines.memory.used_and_available", lambda device: (0, 2**40))
+    arguments = (pipe.vdvae, (4096, 4096), 3, "pil", True)
+    plenty = budget(*arguments, 2**34, torch.device("cpu"))
+    assert plenty == Budget(2**20, KEPT_FEATURES)
+    with pytest.raises(ValueError, match="`max_memory`"):
+        budget(*arguments, 2**28, torch.device("cpu"))
+    taken = 12 + 24 + 4 * 3 + 5 + 4  # of each pixel: one sample, mean and squares, 8-bit images
+    for spare in (0, 1000, 2**20):
+        bound = 4096**2 * taken + ASIDE + 2**20 * bytes_per_pixel(pipe.vdvae) + spare
+        assert budget(*arguments, bound, torch.device("cpu")) == Budget(2**20, spare)
+    single = (pipe.vdvae, (4096, 4096), 1, "pil", True)
+    assert budget(*single, 2**34, torch.device("cpu")).features == 0
+    assert budget(*arguments, 2**34, torch.device("cpu"), self_ensemble=True).features == 0
 
 
 def test_a_window_size_below_one_is_refused(pipe, photo):

@@ -42,6 +42,12 @@ class Condition:
         """B."""
         return len(next(iter(self.features.values())))
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all maps."""
+        location = () if self.location is None else (self.location,)
+        return sum(x.nbytes for x in (*self.features.values(), *self.shares.values(), *location))
+
     def check_batch_size(self, batch_size: int) -> None:
         """Raises a ValueError unless the condition is of one observation, or of `batch_size`."""
         if self.batch_size not in (1, batch_size):
