@@ -17,7 +17,7 @@ from ..data import Augmentation, ImageCrops, ImageFolder, ImageStream, ImageTabl
 from ..models import VDVAE, LRConditioner, LREncoder
 from ..operators import Downsampling
 from .config import TrainingConfig
-from .growth import grow
+from .growth import grow, transfer
 from .objectives import ELBO, ConditionalELBO, Distillation, EnergyScore, Joint, Objective
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,8 @@ def build_objective(config: TrainingConfig, load_weights: bool = True) -> Object
     """
     source = (config.pretrained_vdvae, "pretrained_vdvae", config.vdvae_config, "vdvae_config")
     vdvae = _network(VDVAE, *source, load_weights)
+    if config.pretrained_vdvae is not None and config.vdvae_config is not None:
+        vdvae = _start(vdvae, _network(VDVAE, None, "", config.vdvae_config, "vdvae_config", load_weights), "vdvae_config")
     if config.stage == "vdvae":
         return ELBO(vdvae)
     operator = Downsampling(config.scale_factor, config.downsampling_kernel)
@@ -228,15 +230,10 @@ def _lr_network(
     config: TrainingConfig,
     load_weights: bool,
 ) -> _Network:
-    """An LR network; grown, or its bottom-up part started from a VDVAE's encoder, where that is asked for."""
+    """An LR network; started from another, or its bottom-up part started from a VDVAE's encoder, where that is asked for."""
     network: Any = _network(kind, *sources, load_weights)
     if config.pretrained_lr_encoder is not None and config.lr_config is not None:
-        larger: Any = _network(kind, None, "", config.lr_config, "lr_config", load_weights)
-        try:
-            grow(network, larger)
-        except ValueError as error:
-            raise ValueError(f"`lr_config`: {error}") from error
-        network = larger
+        network = _start(network, _network(kind, None, "", config.lr_config, "lr_config", load_weights), "lr_config")
     if config.lr_from_vdvae is None:
         return network
     source = _network(VDVAE, config.lr_from_vdvae, "lr_from_vdvae", None, "", load_weights)
@@ -250,6 +247,16 @@ def _lr_network(
         raise ValueError(
             f"`lr_from_vdvae`: the encoder of {config.lr_from_vdvae} does not fit: {one_line(error)}"
         ) from error
+    return network
+
+
+def _start(trained: Any, network: Any, argument: str) -> Any:
+    """`network` with the weights of a trained one: all of them, or, for another decoder, those that fit."""
+    same_decoder = trained.config.decoder_blocks == network.config.decoder_blocks
+    try:
+        (grow if same_decoder and not isinstance(network, VDVAE) else transfer)(trained, network)
+    except ValueError as error:
+        raise ValueError(f"`{argument}`: {error}") from error
     return network
 
 

@@ -81,10 +81,14 @@ class TrainingConfig:
     validation_temperatures: list[float] = option([0.2, 0.8, 1.0], "Temperatures of those samples.")
     output_dir: str = option("", "Where checkpoints and, at the end, the trained folder are written.")
     vdvae_config: str | None = option(None, "JSON configuration of the VDVAE to train from scratch.")
-    pretrained_vdvae: str | None = option(None, "Folder or Hub id of a trained VDVAE (needed for lr-encoder).")
+    pretrained_vdvae: str | None = option(
+        None, "Folder or Hub id of a trained VDVAE (needed for lr-encoder); with vdvae_config, that starts from it."
+    )
     lr_config: str | None = option(None, "JSON configuration of the LREncoder or LRConditioner.")
     pretrained_lr_encoder: str | None = option(
-        None, "Folder of a trained LR network to go on from; with lr_config, it grows to that larger configuration."
+        None,
+        "Folder of a trained LR network to go on from; with lr_config, it grows to that larger configuration, or, for "
+        "another decoder, gives that what fits.",
     )
     scale_factor: int = option(4, "Sides of x over sides of y.")
     downsampling_kernel: str = option("bicubic", "Kernel that makes y from x (see Downsampling).")

@@ -1,13 +1,17 @@
-"""Larger LR networks from trained ones: deeper and wider inside, the same function at the start."""
+"""Networks that start from trained ones: larger ones that compute the same, and those of another decoder."""
 
+import logging
+from collections.abc import Iterator
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..models import LRConditioner, LREncoder
+from ..models import VDVAE, LRConditioner, LREncoder
 from ..models.layers import BlockSpec, Bottleneck, BottomUp, parse_blocks
 from ..models.lr_features import LinearFeatures
+
+logger = logging.getLogger(__name__)
 
 _LRNetwork = TypeVar("_LRNetwork", LREncoder, LRConditioner)
 
@@ -52,6 +56,60 @@ def grow(trained: _LRNetwork, larger: _LRNetwork) -> None:
             assert isinstance(block, Bottleneck)
             nn.init.zeros_(block.c4.weight)
             nn.init.zeros_(block.c4.bias)  # type: ignore[arg-type]
+
+
+_NUMBERED = {
+    "blocks.": "decoder_blocks",
+    "encoder.blocks.": "encoder_blocks",
+    "network.bottom_up.blocks.": "blocks",
+    "network.up_blocks.": "upsampling_blocks",
+    "gates.": "decoder_blocks",
+    "heads.": "decoder_blocks",
+}
+"""Names of parameters that a block's number follows, and the option that says what the blocks are."""
+
+
+def transfer(trained: VDVAE | LREncoder | LRConditioner, network: VDVAE | LREncoder | LRConditioner) -> None:
+    """Starts `network` from what of `trained` has a place in it, such as for another scale factor; the rest stays.
+
+    A block's place is that of its number among the blocks of the same nominal resolution; a parameter of another shape
+    has none. With nominal sizes such that y has the same in both, blocks keep their distance from y's resolution.
+
+    Args:
+        trained: the network whose weights are taken.
+        network: a new network of the same class, changed in place.
+
+    Raises:
+        ValueError: nothing of `trained` has a place in `network`.
+    """
+    places = {
+        prefix: dict(_same_resolution(trained.config.get(option), network.config.get(option)))
+        for prefix, option in _NUMBERED.items()
+    }
+    state, taken = network.state_dict(), {}
+    for name, tensor in trained.state_dict().items():
+        prefix = next((prefix for prefix in _NUMBERED if name.startswith(prefix)), None)
+        if prefix is not None:
+            number, rest = name.removeprefix(prefix).split(".", 1)
+            name = f"{prefix}{places[prefix].get(int(number))}.{rest}"
+        if name in state and state[name].shape == tensor.shape:
+            taken[name] = tensor
+    count, total = (sum(x.numel() for x in tensors.values()) for tensors in (taken, state))
+    if not count:
+        raise ValueError(f"no weights of the pretrained {type(trained).__name__} have a place in the new one")
+    network.load_state_dict(taken, strict=False)
+    logger.info("%s: %d of %d parameters from the pretrained network", type(network).__name__, count, total)
+
+
+def _same_resolution(blocks: str | None, others: str | None) -> Iterator[tuple[int, int]]:
+    """Numbers of the blocks of one string, and of those that have their places in another."""
+    free: dict[tuple[int, bool], list[int]] = {}
+    for number, spec in enumerate(parse_blocks(others) if others else []):
+        free.setdefault((spec.resolution, spec.down_rate is not None), []).append(number)
+    for number, spec in enumerate(parse_blocks(blocks) if blocks else []):
+        left = free.get((spec.resolution, spec.down_rate is not None))
+        if left:
+            yield number, left.pop(0)
 
 
 def _places(blocks: str, larger: str) -> list[int]:

@@ -4,12 +4,13 @@ import json
 
 import pytest
 import torch
-from runs import LR_CONFIGS
+from runs import LR_CONFIGS, VDVAE_CONFIG
 
 import train
-from hvae_sr import LRConditioner, LREncoder
-from hvae_sr.training.growth import grow
+from hvae_sr import VDVAE, LRConditioner, LREncoder
+from hvae_sr.training.growth import _same_resolution, grow, transfer
 
+NETWORKS = [(VDVAE, "vdvae"), (LRConditioner, "lr_encoder")]
 KINDS = {"lr-encoder": LREncoder, "vdvae-sr": LRConditioner}
 Y = torch.linspace(-1, 1, 2 * 3 * 8 * 16).view(2, 3, 8, 16)
 
@@ -93,3 +94,50 @@ def test_training_goes_on_from_the_grown_network(options, tmp_path, capsys):
     (tmp_path / "larger.json").write_text(json.dumps({**larger, "bottleneck_multiple": 0.1}))
     assert train.main(options("vdvae-sr", tmp_path / "third", **again)) == 2
     assert "`lr_config`" in capsys.readouterr().err
+
+
+def test_what_has_its_place_at_another_scale_factor_is_taken_over(options, tmp_path):
+    assert train.main(options("energy-score", tmp_path / "first")) == 0
+    first = [kind.from_pretrained(tmp_path / "first" / name) for kind, name in NETWORKS]
+    # y has the size that it had; x is half as large, its finest blocks are those that had half of x's resolution.
+    small = {"decoder_blocks": "8x1", "upsampling_blocks": None, "scale_factor": 2}
+    for name, config in (("vdvae", VDVAE_CONFIG | {"image_size": 16}), ("lr", LR_CONFIGS["energy-score"])):
+        own = config | {key: value for key, value in small.items() if key in config or name == "lr"}
+        (tmp_path / f"{name}.json").write_text(json.dumps(own))
+    changes = {
+        "pretrained_vdvae": tmp_path / "first" / "vdvae",
+        "pretrained_lr_encoder": tmp_path / "first" / "lr_encoder",
+        "vdvae_config": tmp_path / "vdvae.json",
+        "lr_config": tmp_path / "lr.json",
+        "scale_factor": 2,
+        "skip_threshold": 0,
+    }
+    assert train.main(options("energy-score", tmp_path / "second", **changes)) == 0  # every update left out
+    second = [kind.from_pretrained(tmp_path / "second" / name) for kind, name in NETWORKS]
+    assert second[1].config.scale_factor == 2
+    for old, new in zip(first, second, strict=True):
+        assert len(new.state_dict()) < len(old.state_dict())
+        for name, value in new.state_dict().items():
+            assert torch.equal(value, old.state_dict()[name]), name
+    changes["vdvae_config"] = tmp_path / "lr.json"
+    assert train.main(options("energy-score", tmp_path / "third", **changes)) == 2
+
+
+@pytest.mark.parametrize(
+    "blocks, others, expected",
+    [
+        ("8x2,16m8,16x2", "8x3,16m8,16x1", [(0, 0), (1, 1), (2, 3), (3, 4)]),
+        ("4x1,8m4,8x2,16m8", "8x2,16m8", [(1, 0), (2, 1), (4, 2)]),
+        ("16x2,16d2,8x1", "16x1,16d2,8x2", [(0, 0), (2, 1), (3, 2)]),
+        (None, "8x1", []),
+    ],
+)
+def test_blocks_have_their_places_among_those_of_their_resolution(blocks, others, expected):
+    assert list(_same_resolution(blocks, others)) == expected
+
+
+def test_networks_without_a_common_part_are_refused():
+    small = trained("vdvae-sr")
+    other = LRConditioner(**{**LR_CONFIGS["vdvae-sr"], "width": 24, "decoder_width": 24})
+    with pytest.raises(ValueError, match="no weights of the pretrained LRConditioner"):
+        transfer(small, other)
