@@ -18,6 +18,7 @@ _CHOICES = {
     "kl_reduction": ("sum", "group_mean"),
     "lr_scheduler": ("constant", "constant_with_warmup", "linear", "cosine", "plateau"),
     "mixed_precision": ("no", "bf16", "fp16"),
+    "saved_dtype": ("float32", "float16"),
 }
 _AT_LEAST = {  # lowest value that is allowed
     "resolution": 1,
@@ -92,6 +93,9 @@ class TrainingConfig:
     )
     scale_factor: int = option(4, "Sides of x over sides of y.")
     downsampling_kernel: str = option("bicubic", "Kernel that makes y from x (see Downsampling).")
+    saved_dtype: str = option(
+        "float32", "Of the weights in the folder at the end: float32, or float16 at half the size; loaded as float32."
+    )
     default_temperature: float = option(0.8, "Temperature that the saved pipeline uses by default.")
     kl_reduction: str = option("sum", "lr-encoder: sum (the paper's eq. 14) or group_mean (the published code).")
     rate_weights: list[str] = option(

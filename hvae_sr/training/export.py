@@ -1,5 +1,6 @@
 """The end of a run: a folder that loads, with a card that says how it was made."""
 
+import copy
 import logging
 import os
 import shlex
@@ -46,9 +47,11 @@ def write_folder(objective: Objective, config: TrainingConfig, folder: Path) -> 
     Raises:
         OSError: the folder cannot be written, such as on a full disk.
     """
-    components = objective.components()
+    components: dict[str, Any] = dict(objective.components())
     for network in components.values():
         _forget_origin(network)
+    if config.saved_dtype == "float16":  # of copies: the run's own weights stay as exact as they are
+        components = {name: copy.deepcopy(network).half() for name, network in components.items()}
     if config.stage == "vdvae":
         components["vdvae"].save_pretrained(folder)
     else:

@@ -404,6 +404,7 @@ BAD = {  # what is changed, and what the error must name; the folder of photogra
     "a number that is none": ({"max_train_steps": "many"}, ["max_train_steps", "many"]),
     "an endless rate": ({"learning_rate": "inf"}, ["learning_rate", "inf"]),
     "a precision that does not exist": ({"mixed_precision": "fp64"}, ["mixed_precision", "fp64"]),
+    "a dtype to save that is none": ({"saved_dtype": "int8"}, ["saved_dtype", "int8"]),
     "a schedule that does not exist": ({"lr_scheduler": "cosin"}, ["lr_scheduler", "cosin"]),
     "an option that does not exist": ({"batch_size": 4}, ["--batch_size"]),
     "a recipe that does not exist": ({"config": "no-recipe.yaml"}, ["config", "no-recipe.yaml"]),

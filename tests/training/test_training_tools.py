@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from runs import assert_same, log, started, weights, write
+from safetensors.torch import load_file
 
 import train
 from hvae_sr import VDVAE, SuperResolutionPipeline
@@ -245,6 +246,18 @@ def test_the_finished_folder_says_how_it_was_made_and_not_where(options, prior, 
     again = options("lr-encoder", out, max_train_steps=4, resume_from_checkpoint="latest")
     assert train.main(again) == 0
     assert (out / "README.md").read_text() == "my own card\n"
+
+
+def test_weights_saved_in_half_precision_are_the_rounded_ones_and_load_as_float32(options, tmp_path):
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    for out, dtype in ((whole, "float32"), (half, "float16")):
+        assert train.main(options("energy-score", out, saved_dtype=dtype)) == 0
+    for name in ("vdvae", "lr_encoder"):
+        exact, rounded = (load_file(out / name / "diffusion_pytorch_model.safetensors") for out in (whole, half))
+        assert {x.dtype for x in exact.values()} == {torch.float32}
+        assert all(torch.equal(rounded[key], value.half()) for key, value in exact.items())
+    pipe = SuperResolutionPipeline.from_pretrained(half)
+    assert {p.dtype for network in (pipe.vdvae, pipe.lr_encoder) for p in network.parameters()} == {torch.float32}
 
 
 def test_the_finished_folder_is_uploaded_without_paths_of_this_machine(options, photos, tmp_path, monkeypatch, capsys):
