@@ -110,7 +110,7 @@ class Engine:
     Args:
         models: bundled names, folders or Hub ids; the first is shown first.
         device, dtype: of the models.
-        max_pixels: of an input.
+        max_pixels: of an input, for models of factors up to 4; beyond, of as large samples.
     """
 
     def __init__(
@@ -134,12 +134,20 @@ class Engine:
         levels = self.levels(model)
         return [tau for (_, count), tau in zip(levels, by_level, strict=False) for _ in range(count)]
 
-    def check(self, image: Any) -> Image.Image:
+    def scale(self, model: str) -> int:
+        """Sides of a model's samples over those of its input."""
+        return int(self.pipelines[model].config.scale_factor)
+
+    def limit(self, model: str) -> int:
+        """Pixels of an input that a model takes."""
+        return max(self.max_pixels * 16 // max(self.scale(model), 4) ** 2, 16)
+
+    def check(self, image: Any, model: str) -> Image.Image:
         """The visitor's picture as upright RGB.
 
         Raises:
             Refused: there is none, it cannot be read, or it is too small.
-            TooLarge: it has more than `max_pixels` pixels.
+            TooLarge: it has more pixels than the model's `limit`.
         """
         if image is None:
             raise Refused("Choose a picture first: upload or paste one, or take an example.")
@@ -149,19 +157,19 @@ class Engine:
             raise Refused(f"This file cannot be read as a picture ({str(error).split(': ')[-1]}).") from None
         if min(picture.size) < 4:
             raise Refused(f"This picture has {picture.width} x {picture.height} pixels: too few to go on.")
-        if picture.width * picture.height > self.max_pixels:
-            side = math.isqrt(self.max_pixels)
+        if picture.width * picture.height > self.limit(model):
+            side = math.isqrt(self.limit(model))
             raise TooLarge(
-                f"The demo takes up to {side} x {side} pixels, or as many in another shape; this picture has "
+                f"With this model the demo takes up to {side} x {side} pixels, or as many in another shape; this picture has "
                 f"{picture.width} x {picture.height}. Shrink it with the button, or cut out a part. "
                 "The command hvae-sr upscale has no such limit."
             )
         return picture
 
-    def shrink(self, image: Any) -> Image.Image:
+    def shrink(self, image: Any, model: str) -> Image.Image:
         """The picture within the limit, its shape kept."""
         picture = load_image(image)
-        factor = math.sqrt(self.max_pixels / (picture.width * picture.height))
+        factor = math.sqrt(self.limit(model) / (picture.width * picture.height))
         if factor >= 1:
             return picture
         size = (max(int(picture.width * factor), 1), max(int(picture.height * factor), 1))

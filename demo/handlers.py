@@ -56,7 +56,7 @@ class Handlers:
         """Samples of a picture."""
         *levels, consistent, seed, count = others
         with _friendly():
-            picture = self.engine.check(image)
+            picture = self.engine.check(image, model)
             settings = self._settings(model, temperature, by_level, levels, consistent)
             session = Session(self.folder(), picture, settings)
             yield from self._run(old, session, self.engine.recipes(model, _seed(seed), int(count)))
@@ -99,24 +99,24 @@ class Handlers:
             session.stopped = True
         return "Stopped. What was drawn stays.", *self.on_idle()
 
-    def on_image(self, image: Any) -> tuple[Any, ...]:
-        """What is wrong with a picture, as soon as it is there."""
+    def on_image(self, image: Any, model: str) -> tuple[Any, ...]:
+        """What is wrong with a picture for the chosen model, as soon as both are there."""
         if image is None:
             return "Choose a picture and draw samples.", gr.Button(visible=False)
         try:
-            picture = self.engine.check(image)
+            picture = self.engine.check(image, model)
         except Refused as refusal:
             return str(refusal), gr.Button(visible=isinstance(refusal, eng.TooLarge))
-        scale = self.engine.pipelines[self.models[0]].config.scale_factor
+        scale = self.engine.scale(model)
         size = f"{picture.width} x {picture.height}"
         return f"{size} pixels; samples will have {picture.width * scale} x {picture.height * scale}.", gr.Button(
             visible=False
         )
 
-    def on_shrink(self, image: Any) -> Image.Image:
+    def on_shrink(self, image: Any, model: str) -> Image.Image:
         """The picture within the limit."""
         with _friendly():
-            return self.engine.shrink(image)
+            return self.engine.shrink(image, model)
 
     def on_select(self, session: Session | None, event: gr.SelectData) -> Any:
         """A sample of the gallery. The session is changed in place: returned, it might replace one that is newer."""
@@ -190,7 +190,7 @@ class Handlers:
         """Samples of a picture, for programs: their PNG files, and the seed and LR-PSNR of each."""
         with _friendly():
             count = int(num_samples)
-            picture = self.engine.check(image)
+            picture = self.engine.check(image, model)
             settings = self._settings(model, temperature, False, [], consistent)
             session = Session(self.folder(), picture, settings)
             try:

@@ -24,7 +24,7 @@ def build(models: list[str], max_pixels: int = 256 * 256, device: str | None = N
 
     Args:
         models: bundled names, folders or Hub ids.
-        max_pixels: of a visitor's picture.
+        max_pixels: of a visitor's picture, see `Engine`.
         device: None means a GPU where there is one (on ZeroGPU too), else the CPU.
         dtype: of the models; None leaves it to `from_pretrained`.
     """
@@ -149,8 +149,9 @@ class Page(Handlers):
             run.then(self.on_look, look, views, **quick).then(self.on_idle, None, [page.draw, page.stop], **quick)
         page.draw.click(None, js=markup.SHOW_RESULTS, **quick)
         page.stop.click(self.on_stop, session, [page.status, page.draw, page.stop], cancels=runs, queue=False, **quick)
-        page.image.change(self.on_image, page.image, [page.status, page.shrink], **quick)
-        page.shrink.click(self.on_shrink, page.image, page.image, **quick)
+        for one in (page.image, page.model):
+            one.change(self.on_image, [page.image, page.model], [page.status, page.shrink], **quick)
+        page.shrink.click(self.on_shrink, [page.image, page.model], page.image, **quick)
         page.gallery.select(self.on_select, session, page.status, **quick).then(self.on_look, look, views, **quick)
         for one in (page.left, page.right):
             one.change(self.on_compare, look[:3], page.slider, **quick)

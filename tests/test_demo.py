@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import sys
 import zipfile
 
@@ -120,9 +121,24 @@ def test_pictures_that_will_not_do_are_refused_in_friendly_words(engine, tmp_pat
         (Image.new("RGB", (3, 30)), "too few"),
     ]:
         with pytest.raises(Refused, match=words):
-            engine.check(image)
-    small = engine.shrink(Image.new("RGB", (400, 300)))
-    assert engine.check(small).size == (40, 30)
+            engine.check(image, "tiny")
+    small = engine.shrink(Image.new("RGB", (400, 300)), "tiny")
+    assert engine.check(small, "tiny").size == (40, 30)
+
+
+def test_models_of_large_factors_take_smaller_pictures(engine, monkeypatch):
+    picture = Image.new("RGB", (400, 300))
+    for scale, size in ((2, (40, 30)), (4, (40, 30)), (8, (20, 15))):
+        monkeypatch.setattr(engine, "scale", lambda model, scale=scale: scale)
+        assert engine.shrink(picture, "tiny").size == size
+        with pytest.raises(Refused, match=f"takes up to {math.isqrt(size[0] * size[1])} x"):
+            engine.check(picture, "tiny")
+    pytest.importorskip("gradio", reason="the page needs the extra [demo]")
+    from hvae_sr.demo.handlers import Handlers
+
+    page = Handlers(engine)
+    status, button = page.on_image(Image.new("RGB", (10, 7)), "tiny")
+    assert "80 x 56" in status and not button.visible
 
 
 def test_recipes_describe_themselves():
