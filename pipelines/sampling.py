@@ -32,8 +32,8 @@ class WindowSampler:
     Args:
         pipe: the pipeline; its networks, scale and device are used.
         y: `[3, h, w]` in [0, 1], on the device.
-        window_size: side of a window in pixels of y, margins left out; None chooses windows of `pixels`.
-        room: HR pixels that one network evaluation may work on, and bytes of features that are kept for the next sample.
+        window_size: side of a window in pixels of y, margins left out; None chooses windows of `room.pixels`.
+        room: what one network evaluation, and features that are kept for the next sample, may take.
         tile: whether a model of one size works on blended tiles of that size; else `y` must have it.
     """
 
@@ -42,7 +42,7 @@ class WindowSampler:
         pipe: Any,
         y: Tensor,
         window_size: int | None = None,
-        room: Budget = Budget(PIXELS_PER_CHUNK, KEPT_FEATURES),
+        room: Budget | None = None,
         tile: bool = False,
     ) -> None:
         self.vdvae, self.lr_encoder, self.scale = pipe.vdvae, pipe.lr_encoder, pipe.operator.scale_factor
@@ -50,7 +50,7 @@ class WindowSampler:
         self._encode = self.lr_encoder.encode if compiled is None else compiled.encode
         self._draw = self.vdvae.sample if compiled is None else compiled.sample
         self.fixed_side = self.lr_encoder.config.image_size if self.vdvae.config.bias_type == "spatial" else None
-        self.room, self.tile = room, tile
+        self.room, self.tile = room or Budget(PIXELS_PER_CHUNK, KEPT_FEATURES), tile
         self.y = y
         self.padding = self._padding()
         self.windows = self._split(window_size)

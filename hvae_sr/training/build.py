@@ -39,7 +39,9 @@ def build_objective(config: TrainingConfig, load_weights: bool = True) -> Object
     source = (config.pretrained_vdvae, "pretrained_vdvae", config.vdvae_config, "vdvae_config")
     vdvae = _network(VDVAE, *source, load_weights)
     if config.pretrained_vdvae is not None and config.vdvae_config is not None:
-        vdvae = _start(vdvae, _network(VDVAE, None, "", config.vdvae_config, "vdvae_config", load_weights), "vdvae_config")
+        vdvae = _start(
+            vdvae, _network(VDVAE, None, "", config.vdvae_config, "vdvae_config", load_weights), "vdvae_config"
+        )
     if config.stage == "vdvae":
         return ELBO(vdvae)
     operator = Downsampling(config.scale_factor, config.downsampling_kernel)
@@ -230,7 +232,7 @@ def _lr_network(
     config: TrainingConfig,
     load_weights: bool,
 ) -> _Network:
-    """An LR network; started from another, or its bottom-up part started from a VDVAE's encoder, where that is asked for."""
+    """An LR network; started from another, or its bottom-up part from a VDVAE's encoder, where that is asked for."""
     network: Any = _network(kind, *sources, load_weights)
     if config.pretrained_lr_encoder is not None and config.lr_config is not None:
         network = _start(network, _network(kind, None, "", config.lr_config, "lr_config", load_weights), "lr_config")
