@@ -160,8 +160,8 @@ class Engine:
         if picture.width * picture.height > self.limit(model):
             side = math.isqrt(self.limit(model))
             raise TooLarge(
-                f"With this model the demo takes up to {side} x {side} pixels, or as many in another shape; this picture "
-                f"has {picture.width} x {picture.height}. Shrink it with the button, or cut out a part. "
+                f"With this model the demo takes up to {side} x {side} pixels, or as many in another shape; this "
+                f"picture has {picture.width} x {picture.height}. Shrink it with the button, or cut out a part. "
                 "The command hvae-sr upscale has no such limit."
             )
         return picture

@@ -42,6 +42,18 @@ def bundled_checkpoints() -> dict[str, Path]:
     }
 
 
+def default_model(outscale: float | None = None) -> str:
+    """The bundled model of the least factor that reaches `outscale`; natural-x4 where that is not given.
+
+    natural-x4 too where natural-x8 would be applied twice: beyond `pipelines.chaining.MAX_ENLARGEMENT` times its factor.
+    """
+    from .pipelines.chaining import MAX_ENLARGEMENT
+
+    if outscale is None or not outscale <= 8 * MAX_ENLARGEMENT:
+        return "natural-x4"
+    return next((f"natural-x{factor}" for factor in (2, 4) if outscale <= factor), "natural-x8")
+
+
 def resolve(name: str | os.PathLike[str]) -> str:
     """A folder, or an id on the Hub, for what a user calls a model: a bundled name, a folder or a Hub id.
 

@@ -1,5 +1,6 @@
 """Any final factor: the model applied as often as needed, and its result resampled."""
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from hvae_sr.images import ImageInput, Photo, prepare_photos, to_pil, to_tensor
 from hvae_sr.operators import Downsampling
 
 from .finishing import lr_psnr_of_image, psnr
+from .inputs import check_count
 from .memory import format_bytes
 from .output import RunningMoments, Sample
 
@@ -94,6 +96,7 @@ def upscale(
         options["max_memory"] = _left_for_samples(options["max_memory"], size, num_samples)
     moments = RunningMoments()
     single: list[Any] = []
+    index = itertools.count()
 
     def finish(x: Tensor, sample: Sample) -> None:
         if tuple(x.shape[-2:]) != size:
@@ -106,7 +109,7 @@ def upscale(
             single.append(finished)
         del x
         decibels = lr_psnr(pipe.operator, picture, y)
-        on_sample(Sample(sample.index, finished, sample.seed, decibels, decibels, sample.lr_psnr_unprojected))
+        on_sample(Sample(next(index), finished, sample.seed, decibels, decibels, sample.lr_psnr_unprojected))
 
     def again(_: Any, sample: Sample) -> None:
         x = sample.image
@@ -114,15 +117,19 @@ def upscale(
             x = pipe(x, seed=sample.seed, output_type="pt", **options).images[0]
         finish(x, sample)
 
-    pipe(
-        y,
-        num_samples=num_samples,
-        seed=seed,
-        output_type="pt",
-        callback_on_sample_end=again,
-        keep_images=False,
-        **options,
-    )
+    check_count("num_samples", num_samples, 1)
+    # One by one where there are several passes, so that nothing of the first one takes room from the larger ones.
+    calls = [(seed, num_samples)] if passes == 1 else [(seed + j, 1) for j in range(num_samples)]
+    for first, count in calls:
+        pipe(
+            y,
+            num_samples=count,
+            seed=first,
+            output_type="pt",
+            callback_on_sample_end=again,
+            keep_images=False,
+            **options,
+        )
     if num_samples == 1:
         return Summary(single[0], np.zeros((*size, 3), np.float32))  # which takes no memory until it is written to
     mean = to_pil(moments.mean)

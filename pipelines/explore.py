@@ -5,7 +5,6 @@ Every function takes a `SuperResolutionPipeline` and does its work through it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -324,11 +323,13 @@ def log_density(pipe: Any, image: ImageInput | Photo, latents: Sequence[Tensor])
     check_groups("latents", latents, pipe.vdvae, sampler.size, (len(latents[0]),), optional=False)
     total = torch.zeros(len(latents[0]), dtype=torch.float64)
     with pipe._fast_inference():
-        for row, window in product(range(len(total)), sampler.windows):
-            for group, statistics in enumerate(sampler.statistics(window, [z[row : row + 1] for z in latents])):
-                distribution = statistics.lr_posterior or statistics.prior
-                terms = _kept(distribution.log_prob(statistics.z), window, pipe, group)
-                total[row] += terms.double().sum().cpu()
+        for window in sampler.windows:
+            for row in range(len(total)):
+                for group, statistics in enumerate(sampler.statistics(window, [z[row : row + 1] for z in latents])):
+                    distribution = statistics.lr_posterior or statistics.prior
+                    terms = _kept(distribution.log_prob(statistics.z), window, pipe, group)
+                    total[row] += terms.double().sum().cpu()
+            sampler.forget()
     pipe.maybe_free_model_hooks()
     return total / sum(z[0].numel() for z in latents)
 

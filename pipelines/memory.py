@@ -21,7 +21,8 @@ ASIDE = 2**26
 """Bytes of what does not grow with the image: strips of rows, the matrices of H."""
 
 KEPT_FEATURES = 2**29
-"""Bytes of features of y at the most that are kept for further samples: some 5 megapixels of the bundled models."""
+"""Bytes of features of y at the most that are kept for further samples: those of 2 to 15 megapixels of a large image in
+bfloat16, by the bundled model."""
 
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
@@ -94,6 +95,7 @@ def budget(
     device: torch.device,
     self_ensemble: bool = False,
     batch_size: int | None = None,
+    keep_latents: bool = False,
 ) -> Budget:
     """What network evaluations, and features that are kept for further samples, may take.
 
@@ -108,17 +110,20 @@ def budget(
         device: where the networks run.
         self_ensemble: whether samples are turned back, which copies them.
         batch_size: samples that are drawn at once, where that is given; else large images are drawn one by one.
+        keep_latents: whether the latents of all samples are kept.
 
     Raises:
         ValueError: the bound leaves no room beside the arrays of the output; the message says how much would do.
     """
+    at_once = min(batch_size or 1, num_samples)
+    # Of no use to a single evaluation; and with a self-ensemble every sample sees y in another orientation.
+    features = KEPT_FEATURES if num_samples > at_once and not self_ensemble else 0
     memory = used_and_available(device)
     if memory is None or (max_memory is None and math.prod(size) <= PIXELS_PER_CHUNK):
-        return Budget(PIXELS_PER_CHUNK, KEPT_FEATURES)
+        return Budget(PIXELS_PER_CHUNK, features)
     used, available = memory
     bound = used + available // 2 if max_memory is None else max_memory
     kept = num_samples if keep_images else 1
-    at_once = min(batch_size or 1, num_samples)
     # Bytes a pixel: the samples that are drawn, and turned back; mean and squares of all.
     arrays = 12 * at_once * (2 if self_ensemble else 1) + (24 if num_samples > 1 else 0)
     at_the_end = 0
@@ -128,6 +133,9 @@ def budget(
         arrays += 12 * kept
         at_the_end = 24 * kept + 24  # all samples, joined to one array, mean and deviation
     taken = math.prod(size) * arrays + ASIDE
+    if keep_latents:
+        latents = sum(math.prod(vdvae.latent_shape(group, 1, size)) for group in range(vdvae.num_groups))
+        taken += 4 * num_samples * latents
     cost = bytes_per_pixel(vdvae)
     last = math.prod(size) * at_the_end + ASIDE
     pixels = min((bound - used - taken) // cost, PIXELS_PER_CHUNK)
@@ -140,6 +148,4 @@ def budget(
             f"{what} = {format_bytes(bound)} is too little for {num_samples} samples of {size[1]}x{size[0]}, which "
             f"take about {format_bytes(needed)}: fewer samples, a smaller image or a larger `max_memory`"
         )
-    # Of no use to a single evaluation; and with a self-ensemble every sample sees y in another orientation.
-    again = num_samples > at_once and not self_ensemble
-    return Budget(pixels, min(bound - used - max(taken + pixels * cost, last), KEPT_FEATURES) if again else 0)
+    return Budget(pixels, min(bound - used - max(taken + pixels * cost, last), features))

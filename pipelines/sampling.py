@@ -163,14 +163,15 @@ class WindowSampler:
 
     def statistics(self, window: Window, latents: Sequence[Tensor]) -> list[Any]:
         """`GroupStatistics` of every group of one window, for given latents `[n, C, h, w]` of the whole."""
-        given = self._crop(latents, window)
+        condition = self.condition(window)
         out = self.vdvae.top_down(
             len(latents[0]),
             self._view_size(window),
-            condition=self.condition(window),
-            latents=given,
+            condition=condition,
+            latents=self._crop(latents, window),
             record="distributions",
         )
+        self._keep(window, condition)
         return out.groups
 
     def _view_size(self, window: Window) -> tuple[int, int]:

@@ -303,6 +303,7 @@ class SuperResolutionPipeline(FastInference, DiffusionPipeline):
                     device,
                     self_ensemble,
                     batch_size,
+                    keep_latents,
                 )
                 make = partial(WindowSampler, self, window_size=window_size, room=room)
                 sampler = SelfEnsemble(make, y) if self_ensemble else make(y)
@@ -331,6 +332,7 @@ class SuperResolutionPipeline(FastInference, DiffusionPipeline):
                             del finished, sample  # which hold the memory of the whole chunk
                     del out
                     bar.update(stop - start)
+                del sampler  # its features would count as used when there is a next image
                 gathered["latents"].append([torch.cat(group) for group in zip(*chunks, strict=True)])
                 if output_type != "latent":
                     gathered["mean"].append(finisher.mean())

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from hvae_sr.hub import default_model
+
 FOLDER = Path(__file__).resolve().parent.parent / "demo/comfyui"
 
 
@@ -34,6 +36,10 @@ def arguments(make_pipeline, node, tmp_path):
     widgets = {name: options["default"] for name, (_, options) in required.items() if "default" in options}
     images = torch.rand(2, 8, 12, 3, generator=torch.Generator().manual_seed(0))
     return widgets | {"image": images, "model": str(tmp_path / "tiny"), "num_samples": 3, "seed": 5}
+
+
+def test_the_first_model_of_the_node_is_that_of_the_package(node):
+    assert node.INPUT_TYPES()["required"]["model"][1]["default"] == default_model()
 
 
 def test_the_node_gives_the_pipelines_samples_as_comfyui_images(comfyui, node, arguments):

@@ -107,6 +107,10 @@ def test_the_density_is_highest_at_the_mean_and_the_same_in_windows(pipe, monkey
     assert log_density(pipe, photo, mean)[0] > log_density(pipe, photo, draw)[0]
     whole = log_density(pipe, photo, draw)
     monkeypatch.setattr(sampling, "MARGIN", 32)
+    draws = pipe(photo, num_samples=3, seed=0, output_type="latent").latents
+    seen, encode = [], pipe.lr_encoder.encode
+    monkeypatch.setattr(pipe.lr_encoder, "encode", lambda y: seen.append(1) or encode(y))
+    assert len(log_density(pipe, photo, draws)) == 3 and len(seen) == 1  # once for all samples
     monkeypatch.setattr(sampling.WindowSampler.__init__, "__defaults__", (8, sampling.Budget(2**20, 0), False))
     assert torch.allclose(log_density(pipe, photo, draw), whole, atol=1e-4)
 

@@ -67,11 +67,14 @@ class DiverseUpscale:
         seed = {"default": 0, "min": 0, "max": LARGEST_SEED, "control_after_generate": True}
         return {
             "required": {
-                "image": ("IMAGE", {"tooltip": "Low-resolution images; results have four times their sides."}),
+                "image": (
+                    "IMAGE",
+                    {"tooltip": "Low-resolution images; results have the model's factor times their sides."},
+                ),
                 "model": (
                     "STRING",
                     {
-                        "default": sorted(bundled_checkpoints())[0],
+                        "default": "natural-x4",
                         "tooltip": f"{', '.join(sorted(bundled_checkpoints()))}, a folder, or an id on the Hub.",
                     },
                 ),

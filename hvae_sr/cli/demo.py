@@ -6,11 +6,16 @@ import os
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", nargs="+", default=["natural-x4", "natural-x4-cvdvae"], help="bundled names, folders or Hub ids"
+        "--model",
+        nargs="+",
+        default=["natural-x4", "natural-x2", "natural-x8", "natural-x4-cvdvae"],
+        help="bundled names, folders or Hub ids",
     )
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default 127.0.0.1)")
     parser.add_argument("--port", type=int, default=7860, help="0 takes a free one (default 7860)")
-    parser.add_argument("--max_pixels", type=int, default=256 * 256, help="of an input; a quarter at x8 (default 65536)")
+    parser.add_argument(
+        "--max_pixels", type=int, default=256 * 256, help="of an input; a quarter at x8 (default 65536)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, xpu, mps, ...")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     parser.add_argument("--no_browser", action="store_true", help="only print the address")

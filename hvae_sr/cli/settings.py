@@ -53,7 +53,7 @@ def like(options: argparse.Namespace) -> list[str]:
             no file decides what is downloaded or loaded.
     """
     from .. import __version__
-    from ..hub import bundled_checkpoints
+    from ..hub import bundled_checkpoints, default_model
     from ..images import read_metadata
 
     options.expected_weights = None
@@ -84,7 +84,7 @@ def like(options: argparse.Namespace) -> list[str]:
             warnings.append(
                 f"{options.like} is of version {made.get('version')}, this is {__version__}: samples may differ"
             )
-    options.model = options.model or "natural-x4"
+    options.model = options.model or default_model(options.outscale)
     return warnings
 
 

@@ -13,7 +13,11 @@ from .settings import facts_about, like, weights_fingerprint
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image files, or folders of them")
     parser.add_argument("-o", "--output_dir", required=True, metavar="DIR", help="where results are written")
-    add_model(parser, "bundled name, folder or Hub id (default natural-x4)", default=None)
+    add_model(
+        parser,
+        "bundled name, folder or Hub id (default natural-x4; with --outscale, natural-x2, -x4 or -x8)",
+        default=None,
+    )
     parser.add_argument("--num_samples", type=int, help="samples of each image (default 5)")
     parser.add_argument(
         "--temperature", type=float, nargs="+", help="0 to about 1, or one for each group; default: the model's own"

@@ -23,6 +23,7 @@ from .objectives import ELBO, ConditionalELBO, Distillation, EnergyScore, Joint,
 logger = logging.getLogger(__name__)
 
 _NAMES_SHOWN = 5
+_CONDITIONED = ("vdvae-sr", "energy-score")
 _Network = TypeVar("_Network", bound=ModelMixin)
 
 
@@ -39,8 +40,9 @@ def build_objective(config: TrainingConfig, load_weights: bool = True) -> Object
     source = (config.pretrained_vdvae, "pretrained_vdvae", config.vdvae_config, "vdvae_config")
     vdvae = _network(VDVAE, *source, load_weights)
     if config.pretrained_vdvae is not None and config.vdvae_config is not None:
-        vdvae = _start(
-            vdvae, _network(VDVAE, None, "", config.vdvae_config, "vdvae_config", load_weights), "vdvae_config"
+        frozen = config.stage == "lr-encoder" or (config.stage in _CONDITIONED and not config.train_decoder)
+        vdvae = _other_vdvae(
+            vdvae, _network(VDVAE, None, "", config.vdvae_config, "vdvae_config", load_weights), frozen
         )
     if config.stage == "vdvae":
         return ELBO(vdvae)
@@ -235,7 +237,12 @@ def _lr_network(
     """An LR network; started from another, or its bottom-up part from a VDVAE's encoder, where that is asked for."""
     network: Any = _network(kind, *sources, load_weights)
     if config.pretrained_lr_encoder is not None and config.lr_config is not None:
-        network = _start(network, _network(kind, None, "", config.lr_config, "lr_config", load_weights), "lr_config")
+        other: Any = _network(kind, None, "", config.lr_config, "lr_config", load_weights)
+        try:
+            (grow if network.config.decoder_blocks == other.config.decoder_blocks else transfer)(network, other)
+        except ValueError as error:
+            raise ValueError(f"`lr_config`: {error}") from error
+        network = other
     if config.lr_from_vdvae is None:
         return network
     source = _network(VDVAE, config.lr_from_vdvae, "lr_from_vdvae", None, "", load_weights)
@@ -252,14 +259,17 @@ def _lr_network(
     return network
 
 
-def _start(trained: Any, network: Any, argument: str) -> Any:
-    """`network` with the weights of a trained one: all of them, or, for another decoder, those that fit."""
-    same_decoder = trained.config.decoder_blocks == network.config.decoder_blocks
+def _other_vdvae(trained: VDVAE, vdvae: VDVAE, frozen: bool) -> VDVAE:
+    """`vdvae` with what fits of a trained one; all of it must come from there if it is to stay as it is."""
     try:
-        (grow if same_decoder and not isinstance(network, VDVAE) else transfer)(trained, network)
+        whole = transfer(trained, vdvae)
     except ValueError as error:
-        raise ValueError(f"`{argument}`: {error}") from error
-    return network
+        raise ValueError(f"`vdvae_config`: {error}") from error
+    if frozen and not whole:
+        raise ValueError(
+            "`vdvae_config`: the pretrained VDVAE lacks weights of it, which would stay random: not trained"
+        )
+    return vdvae
 
 
 def _network(

@@ -81,7 +81,7 @@ class TrainingConfig:
     validation_images: int = option(4, "Held-out images in the sheets of samples in output_dir/validation; 0: none.")
     validation_temperatures: list[float] = option([0.2, 0.8, 1.0], "Temperatures of those samples.")
     output_dir: str = option("", "Where checkpoints and, at the end, the trained folder are written.")
-    vdvae_config: str | None = option(None, "JSON configuration of the VDVAE to train from scratch.")
+    vdvae_config: str | None = option(None, "JSON configuration of a new VDVAE.")
     pretrained_vdvae: str | None = option(
         None, "Folder or Hub id of a trained VDVAE (needed for lr-encoder); with vdvae_config, that starts from it."
     )

@@ -69,7 +69,11 @@ _NUMBERED = {
 """Names of parameters that a block's number follows, and the option that says what the blocks are."""
 
 
-def transfer(trained: VDVAE | LREncoder | LRConditioner, network: VDVAE | LREncoder | LRConditioner) -> None:
+_SAME_MEANING = ("activation", "bias_type", "conditioning", "input_shift", "input_scale", "patch_size")
+"""Options that weights of the same shape depend on."""
+
+
+def transfer(trained: VDVAE | LREncoder | LRConditioner, network: VDVAE | LREncoder | LRConditioner) -> bool:
     """Starts `network` from what of `trained` has a place in it, such as for another scale factor; the rest stays.
 
     A block's place is that of its number among the blocks of the same nominal resolution; a parameter of another shape
@@ -79,9 +83,16 @@ def transfer(trained: VDVAE | LREncoder | LRConditioner, network: VDVAE | LREnco
         trained: the network whose weights are taken.
         network: a new network of the same class, changed in place.
 
+    Returns:
+        Whether all of `network` comes from `trained`.
+
     Raises:
-        ValueError: nothing of `trained` has a place in `network`.
+        ValueError: nothing of `trained` has a place in `network`, or what has would mean something else there.
     """
+    for name in _SAME_MEANING:
+        old, new = trained.config.get(name), network.config.get(name)
+        if old != new:
+            raise ValueError(f"`{name}` is {old!r} in the pretrained network, whose weights do not fit {new!r}")
     places = {
         prefix: dict(_same_resolution(trained.config.get(option), network.config.get(option)))
         for prefix, option in _NUMBERED.items()
@@ -99,6 +110,7 @@ def transfer(trained: VDVAE | LREncoder | LRConditioner, network: VDVAE | LREnco
         raise ValueError(f"no weights of the pretrained {type(trained).__name__} have a place in the new one")
     network.load_state_dict(taken, strict=False)
     logger.info("%s: %d of %d parameters from the pretrained network", type(network).__name__, count, total)
+    return count == total
 
 
 def _same_resolution(blocks: str | None, others: str | None) -> Iterator[tuple[int, int]]:

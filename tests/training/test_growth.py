@@ -141,3 +141,54 @@ def test_networks_without_a_common_part_are_refused():
     other = LRConditioner(**{**LR_CONFIGS["vdvae-sr"], "width": 24, "decoder_width": 24})
     with pytest.raises(ValueError, match="no weights of the pretrained LRConditioner"):
         transfer(small, other)
+
+
+@pytest.mark.parametrize("kind", [LRConditioner, LREncoder])
+def test_blocks_at_another_distance_from_x_are_those_at_the_same_distance_from_y(kind):
+    """As from x4 to x8: what lay at y's resolution and above does so again, one resolution further from x's."""
+    stage = next(stage for stage, one in KINDS.items() if one is kind)
+    first = LR_CONFIGS[stage] | {
+        "decoder_blocks": "4x1,8m4,8x1,16m8",
+        "blocks": "8x1,8d2,4x1",
+        "num_conditioned_groups": None,
+    }
+    other = first | {"decoder_blocks": "8x1,16m8,16x1", "upsampling_blocks": "16m8,16x1"}
+    small, new = (trained_by(kind, changes, seed) for seed, changes in enumerate((first, other)))
+    before = {name: value.clone() for name, value in new.state_dict().items()}
+    assert not transfer(small, new)
+    old, now = small.state_dict(), new.state_dict()
+    groups = "gates" if kind is LRConditioner else "heads"
+    # 4x1: 0, 8m4: 1, 8x1: 2, 16m8: 3, of which 1 and 3 are the first at 8 and at 16.
+    for source, place in ((1, 0), (3, 1)):
+        names = [name for name in old if name.startswith(f"{groups}.{source}.")]
+        assert names
+        for name in names:
+            assert torch.equal(now[name.replace(f".{source}.", f".{place}.", 1)], old[name])
+    for name, value in now.items():
+        if name.startswith((f"{groups}.2.", "network.up_blocks.1.")):
+            assert torch.equal(value, before[name]), name  # nothing of the old network is here
+        elif name.startswith("network."):
+            assert torch.equal(value, old[name]), name
+
+
+def trained_by(kind, config, seed):
+    torch.manual_seed(seed)
+    network = kind(**{name: value for name, value in config.items() if not name.startswith("_")})
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return network
+
+
+def test_weights_that_would_mean_something_else_are_refused():
+    small, new = trained("vdvae-sr"), trained("vdvae-sr", activation="silu", decoder_blocks="8x1")
+    with pytest.raises(ValueError, match="`activation` is 'gelu'.*'silu'"):
+        transfer(small, new)
+
+
+def test_a_frozen_prior_is_not_left_half_random(options, prior, tmp_path, capsys):
+    for change, code in (({"bottleneck_multiple": 0.25}, 2), ({}, 0)):
+        (tmp_path / "vdvae.json").write_text(json.dumps(VDVAE_CONFIG | change))
+        out = tmp_path / f"out-{code}"
+        assert train.main(options("lr-encoder", out, vdvae_config=tmp_path / "vdvae.json")) == code
+    assert "`vdvae_config`" in capsys.readouterr().err
