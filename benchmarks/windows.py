@@ -29,7 +29,7 @@ def differences(pipe: SuperResolutionPipeline) -> None:
         print(f"{margin:18d}  {255 * np.abs(windowed - whole).max():.5f}")
 
 
-def times(pipe: SuperResolutionPipeline, repeats: int = 3) -> None:
+def times(pipe: SuperResolutionPipeline, repeats: int = 2) -> None:
     photo = Image.fromarray(skimage.data.chelsea())
     found: dict[str, list[float]] = {"made anew": [], "kept": []}
     room = memory.KEPT_FEATURES
