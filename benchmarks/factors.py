@@ -1,4 +1,4 @@
-"""One factor by several models: each applied as often as needed, and its result resampled (`hvae-sr upscale --outscale`).
+"""One factor by several models: applied as often as needed and resampled, as by `hvae-sr upscale --outscale`.
 
 python benchmarks/factors.py DATA --factor 2 [--models natural-x4 natural-x2] [--size 256] [--temperature 0]
 

@@ -45,7 +45,7 @@ def bundled_checkpoints() -> dict[str, Path]:
 def default_model(outscale: float | None = None) -> str:
     """The bundled model of the least factor that reaches `outscale`; natural-x4 where that is not given.
 
-    natural-x4 too where natural-x8 would be applied twice: beyond `pipelines.chaining.MAX_ENLARGEMENT` times its factor.
+    natural-x4 too beyond `pipelines.chaining.MAX_ENLARGEMENT` times 8, where natural-x8 would be applied twice.
     """
     from .pipelines.chaining import MAX_ENLARGEMENT
 
