@@ -151,6 +151,19 @@ def test_downsizing_is_antialiased(tmp_path):
     assert crops.min() > 100 and crops.max() < 155
 
 
+def test_upsizing_is_bilinear_and_lets_small_images_in(tmp_path):
+    pixels = noise(12, 20)
+    write(tmp_path / "a.png", pixels)
+    large = np.asarray(Image.fromarray(pixels).resize((40, 24), Image.Resampling.BILINEAR))
+    for cache_bytes in (0, 2**20):
+        options = {"scales": (1.0, 2.0), "horizontal_flip": False, "cache_bytes": cache_bytes}
+        crop = ImageFolder(tmp_path, 24, **options)[0]["image"].permute(1, 2, 0).numpy()
+        places = [np.array_equal(crop, large[:, column : column + 24]) for column in range(17)]
+        assert sum(places) == 1
+    with pytest.raises(ValueError, match="20x12 is smaller"):
+        ImageFolder(tmp_path, 24, scales=(1.0,))
+
+
 def test_every_mode_becomes_three_channels(tmp_path):
     gradient = noise(20, 24)
     write(tmp_path / "grey.png", gradient[..., 0])
@@ -228,7 +241,7 @@ def test_a_folder_without_usable_images_is_refused(tmp_path, cache_bytes):
         {"crops_per_image": 0},
         {"seed": -1},
         {"scales": ()},
-        {"scales": (1.5,)},
+        {"scales": (4.5,)},
         {"scales": (0.0,)},
         {"scales": (float("nan"),)},
     ],

@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 
 DEFAULT_SCALES = (1.0, 0.75, 0.5, 0.33, 0.25)
+MAX_SCALE = 4.0
+"""A larger image has no detail of its own left at the scale of an LR image's pixels."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,9 @@ class Augmentation:
         horizontal_flip: Mirror half of the crops left to right.
         vertical_flip: Mirror half of the crops top to bottom.
         rotate: Turn the crops by 0, 90, 180 or 270 degrees with equal probability.
-        scales: Factors in (0, 1] by which images are downsized (antialiased bicubic), drawn with equal
-            probability among those that leave both sides at `crop_size` or more.
+        scales: Factors in (0, 4] by which images are resized, drawn with equal probability among those that leave
+            both sides at `crop_size` or more; one that is named twice is drawn twice as often. Smaller ones are
+            antialiased bicubic; larger ones bilinear, as soft as photographs that somebody enlarged before.
 
     Raises:
         ValueError: An argument is out of range.
@@ -35,8 +38,8 @@ class Augmentation:
     def __post_init__(self) -> None:
         if self.crop_size < 1:
             raise ValueError(f"crop_size must be at least 1, got {self.crop_size}")
-        if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
-            raise ValueError(f"scales must hold factors in (0, 1], got {self.scales}")
+        if not self.scales or not all(0 < scale <= MAX_SCALE for scale in self.scales):
+            raise ValueError(f"scales must hold factors in (0, {MAX_SCALE:g}], got {self.scales}")
 
     def levels(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """The sizes (width, height), of those given by `scales`, that hold a crop."""
@@ -86,5 +89,8 @@ def draw(*key: int) -> np.ndarray:
 
 
 def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The image at `size` = (width, height), antialiased bicubic."""
-    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+    """The image at `size` = (width, height): antialiased bicubic where it is smaller, else bilinear."""
+    if image.size == size:
+        return image
+    larger = size > image.size  # one factor for both sides, so that the first differs or none does
+    return image.resize(size, Image.Resampling.BILINEAR if larger else Image.Resampling.BICUBIC)

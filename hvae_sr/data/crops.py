@@ -40,7 +40,7 @@ class ImageCrops(Dataset[dict[str, torch.Tensor]]):
     and format is converted by `hvae_sr.images.load_image`. An image with a good header and a bad body is
     logged once (per process), and the next image is shown in its place.
 
-    If the decoded images with their downsized copies take at most `cache_bytes`, all are decoded at the start
+    If the decoded images with their resized copies take at most `cache_bytes`, all are decoded at the start
     and kept in one array; else each item decodes its image. The items are the same.
 
     Args:
@@ -270,7 +270,7 @@ class ImageFolder(ImageCrops):
         horizontal_flip, vertical_flip, rotate, scales: See `Augmentation`.
         train_lr_dir: Folders of ready-made LR images, one for each of `train_data_dir`, or none. The LR image of
             a/b.png is a/b.png, or any other format of that name, or a/bx4.png for a scale of 4 (as in DIV2K); its
-            sides must be ceil(side / scale_factor). HR images are then not downsized (scales = 1).
+            sides must be ceil(side / scale_factor). HR images are then not resized (scales = 1).
         scale_factor: Sides of the images over those of the LR images.
 
     Raises:

@@ -113,7 +113,7 @@ class TrainingConfig:
     score_point_weight: float = option(0.0, "energy-score: weight of the error of the sample at temperature 0.")
 
     resolution: int = option(64, "Side of the training crops.")
-    scales: list[float] = option([1.0, 0.75, 0.5, 0.33, 0.25], "Factors that images are downsized by before cropping.")
+    scales: list[float] = option([1.0, 0.75, 0.5, 0.33, 0.25], "Factors that images are resized by before cropping.")
     horizontal_flip: bool = option(True, "Mirror images as augmentation.")
     rotate: bool = option(True, "Quarter turns as augmentation.")
     crops_per_image: int = option(1, "Crops of each image in an epoch.")
