@@ -15,7 +15,7 @@ from hvae_sr.images import ImageInput, Photo, prepare_photos, to_pil, to_tensor
 from hvae_sr.operators import Downsampling
 
 from .finishing import lr_psnr_of_image, psnr
-from .inputs import check_count
+from .inputs import check_count, sample_seeds
 from .memory import format_bytes
 from .output import RunningMoments, Sample
 
@@ -90,6 +90,8 @@ def upscale(
     prepared = prepare_photos(image)
     if len(prepared) != 1:
         raise ValueError(f"`image` must be one image, got {len(prepared)}")
+    check_count("num_samples", num_samples, 1)
+    seeds = sample_seeds(seed, None, 1, num_samples)
     y, photo = prepared[0]
     size = (max(round(y.shape[-2] * outscale), 1), max(round(y.shape[-1] * outscale), 1))
     if options.get("max_memory") is not None:  # what is made here is beyond what the pipeline knows of
@@ -117,9 +119,8 @@ def upscale(
             x = pipe(x, seed=sample.seed, output_type="pt", **options).images[0]
         finish(x, sample)
 
-    check_count("num_samples", num_samples, 1)
     # One by one where there are several passes, so that nothing of the first one takes room from the larger ones.
-    calls = [(seed, num_samples)] if passes == 1 else [(seed + j, 1) for j in range(num_samples)]
+    calls = [(seeds[0], num_samples)] if passes == 1 else [(one, 1) for one in seeds]
     for first, count in calls:
         pipe(
             y,

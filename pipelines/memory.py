@@ -18,11 +18,11 @@ MIN_PIXELS = 256**2
 """HR pixels of the smallest evaluation that a bound may lead to, margins included."""
 
 ASIDE = 2**26
-"""Bytes of what does not grow with the image: strips of rows, the matrices of H."""
+"""Bytes of what does not grow with the image: strips of rows, the matrices of H, further samples of a small image that
+are drawn with the first."""
 
 KEPT_FEATURES = 2**29
-"""Bytes of features of y at the most that are kept for further samples: those of 2 to 15 megapixels of a large image in
-bfloat16, by the bundled model."""
+"""Bytes of features of y at the most that are kept for further samples."""
 
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
@@ -118,8 +118,9 @@ def budget(
     at_once = min(batch_size or 1, num_samples)
     # Of no use to a single evaluation; and with a self-ensemble every sample sees y in another orientation.
     features = KEPT_FEATURES if num_samples > at_once and not self_ensemble else 0
-    memory = used_and_available(device)
-    if memory is None or (max_memory is None and math.prod(size) <= PIXELS_PER_CHUNK):
+    small = max_memory is None and math.prod(size) <= PIXELS_PER_CHUNK
+    memory = None if small else used_and_available(device)
+    if memory is None:
         return Budget(PIXELS_PER_CHUNK, features)
     used, available = memory
     bound = used + available // 2 if max_memory is None else max_memory

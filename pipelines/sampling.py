@@ -72,7 +72,8 @@ class WindowSampler:
         """How many samples one network evaluation may take."""
         largest = max(self._area(window) for window in self.windows)
         pixels = min(self.room.pixels, CPU_PIXELS) if self.y.device.type == "cpu" else self.room.pixels
-        return max(1, pixels // largest)
+        # Whole samples are held too: beyond what little memory `budget` sets aside, they are drawn one by one.
+        return max(1, min(pixels // largest, PIXELS_PER_CHUNK // math.prod(self.size)))
 
     def sample(
         self,

@@ -124,6 +124,12 @@ def test_what_is_kept_of_windows_is_within_the_bound_of_memory(pipe, photo, monk
     assert budget(*arguments, 2**34, torch.device("cpu"), self_ensemble=True).features == 0
 
 
+def test_samples_that_are_held_whole_are_few(pipe):
+    small, large = (torch.zeros(3, side, side) for side in (64, 512))
+    at_once = [sampling.WindowSampler(pipe, y, 8).samples_at_once for y in (small, large)]
+    assert at_once[0] > 1 and at_once[1] == 1
+
+
 def test_a_window_size_below_one_is_refused(pipe, photo):
     with pytest.raises(ValueError, match="window_size.*0"):
         pipe(photo, window_size=0)

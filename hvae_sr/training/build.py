@@ -40,10 +40,7 @@ def build_objective(config: TrainingConfig, load_weights: bool = True) -> Object
     source = (config.pretrained_vdvae, "pretrained_vdvae", config.vdvae_config, "vdvae_config")
     vdvae = _network(VDVAE, *source, load_weights)
     if config.pretrained_vdvae is not None and config.vdvae_config is not None:
-        frozen = config.stage == "lr-encoder" or (config.stage in _CONDITIONED and not config.train_decoder)
-        vdvae = _other_vdvae(
-            vdvae, _network(VDVAE, None, "", config.vdvae_config, "vdvae_config", load_weights), frozen
-        )
+        vdvae = _other_vdvae(vdvae, config, load_weights)
     if config.stage == "vdvae":
         return ELBO(vdvae)
     operator = Downsampling(config.scale_factor, config.downsampling_kernel)
@@ -259,15 +256,18 @@ def _lr_network(
     return network
 
 
-def _other_vdvae(trained: VDVAE, vdvae: VDVAE, frozen: bool) -> VDVAE:
-    """`vdvae` with what fits of a trained one; all of it must come from there if it is to stay as it is."""
+def _other_vdvae(trained: VDVAE, config: TrainingConfig, load_weights: bool) -> VDVAE:
+    """The VDVAE of `vdvae_config` with what fits of a trained one: all of its weights, where they are not trained."""
+    vdvae = _network(VDVAE, None, "", config.vdvae_config, "vdvae_config", load_weights)
     try:
         whole = transfer(trained, vdvae)
     except ValueError as error:
         raise ValueError(f"`vdvae_config`: {error}") from error
+    frozen = config.stage == "lr-encoder" or (config.stage in _CONDITIONED and not config.train_decoder)
     if frozen and not whole:
         raise ValueError(
-            "`vdvae_config`: the pretrained VDVAE lacks weights of it, which would stay random: not trained"
+            f"`vdvae_config` = {config.vdvae_config!r} has weights that the pretrained VDVAE lacks, and that would "
+            f"stay random: they are not trained in this run of stage {config.stage}"
         )
     return vdvae
 
