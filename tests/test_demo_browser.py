@@ -9,6 +9,7 @@ import io
 import os
 import re
 import shutil
+import time
 import zipfile
 from pathlib import Path
 
@@ -239,22 +240,25 @@ def test_close_ups_show_pixels_of_every_sample_and_flicker_between_them(browser,
     tab.mouse.click(box["x"] + 0.9 * box["width"], box["y"] + 0.9 * box["height"])
     tab.wait_for_selector("#pixels .tile >> visible=true")  # the click has opened the other view
     tab.wait_for_function("document.querySelector('#across input[type=number]').value == 90")
-    tab.wait_for_timeout(1000)
-    figures = tab.query_selector_all("#pixels figure")
-    assert len(figures) == 6  # bicubic, four samples, their mean
-    assert figures[0].query_selector("img").evaluate("e => getComputedStyle(e).imageRendering") == "pixelated"
 
-    def pixels(figure):
-        source = figure.query_selector("img").get_attribute("src").split(",")[1]
-        return Image.open(io.BytesIO(base64.b64decode(source)))
+    def pixels(source):
+        return Image.open(io.BytesIO(base64.b64decode(source.split(",")[1])))
 
     expected = page.engine.pipelines["tiny"](Image.open(photo), seed=2).images[0]
-    corner = expected.crop((expected.width - 48, expected.height - 48, expected.width, expected.height))
-    assert np.array_equal(np.asarray(pixels(figures[3])), np.asarray(corner))
+    corner = np.asarray(expected.crop((expected.width - 48, expected.height - 48, expected.width, expected.height)))
+    images, shown = "[...document.querySelectorAll('#pixels figure img')]", False
+    deadline = time.monotonic() + PATIENCE / 1000
+    while not shown and time.monotonic() < deadline:  # the tiles follow the place some time after it is set
+        tab.wait_for_timeout(100)
+        sources = tab.evaluate(f"{images}.map(e => e.src)")
+        # bicubic, four samples, their mean
+        shown = len(sources) == 6 and np.array_equal(np.asarray(pixels(sources[3]).convert("RGB")), corner)
+    assert shown
+    assert tab.evaluate(f"getComputedStyle({images}[0]).imageRendering") == "pixelated"
     tab.get_by_label("Flicker").check()
-    moving = pixels(tab.wait_for_selector("#pixels .flicker"))
+    moving = pixels(tab.wait_for_selector("#pixels .flicker img").get_attribute("src"))
     moving.seek(2)
-    assert moving.n_frames == 4 and np.array_equal(np.asarray(moving.convert("RGB")), np.asarray(corner))
+    assert moving.n_frames == 4 and np.array_equal(np.asarray(moving.convert("RGB")), corner)
 
 
 def test_nothing_of_an_earlier_run_is_kept(browser, served, photo):
