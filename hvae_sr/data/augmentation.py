@@ -92,5 +92,5 @@ def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The image at `size` = (width, height): antialiased bicubic where it is smaller, else bilinear."""
     if image.size == size:
         return image
-    larger = size > image.size  # one factor for both sides, so that the first differs or none does
+    larger = size > image.size  # by the first side that differs: one factor resizes both
     return image.resize(size, Image.Resampling.BILINEAR if larger else Image.Resampling.BICUBIC)
