@@ -1,7 +1,9 @@
 """The analyses on tiny models: closed forms and properties."""
 
 import json
+import re
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +12,12 @@ from PIL import Image
 
 from hvae_sr.cli import main
 from hvae_sr.evaluation import analyses
+from hvae_sr.hub import bundled_checkpoints
 from hvae_sr.noise import CounterNoise
 from hvae_sr.operators import Downsampling
+
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -178,3 +184,9 @@ def test_the_command_runs_every_analysis(make_pipeline, tmp_path, capsys):
     assert written["distance"]["groups"] == [0, 1, 2, 3, 4] and written["consistency"] is None
     assert "| k | stride of group k - 1 | U_k^1 | U_k^4 |" in (made / "distance.md").read_text()
     assert str(made / "samples.png") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("source", ["hvae_sr/cli/analyse.py", "docs/tutorials/choose_k_and_tau.py"])
+def test_the_model_that_is_analysed_by_default_has_an_encoder_of_x(source):
+    (name,) = re.findall(r'default="(natural-[\w-]+)"', (ROOT / source).read_text())
+    assert json.loads((bundled_checkpoints()[name] / "vdvae" / "config.json").read_text())["encoder_blocks"] is not None

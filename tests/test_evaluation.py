@@ -301,6 +301,28 @@ def test_results_of_any_number_of_processes_are_resumed(folder, tmp_path):
     assert [file.name for file in tmp_path.iterdir() if "partial" in file.name] == []
 
 
+def test_damaged_lines_of_a_stopped_evaluation_are_measured_again(folder, tmp_path, caplog):
+    path = tmp_path / "report.json"
+    report = run(folder, report_path=path)
+    partial = tmp_path / "report.json.partial"
+    header, first, second, third = partial.read_bytes().splitlines(keepends=True)
+    partial.write_bytes(header + b"\0" * 20 + b"\n" + first[: len(first) // 2] + b"\n" + second + b"[]\n" + third)
+    assert run(folder, report_path=path) == report
+    assert [record.getMessage().split(" holds")[0] for record in caplog.records] == [str(partial)] * 3
+    assert len(partial.read_text().splitlines()) == 4
+
+
+def test_results_of_another_configuration_of_a_network_are_not_taken(folder, make_pipeline, tmp_path, caplog):
+    path, pipeline = tmp_path / "report.json", make_pipeline("cvdvae")
+    options = {"temperatures": (0.8,), "num_samples": 2, "num_images": 1, "report_path": path}
+    first = run(folder, pipeline, **options)
+    pipeline.vdvae.register_to_config(max_log_sigma=0.5)
+    second = run(folder, pipeline, **options)
+    assert "results of other settings" in caplog.text
+    assert first["pipeline"]["networks"]["vdvae"]["max_log_sigma"] == "None"
+    assert second["pipeline"]["networks"]["vdvae"]["max_log_sigma"] == "0.5"
+
+
 def test_reports_are_read_back_with_their_numbers(folder, tmp_path):
     Image.new("RGB", (40, 40), (9, 9, 9)).save(folder / "flat.png")
     report = run(folder)
@@ -344,6 +366,8 @@ def test_the_command_scores_predictions_of_the_pairs_it_wrote(folder, tmp_path, 
     pairs, report = tmp_path / "pairs", tmp_path / "report.json"
     common = ["evaluate", "--data", str(folder), "--size", "32", "-o", str(report)]
     assert main([*common, "--write_pairs", str(pairs)]) == 0 and not report.exists()
+    assert main([*common, "--write_pairs", str(pairs), "--model", "natural-x2"]) == 2
+    assert "`--model` does not go with --write_pairs" in capsys.readouterr().err
     made = tmp_path / "Lanczos"
     made.mkdir()
     for file in (pairs / "LR").iterdir():

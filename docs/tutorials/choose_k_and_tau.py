@@ -1,6 +1,6 @@
 """Tutorial 4: how many groups k to condition, and which temperature tau to sample at.
 
-python docs/tutorials/choose_k_and_tau.py DATA [--model natural-x4] [--size 64] [--output_dir tutorial]
+python docs/tutorials/choose_k_and_tau.py DATA [--model natural-x4-cvdvae] [--size 64] [--output_dir tutorial]
 
 DATA is a validation set: what is chosen on the test set is no test. Needs matplotlib: pip install 'hvae-sr[figures]'.
 """
@@ -26,7 +26,7 @@ from hvae_sr.evaluation.tables import sample_rows
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", metavar="DATA", help="folder of high-resolution images")
-    parser.add_argument("--model", default="natural-x4")
+    parser.add_argument("--model", default="natural-x4-cvdvae")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--num_codes", type=int, default=20)
     parser.add_argument("--num_images", type=int, default=4)

@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "analyses:\n" + "\n".join(f"  {name:15} {text}" for name, text in ANALYSES.items())
     parser.add_argument("analysis", choices=list(ANALYSES), metavar="ANALYSIS", help=", ".join(ANALYSES))
-    add_model(parser)
+    # The prior alone and the encoder of x are looked at, too: CVDVAE has both.
+    add_model(parser, default="natural-x4-cvdvae")
     parser.add_argument("-o", "--output_dir", required=True, metavar="DIR")
     parser.add_argument(
         "--data",

@@ -44,6 +44,12 @@ def run(options: argparse.Namespace) -> int:
     from ..processes import process_state
 
     if options.write_pairs:
+        for name in ("model", "predictions"):
+            if getattr(options, name) is not None:
+                raise ValueError(
+                    f"`--{name}` does not go with --write_pairs, which scores nothing (--scale_factor chooses the LR "
+                    f"images); got {getattr(options, name)!r}"
+                )
         return _write_pairs(options)
     # In bfloat16 as `hvae-sr upscale` computes it, with float32 weights.
     pipeline = load_pipeline(options, fast=options.dtype == "bfloat16") if options.model else None

@@ -200,19 +200,31 @@ def _draw(
 
 
 def _describe_pipeline(pipeline: Any) -> dict[str, Any]:
-    """Class, configuration, dtype and, as a fingerprint of the weights, the sum of their magnitudes (CPU, fp64)."""
-    weights = {
-        name: f"{sum(float(p.detach().cpu().abs().sum(dtype=torch.float64)) for p in module.parameters()):.9e}"
+    """Class, configurations, dtype and, as a fingerprint of the weights, the sum of their magnitudes (CPU, fp64)."""
+    networks = {
+        name: module
         for name, module in getattr(pipeline, "components", {}).items()
         if isinstance(module, torch.nn.Module)
     }
-    config = {
-        key: str(value)
-        for key, value in dict(getattr(pipeline, "config", {})).items()
-        if key != "_name_or_path"  # where it lies changes nothing
+    weights = {
+        name: f"{sum(float(p.detach().cpu().abs().sum(dtype=torch.float64)) for p in module.parameters()):.9e}"
+        for name, module in networks.items()
     }
     dtype = str(getattr(pipeline, "inference_dtype", torch.float32)).removeprefix("torch.")
-    return {"class": type(pipeline).__name__, "config": config, "weights": weights, "dtype": dtype}
+    return {
+        "class": type(pipeline).__name__,
+        "config": _describe_config(pipeline),
+        "networks": {name: _describe_config(module) for name, module in networks.items()},
+        "weights": weights,
+        "dtype": dtype,
+    }
+
+
+def _describe_config(owner: Any) -> dict[str, str]:
+    """A configuration, but for where it was loaded from, which changes nothing."""
+    return {
+        key: str(value) for key, value in sorted(dict(getattr(owner, "config", {})).items()) if key != "_name_or_path"
+    }
 
 
 def _versions() -> dict[str, str | None]:

@@ -100,23 +100,32 @@ class Partial:
     def _resume(self, report: Path, header: str) -> None:
         kept = [header]
         for path in partial_paths(report):
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
             if lines[:1] != [header]:
                 logger.warning("%s holds results of other settings: they are not used.", path)
                 continue
             whole = [line for line in lines if line.endswith("\n")]  # the last one may be cut off
-            for record in map(json.loads, whole[1:]):
-                rows = {name: {k: float(v) for k, v in row.items()} for name, row in record["rows"].items()}
-                features = {
-                    name: np.frombuffer(b64decode(text), np.float32)
-                    for name, text in record.get("features", {}).items()
-                }
-                self.done[record["image"], record["sha256"]] = rows, features
+            sound = [line for line in whole[1:] if self._read(line, path)]
             if path == self.path:
-                kept = whole
+                kept = [header, *sound]
         process_state().wait_for_everyone()
         assert self.path is not None
         write_atomically("".join(kept), self.path)
+
+    def _read(self, line: str, path: Path) -> bool:
+        """Takes the results of one image; False, with a warning, if the line is damaged: it is measured again."""
+        try:
+            record = json.loads(line)
+            rows = {name: {k: float(v) for k, v in row.items()} for name, row in record["rows"].items()}
+            features = {
+                name: np.frombuffer(b64decode(text), np.float32) for name, text in record.get("features", {}).items()
+            }
+            key = str(record["image"]), str(record["sha256"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            logger.warning("%s holds a damaged line, which is not used: %r", path, error)
+            return False
+        self.done[key] = rows, features
+        return True
 
     def add(self, key: Key, rows: Rows, features: Features) -> None:
         """Keep the results of one image."""
