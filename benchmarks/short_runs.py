@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,11 @@ def publish(given: argparse.Namespace, command: str, text: str) -> None:
     _, closed, after = rest.partition(end)
     if not (opened and closed):
         raise ValueError(f"`document`: {document} lacks the lines {start.strip()} and {end.strip()}")
-    folders = {"photographs": "BSDS500 IMAGENET_SAMPLE", "benchmarks": "BENCHMARKS", "output_dir": "OUT"}
+    folders = {
+        "benchmarks": "BENCHMARKS",
+        "output_dir": "OUT",
+        "photographs": " ".join(["DIR"] * len(given.photographs)),
+    }
     called = {key: folders.get(key, value) for key, value in vars(given).items() if key != "document"}
     how = f"python benchmarks/{command}.py " + " ".join(f"--{key} {value}" for key, value in called.items())
     partial = document.with_name(document.name + ".partial")
@@ -94,6 +99,8 @@ def train(
 ) -> dict[str, float]:
     """Trains by `hvae_sr.training.Trainer`, unless it is done; returns the run's figures.
 
+    A run that was stopped goes on from its checkpoint.
+
     Args:
         given: the command's options.
         name: of the run's folder in `output_dir`.
@@ -102,45 +109,61 @@ def train(
         more: further options of `train.py`.
 
     Raises:
-        ValueError: the run is done, but by another number of updates or crops.
+        ValueError: the run is done, but with other options, or from other weights.
     """
     from accelerate.state import AcceleratorState, GradientState
 
+    from hvae_sr.evaluation.storage import write_atomically
     from hvae_sr.training import Trainer, parse_arguments
 
     folder = Path(given.output_dir) / name
-    figures = folder / "figures.json"
+    figures, spent = folder / "figures.json", folder / "processor_seconds.txt"
     trains_pretrained = stage == "energy-score" or more.get("train_decoder", stage == "vdvae-sr")
-    if figures.is_file():
-        done = dict(json.loads(figures.read_text()))
-        if (done["step"], done["crops"]) != (given.updates, given.updates * given.train_batch_size):
-            raise ValueError(f"`output_dir`: {folder} is of {done['step']} updates and {done['crops']} crops")
-        return done
     values: dict[str, Any] = {
-        "stage": stage, "output_dir": folder, "pretrained_vdvae": SOURCE / "vdvae", "resolution": 32,
+        "stage": stage, "pretrained_vdvae": SOURCE / "vdvae", "resolution": 32,
         "train_batch_size": given.train_batch_size, "max_train_steps": given.updates, "seed": given.seed,
         "learning_rate": given.pretrained_learning_rate if trains_pretrained else given.learning_rate,
         "lr_warmup_steps": given.lr_warmup_steps, "ema_decay": 0.95, "mixed_precision": "bf16",
         "logging_steps": 10, "checkpointing_steps": 10**6, **more,
     }  # fmt: skip
+    run = {key: _identity(value) for key, value in values.items()} | {"lr_config": dict(lr_config or {})}
+    run |= {"photographs": [Path(folder).name for folder in given.photographs]}
+    if figures.is_file():
+        done = dict(json.loads(figures.read_text()))
+        if done["options"] != run:
+            others = sorted(key for key in run if done["options"].get(key) != run[key])
+            raise ValueError(f"`output_dir`: {folder} is of a run with other {', '.join(others)}; take another folder")
+        return done
     if lr_config is not None:
         folder.mkdir(parents=True, exist_ok=True)
         values["lr_config"] = folder / "lr_config.json"
         values["lr_config"].write_text(json.dumps(lr_config, indent=2))
+    values |= {"output_dir": folder, "resume_from_checkpoint": "latest"}
     arguments = [f"--{key}={value}" for key, value in values.items()]
     trainer = Trainer(parse_arguments([*arguments, "--train_data_dir", *given.photographs]))
-    start = time.process_time()
-    trainer.train()
-    seconds = time.process_time() - start
+    before, start = float(spent.read_text()) if spent.is_file() else 0.0, time.process_time()
+    try:
+        trainer.train()
+    finally:
+        seconds = before + time.process_time() - start
+        if folder.is_dir():
+            spent.write_text(str(seconds))
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     result = {key: value for line in lines for key, value in line.items() if isinstance(value, int | float)}
     result |= {"processor_seconds": seconds, "crops": given.updates * given.train_batch_size}
-    result["trained"] = sum(parameter.numel() for parameter in trainer.trainable)
+    result |= {"trained": sum(parameter.numel() for parameter in trainer.trainable), "options": run}
     bound(folder)
-    figures.write_text(json.dumps(result, indent=2))
+    write_atomically(json.dumps(result, indent=2), figures)
     return result
+
+
+def _identity(value: Any) -> Any:
+    """An option as it is compared: the checksum of the weights, where it is a folder of a network."""
+    if not isinstance(value, Path):
+        return value
+    return zlib.crc32(b"".join(path.read_bytes() for path in sorted(value.glob("*.safetensors"))))
 
 
 def bound(folder: Path) -> None:
@@ -156,11 +179,11 @@ def bound(folder: Path) -> None:
 def score(
     given: argparse.Namespace, name: str, data: str, size: int, num_images: int, num_samples: int
 ) -> list[dict[str, Any]]:
-    """Rows of `hvae-sr evaluate` (thesis protocol, t = 0.2, 0.8, 1) for a run's pipeline, unless there are already."""
+    """Rows of `hvae-sr evaluate` (thesis protocol, t = 0.2, 0.8, 1) for a run's pipeline, kept in the run's folder."""
     from hvae_sr import SuperResolutionPipeline
     from hvae_sr.evaluation import evaluate, markdown_table, read_report, write_report
 
-    path = Path(given.output_dir) / f"{name}-{data}-{size}-{num_images}x{num_samples}.json"
+    path = Path(given.output_dir) / name / "scores" / f"{data}-{size}-{num_images}x{num_samples}.json"
     if not path.is_file():
         pipeline = SuperResolutionPipeline.from_pretrained(Path(given.output_dir) / name)
         report = evaluate(

@@ -83,14 +83,44 @@ def test_the_systems_have_as_many_parameters_to_train(command: Any) -> None:
     assert abs(count(decoder, conditioner) / count(cvdvae) - 1) < 0.05
 
 
-def test_a_run_of_another_length_is_not_taken_for_this_one(command: Any, given: argparse.Namespace) -> None:
-    folder = Path(given.output_dir) / "cvdvae"
-    folder.mkdir()
-    (folder / "figures.json").write_text(json.dumps({"step": 3, "crops": 6, "rate": 0.5}))
-    assert command("short_runs").train(given, "cvdvae", "lr-encoder")["rate"] == 0.5
-    given.train_batch_size = 4
-    with pytest.raises(ValueError, match="`output_dir`.*cvdvae is of 3 updates and 6 crops"):
-        command("short_runs").train(given, "cvdvae", "lr-encoder")
+def test_a_run_with_other_options_is_not_taken_for_this_one(
+    command: Any, given: argparse.Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short_runs = command("short_runs")
+    given.photographs, given.updates = [str(tmp_path / "photos")], 2
+    (tmp_path / "photos").mkdir()
+    levels = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(levels).save(tmp_path / "photos" / name)
+    config = json.loads((short_runs.SOURCE / "lr_encoder" / "config.json").read_text())
+
+    def train() -> dict[str, float]:
+        return short_runs.train(given, "cvdvae", "lr-encoder", config)
+
+    from hvae_sr.training import Trainer
+
+    whole = Trainer.train
+
+    def stopped(self: Trainer) -> Any:
+        self.config.max_train_steps = 1
+        whole(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "train", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    monkeypatch.undo()
+    spent = float((tmp_path / "cvdvae" / "processor_seconds.txt").read_text())
+    first = train()
+    assert first["step"] == 2 and first["processor_seconds"] > spent > 0
+    assert train() == first
+    for name, value in {"seed": 1, "learning_rate": 0.5, "train_batch_size": 4, "photographs": ["q"]}.items():
+        before = getattr(given, name)
+        setattr(given, name, value)
+        with pytest.raises(ValueError, match=f"`output_dir`.*cvdvae is of a run with other {name};"):
+            train()
+        setattr(given, name, before)
+    assert train() == first
 
 
 def test_tables_take_their_place_in_a_document(
