@@ -1,4 +1,4 @@
-"""Trains the networks of hvae-sr: `accelerate launch train.py --stage vdvae|lr-encoder|joint|vdvae-sr ...`."""
+"""Trains the networks of hvae-sr: `accelerate launch train.py --stage STAGE ...`; see docs/training.md."""
 
 import logging
 import sys

@@ -170,6 +170,12 @@ def test_a_data_set_of_parquet_files_gives_the_report_of_the_folder(folder, tmp_
     assert run(tmp_path / "table")["rows"] == run(folder)["rows"]
 
 
+def test_a_folder_of_images_stays_one_with_tables_below_it(folder):
+    (folder / "notes").mkdir()
+    (folder / "notes" / "a.parquet").write_bytes(b"no table")
+    assert [image.name for image in open_source(folder).images] == ["img_1.png", "img_10.png", "img_2.png"]
+
+
 def test_data_that_is_neither_is_an_error(tmp_path):
     for data in (tmp_path / "absent", "./a/b"):
         with pytest.raises(ValueError, match="`data` must be a folder of images"):

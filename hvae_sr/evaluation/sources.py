@@ -68,7 +68,7 @@ def open_source(
     """The images of `data`: a folder of image files, or what `datasets.load_dataset` can load, such as a Hub id.
 
     Args:
-        data: a folder, or "owner/name"; a folder without image files is given to `load_dataset` too.
+        data: a folder, or "owner/name"; a folder of .parquet files, without images beside them, is given to `load_dataset` too.
         split: of a data set that `load_dataset` loads.
         image_column: its column of images.
         num_images: only the first so many.
@@ -78,7 +78,8 @@ def open_source(
     if num_images is not None and num_images < 1:
         raise ValueError(f"`num_images` must be at least 1, got {num_images}.")
     folder = Path(data)
-    holds_data = folder.is_dir() and any(file.suffix in (".parquet", ".arrow") for file in folder.rglob("*"))
+    holds_images = folder.is_dir() and any(file.suffix.lower() in IMAGE_SUFFIXES for file in folder.iterdir())
+    holds_data = folder.is_dir() and not holds_images and any(folder.rglob("*.parquet"))
     is_hub_id = not folder.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", os.fspath(data)) is not None
     if not (holds_data or is_hub_id):
         files = list_images(data)

@@ -117,12 +117,23 @@ def build_validation_set(config: TrainingConfig) -> ImageCrops | None:
         ValueError: as `build_training_set`.
     """
     plain = Augmentation(config.resolution, horizontal_flip=False, scales=(1.0,))
-    with _options_named("validation_data_dir"):
+    with _options_named("validation"):
         if config.validation_split is not None:
             return _table(config, config.validation_split, plain, 1)
         if config.validation_data_dir:
             folders, side = config.validation_data_dir, config.resolution
-            return ImageFolder(folders, side, seed=config.seed, horizontal_flip=False, scales=(1.0,))
+            if config.train_lr_dir and not config.validation_lr_dir:
+                logger.warning("LR images of validation_data_dir are made by %s", config.downsampling_kernel)
+            return ImageFolder(
+                folders,
+                side,
+                seed=config.seed,
+                horizontal_flip=False,
+                scales=(1.0,),
+                cache_bytes=int(config.cache_gib * 2**30),
+                train_lr_dir=config.validation_lr_dir,
+                scale_factor=config.scale_factor,
+            )
     return None
 
 
@@ -140,13 +151,15 @@ def _table(config: TrainingConfig, split: str, augmentation: Augmentation, crops
 
 
 @contextmanager
-def _options_named(folders: str = "train_data_dir") -> Iterator[None]:
-    """Puts errors of the data into the words of the command line."""
+def _options_named(part: str = "train") -> Iterator[None]:
+    """Puts errors of the data into the words of the command line; `part` is "train" or "validation"."""
     try:
         yield
     except ValueError as error:
-        message = str(error).replace("crop_size", "`resolution`").replace("train_data_dir", f"`{folders}`")
-        for name in ("train_lr_dir", "dataset_name", "image_column"):
+        message = str(error).replace("crop_size", "`resolution`")
+        for name in ("data_dir", "lr_dir"):
+            message = message.replace(f"train_{name}", f"`{part}_{name}`")
+        for name in ("dataset_name", "image_column"):
             message = message.replace(name, f"`{name}`")
         raise ValueError(message) from error
 

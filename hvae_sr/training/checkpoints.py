@@ -7,6 +7,7 @@ import re
 import shutil
 import tempfile
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -69,30 +70,11 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, total
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    failure = None
-    try:
-        accelerator.save_state(str(partial))  # on every rank: each writes its own random state
-    except Exception as error:  # a full disk is an OSError, torch's RuntimeError, or safetensors' own type
-        failure = error
-    failed = accelerator.reduce(torch.tensor(float(failure is not None), device=accelerator.device), reduction="sum")
-    if float(failed):
-        if accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)
-        kept_ones = [path.name for path in list_checkpoints(output_dir)]
-        raise OSError(
-            f"{target.name} could not be written ({' '.join(str(failure or 'on another process').split())}); "
-            f"{_free(output_dir)} are free; checkpoints that are left: {', '.join(kept_ones) or 'none'}"
-        ) from failure
+    # On every rank: each writes its own random state.
+    _attempt(accelerator, target, partial, lambda: accelerator.save_state(str(partial)))
     accelerator.wait_for_everyone()
+    _attempt(accelerator, target, partial, lambda: _finish(partial, target) if accelerator.is_main_process else None)
     if accelerator.is_main_process:
-        files = sorted(path for path in partial.rglob("*") if path.is_file())
-        manifest = {str(path.relative_to(partial)): (path.stat().st_size, _checksum(path)) for path in files}
-        (partial / _MANIFEST).write_text(json.dumps(manifest))
-        _sync_folder(partial)
-        if target.exists():
-            _discard(target)
-        os.replace(partial, target)
-        _sync(output_dir)
         found = list_checkpoints(output_dir)
         kept = [path for path in found if checkpoint_step(path) <= step][-total_limit:]
         for path in found:
@@ -100,6 +82,36 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, total
                 _discard(path)
     accelerator.wait_for_everyone()
     return target
+
+
+def _attempt(accelerator: Accelerator, target: Path, partial: Path, work: Callable[[], object]) -> None:
+    """Does one part of writing a checkpoint on every process; where one of them fails, all of them raise OSError."""
+    failure = None
+    try:
+        work()
+    except Exception as error:  # a full disk is an OSError, torch's RuntimeError, or safetensors' own type
+        failure = error
+    failed = accelerator.reduce(torch.tensor(float(failure is not None), device=accelerator.device), reduction="sum")
+    if float(failed):
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        kept_ones = [path.name for path in list_checkpoints(target.parent)]
+        raise OSError(
+            f"{target.name} could not be written ({' '.join(str(failure or 'on another process').split())}); "
+            f"{_free(target.parent)} are free; checkpoints that are left: {', '.join(kept_ones) or 'none'}"
+        ) from failure
+
+
+def _finish(partial: Path, target: Path) -> None:
+    """Notes sizes and checksums, has all of it on the disk, and only then gives it a checkpoint's name."""
+    files = sorted(path for path in partial.rglob("*") if path.is_file())
+    manifest = {str(path.relative_to(partial)): (path.stat().st_size, _checksum(path)) for path in files}
+    (partial / _MANIFEST).write_text(json.dumps(manifest))
+    _sync_folder(partial)
+    if target.exists():
+        _discard(target)
+    os.replace(partial, target)
+    _sync(target.parent)
 
 
 def _free(folder: Path) -> str:
@@ -122,8 +134,8 @@ def find_checkpoints(resume_from: str | None, output_dir: Path) -> list[Path]:
         output_dir: the folder of the run.
 
     Raises:
-        ValueError: the folder does not exist or is no complete checkpoint; a fresh start where a run has left
-            checkpoints, which would be mixed up with its own.
+        ValueError: the folder does not exist or is no complete checkpoint; a fresh start, or one from elsewhere,
+            where a run has left checkpoints, which would be mixed up with its own.
     """
     found = list_checkpoints(output_dir)
     if resume_from is None:
@@ -142,6 +154,11 @@ def find_checkpoints(resume_from: str | None, output_dir: Path) -> list[Path]:
         raise ValueError(f"`resume_from_checkpoint`: there is no folder {folder}")
     if folder.name.endswith(_PARTIAL):
         raise ValueError(f"`resume_from_checkpoint`: {folder} was not finished")
+    if found and folder.resolve().parent != output_dir.resolve():
+        raise ValueError(
+            f"`resume_from_checkpoint`: {folder} is not of `output_dir` {output_dir}, which holds {found[-1].name} of a "
+            "run of its own; choose another folder, or go on with `--resume_from_checkpoint latest`"
+        )
     return [folder]
 
 

@@ -12,6 +12,8 @@ import numpy as np
 import yaml
 from transformers import HfArgumentParser
 
+OPTIONS_FILE = "training_config.json"
+"""In `output_dir`: the resolved options."""
 STAGES = ("vdvae", "lr-encoder", "joint", "vdvae-sr", "energy-score")
 _CHOICES = {
     "stage": STAGES,
@@ -20,6 +22,18 @@ _CHOICES = {
     "mixed_precision": ("no", "bf16", "fp16"),
     "saved_dtype": ("float32", "float16"),
 }
+_RESUMED = (
+    "learning_rate",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_weight_decay",
+    "adam_epsilon",
+    "use_ema",
+    "ema_decay",
+    "plateau_patience",
+    "plateau_factor",
+)
+"""Options that a checkpoint holds: a run that goes on from it cannot have others."""
 _AT_LEAST = {  # lowest value that is allowed
     "resolution": 1,
     "crops_per_image": 1,
@@ -68,6 +82,7 @@ class TrainingConfig:
     train_lr_dir: list[str] = option(
         [], "Ready-made LR images, one folder for each of train_data_dir; else downsampling_kernel makes them."
     )
+    validation_lr_dir: list[str] = option([], "The same for validation_data_dir.")
     dataset_name: str | None = option(
         None, "Instead of train_data_dir: a dataset on the Hub, or local .parquet or webdataset .tar files."
     )
@@ -202,7 +217,9 @@ class TrainingConfig:
                 f"got {given}"
             )
         wrong = {
-            "train_lr_dir": bool(self.train_lr_dir and self.dataset_name),
+            "train_lr_dir": bool(self.train_lr_dir and (self.dataset_name or self.scale_factor == 1)),
+            "validation_lr_dir": bool(self.validation_lr_dir)
+            and (not self.validation_data_dir or self.scale_factor == 1),
             "streaming": self.streaming and not self.dataset_name,
             "validation_split": bool(self.validation_split and (self.validation_data_dir or not self.dataset_name)),
             "num_train_epochs": self.streaming and self.num_train_epochs is not None,
@@ -210,7 +227,10 @@ class TrainingConfig:
         for name, is_wrong in wrong.items():
             if is_wrong:
                 value = getattr(self, name)
-                raise ValueError(f"`{name}` does not go with the other sources of images given; got {value!r}")
+                raise ValueError(
+                    f"`{name}` does not go with the other sources of images given, and `scale_factor` "
+                    f"{self.scale_factor}; got {value!r}"
+                )
 
     def rate_weight(self, step: int) -> float:
         """The rate's weight in the loss of update `step`, interpolated in `rate_weights`."""
@@ -219,11 +239,40 @@ class TrainingConfig:
         updates, weights = zip(*map(_parse_point, self.rate_weights), strict=True)
         return float(np.interp(step, updates, weights))
 
+    def check_resumed(self, path: Path) -> None:
+        """Compares the options that come with a checkpoint with those that its run was given.
+
+        Args:
+            path: what `save` of that run has written; without such a file nothing is compared.
+
+        Raises:
+            ValueError: they differ; the message names the first and both values.
+        """
+        try:
+            before = json.loads(path.read_text())
+            found = {name: before[name] for name in _RESUMED}
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        unused = set() if self.use_ema else {"ema_decay"}
+        unused |= set() if self.lr_scheduler == "plateau" else {"plateau_patience", "plateau_factor"}
+        for name, value in found.items():
+            if name not in unused and value != getattr(self, name):
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)!r}, but the checkpoint to go on from holds {value!r}; for "
+                    "another, begin a new run with `pretrained_vdvae` and `pretrained_lr_encoder`"
+                )
+
     def save(self, path: Path) -> None:
         """Writes the resolved options as JSON."""
         partial = path.with_name(path.name + ".partial")
         partial.write_text(json.dumps(asdict(self), indent=2) + "\n")
         os.replace(partial, path)
+
+
+_EMPTY = {
+    entry.name for entry in fields(TrainingConfig) if callable(entry.default_factory) and not entry.default_factory()
+}
+"""Lists that are empty by default."""
 
 
 def _parse_point(entry: str) -> tuple[int, float]:
@@ -274,7 +323,8 @@ def _as_arguments(options: dict[str, Any]) -> list[str]:
     arguments = []
     for name, value in options.items():
         if isinstance(value, list):
-            arguments += [f"--{name}", *map(str, value)]
+            if value or name not in _EMPTY:  # an option without values is an error
+                arguments += [f"--{name}", *map(str, value)]
         elif value is not None:
             arguments.append(f"--{name}={value}")
     return arguments

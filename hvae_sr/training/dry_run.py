@@ -1,14 +1,14 @@
 """`train.py --dry_run`: what a run would be."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from accelerate import PartialState
 
 from ..data import ImageStream
 from .build import build_training_set, build_validation_set, check_tracker
 from .checkpoints import find_checkpoints
-from .config import TrainingConfig
+from .config import OPTIONS_FILE, TrainingConfig
 from .cost import memory_estimate, plan
 
 
@@ -19,7 +19,10 @@ def describe(config: TrainingConfig) -> str:
         ValueError: what would also end the run itself before its first update.
     """
     check_tracker(config.report_to)
-    find_checkpoints(config.resume_from_checkpoint, config.output_path)
+    checkpoints = find_checkpoints(config.resume_from_checkpoint, config.output_path)
+    if checkpoints:
+        config.check_resumed(checkpoints[0].parent / OPTIONS_FILE)
+    sizes_only = replace(config, cache_gib=0.0)  # no image is decoded
     state = PartialState()
     objective, cost = plan(config, state.num_processes)
     lines = [f"stage: {config.stage}"]
@@ -31,7 +34,7 @@ def describe(config: TrainingConfig) -> str:
     memory = memory_estimate(objective, config, cost, state.num_processes)
     parts = ", ".join(f"{name} {_mib(size)}" for name, size in memory.items() if size)
     lines.append(f"memory (estimate, each process): {_mib(sum(memory.values()))}: {parts}")
-    dataset = build_training_set(config, 0, 1)
+    dataset = build_training_set(sizes_only, 0, 1)
     update = config.train_batch_size * config.gradient_accumulation_steps * state.num_processes
     if isinstance(dataset, ImageStream):
         lines.append("images: streamed, not counted")
@@ -39,7 +42,7 @@ def describe(config: TrainingConfig) -> str:
         crops = len(dataset)
         lines.append(f"images: {dataset.num_images}, {crops} crops in an epoch, {crops // update} updates")
         lines.append(f"images skipped: {len(dataset.skipped)}")
-    validation = build_validation_set(config)
+    validation = build_validation_set(sizes_only)
     if validation is not None:
         lines.append(f"held-out images: {validation.num_images}")
     length = (

@@ -88,6 +88,8 @@ def write_card(config: TrainingConfig, folder: Path, records: list[dict[str, Any
         text = own.read_text() if own.is_file() else f"---\n{yaml.safe_dump(_metadata(config))}---\n"
         if "\n## Training" not in text:  # what people wrote about it stands instead
             text += f"\n## Training\n\n{_summary(config, records, updates)}\n"
+        else:
+            text += f"\n<!-- {_SIGNATURE} written again at the end of each run -->\n"
         notes.write_text(text)
         write_model_card(folder, training_command=_command(), notes=notes, curve=picture)
 

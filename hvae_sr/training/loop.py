@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from ..data import ImageStream
 from .build import build_objective, build_training_set, build_validation_set, check_objective, check_tracker, one_line
 from .checkpoints import check_checkpoint, check_writable, find_checkpoints, remove_partial, save_checkpoint
-from .config import TrainingConfig
+from .config import OPTIONS_FILE, TrainingConfig
 from .cost import measure_cost, measure_peak
 from .export import LOSS_FIGURES, push, repository, write_card, write_folder
 from .objectives import Objective
@@ -42,7 +42,8 @@ class Trainer:
     """Runs `config.stage` from wherever it was left to `config.max_train_steps`.
 
     Everything random is a function of (seed, epoch, global sample index), so a resumed run goes on as if it had never
-    stopped, and a run on n processes sees the same crops and the same latent noise as one on one process.
+    stopped, and a run on n processes sees the same crops and the same latent noise as one on one process (streams
+    apart, whose rows are dealt out by their number).
 
     Raises:
         ValueError: options, folders or files that do not fit; nothing has been written then.
@@ -54,6 +55,8 @@ class Trainer:
         if self.output_dir.exists() and not self.output_dir.is_dir():
             raise ValueError(f"`output_dir`: {self.output_dir} is not a folder")
         self.checkpoints = find_checkpoints(config.resume_from_checkpoint, self.output_dir)
+        if self.checkpoints:
+            config.check_resumed(self.checkpoints[0].parent / OPTIONS_FILE)
         check_tracker(config.report_to)
         self.accelerator = Accelerator(
             gradient_accumulation_steps=config.gradient_accumulation_steps,
@@ -327,7 +330,7 @@ class Trainer:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             remove_partial(self.output_dir)
             trim_log(self.output_dir / "log.jsonl", self.progress.step)
-            self.config.save(self.output_dir / "training_config.json")
+            self.config.save(self.output_dir / OPTIONS_FILE)
         self.accelerator.wait_for_everyone()
 
     def _load_newest(self) -> Path | None:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -518,7 +519,35 @@ def test_a_checkpoint_of_another_model_is_refused(options, tmp_path, capsys):
     assert not (tmp_path / "b").exists()
 
 
+def test_a_checkpoint_from_elsewhere_is_not_mixed_with_those_that_are_there(options, tmp_path, capsys):
+    for name in "ab":
+        assert train.main(options("vdvae", tmp_path / name)) == 0
+    elsewhere = options("vdvae", tmp_path / "b", resume_from_checkpoint=tmp_path / "a" / "checkpoint-3")
+    assert train.main(elsewhere) == 2
+    assert "`resume_from_checkpoint`" in capsys.readouterr().err
+    assert [path.name for path in list_checkpoints(tmp_path / "b")] == ["checkpoint-3"]
+
+
+@pytest.mark.parametrize("name, value", [("learning_rate", 1e-4), ("adam_beta1", 0.5), ("ema_decay", 0.5)])
+def test_options_that_a_checkpoint_holds_cannot_be_changed(name, value, options, tmp_path, capsys):
+    assert train.main(options("vdvae", tmp_path)) == 0
+    more = {"max_train_steps": 4, "resume_from_checkpoint": "latest"}
+    assert train.main(options("vdvae", tmp_path, **more, **{name: value})) == 2
+    assert f"`{name}` is {value}" in capsys.readouterr().err
+    assert train.main(options("vdvae", tmp_path, **more, plateau_factor=0.3)) == 0  # which nothing uses
+
+
 # Options
+
+
+def test_the_options_of_a_run_are_a_recipe(options, photos, tmp_path):
+    config = parse_arguments(options("vdvae", tmp_path / "a", validation_data_dir=photos, num_train_epochs=2))
+    config.save(tmp_path / "training_config.json")
+    arguments = ["--config", str(tmp_path / "training_config.json"), "--train_data_dir", "b"]
+    assert parse_arguments(arguments) == replace(config, train_data_dir=["b"])
+    recipe = write(tmp_path / "empty.json", json.dumps({"scales": []}))
+    with pytest.raises(ValueError, match="scales"):
+        parse_arguments([*options("vdvae", tmp_path), "--config", str(recipe)])
 
 
 def test_the_command_line_overrides_the_recipe(tmp_path):

@@ -1,5 +1,6 @@
 """What surrounds the loop: recipes, dry runs, schedules, the joint stage, pictures, cards, uploads, damage."""
 
+import errno
 import importlib.util
 import json
 import logging
@@ -22,7 +23,7 @@ from safetensors.torch import load_file
 import train
 from hvae_sr import VDVAE, SuperResolutionPipeline
 from hvae_sr.training import Joint, Trainer, parse_arguments
-from hvae_sr.training.build import build_objective
+from hvae_sr.training.build import build_objective, build_validation_set
 from hvae_sr.training.checkpoints import list_checkpoints
 from hvae_sr.training.cost import plan
 
@@ -78,7 +79,8 @@ def test_the_lr_network_may_start_from_the_encoder_of_a_vdvae(options, tmp_path)
 # Dry run
 
 
-def test_a_dry_run_tells_all_and_writes_nothing(options, tmp_path, capsys):
+def test_a_dry_run_tells_all_and_writes_nothing(options, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hvae_sr.data.ImageCrops._decode", lambda self, image: pytest.fail("an image was decoded"))
     arguments = options("lr-encoder", tmp_path / "out", dry_run="true", train_batch_size=4)
     assert train.main(arguments) == 0
     text = capsys.readouterr().out
@@ -246,6 +248,14 @@ def test_the_finished_folder_says_how_it_was_made_and_not_where(options, prior, 
     again = options("lr-encoder", out, max_train_steps=4, resume_from_checkpoint="latest")
     assert train.main(again) == 0
     assert (out / "README.md").read_text() == "my own card\n"
+    (out / "README.md").unlink()
+    for steps, words in (
+        (5, "One night."),
+        (6, "Two nights."),
+    ):  # own notes on the training: the card keeps up with them
+        (out / "card_notes.md").write_text(f"---\nlicense: mit\n---\n\n## Training\n\n{words}\n")
+        assert train.main(options("lr-encoder", out, max_train_steps=steps, resume_from_checkpoint="latest")) == 0
+        assert words in (out / "README.md").read_text()
 
 
 def test_weights_saved_in_half_precision_are_the_rounded_ones_and_load_as_float32(options, tmp_path):
@@ -327,6 +337,18 @@ def test_on_a_full_disk_the_earlier_checkpoint_survives(options, tmp_path, capfd
     assert train.main(options("vdvae", tmp_path, max_train_steps=4, **common, resume_from_checkpoint="latest")) == 0
 
 
+def test_on_a_disk_that_is_full_at_the_end_of_a_save_too(options, tmp_path, monkeypatch, capfd):
+    assert train.main(options("vdvae", tmp_path, max_train_steps=1)) == 0
+
+    def full(folder):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("hvae_sr.training.checkpoints._sync_folder", full)
+    assert train.main(options("vdvae", tmp_path, max_train_steps=2, resume_from_checkpoint="latest")) == 2
+    assert "checkpoint-2 could not be written" in capfd.readouterr().err.splitlines()[-1]
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1"]
+
+
 # Sources of images
 
 
@@ -375,14 +397,20 @@ def test_a_dataset_on_the_hub_is_trained_on_by_its_name_whole_and_streamed(optio
         assert [record["step"] for record in records] == [1, 2, 3, 3] and "validation_bits_per_dim" in records[-1]
 
 
-def test_given_lr_images_are_trained_on(options, photos, tmp_path):
+def test_given_lr_images_are_trained_on_and_validated_with(options, photos, tmp_path, caplog):
     low = tmp_path / "low"
     low.mkdir()
     for path in photos.iterdir():
         image = Image.open(path)
         Image.new("RGB", (-(-image.width // 4), -(-image.height // 4)), (9, 9, 9)).save(low / path.name)
-    config = parse_arguments(options("vdvae-sr", tmp_path / "out", train_lr_dir=low))
+    held_out = {"validation_data_dir": photos, "cache_gib": 0}
+    config = parse_arguments(options("vdvae-sr", tmp_path / "out", train_lr_dir=low, **held_out))
+    assert "low" not in build_validation_set(config)[0] and "LR images of validation_data_dir" in caplog.text
+    config = parse_arguments(
+        options("vdvae-sr", tmp_path / "out", train_lr_dir=low, **held_out, validation_lr_dir=low, validation_images=0)
+    )
     trainer = Trainer(config)
+    assert (trainer.validation_set[0]["low"] == 9).all() and trainer.validation_set._buffer is None
     batch = next(iter(trainer.loader))
     assert batch["low"].shape == (2, 3, 8, 8) and (batch["low"] == 9).all()
     _, y = trainer.objective.pairs(batch["image"], batch["low"])
@@ -400,6 +428,8 @@ def test_given_lr_images_are_trained_on(options, photos, tmp_path):
         ({"train_data_dir": None}, "neither"),
         ({"streaming": "true"}, "streaming"),
         ({"train_data_dir": None, "dataset_name": "a/b", "train_lr_dir": "low"}, "train_lr_dir"),
+        ({"train_lr_dir": "low", "scale_factor": 1}, "train_lr_dir"),
+        ({"validation_lr_dir": "low"}, "validation_lr_dir"),
         ({"validation_split": "test"}, "validation_split"),
         ({"num_train_epochs": 0}, "num_train_epochs"),
         ({"plateau_factor": 1.0}, "plateau_factor"),
