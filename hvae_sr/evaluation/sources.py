@@ -68,7 +68,7 @@ def open_source(
     """The images of `data`: a folder of image files, or what `datasets.load_dataset` can load, such as a Hub id.
 
     Args:
-        data: a folder, or "owner/name"; a folder of .parquet files, without images beside them, is given to `load_dataset` too.
+        data: a folder of images, one of .parquet files in any depth without images beside them, or "owner/name".
         split: of a data set that `load_dataset` loads.
         image_column: its column of images.
         num_images: only the first so many.

@@ -156,8 +156,8 @@ def find_checkpoints(resume_from: str | None, output_dir: Path) -> list[Path]:
         raise ValueError(f"`resume_from_checkpoint`: {folder} was not finished")
     if found and folder.resolve().parent != output_dir.resolve():
         raise ValueError(
-            f"`resume_from_checkpoint`: {folder} is not of `output_dir` {output_dir}, which holds {found[-1].name} of a "
-            "run of its own; choose another folder, or go on with `--resume_from_checkpoint latest`"
+            f"`resume_from_checkpoint`: {folder} is not of `output_dir` {output_dir}, which holds {found[-1].name} of "
+            "a run of its own; choose another folder, or go on with `--resume_from_checkpoint latest`"
         )
     return [folder]
 
