@@ -16,7 +16,6 @@ from hvae_sr.hub import bundled_checkpoints
 from hvae_sr.noise import CounterNoise
 from hvae_sr.operators import Downsampling
 
-
 ROOT = Path(__file__).resolve().parent.parent
 
 

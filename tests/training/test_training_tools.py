@@ -252,7 +252,7 @@ def test_the_finished_folder_says_how_it_was_made_and_not_where(options, prior, 
     for steps, words in (
         (5, "One night."),
         (6, "Two nights."),
-    ):  # own notes on the training: the card keeps up with them
+    ):  # the card keeps up with own notes
         (out / "card_notes.md").write_text(f"---\nlicense: mit\n---\n\n## Training\n\n{words}\n")
         assert train.main(options("lr-encoder", out, max_train_steps=steps, resume_from_checkpoint="latest")) == 0
         assert words in (out / "README.md").read_text()
