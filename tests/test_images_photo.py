@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,6 +41,19 @@ def cmyk_profile() -> bytes:
     return header + struct.pack(">I", len(tags)) + entries + body
 
 
+def write_16_bit_png(path: Path, levels: np.ndarray, colour_type: int, transparency: bytes = b"") -> None:
+    """`levels` [H, W, C]; Pillow writes no PNG of several 16-bit channels."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    height, width = levels.shape[:2]
+    parts = chunk(b"IHDR", struct.pack(">2I5B", width, height, 16, colour_type, 0, 0, 0))
+    parts += chunk(b"tRNS", transparency) if transparency else b""
+    parts += chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts + chunk(b"IEND", b""))
+
+
 def test_a_cmyk_photograph_is_converted_by_its_profile(tmp_path):
     path = tmp_path / "press.jpg"
     Image.new("CMYK", (16, 16), (255, 0, 0, 0)).save(path, quality=100, subsampling=0, icc_profile=cmyk_profile())
@@ -73,6 +87,34 @@ def test_transparency_of_a_grey_or_colour_png_is_alpha(tmp_path):
     assert np.asarray(photo.image)[0, 0].tolist() == [200] * 3
 
 
+@pytest.mark.parametrize("opened", [False, True])
+def test_transparency_of_a_colour_png_is_alpha(tmp_path, opened):
+    levels = np.array([[[9, 8, 7], [9, 8, 6]]], dtype=np.uint8)
+    Image.fromarray(levels).save(tmp_path / "c.png", transparency=(9, 8, 7))
+    photo = read_photo(Image.open(tmp_path / "c.png") if opened else tmp_path / "c.png")
+    assert np.asarray(photo.alpha).tolist() == [[0, 255]] and not photo.grey
+    assert np.asarray(photo.image)[0, 0].tolist() == [9, 8, 6]
+
+
+def test_a_transparent_colour_of_16_bits_is_compared_as_it_is_read(tmp_path):
+    levels = np.array([[[0x1234, 0x2000, 5], [40000, 0x2000, 5]]])
+    write_16_bit_png(tmp_path / "c.png", levels, 2, struct.pack(">3H", 0x1234, 0x2000, 5))
+    assert np.asarray(read_photo(tmp_path / "c.png").alpha).tolist() == [[0, 255]]
+
+
+def test_transparency_of_16_bit_grey_is_alpha(tmp_path):
+    write_16_bit_png(tmp_path / "g.png", np.array([[[9], [10], [51400]]]), 0, struct.pack(">H", 9))
+    photo = read_photo(tmp_path / "g.png")
+    assert np.asarray(photo.alpha).tolist() == [[0, 255, 255]] and photo.grey
+    assert np.asarray(photo.image)[0, 2].tolist() == [200] * 3
+
+
+def test_transparency_that_names_no_colour_of_the_mode_is_none():
+    image = Image.new("RGB", (2, 2))
+    image.info["transparency"] = 3  # of the palette it was made from
+    assert read_photo(image).alpha is None
+
+
 def test_alpha_turns_with_the_image(tmp_path):
     levels = np.zeros((2, 3, 4), dtype=np.uint8)
     levels[0, 0] = 255
@@ -91,15 +133,9 @@ def test_an_opaque_or_wholly_transparent_image_keeps_its_colours():
 
 
 def test_16_bit_grey_with_alpha_stays_one_channel(tmp_path):
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    levels = np.zeros((3, 4, 2), ">u2")
+    levels = np.zeros((3, 4, 2))
     levels[..., 0], levels[..., 1] = 200 * 257, 100 * 257
-    rows = b"".join(b"\0" + row.tobytes() for row in levels)
-    header = struct.pack(">2I5B", 4, 3, 16, 4, 0, 0, 0)
-    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+    write_16_bit_png(tmp_path / "a.png", levels, 4)
     photo = read_photo(tmp_path / "a.png")
     finished = photo.finish(photo.image, keep_grey=True)
     assert finished.mode == "LA" and finished.getpixel((0, 0)) == (200, 100)
@@ -130,20 +166,42 @@ def test_a_profile_is_kept_where_it_speaks_of_the_channels_that_are_written(tmp_
     assert read_photo(tmp_path / "g.png").icc_profile == grey and read_photo(tmp_path / "c.png").icc_profile == b""
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
-def test_exif_is_passed_on_without_the_orientation_that_was_applied(tmp_path, suffix):
+def camera_exif() -> Image.Exif:
+    """Turned to the right; with maker, date and latitude."""
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "Maker"
-    exif.get_ifd(0x8769)[0x9003] = "2026:01:02 03:04:05"
-    Image.new("RGB", (4, 6)).save(tmp_path / "a.jpg", exif=exif)
-    photo = read_photo(tmp_path / "a.jpg")
+    exif[0x8769], exif[0x8825] = {0x9003: "2026:01:02 03:04:05"}, {1: "N", 2: (52.0, 30.0, 0.0)}
+    return exif
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+@pytest.mark.parametrize("source", ["jpg", "png", "webp", "tif"])
+def test_exif_is_passed_on_without_the_orientation_that_was_applied(tmp_path, source, suffix):
+    Image.new("RGB", (4, 6)).save(tmp_path / f"a.{source}", exif=camera_exif().tobytes())
+    photo = read_photo(tmp_path / f"a.{source}")
     assert photo.image.size == (6, 4)
     save_image(photo.image, tmp_path / f"b.{suffix}", {"seed": 1}, photo.exif)
     again = Image.open(tmp_path / f"b.{suffix}")
     tags = again.getexif()
     assert tags[0x010F] == "Maker" and 0x0112 not in tags and again.size == (6, 4)
-    assert tags.get_ifd(0x8769)[0x9003] == "2026:01:02 03:04:05"
+    assert tags.get_ifd(0x8769)[0x9003] == "2026:01:02 03:04:05" and tags.get_ifd(0x8825)[2] == (52, 30, 0)
     assert reading.read_metadata(tmp_path / f"b.{suffix}") == {"seed": 1}
+
+
+def test_what_a_tiff_says_of_its_own_pixels_is_not_passed_on(tmp_path):
+    levels = np.zeros((64, 64), dtype=np.float32)
+    private = [(270, "s", 0, "caption", True), (700, "B", 3, b"xmp", True), (65000, "H", 1, 7, True)]
+    for big in (False, True):
+        tifffile.imwrite(tmp_path / "a.tif", levels, tile=(32, 32), metadata=None, extratags=private, bigtiff=big)
+        tags = Image.Exif()
+        tags.load(read_photo(tmp_path / "a.tif").exif)
+        assert {270} <= set(tags) <= {270, 282, 283, 296, 305} and tags[270] == "caption"
+
+
+def test_the_exif_of_a_given_image_is_left_as_it_is(tmp_path):
+    Image.new("RGB", (4, 6)).save(tmp_path / "a.jpg", exif=camera_exif().tobytes())
+    image = Image.open(tmp_path / "a.jpg")
+    assert read_photo(image).exif and image.getexif()[0x0112] == 6 and image.size == (4, 6)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +214,22 @@ def test_exif_is_passed_on_without_the_orientation_that_was_applied(tmp_path, su
 def test_a_float_tiff_in_colour_is_read(tmp_path, values, expected):
     tifffile.imwrite(tmp_path / "a.tif", np.tile(values[:, None], (4, 1, 3)).reshape(4, 3, 3), photometric="rgb")
     assert np.asarray(read_photo(tmp_path / "a.tif").image)[0, :, 0].tolist() == expected
+
+
+def test_orientation_profile_and_exif_of_a_float_tiff_are_kept(tmp_path):
+    levels = np.zeros((4, 6, 3), dtype=np.float32)
+    levels[0, 0] = 1
+    tags = [(274, "H", 1, 6, True), (271, "s", 0, "Maker", True)]
+    for big in (False, True):
+        tifffile.imwrite(
+            tmp_path / "a.tif", levels, photometric="rgb", iccprofile=SRGB, metadata=None, extratags=tags, bigtiff=big
+        )
+        photo = read_photo(tmp_path / "a.tif")
+        assert photo.image.size == (4, 6) and photo.image.getpixel((3, 0)) == (255, 255, 255)
+        assert load_image(tmp_path / "a.tif").size == (4, 6) and photo.icc_profile == SRGB
+        exif = Image.Exif()
+        exif.load(photo.exif)
+        assert exif[271] == "Maker" and 274 not in exif
 
 
 def test_a_16_bit_tiff_in_colour_is_read_to_within_a_level(tmp_path):
@@ -203,8 +277,6 @@ def test_a_header_that_promises_more_than_the_file_can_hold_is_refused_before_me
     Image.new("RGB", (64, 64)).save(buffer, "PNG")
     data = bytearray(buffer.getvalue())
     data[16:24] = struct.pack(">II", 9000, 9000)
-    import zlib
-
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
     (tmp_path / "a.png").write_bytes(data)
     with pytest.raises(ImageError, match="9000x9000 pixels cannot be in"):

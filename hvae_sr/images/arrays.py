@@ -146,8 +146,8 @@ def uncertainty_to_pil(std: torch.Tensor | np.ndarray, max_std: float = 0.1) -> 
     uniform, readable with colour-blind eyes. The scale is fixed, so that maps of different images compare.
 
     Args:
-        std: Standard deviations [H, W] or [3, H, W] (numpy also [H, W, 3]), in units of the image range
-            [0, 1]. Three channels are pooled by their root mean square.
+        std: Standard deviations [H, W] or [3, H, W], in units of the image range [0, 1]. An array whose last side
+            is 3 is [H, W, 3]. Three channels are pooled by their root mean square.
         max_std: The value that gets the top colour; 0.1 is 25.5 grey levels.
 
     Raises:
@@ -156,7 +156,7 @@ def uncertainty_to_pil(std: torch.Tensor | np.ndarray, max_std: float = 0.1) -> 
     if not (max_std > 0 and math.isfinite(max_std)):
         raise ImageError(f"max_std must be positive and finite, got {max_std}")
     values = torch.as_tensor(std).detach()
-    if values.ndim == 3 and values.shape[0] != 3 and isinstance(std, np.ndarray):
+    if values.ndim == 3 and values.shape[2] == 3 and isinstance(std, np.ndarray):
         values = values.permute(2, 0, 1)
     if values.numel() == 0 or values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[0] != 3):
         raise ImageError(f"std must have shape [H, W] or [3, H, W], got {tuple(std.shape)}")

@@ -12,7 +12,7 @@ from typing import Any, Union
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 from scipy import ndimage
 
 PathLike = Union[str, "os.PathLike[str]"]
@@ -36,6 +36,11 @@ _BITS = {"RGB": 24, "RGBA": 32, "CMYK": 32, "F": 32, "LA": 16, "I;16": 16, "I": 
 _RATIOS = {"raw": 1, "packbits": 64, "tiff_lzw": 2731, "tiff_adobe_deflate": 1032, "deflate": 1032, "PNG": 1032}
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _GREY_MODES = ("1", "L", "LA", "La", "F")
+_ICC_PROFILE = 34675  # the TIFF tag
+_POINTERS = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
+# EXIF among the tags of a TIFF: caption, make, model, resolution, software, dates, people, ratings, and the pointers to
+# exposure and place. Others tell how its own pixels are stored, or are private and of any size.
+_TIFF_EXIF = {270, 271, 272, 282, 283, 296, 305, 306, 315, 316, 18246, 18249, 33432, *range(40091, 40096), *_POINTERS}
 
 
 class ImageError(ValueError):
@@ -52,7 +57,8 @@ class Photo:
         grey: whether the file holds one channel of colour.
         icc_profile: the profile of the colours, RGB or grey; empty where there is none, or where the colours were
             converted (CMYK).
-        exif: EXIF without the orientation, which is applied, as Pillow writes it; empty where there is none.
+        exif: EXIF without the orientation, which is applied, as Pillow writes it; empty where there is none. Of a
+            TIFF, what it shares with EXIF and not what it says of its own pixels.
     """
 
     image: Image.Image
@@ -128,18 +134,16 @@ def read_photo(source: PathLike | Image.Image, frame: int | None = None) -> Phot
         if frame is not None:
             image.seek(frame)
             _check_size(image)
-        exif = b""
         # Pillow has no mode for 16-bit grey with alpha, and reads it as RGBA.
         wide_grey = any("LA;16B" in tile for tile in getattr(image, "tile", ()))
         upright, profile = _upright(image)
-        with contextlib.suppress(Exception):  # unreadable EXIF is not passed on
-            exif = upright.getexif().tobytes() if len(upright.getexif()) else b""
+        exif = _exif(image)
+        alpha = _alpha(upright)
         rgb = _to_rgb(upright, profile)
         rgb = rgb.copy() if rgb is image else rgb
         rgb.info = {}
         grey = upright.mode in _GREY_MODES or upright.mode.startswith("I") or wide_grey
         wanted = b"GRAY" if grey else b"RGB "
-        alpha = _alpha(upright)
         if alpha is not None:
             rgb = _fill_transparent(rgb, alpha)
         return Photo(rgb, alpha, grey, profile if profile[16:20] == wanted else b"", exif)
@@ -218,7 +222,7 @@ def _open(path: PathLike) -> Image.Image:
 
 
 def _open_float_tiff(file: io.BufferedReader) -> Image.Image:
-    """A TIFF of several float or 16-bit channels, which Pillow does not know, as 8-bit RGB or RGBA."""
+    """A TIFF of several float or 16-bit channels, which Pillow does not know, as 8-bit RGB or RGBA with its tags."""
     import tifffile
 
     file.seek(0)
@@ -230,7 +234,16 @@ def _open_float_tiff(file: io.BufferedReader) -> Image.Image:
         if shape[0] * shape[1] > MAX_PIXELS // 4:
             raise ValueError(f"{shape[1]}x{shape[0]} pixels of several floats are more than are read")
         values = page.asarray()
-    return Image.fromarray(_levels(values, 255.0 if kind.kind == "f" else 255 / np.iinfo(kind).max))
+        image = Image.fromarray(_levels(values, 255.0 if kind.kind == "f" else 255 / np.iinfo(kind).max))
+        image.format = "TIFF"
+        with contextlib.suppress(Exception):  # unreadable EXIF says nothing about the pixels
+            exif = image.getexif()
+            exif.bigtiff, exif.endian = tiff.is_bigtiff, tiff.byteorder
+            exif.load_from_fp(file, page.offset)
+            image.info["icc_profile"] = exif.get(_ICC_PROFILE)
+            for tag in _POINTERS:
+                exif.get_ifd(tag)  # while the file is open
+    return image
 
 
 def _levels(values: np.ndarray, scale: float) -> np.ndarray:
@@ -272,6 +285,22 @@ def _upright(image: Image.Image) -> tuple[Image.Image, bytes]:
     return image, profile
 
 
+def _exif(image: Image.Image) -> bytes:
+    """EXIF of a decoded image, as `Photo` has it."""
+    with contextlib.suppress(Exception):  # unreadable EXIF is not passed on
+        found, kept = image.getexif(), Image.Exif()
+        kept.endian = found.endian
+        for tag in found:
+            if tag in _TIFF_EXIF or (image.format != "TIFF" and tag != ExifTags.Base.Orientation):
+                value = dict(found.get_ifd(tag)) if tag in _POINTERS else found[tag]
+                if value != {}:
+                    kept[tag] = value
+        if ExifTags.IFD.Interop in kept.get(ExifTags.IFD.Exif, ()):
+            kept[ExifTags.IFD.Exif][ExifTags.IFD.Interop] = found.get_ifd(ExifTags.IFD.Interop)
+        return kept.tobytes() if len(kept) else b""
+    return b""
+
+
 def _to_rgb(image: Image.Image, profile: bytes) -> Image.Image:
     mode = image.mode
     if mode.startswith("I"):
@@ -299,9 +328,20 @@ def _alpha(image: Image.Image) -> Image.Image | None:
     """Mode L, or None where the image has no transparency."""
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         return image.getchannel("A" if image.mode in ("RGBA", "LA", "PA") else image.getbands()[-1])
-    if image.mode in ("1", "L", "RGB", "P") and "transparency" in image.info:
+    key = image.info.get("transparency")
+    if image.mode in ("1", "L", "P") and key is not None:
         return image.convert("RGBA").getchannel("A")
+    if image.mode.startswith("I") and isinstance(key, int):
+        return _visible(np.asarray(image) != key)
+    if image.mode == "RGB" and isinstance(key, tuple):
+        # Of 16-bit colours Pillow reads the high bytes, but the whole of the transparent one.
+        key = [value >> 8 for value in key] if max(key) > 255 else key
+        return _visible((np.asarray(image) != np.array(key)).any(axis=-1))
     return None
+
+
+def _visible(mask: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0)))
 
 
 def _fill_transparent(rgb: Image.Image, alpha: Image.Image) -> Image.Image:
