@@ -123,16 +123,22 @@ def resizing_matrix(kernel: str | Sequence[float], n: int, s: int) -> sparse.csr
     return _tap_matrix(taps, m, n, s)
 
 
+def interpolate(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Antialiased bicubic `F.interpolate` of `[N, C, H, W]` to (H, W) = `size`, also where W = 1."""
+    if size[1] == 1:  # PyTorch resizes the height of images of width 1 wrongly on the CPU
+        return F.interpolate(images.mT, (1, size[0]), mode="bicubic", antialias=True, align_corners=False).mT
+    return F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False)
+
+
 def _interpolation_matrix(m: int, n: int) -> sparse.csr_array:
-    """[m, n]: `F.interpolate` from n to m samples, applied to the n unit impulses."""
+    """[m, n]: `interpolate` from n to m samples, applied to the n unit impulses."""
     columns = []
     step = max(_AT_ONCE // n, 1)
     for start in range(0, n, step):
         count = min(step, n - start)
         impulses = torch.zeros(1, 1, count, n, dtype=torch.float64, device="cpu")
         impulses[0, 0, :, start : start + count].fill_diagonal_(1)
-        # Along the width: PyTorch resizes the height of images of width 1 wrongly on the CPU.
-        resized = F.interpolate(impulses, (count, m), mode="bicubic", antialias=True, align_corners=False)
+        resized = interpolate(impulses, (count, m))
         columns.append(sparse.csr_array(resized[0, 0].numpy()))
     return sparse.vstack(columns).T.tocsr()
 

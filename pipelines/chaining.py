@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from hvae_sr.images import ImageInput, Photo, prepare_photos, to_pil, to_tensor
 from hvae_sr.operators import Downsampling
+from hvae_sr.resizers import interpolate
 
 from .finishing import lr_psnr_of_image, psnr
 from .inputs import check_count, sample_seeds
@@ -102,7 +102,7 @@ def upscale(
 
     def finish(x: Tensor, sample: Sample) -> None:
         if tuple(x.shape[-2:]) != size:
-            x = F.interpolate(x[None], size, mode="bicubic", antialias=True)[0].clamp_(0, 1)
+            x = interpolate(x[None], size)[0].clamp_(0, 1)
         picture = to_pil(x)
         finished = photo.finish(picture) if photo is not None else picture
         if num_samples > 1:
@@ -170,7 +170,7 @@ def lr_psnr(operator: Downsampling, image: Image.Image, y: Tensor) -> float:
         return lr_psnr_of_image(operator, image, y)
     x = to_tensor(image)
     if not fits:
-        return psnr(F.interpolate(x[None], y.shape[-2:], mode="bicubic", antialias=True)[0], y)
+        return psnr(interpolate(x[None], (y.shape[-2], y.shape[-1]))[0], y)
     for _ in range(times):
         x = operator(x)
     return psnr(x, y)

@@ -1,0 +1,33 @@
+"""Any final factor: what is resampled after the model."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hvae_sr.pipelines.chaining import upscale
+from hvae_sr.resizers import interpolate
+
+
+def by_rows(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Antialiased bicubic interpolation of `[C, H, W]`, each side as the width."""
+    for length in (size[1], size[0]):
+        x = F.interpolate(x[None], (x.shape[-2], length), mode="bicubic", antialias=True)[0].mT.contiguous()
+    return x
+
+
+@pytest.mark.parametrize("before", [(16, 8), (16, 1), (4, 1), (1, 9)])
+@pytest.mark.parametrize("after", [(4, 1), (8, 1), (1, 1), (1, 5), (3, 9)])
+def test_images_of_width_1_are_interpolated_as_others(before, after):
+    x = torch.rand(3, *before, generator=torch.Generator().manual_seed(0))
+    assert (interpolate(x[None], after)[0] - by_rows(x, after)).abs().max() < 1e-6
+
+
+def test_a_resampled_result_of_width_1_is_that_of_the_sample(make_pipeline):
+    pipe, photo = make_pipeline(), np.random.default_rng(0).random((12, 2, 3), dtype=np.float32)
+    samples = []
+    summary = upscale(pipe, photo, samples.append, outscale=0.5, seed=3)
+    expected = by_rows(pipe(photo, seed=3, output_type="pt").images[0], (6, 1)).clamp(0, 1).permute(1, 2, 0) * 255
+    assert samples[0].image.size == summary.mean.size == (1, 6)
+    assert np.abs(np.asarray(samples[0].image) - expected.numpy()).max() < 0.51
