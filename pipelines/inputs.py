@@ -13,7 +13,6 @@ from torch import Tensor
 from hvae_sr.models import VDVAE
 
 _COMPONENTS = {"vdvae": ("VDVAE",), "lr_encoder": ("LREncoder", "LRConditioner")}
-_LISTS = (list, tuple, range, np.ndarray)
 
 
 def check_count(name: str, value: Any, minimum: int, maximum: float = math.inf) -> None:
@@ -27,11 +26,11 @@ def check_count(name: str, value: Any, minimum: int, maximum: float = math.inf) 
 
 def check_temperature(name: str, value: Any, num_groups: int) -> None:
     """Raises a ValueError unless `value` is None, a finite number >= 0, or one for each group."""
-    values = list(value) if isinstance(value, _LISTS) else [0.0 if value is None else value]
+    values = list(value) if _is_list(value) else [0.0 if value is None else value]
     for tau in values:
         if isinstance(tau, bool) or not isinstance(tau, Real) or not 0 <= float(tau) < math.inf:
             raise ValueError(f"`{name}` must be a finite number >= 0, got {tau!r}")
-    if isinstance(value, _LISTS) and len(values) != num_groups:
+    if _is_list(value) and len(values) != num_groups:
         raise ValueError(f"`{name}` must be a number or one for each of {num_groups} groups, got {len(values)}")
 
 
@@ -79,11 +78,14 @@ def sample_seeds(
         ValueError: seeds that are not whole numbers, generators that are none, or a wrong number of either.
     """
     if seed is not None:
-        given: list[Any] = list(seed) if isinstance(seed, _LISTS) else [seed] * num_images  # type: ignore[arg-type]
-        if any(isinstance(base, bool) or not hasattr(base, "__index__") for base in given):
-            raise ValueError(f"`seed` must be a whole number or a list of them, got {seed!r}")
-        _check_length("seed", given, num_images)
-        bases = [operator.index(base) for base in given]
+        given: list[Any] = list(seed) if _is_list(seed) else [seed] * num_images  # type: ignore[arg-type]
+        try:
+            if any(isinstance(base, bool) for base in given):
+                raise TypeError
+            bases = [operator.index(base) for base in given]
+        except TypeError:
+            raise ValueError(f"`seed` must be a whole number or a list of them, got {seed!r}") from None
+        _check_length("seed", bases, num_images)
     else:
         generators = list(generator) if isinstance(generator, (list, tuple)) else [generator] * num_images
         if generator is not None and not all(isinstance(one, torch.Generator) for one in generators):
@@ -91,6 +93,10 @@ def sample_seeds(
         _check_length("generator", generators, num_images)
         bases = [_draw_seed(one) for one in generators]  # type: ignore[arg-type]
     return [base + j for base in bases for j in range(num_samples)]
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple, range)) or (isinstance(value, np.ndarray) and value.ndim > 0)
 
 
 def _check_length(name: str, values: Sequence[Any], num_images: int) -> None:
@@ -106,7 +112,9 @@ def _draw_seed(generator: torch.Generator | None) -> int:
 def check_components(index: Mapping[str, Any]) -> None:
     """Raises a ValueError if what a model_index.json calls components are not models of this package."""
     for name, value in index.items():
-        is_component = isinstance(value, (list, tuple)) and len(value) == 2 and not name.startswith("_")
+        is_pair = isinstance(value, (list, tuple)) and len(value) == 2
+        # Two numbers are none: a kernel of two taps.
+        is_component = is_pair and not name.startswith("_") and not all(isinstance(one, Real) for one in value)
         if name in _COMPONENTS and not (is_component and value[0] == "hvae_sr"):
             raise ValueError(f"model_index.json: {name!r} must be a class of hvae_sr, is {value!r}")
         if is_component and (name not in _COMPONENTS or value[1] not in _COMPONENTS[name]):

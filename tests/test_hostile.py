@@ -90,6 +90,7 @@ def test_a_harmless_pickle_is_refused_too_and_cannot_be_asked_for(make_vdvae, tm
         ({"vdvae": ["trap_module", "VDVAE"]}, "vdvae"),
         ({"vdvae": ["hvae_sr", "LREncoder"]}, "vdvae"),
         ({"safety": ["trap_module", "Checker"]}, "safety"),
+        ({"safety": ["trap_module", 1]}, "safety"),
         ({"_class_name": ["trap_module", "Pipeline"]}, "Pipeline"),
         ({"vdvae": None}, "vdvae"),
     ],

@@ -266,6 +266,13 @@ def test_no_temperature_means_the_pipeline_s_own(make_pipeline: MakePipeline) ->
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 
+def test_temperatures_and_seeds_may_be_arrays(make_pipeline: MakePipeline) -> None:
+    pipe, each = make_pipeline(), [0.2, 0.4, 0.6, 0.8]
+    expected = pipe(photo(), temperature=each, lr_posterior_temperature=each, seed=[3], output_type="np").images
+    arrays = {"temperature": np.array(each), "lr_posterior_temperature": np.array(each), "seed": np.array([3])}
+    assert np.array_equal(pipe(photo(), **arrays, output_type="np").images, expected)
+
+
 def test_zero_conditioned_groups_sample_the_prior(make_pipeline: MakePipeline) -> None:
     pipe = make_pipeline()
     a, b = (
@@ -303,6 +310,7 @@ def test_a_five_bit_prior_gives_no_dark_images(make_pipeline: MakePipeline, bits
         ({"temperature": "hot"}, "`temperature`.*'hot'"),
         ({"temperature": [1.0, 1.0]}, "`temperature`.*4 groups.*2"),
         ({"temperature": torch.tensor(1.0)}, "`temperature`"),
+        ({"temperature": np.array(0.5)}, "`temperature`.*0.5"),
         ({"lr_posterior_temperature": -1.0}, "`lr_posterior_temperature`.*-1"),
         ({"lr_posterior_temperature": [1.0]}, "`lr_posterior_temperature`.*4 groups.*1"),
         ({"num_conditioned_groups": 5}, "`num_conditioned_groups`.*5"),
@@ -310,6 +318,9 @@ def test_a_five_bit_prior_gives_no_dark_images(make_pipeline: MakePipeline, bits
         ({"seed": 1.5}, "`seed`.*1.5"),
         ({"seed": True}, "`seed`.*True"),
         ({"seed": "a"}, "`seed`.*'a'"),
+        ({"seed": torch.tensor([1, 2])}, r"`seed`.*tensor\(\[1, 2\]\)"),
+        ({"seed": torch.tensor(1.5)}, r"`seed`.*tensor\(1.5"),
+        ({"seed": np.array(1.5)}, "`seed`.*1.5"),
         ({"seed": [1, 2]}, "`seed` has 2 entries for 1 images"),
         ({"seed": 1, "generator": torch.Generator()}, "`seed` and `generator`"),
         ({"generator": [torch.Generator()] * 3}, "`generator` has 3 entries for 1 images"),
@@ -379,6 +390,15 @@ def test_a_saved_pipeline_loads_and_computes_the_same(
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["vdvae"] == ["hvae_sr", "VDVAE"] and index["scale_factor"] == 4
     assert index["default_temperature"] == 0.8 and index["downsampling_kernel"] == "bicubic"
+
+
+def test_a_pipeline_with_a_kernel_of_two_taps_loads(make_vdvae: Any, make_lr_network: Any, tmp_path: Path) -> None:
+    lr_encoder = make_lr_network("cvdvae", image_size=8, blocks="8x1,8d2,4x1", upsampling_blocks=None)
+    pipe = SuperResolutionPipeline(make_vdvae(), lr_encoder, scale_factor=2, downsampling_kernel=(0.5, 0.5))
+    pipe.save_pretrained(tmp_path)
+    loaded = SuperResolutionPipeline.from_pretrained(tmp_path)
+    x = torch.rand(3, 8, 8)
+    assert torch.equal(loaded.operator(x), pipe.operator(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

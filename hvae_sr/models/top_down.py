@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -245,7 +246,8 @@ def group_temperatures(temperature: float | Sequence[float], num_groups: int, ar
     Raises:
         ValueError: not one number or `num_groups` of them, finite and >= 0; the message names `argument`.
     """
-    values: list[Any] = list(temperature) if isinstance(temperature, Sequence) else [temperature] * num_groups
+    several = isinstance(temperature, Sequence) or (isinstance(temperature, np.ndarray) and temperature.ndim > 0)
+    values: list[Any] = list(temperature) if several else [temperature] * num_groups  # type: ignore[arg-type]
     if len(values) != num_groups:
         raise ValueError(f"`{argument}` must be a number or one for each of {num_groups} groups, got {values}")
     for value in values:
