@@ -19,7 +19,7 @@ from hvae_sr.noise import CounterNoise
 from hvae_sr.operators import Downsampling
 
 from .finishing import Finisher
-from .inputs import check_count, check_groups
+from .inputs import check_count, check_groups, sample_seeds
 from .memory import KEPT_FEATURES, Budget
 from .output import SuperResolutionOutput, collate, convert
 from .sampling import WindowSampler
@@ -109,7 +109,7 @@ def redraw_region(
         after = [CounterNoise([new_seed + j])(group, stride, shape, device) for j in range(num_samples)]
         noise.append(torch.cat([torch.where(chosen, new, before) for new in after]))
     fresh = pipe(y, num_samples=num_samples, noise=noise, output_type="pt", **options)
-    weights = torch.from_numpy(ndimage.distance_transform_edt(inside.numpy()) / feather).clamp(0, 1).to(old.device)
+    weights = _weights(inside, feather).to(old.device)
     images: list[Any] = []
     decibels: list[float] = []
     finisher = Finisher(pipe.operator, y.to(old.device), None, "pt", 1, enforce_consistency=False)
@@ -177,6 +177,13 @@ def _mask(mask: Image.Image | np.ndarray | Tensor, size: tuple[int, int], scale:
     return values
 
 
+def _weights(inside: Tensor, feather: int) -> Tensor:
+    """1 inside, falling to 0 over the `feather` pixels at the edge of the mask: `[H, W]`, float64."""
+    if inside.all():  # without an edge there is nothing to measure distances to
+        return torch.ones(inside.shape, dtype=torch.float64)
+    return torch.from_numpy(ndimage.distance_transform_edt(inside.numpy()) / feather).clamp(0, 1)
+
+
 def _single(image: ImageInput | Photo) -> tuple[Tensor, Photo | None]:
     prepared = prepare_photos(image)
     if len(prepared) != 1:
@@ -193,12 +200,12 @@ def quantiles(
     image: ImageInput | Photo,
     q: Sequence[float] = (0.05, 0.5, 0.95),
     num_samples: int = 32,
-    seed: int = 0,
+    seed: int | Sequence[int] | None = 0,
     temperature: float | Sequence[float] | None = None,
     enforce_consistency: bool = True,
     window_size: int | None = None,
 ) -> Tensor:
-    """Quantiles of every pixel over the samples with the seeds `seed`, `seed + 1`, ...
+    """Quantiles of every pixel over the samples of the pipeline with the same seeds.
 
     All samples of one window are held at a time, not those of the image. The projection is that of the window with its
     margin, which differs from that of the whole by less than rounding: H⁺ decays exponentially.
@@ -222,6 +229,8 @@ def quantiles(
     temperature = pipe.config.default_temperature if temperature is None else temperature
     pipe.check_inputs(temperature=temperature, num_samples=num_samples, window_size=window_size, seed=seed)
     y, _ = _single(image)
+    pipe._check_image_size(y, False)
+    seeds = sample_seeds(seed, None, 1, num_samples)
     scale = pipe.config.scale_factor
     found = torch.empty(len(values), 3, y.shape[-2] * scale, y.shape[-1] * scale)
     grey = bool((y == y[:1]).all())
@@ -234,8 +243,8 @@ def quantiles(
             part = y[:, top:bottom, left:right].to(sampler.y.device)
             finisher = Finisher(pipe.operator, part, None, "pt", 1, enforce_consistency, grey)
             samples = []
-            for j in range(num_samples):
-                drawn = sampler.sample_window(window, 1, [seed + j], arguments=arguments).sample[0]
+            for one in seeds:
+                drawn = sampler.sample_window(window, 1, [one], arguments=arguments).sample[0]
                 samples.append(finisher.unit(drawn))
                 bar.update(1)
             low_row, low_column, high_row, high_column = (
@@ -317,11 +326,19 @@ def log_density(pipe: Any, image: ImageInput | Photo, latents: Sequence[Tensor])
 
     Returns:
         `[N]`, float64 on the CPU.
+
+    Raises:
+        ValueError: not the latents of every group, or of an image of another size.
     """
     y, _ = _single(image)
     sampler = WindowSampler(pipe, y.to(pipe._execution_device))
-    check_groups("latents", latents, pipe.vdvae, sampler.size, (len(latents[0]),), optional=False)
-    total = torch.zeros(len(latents[0]), dtype=torch.float64)
+    groups = pipe.vdvae.num_groups
+    if not isinstance(latents, (list, tuple)) or len(latents) != groups:
+        given = len(latents) if isinstance(latents, (list, tuple)) else type(latents).__name__
+        raise ValueError(f"`latents` must be a list of {groups} tensors, one for each group; got {given}")
+    count = len(latents[0]) if isinstance(latents[0], Tensor) and latents[0].ndim else 1
+    check_groups("latents", latents, pipe.vdvae, sampler.size, (count,), optional=False)
+    total = torch.zeros(count, dtype=torch.float64)
     with pipe._fast_inference():
         for window in sampler.windows:
             for row in range(len(total)):

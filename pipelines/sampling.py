@@ -31,10 +31,9 @@ class WindowSampler:
 
     Args:
         pipe: the pipeline; its networks, scale and device are used.
-        y: `[3, h, w]` in [0, 1], on the device.
+        y: `[3, h, w]` in [0, 1], on the device. A model of one size works on it in blended tiles of that size.
         window_size: side of a window in pixels of y, margins left out; None chooses windows of `room.pixels`.
         room: what one network evaluation, and features that are kept for the next sample, may take.
-        tile: whether a model of one size works on blended tiles of that size; else `y` must have it.
     """
 
     def __init__(
@@ -43,14 +42,13 @@ class WindowSampler:
         y: Tensor,
         window_size: int | None = None,
         room: Budget | None = None,
-        tile: bool = False,
     ) -> None:
         self.vdvae, self.lr_encoder, self.scale = pipe.vdvae, pipe.lr_encoder, pipe.operator.scale_factor
         compiled = pipe.compiled_networks
         self._encode = self.lr_encoder.encode if compiled is None else compiled.encode
         self._draw = self.vdvae.sample if compiled is None else compiled.sample
         self.fixed_side = self.lr_encoder.config.image_size if self.vdvae.config.bias_type == "spatial" else None
-        self.room, self.tile = room or Budget(PIXELS_PER_CHUNK, KEPT_FEATURES), tile
+        self.room = room or Budget(PIXELS_PER_CHUNK, KEPT_FEATURES)
         self.y = y
         self.padding = self._padding()
         self.windows = self._split(window_size)

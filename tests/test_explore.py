@@ -53,6 +53,13 @@ def test_a_redrawn_region_changes_inside_only_and_stays_consistent(pipe):
     assert not torch.equal(*out.images) and out.seeds == [50, 51]
 
 
+def test_a_region_of_the_whole_image_leaves_nothing_of_the_sample(make_pipeline):
+    photo, whole = PHOTO * 0.02 + 0.49, np.ones((14, 17), dtype=bool)
+    pipe = make_pipeline()
+    new = redraw_region(pipe, photo, whole, seed=3, new_seed=50, feather=32, output_type="pt").images[0]
+    assert (new - pipe(photo, seed=50, output_type="pt").images[0]).abs().max() < 0.01  # clamping
+
+
 def test_the_unseen_change_is_unseen_and_is_the_projection_where_weights_are_one():
     operator = Downsampling(4)
     change = torch.randn(3, 64, 80, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -90,6 +97,25 @@ def test_quantiles_are_those_of_the_samples(pipe, monkeypatch, window_size):
         quantiles(pipe, photo, (1.5,))
 
 
+def test_quantiles_take_seeds_and_sizes_as_the_pipeline_does(make_pipeline):
+    pipe = make_pipeline()
+    assert torch.equal(quantiles(pipe, PHOTO, num_samples=2, seed=[4]), quantiles(pipe, PHOTO, num_samples=2, seed=4))
+    torch.manual_seed(0)
+    first = quantiles(pipe, PHOTO, num_samples=2, seed=None)
+    torch.manual_seed(0)
+    assert torch.equal(first, quantiles(pipe, PHOTO, num_samples=2, seed=None))
+    assert torch.equal(
+        quantiles(pipe, PHOTO, num_samples=2, seed=0, temperature=np.full(4, 0.5)),
+        quantiles(pipe, PHOTO, num_samples=2, seed=0, temperature=0.5),
+    )
+    with pytest.raises(ValueError, match="`seed` has 2 entries"):
+        quantiles(pipe, PHOTO, seed=[1, 2])
+    with pytest.raises(ValueError, match="at least 2x2"):
+        quantiles(pipe, PHOTO[:1])
+    with pytest.raises(ValueError, match="`image` must be 4x4 pixels"):
+        quantiles(make_pipeline(bias_type="spatial"), PHOTO)
+
+
 def test_ranks_order_by_density_or_faithfulness(pipe):
     out = pipe(PHOTO, seed=0, num_samples=4, return_latents=True, output_type="np")
     for by in ("log_density", "lr_psnr_unprojected"):
@@ -111,8 +137,16 @@ def test_the_density_is_highest_at_the_mean_and_the_same_in_windows(pipe, monkey
     seen, encode = [], pipe.lr_encoder.encode
     monkeypatch.setattr(pipe.lr_encoder, "encode", lambda y: seen.append(1) or encode(y))
     assert len(log_density(pipe, photo, draws)) == 3 and len(seen) == 1  # once for all samples
-    monkeypatch.setattr(sampling.WindowSampler.__init__, "__defaults__", (8, sampling.Budget(2**20, 0), False))
+    monkeypatch.setattr(sampling.WindowSampler.__init__, "__defaults__", (8, sampling.Budget(2**20, 0)))
     assert torch.allclose(log_density(pipe, photo, draw), whole, atol=1e-4)
+
+
+@pytest.mark.parametrize("cut", [lambda z: z[:3], lambda z: [], lambda z: z[0], lambda z: [None, *z[1:]]])
+def test_a_density_needs_the_latents_of_every_group(make_pipeline, cut):
+    pipe = make_pipeline()
+    latents = pipe(PHOTO, seed=0, output_type="latent").latents
+    with pytest.raises(ValueError, match="`latents"):
+        log_density(pipe, PHOTO, cut(latents))
 
 
 @pytest.mark.parametrize("by", ["log_density", "lr_psnr_unprojected"])
