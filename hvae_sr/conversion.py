@@ -11,7 +11,6 @@ import os
 import pickle
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .images.temporary import remove_abandoned, temporary_path
 from .models import VDVAE, LRConditioner, LREncoder
 from .models.layers import parse_blocks
 
@@ -368,10 +368,11 @@ def _adopt_normalisation(model: Any, shift: float, scale: float) -> None:
 def _write(to_save: Any, output: Path) -> Path:
     """`save_pretrained` into a temporary folder beside `output`, then one rename."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}-"))
+    remove_abandoned(output.parent)
+    temporary = temporary_path(output)
     try:
-        to_save.save_pretrained(temporary / "folder")  # mkdtemp's own is private; this one has the usual rights
-        os.replace(temporary / "folder", output)
+        to_save.save_pretrained(temporary)
+        os.replace(temporary, output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return output

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from .images.temporary import remove_abandoned, temporary_path
 from .noise import CounterNoise
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def export_program(sampler: Sampler) -> torch.export.ExportedProgram:
 
 
 def export_onnx(pipe: "SuperResolutionPipeline", path: str | os.PathLike[str], size: tuple[int, int]) -> None:
-    """Writes the sampler as one ONNX file.
+    """Writes the sampler as one ONNX file, whole or not at all.
 
     Its inputs are `image` `[1, 3, h, w]` in [0, 1], `temperature` `[]` and `noise_0` to `noise_{L-1}`; its output is
     `images` `[samples, 3, H, W]`; the metadata of the model has the scale, the default temperature and the shapes.
@@ -137,12 +137,11 @@ def export_onnx(pipe: "SuperResolutionPipeline", path: str | os.PathLike[str], s
     onnx.checker.check_model(model)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    remove_abandoned(target.parent)
+    temporary = temporary_path(target)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(model.SerializeToString())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -383,6 +383,26 @@ def test_nothing_is_left_when_writing_fails(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_a_killed_conversion_wrote_is_removed_by_the_next(
+    vdvae_state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved(vdvae_state, tmp_path / "weights.th")
+
+    def killed(self: VDVAE, folder: Path) -> None:
+        Path(folder).mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VDVAE, "save_pretrained", killed)
+        patch.setattr("hvae_sr.conversion.shutil.rmtree", lambda *given, **options: None)  # it did not come to that
+        with pytest.raises(KeyboardInterrupt):
+            convert(path, tmp_path / "out", hparams=HPARAMS)
+    (left,) = set(tmp_path.iterdir()) - {path}
+    os.utime(left, (0, 0))  # long ago: this process, which wrote it, lives on
+    convert(path, tmp_path / "out", hparams=HPARAMS)
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "out", path]
+
+
 @pytest.mark.parametrize("arguments", [{}, {"preset": "ffhq256", "hparams": HPARAMS}, {"preset": "ffhq-256"}])
 def test_presets_and_hparams_are_checked_before_anything_is_read(arguments: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`preset`"):

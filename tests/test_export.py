@@ -1,6 +1,7 @@
 """The sampler as one graph: `torch.export`, ONNX, and the command."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from hvae_sr.cli import main
 from hvae_sr.export import Sampler, example_inputs, export_onnx, export_program
+from hvae_sr.images.temporary import temporary_path
 
 over_kinds = pytest.mark.parametrize("kind", ["cvdvae", "vdvae-sr"])
 
@@ -46,14 +48,22 @@ def test_half_precision_is_refused(make_pipeline: Any, tmp_path: Path) -> None:
         export_onnx(pipe, tmp_path / "a.onnx", (4, 4))
 
 
-def test_onnxruntime_gives_the_pipeline_s_samples(make_pipeline: Any, tmp_path: Path) -> None:
+def test_onnxruntime_gives_the_pipeline_s_samples(
+    make_pipeline: Any, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     runtime = pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
     pytest.importorskip("onnxscript", reason="the extra `onnx` is not installed")
     pipe = make_pipeline()
     pipe.save_pretrained(tmp_path / "model")
     path = tmp_path / "sampler.onnx"
+    left = temporary_path(path)  # by a process that was killed long ago
+    left.write_bytes(b"half of it")
+    os.utime(left, (0, 0))
+    umask = os.umask(0o027)
+    request.addfinalizer(lambda: os.umask(umask))
     assert main(["export", str(path), "--model", str(tmp_path / "model"), "--size", "6", "4"]) == 0
     assert [item.name for item in tmp_path.iterdir() if item.is_file()] == ["sampler.onnx"]
+    assert path.stat().st_mode & 0o777 == 0o640
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     facts = session.get_modelmeta().custom_metadata_map
     assert json.loads(facts["scale_factor"]) == 4 and json.loads(facts["size"]) == [6, 4]

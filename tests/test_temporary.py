@@ -86,6 +86,10 @@ def test_only_files_that_nobody_is_writing_are_removed(tmp_path):
     ]
     link = tmp_path / f".hvae-sr-{machine}-{int(ended.stdout)}-{token[::-1]}.tmp"
     link.symlink_to(kept[-1])
+    for name, paths in ((f"{machine}-{int(ended.stdout)}", gone), (f"{machine}-{os.getpid()}", kept)):  # of a model
+        paths.append(tmp_path / f".hvae-sr-{name}-{token[::2] * 2}.tmp")
+        (paths[-1] / "vdvae").mkdir(parents=True)
+        (paths[-1] / "vdvae" / "config.json").write_text("{}")
     assert remove_abandoned(tmp_path) == len(gone)
     assert not any(path.exists() for path in gone)
     assert all(path.exists() for path in kept) and link.is_symlink()

@@ -1,5 +1,5 @@
-"""Files under a name of their own while they are written: it tells who writes them, so that what a killed process left
-behind can be told from what another one is about to finish."""
+"""Files and folders under a name of their own while they are written: it tells who writes them, so that what a killed
+process left behind can be told from what another one is about to finish."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import socket
 import stat
 import time
@@ -23,12 +24,12 @@ _AGE_OF_STRANGERS = 24 * 3600.0
 
 
 def temporary_path(path: Path) -> Path:
-    """Where a file is written before it is renamed to `path`: hidden, in the same folder, and of this process."""
+    """Where a file or folder is written before it is renamed to `path`: hidden, beside it, and of this process."""
     return path.with_name(f".{METADATA_KEY}-{_machine()}-{os.getpid()}-{secrets.token_hex(8)}.tmp")
 
 
 def remove_abandoned(folder: Path) -> int:
-    """Removes files of `temporary_path` in `folder` (not below it) whose process was killed.
+    """Removes files and folders of `temporary_path` in `folder` (not below it) whose process was killed.
 
     Those of processes that run here stay. So do those of other machines and containers that share the folder, whose
     processes cannot be seen from here, and those whose process number lives on, until they are a day old.
@@ -42,13 +43,16 @@ def remove_abandoned(folder: Path) -> int:
             match = _NAME.fullmatch(entry.name)
             with contextlib.suppress(OSError):  # another process was faster, or may not remove it
                 if match is not None and _is_abandoned(entry.stat(follow_symlinks=False), match[1], match[2]):
-                    os.unlink(entry.path)
+                    if entry.is_dir(follow_symlinks=False):
+                        shutil.rmtree(entry.path)
+                    else:
+                        os.unlink(entry.path)
                     removed += 1
     return removed
 
 
 def _is_abandoned(found: os.stat_result, machine: str | None, process: str | None) -> bool:
-    if not stat.S_ISREG(found.st_mode):
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
         return False
     if machine == _machine() and process is not None and not _runs(int(process)):
         return True
