@@ -92,9 +92,9 @@ def files_to_push(folder: str | os.PathLike[str]) -> dict[str, Path | bytes]:
     found: dict[str, Path | bytes] = {}
     for path in sorted(root.rglob("*")):
         relative = path.relative_to(root)
-        if any(part.startswith(_SKIPPED_FOLDERS) for part in relative.parts) or not path.is_file():
+        if any(part.startswith(_SKIPPED_FOLDERS) for part in relative.parts[:-1]) or not path.is_file():
             continue
-        if path.name in _SKIPPED_FILES:
+        if path.name in _SKIPPED_FILES or path.name.startswith("."):
             continue
         if path.suffix.lower() in _SUFFIXES or path.name.startswith("LICENSE") or relative == Path(PIPELINE_FILE):
             found[relative.as_posix()] = path

@@ -57,6 +57,16 @@ def test_a_dry_run_lists_the_files_and_asks_the_hub_nothing(hub, folder, capsys)
     assert not hub.log
 
 
+def test_folders_of_training_are_left_out_and_files_of_such_names_are_not(folder):
+    names = ["images/samples.png", "images/validation_curve.png", "logs.md"]
+    left_out = ["samples/a.png", "validation/b.png", "wandb/run/c.yaml", ".cache/d.md", "images/.hidden.png"]
+    for name in (*names, *left_out):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+    found = set(files_to_push(folder))
+    assert set(names) <= found and not found & set(left_out)
+
+
 def test_push_uploads_the_listed_files_unchanged_in_one_commit(hub, folder, capsys):
     assert main(["push", str(folder), "--repo_id", REPO, "--private"]) == 0
     assert capsys.readouterr().out.startswith(f"{hub.endpoint}/{REPO}/commit/")
