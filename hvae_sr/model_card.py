@@ -352,7 +352,8 @@ def _results(reports: list[dict[str, Any]], name: str) -> str:
 def _eval_results(report: dict[str, Any], facts: dict[str, Any]) -> list[EvalResult]:
     """The metadata's results: every sample and mean of a report, at the default temperature where it has that."""
     rows = [row for row in _chosen_rows(report) if "temperature" in row["name"]]
-    default = [row for row in rows if row["name"].endswith(f"temperature {facts['temperature']}")]
+    usual = facts["temperature"]
+    default = [row for row in rows if usual is not None and row["name"].endswith(f"temperature {usual:g}")]
     names = {"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS", "lr_psnr": "LR-PSNR", "crps": "CRPS"}
     ensemble = "-self-ensemble" if report.get("self_ensemble") else ""
     return [

@@ -102,6 +102,16 @@ def test_results_at_two_sizes_stay_apart_in_the_metadata(folder):
     assert [result["dataset"]["config"] for result in index[0]["results"]] == ["thesis-64", "thesis-256"]
 
 
+def test_the_metadata_holds_the_default_temperature_alone(folder):
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "default_temperature": 1.0}))
+    rows = [*REPORT["rows"], {"name": "mean t=1 projected", "psnr": 25.0, "ssim": 0.6}]
+    results = ModelCard(model_card(folder, reports=[{**REPORT, "rows": rows}])).data.eval_results
+    assert {result.metric_name for result in results} == {
+        f"{metric}, mean of 8 samples, temperature 1" for metric in ("PSNR", "SSIM")
+    }
+
+
 def test_a_card_is_written_beside_its_curve_and_uploaded(folder, tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "loss.png")
     path = write_model_card(folder, curve=tmp_path / "loss.png")
