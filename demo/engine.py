@@ -108,7 +108,8 @@ class Engine:
     """Draws for all visitors.
 
     Args:
-        models: bundled names, folders or Hub ids; the first is shown first.
+        models: bundled names, folders or Hub ids; the first is shown first. Those of one name are told apart by what
+            stands before it.
         device, dtype: of the models.
         max_pixels: of an input, for models of factors up to 4; beyond, of as large samples.
     """
@@ -118,10 +119,12 @@ class Engine:
     ) -> None:
         self.max_pixels = max_pixels
         self.pipelines: dict[str, Any] = {}
-        for name in models:
+        given = list(dict.fromkeys(models))
+        names = [Path(name).name for name in given]
+        for name, short in zip(given, names, strict=True):
             pipeline = SuperResolutionPipeline.from_pretrained(name, **({} if dtype is None else {"dtype": dtype}))
             pipeline.set_progress_bar_config(disable=True)
-            self.pipelines[Path(name).name] = pipeline.to(device)
+            self.pipelines[short if names.count(short) == 1 else name] = pipeline.to(device)
 
     def levels(self, model: str) -> list[tuple[int, int]]:
         """(stride, number of groups) of each level of a model, coarse to fine."""
@@ -130,9 +133,9 @@ class Engine:
         return [(stride, strides.count(stride)) for stride in dict.fromkeys(strides)]
 
     def temperatures(self, model: str, by_level: list[float]) -> list[float]:
-        """One temperature for each group, of one for each level."""
+        """One temperature for each group, of one for each level; levels beyond those given have the last one."""
         levels = self.levels(model)
-        return [tau for (_, count), tau in zip(levels, by_level, strict=False) for _ in range(count)]
+        return [by_level[min(i, len(by_level) - 1)] for i, (_, count) in enumerate(levels) for _ in range(count)]
 
     def scale(self, model: str) -> int:
         """Sides of a model's samples over those of its input."""

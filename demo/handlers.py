@@ -172,16 +172,16 @@ class Handlers:
     def on_levels(self, model: str, by_level: bool, temperature: float) -> list[Any]:
         """The temperature sliders of a model."""
         names = {0: "layout", 1: "shapes"}
-        levels = self.engine.levels(model)[:MAX_LEVELS]
-        sliders = [
-            gr.Slider(
-                visible=by_level,
-                label=f"Level {i + 1}: {names.get(i, 'texture')}, stride {stride} ({count} groups)",
-                value=temperature,
-            )
-            for i, (stride, count) in enumerate(levels)
+        levels = self.engine.levels(model)
+        labels = [
+            f"Level {i + 1}: {names.get(i, 'texture')}, stride {stride} ({count} groups)"
+            for i, (stride, count) in enumerate(levels[:MAX_LEVELS])
         ]
-        sliders += [gr.Slider(visible=False) for _ in range(MAX_LEVELS - len(levels))]
+        if len(levels) > MAX_LEVELS:  # the last slider is that of all further levels
+            stride, count = levels[MAX_LEVELS - 1][0], sum(count for _, count in levels[MAX_LEVELS - 1 :])
+            labels[-1] = f"Levels {MAX_LEVELS} to {len(levels)}: texture, stride {stride} and less ({count} groups)"
+        sliders = [gr.Slider(visible=by_level, label=label, value=temperature) for label in labels]
+        sliders += [gr.Slider(visible=False) for _ in range(MAX_LEVELS - len(labels))]
         return [gr.Slider(interactive=not by_level), *sliders]
 
     def upscale(

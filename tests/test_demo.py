@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import shutil
 import sys
 import zipfile
 
@@ -83,6 +84,32 @@ def test_a_region_is_redrawn_and_the_rest_stays_as_it_is(engine, session, photo)
 def test_temperatures_are_given_by_level(engine, session):
     assert engine.levels("tiny") == [(4, 1), (2, 2), (1, 1)]
     assert engine.temperatures("tiny", [0.1, 0.2, 0.3]) == [0.1, 0.2, 0.2, 0.3]
+    assert engine.temperatures("tiny", [0.1, 0.2, 0.3, 0.4]) == [0.1, 0.2, 0.2, 0.3]
+    assert engine.temperatures("tiny", [0.1, 0.2]) == [0.1, 0.2, 0.2, 0.2]
+
+
+def test_the_last_slider_is_that_of_all_further_levels(engine, monkeypatch):
+    pytest.importorskip("gradio", reason="the page needs the extra [demo]")
+    from hvae_sr.demo import handlers
+
+    page = handlers.Handlers(engine)
+    assert [one.label for one in page.on_levels("tiny", True, 0.5)[1:4]] == [
+        "Level 1: layout, stride 4 (1 groups)",
+        "Level 2: shapes, stride 2 (2 groups)",
+        "Level 3: texture, stride 1 (1 groups)",
+    ]
+    monkeypatch.setattr(handlers, "MAX_LEVELS", 2)
+    _, *sliders = page.on_levels("tiny", True, 0.5)
+    assert [one.label for one in sliders] == [
+        "Level 1: layout, stride 4 (1 groups)", "Levels 2 to 3: texture, stride 2 and less (3 groups)"
+    ]  # fmt: skip
+
+
+def test_models_of_one_name_are_told_apart(engine, folder, tmp_path):
+    other = tmp_path / "other" / "tiny"
+    shutil.copytree(folder, other)
+    assert list(Engine([str(folder), str(other), str(folder)]).pipelines) == [str(folder), str(other)]
+    assert list(engine.pipelines) == ["tiny"]
 
 
 def test_mean_and_uncertainty_are_those_of_the_pipeline_but_for_rounding(engine, session, photo):
