@@ -86,6 +86,15 @@ def _bad_files(folder):
     (folder / "cut.png").write_bytes((folder / "whole.png").read_bytes()[:60])
 
 
+@pytest.mark.parametrize(("name", "side"), [("webp", 4100), ("jpg", 16400)])
+def test_sides_that_a_format_cannot_hold_are_refused_before_sampling(name, side, model, tmp_path, capsys):
+    Image.new("RGB", (side, 2), "teal").save(tmp_path / "wide.png")
+    arguments = [tmp_path / "wide.png", "-o", tmp_path / "out", "--model", model, "--num_samples", 1]
+    assert upscale(*arguments, "--format", name) == 1
+    assert f"`--format` {name}" in (error := capsys.readouterr().err) and f"{4 * side}x8" in error
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["missing.png", "text.png", "empty.png", "one.png", "cut.png"])
 def test_a_bad_file_gives_exit_2_one_line_that_names_it_and_no_output(name, model, tmp_path, capsys):
     _bad_files(tmp_path)
@@ -321,6 +330,48 @@ def test_links_in_the_output_folder_lead_nowhere(folder, model, photo, tmp_path,
     assert not (out / "a_x4_seed0.png").is_symlink()
 
 
+# Ranking
+
+
+def test_finished_samples_are_ranked_by_what_their_files_tell(model, photo, tmp_path, capsys):
+    options = [photo, "-o", tmp_path / "out", "--model", model, "--num_samples", 3]
+    upscale(*options, "--rank", "lr_psnr_unprojected")
+    ranks = [line for line in capsys.readouterr().out.splitlines() if line.startswith("rank ")]
+    upscale(*options, "--rank", "lr_psnr_unprojected")
+    again = capsys.readouterr().out
+    assert len(ranks) == 3 and "finished before" in again and "\n".join(ranks) in again
+    upscale(*options, "--rank", "log_density")
+    assert "not ranked" in (said := capsys.readouterr().out) and "--overwrite" in said and "rank 1" not in said
+    path = tmp_path / "out" / "photo_x4_seed1.png"  # as a version wrote it that did not tell
+    facts = read_metadata(path)
+    del facts["lr_psnr_unprojected"]
+    save_image(Image.open(path), path, facts)
+    upscale(*options, "--rank", "lr_psnr_unprojected")
+    assert "not ranked" in (said := capsys.readouterr().out) and "rank 1" not in said
+
+
+def test_latents_for_ranks_are_drawn_within_the_bound_of_memory(model, photo, tmp_path, capsys, monkeypatch):
+    bounds, call = [], SuperResolutionPipeline.__call__
+
+    def noting(self, *given, **options):
+        bounds.append(options["max_memory"])
+        return call(self, *given, **options)
+
+    monkeypatch.setattr(SuperResolutionPipeline, "__call__", noting)
+    options = ["--model", model, "--num_samples", 2, "--rank", "log_density", "--max_memory", "64GB"]
+    assert upscale(photo, "-o", tmp_path / "out", *options) == 0
+    assert bounds == [64 * 2**30] * 3 and "rank 2" in capsys.readouterr().out
+
+
+def test_ranks_by_latents_are_refused_for_several_tiles_before_sampling(make_pipeline, photo, tmp_path, capsys):
+    make_pipeline(bias_type="spatial").save_pretrained(tmp_path / "fixed")
+    options = ["--model", tmp_path / "fixed", "--num_samples", 1, "--tile", "--rank"]
+    assert upscale(photo, "-o", tmp_path / "out", *options, "log_density") == 1
+    assert "`--rank` log_density needs latents" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
+    assert upscale(photo, "-o", tmp_path / "out", *options, "lr_psnr_unprojected") == 0
+
+
 # Repeating
 
 
@@ -334,6 +385,17 @@ def test_like_repeats_the_settings_of_a_file(model, photo, tmp_path, capsys):
     mean = tmp_path / "a" / "photo_x3_mean.png"
     assert upscale(photo, "-o", tmp_path / "c", "--model", model, "--like", mean) == 0
     assert (tmp_path / "c" / mean.name).read_bytes() == mean.read_bytes()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("fast", [torch.bfloat16, None])
+def test_like_computes_in_the_dtype_of_the_file_on_any_machine(dtype, fast, model, photo, tmp_path, monkeypatch):
+    options = ["--model", model, "--num_samples", 1]
+    upscale(photo, "-o", tmp_path / "a", *options, "--dtype", dtype)
+    monkeypatch.setattr("hvae_sr.pipelines.fast_inference.fast_dtype", lambda device: fast)
+    first = tmp_path / "a" / "photo_x4_seed0.png"
+    assert upscale(photo, "-o", tmp_path / "b", "--model", model, "--like", first) == 0
+    assert (tmp_path / "b" / first.name).read_bytes() == first.read_bytes()
 
 
 def test_like_repeats_the_orientations_of_a_sample(model, photo, tmp_path, capsys):
@@ -366,3 +428,20 @@ def test_like_warns_of_another_version(model, photo, tmp_path, capsys, monkeypat
     first = tmp_path / "a" / "photo_x4_seed0.png"
     assert upscale(photo, "-o", tmp_path / "b", "--model", model, "--like", first) == 0
     assert "is of version" in capsys.readouterr().err
+
+
+# Measuring
+
+
+def test_benchmark_looks_first_whether_its_figures_can_be_written(model, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("")
+    options = ["benchmark", "--model", str(model), "--device", "cpu", "--side", "8", "--num_samples", "1"]
+    options += ["--repeats", "1", "--batch_sizes", "1", "--sizes", "16", "--json"]
+    with monkeypatch.context() as patch:
+        patch.setattr(SuperResolutionPipeline, "__call__", lambda *given, **options: pytest.fail("measured"))
+        for path in (tmp_path, tmp_path / "file" / "figures.json"):
+            assert main([*options, str(path)]) == 2
+            assert "`--json`" in capsys.readouterr().err
+    path = tmp_path / "made" / "figures.json"
+    assert main([*options, str(path)]) == 0
+    assert json.loads(path.read_text())["sizes"][0]["size"] == 16 and list(path.parent.iterdir()) == [path]

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .common import add_model, load_pipeline, say
+from .common import add_model, check_writable, load_pipeline, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     import torch
 
+    from ..evaluation.storage import write_atomically
     from ..models.fast import fast_dtype
 
     for name in ("side", "num_samples", "repeats"):
@@ -42,6 +43,10 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError(f"`--{name}` must be at least 1, got {getattr(options, name)}")
     if any(value < 1 for value in (*options.batch_sizes, *options.sizes)):
         raise ValueError("`--batch_sizes` and `--sizes` must be at least 1")
+    if options.json:  # before minutes are spent on what could not be kept
+        if Path(options.json).is_dir():
+            raise ValueError(f"`--json` must be a file, got the folder {options.json}")
+        check_writable(Path(options.json).parent, "--json")
     pipe = load_pipeline(options, fast=True)
     pipe.set_progress_bar_config(disable=True)
     if options.compile is not None:
@@ -97,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
         f"{report['bytes'] / 2**20:.0f} MiB of weights"
     )
     if options.json:
-        Path(options.json).write_text(json.dumps(report, indent=1))
+        write_atomically(json.dumps(report, indent=1) + "\n", Path(options.json))
     return 0
 
 

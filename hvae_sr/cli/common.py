@@ -1,7 +1,9 @@
 """What several commands share: the options that choose a model, loading it, and lines for the terminal."""
 
 import argparse
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 
@@ -41,6 +43,13 @@ def load_pipeline(options: argparse.Namespace, fast: bool = False) -> Any:
         return pipeline
     dtype = torch.float32 if options.dtype == "auto" else getattr(torch, options.dtype)
     return SuperResolutionPipeline.from_pretrained(options.model, dtype=dtype, load_encoder=not fast).to(device)
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Raises a ValueError that names `option` where a folder can neither be written to nor be made."""
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise ValueError(f"`{option}`: cannot write to {folder}")
 
 
 def fail(error: Exception) -> int:

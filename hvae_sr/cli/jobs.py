@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 FORMATS = ("png", "webp", "jpg", "tiff")
+_LONGEST = {".webp": 16383, ".jpg": 65500}
+"""Pixels of the longest side that the encoders of a format take."""
 
 # What an earlier result must agree in to count as finished. Device and version change nothing that is meant to be.
 _DECISIVE = (
@@ -57,6 +59,14 @@ class Job:
         if not folder.resolve().is_relative_to(self.root.resolve()):
             raise ValueError(f"{self.source}: {folder} leads out of the output folder")
         folder.mkdir(parents=True, exist_ok=True)
+
+    def check_format(self, width: int, height: int) -> None:
+        """Raises a ValueError where the format cannot hold results of this size, in pixels."""
+        longest = _LONGEST.get(self.suffix)
+        if longest is not None and max(width, height) > longest:
+            raise ValueError(
+                f"`--format` {self.suffix[1:]} holds sides of up to {longest} pixels, the results have {width}x{height}"
+            )
 
     def source_hash(self) -> str:
         """SHA-256 of the file, hexadecimal."""

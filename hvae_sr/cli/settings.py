@@ -71,8 +71,8 @@ def like(options: argparse.Namespace) -> list[str]:
             options.no_consistency = not made.get("consistent", True)
         options.tile = options.tile or made.get("tile", False) is True
         options.self_ensemble = options.self_ensemble or made.get("self_ensemble", False) is True
-        if options.dtype == "auto" and made.get("dtype") == "float32":  # "auto" may compute in less
-            options.dtype = "float32"
+        if options.dtype == "auto" and made.get("dtype") in ("float32", "bfloat16", "float16"):
+            options.dtype = made["dtype"]  # "auto" is another one on another machine
         if options.model is None:
             if made["model"] not in bundled_checkpoints():
                 raise ValueError(f"`--like`: {options.like} was made with {made['model']!r}: name it with `--model`")

@@ -1,11 +1,10 @@
 """Draw high-resolution samples of photographs."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
-from .common import add_model, fail, load_pipeline, say, warn
+from .common import add_model, check_writable, fail, load_pipeline, say, warn
 from .jobs import FORMATS, Job, plan, remove_leftovers, state
 from .settings import facts_about, like, weights_fingerprint
 
@@ -73,9 +72,7 @@ def run(options: argparse.Namespace) -> int:
     if options.max_memory is not None:
         options.max_memory = parse_bytes(options.max_memory)
     folder = Path(options.output_dir)
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise ValueError(f"`--output_dir`: cannot write to {folder}")
+    check_writable(folder, "--output_dir")
     jobs, unreadable = plan(options)
     pipeline = load_pipeline(options, fast=True)
     _complete(options, pipeline)
@@ -153,11 +150,14 @@ def _upscale_one(pipeline: Any, job: Job, options: argparse.Namespace) -> bool:
     found = state(job, facts, seeds, options)
     if found == "finished" and not options.overwrite:
         say(f"{job.name}: finished before")
+        if options.rank:
+            _say_ranks_of_files(job, seeds, options)
         return False
     if found == "other settings":
         say(f"{job.name}: redone, its results were made with other settings")
     photo = read_photo(job.source, job.frame)
     y = to_tensor(photo.image)
+    _check_results(pipeline, job, photo.image.size, options)
     statistics = inspect(y)
     for line in statistics.warnings() if statistics is not None else []:
         warn(f"{job.name}: {line}")
@@ -212,6 +212,30 @@ def _upscale_one(pipeline: Any, job: Job, options: argparse.Namespace) -> bool:
     return True
 
 
+def _check_results(pipeline: Any, job: Job, size: tuple[int, int], options: argparse.Namespace) -> None:
+    """Raises a ValueError where an image of `size` (width, height) leads to what cannot be written or ranked."""
+    width, height = size
+    job.check_format(round(width * options.outscale), round(height * options.outscale))
+    tiled = options.tile and pipeline.vdvae.config.bias_type == "spatial"
+    if options.rank == "log_density" and tiled and max(size) > pipeline.lr_encoder.config.image_size:
+        raise ValueError(
+            f"`--rank` log_density needs latents, and an image of {width}x{height} in several tiles has none as a whole"
+        )
+
+
+def _say_ranks_of_files(job: Job, seeds: list[int], options: argparse.Namespace) -> None:
+    """Ranks by what the files of finished samples tell; else one line on how to get the ranks."""
+    from ..images import read_metadata
+
+    faithful = {
+        seed: read_metadata(job.path(f"seed{seed}", options.outscale)).get("lr_psnr_unprojected") for seed in seeds
+    }
+    if options.rank == "lr_psnr_unprojected" and all(isinstance(value, (int, float)) for value in faithful.values()):
+        _say_sorted(faithful, options)
+    else:
+        say(f"{job.name}: not ranked, its files do not tell {options.rank}; --overwrite draws and ranks again")
+
+
 def _say_ranks(pipeline: Any, photo: Any, faithful: dict[int, float], options: argparse.Namespace) -> None:
     """One line for each sample, best first.
 
@@ -222,12 +246,23 @@ def _say_ranks(pipeline: Any, photo: Any, faithful: dict[int, float], options: a
     """
     from ..pipelines.explore import log_density
 
+    values = faithful
     if options.rank == "log_density":  # the latents of one sample at a time: those of all take more than the images
-        settings = {"temperature": options.temperature, "tile": options.tile, "output_type": "latent"}
+        settings = {
+            "temperature": options.temperature,
+            "tile": options.tile,
+            "max_memory": options.max_memory,
+            "output_type": "latent",
+        }
         latents = ((seed, pipeline(photo, seed=seed, **settings).latents) for seed in faithful)
         values = {seed: log_density(pipeline, photo, z)[0].item() for seed, z in latents}
-        what = "log p(z|y) {:.4f} nats per latent"
-    else:
-        values, what = faithful, "LR-PSNR of the network's own output {:.2f} dB"
+    _say_sorted(values, options)
+
+
+def _say_sorted(values: dict[int, float], options: argparse.Namespace) -> None:
+    what = {
+        "log_density": "log p(z|y) {:.4f} nats per latent",
+        "lr_psnr_unprojected": "LR-PSNR of the network's own output {:.2f} dB",
+    }[options.rank]
     for rank, seed in enumerate(sorted(values, key=lambda seed: -values[seed]), 1):
         say(f"rank {rank}: seed {seed}, " + what.format(values[seed]))
