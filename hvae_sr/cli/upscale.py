@@ -227,10 +227,9 @@ def _say_ranks_of_files(job: Job, seeds: list[int], options: argparse.Namespace)
     """Ranks by what the files of finished samples tell; else one line on how to get the ranks."""
     from ..images import read_metadata
 
-    faithful = {
-        seed: read_metadata(job.path(f"seed{seed}", options.outscale)).get("lr_psnr_unprojected") for seed in seeds
-    }
-    if options.rank == "lr_psnr_unprojected" and all(isinstance(value, (int, float)) for value in faithful.values()):
+    told = {seed: read_metadata(job.path(f"seed{seed}", options.outscale)).get("lr_psnr_unprojected") for seed in seeds}
+    faithful = {seed: value for seed, value in told.items() if isinstance(value, (int, float))}
+    if options.rank == "lr_psnr_unprojected" and len(faithful) == len(told):
         _say_sorted(faithful, options)
     else:
         say(f"{job.name}: not ranked, its files do not tell {options.rank}; --overwrite draws and ranks again")
