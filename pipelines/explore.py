@@ -20,7 +20,7 @@ from hvae_sr.operators import Downsampling
 
 from .finishing import Finisher
 from .inputs import check_count, check_groups, sample_seeds
-from .memory import KEPT_FEATURES, Budget
+from .memory import KEPT_FEATURES, Budget, budget
 from .output import SuperResolutionOutput, collate, convert
 from .sampling import WindowSampler
 from .windows import Window
@@ -314,7 +314,9 @@ def rank(pipe: Any, image: ImageInput | Photo, output: SuperResolutionOutput, by
 
 
 @torch.no_grad()
-def log_density(pipe: Any, image: ImageInput | Photo, latents: Sequence[Tensor]) -> Tensor:
+def log_density(
+    pipe: Any, image: ImageInput | Photo, latents: Sequence[Tensor], max_memory: int | None = None
+) -> Tensor:
     """log p(z|y) of latents at temperature 1, in nats per latent: sum_l log p(z_l | z_<l, y) over their number.
 
     p(z_l | z_<l, y) is q_psi where the model has one, else the (conditioned) prior.
@@ -323,15 +325,20 @@ def log_density(pipe: Any, image: ImageInput | Photo, latents: Sequence[Tensor])
         pipe: the pipeline.
         image: one image.
         latents: one `[N, C, h, w]` for each group.
+        max_memory: bytes that the process (on a GPU: the device) may take; windows are made small enough for it.
 
     Returns:
         `[N]`, float64 on the CPU.
 
     Raises:
-        ValueError: not the latents of every group, or of an image of another size.
+        ValueError: not the latents of every group, or of an image of another size, or too little memory.
     """
     y, _ = _single(image)
-    sampler = WindowSampler(pipe, y.to(pipe._execution_device))
+    room, device = None, pipe._execution_device
+    if max_memory is not None:
+        size = (y.shape[-2] * pipe.operator.scale_factor, y.shape[-1] * pipe.operator.scale_factor)
+        room = budget(pipe.vdvae, size, 1, "latent", False, max_memory, device)
+    sampler = WindowSampler(pipe, y.to(device), room=room)
     groups = pipe.vdvae.num_groups
     if not isinstance(latents, (list, tuple)) or len(latents) != groups:
         given = len(latents) if isinstance(latents, (list, tuple)) else type(latents).__name__

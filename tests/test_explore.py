@@ -139,6 +139,14 @@ def test_the_density_is_highest_at_the_mean_and_the_same_in_windows(pipe, monkey
     assert len(log_density(pipe, photo, draws)) == 3 and len(seen) == 1  # once for all samples
     monkeypatch.setattr(sampling.WindowSampler.__init__, "__defaults__", (8, sampling.Budget(2**20, 0)))
     assert torch.allclose(log_density(pipe, photo, draw), whole, atol=1e-4)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="`max_memory`"):
+        log_density(pipe, photo, draw, max_memory=2**20)
+    seen.clear()
+    monkeypatch.setattr(
+        "hvae_sr.pipelines.explore.budget", lambda *given: seen.append(given[5]) or sampling.Budget(1, 0)
+    )
+    assert torch.allclose(log_density(pipe, photo, draw, max_memory=2**40), whole, atol=1e-4) and seen == [2**40]
 
 
 @pytest.mark.parametrize("cut", [lambda z: z[:3], lambda z: [], lambda z: z[0], lambda z: [None, *z[1:]]])

@@ -254,7 +254,7 @@ def _say_ranks(pipeline: Any, photo: Any, faithful: dict[int, float], options: a
             "output_type": "latent",
         }
         latents = ((seed, pipeline(photo, seed=seed, **settings).latents) for seed in faithful)
-        values = {seed: log_density(pipeline, photo, z)[0].item() for seed, z in latents}
+        values = {seed: log_density(pipeline, photo, z, options.max_memory)[0].item() for seed, z in latents}
     _say_sorted(values, options)
 
 
