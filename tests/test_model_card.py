@@ -181,7 +181,8 @@ def test_cards_of_bundled_weights_have_their_cost_training_and_pictures(path):
     for result in card.data.eval_results or []:  # what the metadata says stands in the card's own table
         assert result.task_type == "image-to-image" and result.dataset_name and result.metric_name
         if result.metric_type == "psnr":
-            assert f"{result.metric_value:.2f}" in card.text
+            # Rounded to four decimals there, and to two here, of the same number: 28.88497 is 28.8850 and 28.88.
+            assert any(f"{result.metric_value + error:.2f}" in card.text for error in (-5e-5, 0, 5e-5))
 
 
 def test_a_card_is_made_again_the_same(tmp_path):
