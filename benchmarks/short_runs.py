@@ -109,7 +109,7 @@ def train(
         more: further options of `train.py`.
 
     Raises:
-        ValueError: the run is done, but with other options, or from other weights.
+        ValueError: the folder is of a run with other options, or from other weights.
     """
     from accelerate.state import AcceleratorState, GradientState
 
@@ -117,7 +117,7 @@ def train(
     from hvae_sr.training import Trainer, parse_arguments
 
     folder = Path(given.output_dir) / name
-    figures, spent = folder / "figures.json", folder / "processor_seconds.txt"
+    figures, kept, spent = (folder / file for file in ("figures.json", "options.json", "processor_seconds.txt"))
     trains_pretrained = stage == "energy-score" or more.get("train_decoder", stage == "vdvae-sr")
     values: dict[str, Any] = {
         "stage": stage, "pretrained_vdvae": SOURCE / "vdvae", "resolution": 32,
@@ -128,32 +128,32 @@ def train(
     }  # fmt: skip
     run = {key: _identity(value) for key, value in values.items()} | {"lr_config": dict(lr_config or {})}
     run |= {"photographs": [Path(folder).name for folder in given.photographs]}
-    if figures.is_file():
-        done = dict(json.loads(figures.read_text()))
-        if done["options"] != run:
-            others = sorted(key for key in run if done["options"].get(key) != run[key])
+    if folder.exists():  # done, or stopped: to go on with other options would be neither run
+        before = json.loads(kept.read_text()) if kept.is_file() else {}
+        others = sorted(key for key in run if before.get(key) != run[key])
+        if others:
             raise ValueError(f"`output_dir`: {folder} is of a run with other {', '.join(others)}; take another folder")
-        return done
+    write_atomically(json.dumps(run, indent=2), kept)
+    if figures.is_file():
+        return dict(json.loads(figures.read_text()))
     if lr_config is not None:
-        folder.mkdir(parents=True, exist_ok=True)
         values["lr_config"] = folder / "lr_config.json"
         values["lr_config"].write_text(json.dumps(lr_config, indent=2))
     values |= {"output_dir": folder, "resume_from_checkpoint": "latest"}
     arguments = [f"--{key}={value}" for key, value in values.items()]
     trainer = Trainer(parse_arguments([*arguments, "--train_data_dir", *given.photographs]))
-    before, start = float(spent.read_text()) if spent.is_file() else 0.0, time.process_time()
+    earlier, start = float(spent.read_text()) if spent.is_file() else 0.0, time.process_time()
     try:
         trainer.train()
     finally:
-        seconds = before + time.process_time() - start
-        if folder.is_dir():
-            spent.write_text(str(seconds))
+        seconds = earlier + time.process_time() - start
+        spent.write_text(str(seconds))
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     result = {key: value for line in lines for key, value in line.items() if isinstance(value, int | float)}
     result |= {"processor_seconds": seconds, "crops": given.updates * given.train_batch_size}
-    result |= {"trained": sum(parameter.numel() for parameter in trainer.trainable), "options": run}
+    result["trained"] = sum(parameter.numel() for parameter in trainer.trainable)
     bound(folder)
     write_atomically(json.dumps(result, indent=2), figures)
     return result

@@ -110,6 +110,10 @@ def test_a_run_with_other_options_is_not_taken_for_this_one(
     with pytest.raises(KeyboardInterrupt):
         train()
     monkeypatch.undo()
+    given.seed = 1  # a stopped run is not gone on with as another one
+    with pytest.raises(ValueError, match="cvdvae is of a run with other seed;"):
+        train()
+    given.seed = 0
     spent = float((tmp_path / "cvdvae" / "processor_seconds.txt").read_text())
     first = train()
     assert first["step"] == 2 and first["processor_seconds"] > spent > 0

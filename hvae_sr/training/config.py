@@ -217,9 +217,8 @@ class TrainingConfig:
                 f"got {given}"
             )
         wrong = {
-            "train_lr_dir": bool(self.train_lr_dir and (self.dataset_name or self.scale_factor == 1)),
-            "validation_lr_dir": bool(self.validation_lr_dir)
-            and (not self.validation_data_dir or self.scale_factor == 1),
+            "train_lr_dir": bool(self.train_lr_dir and self.dataset_name),
+            "validation_lr_dir": bool(self.validation_lr_dir and not self.validation_data_dir),
             "streaming": self.streaming and not self.dataset_name,
             "validation_split": bool(self.validation_split and (self.validation_data_dir or not self.dataset_name)),
             "num_train_epochs": self.streaming and self.num_train_epochs is not None,
@@ -227,10 +226,10 @@ class TrainingConfig:
         for name, is_wrong in wrong.items():
             if is_wrong:
                 value = getattr(self, name)
-                raise ValueError(
-                    f"`{name}` does not go with the other sources of images given, and `scale_factor` "
-                    f"{self.scale_factor}; got {value!r}"
-                )
+                raise ValueError(f"`{name}` does not go with the other sources of images given; got {value!r}")
+        for name in ("train_lr_dir", "validation_lr_dir"):
+            if getattr(self, name) and self.scale_factor == 1:
+                raise ValueError(f"`{name}` needs a `scale_factor` above 1; got {getattr(self, name)!r}")
 
     def rate_weight(self, step: int) -> float:
         """The rate's weight in the loss of update `step`, interpolated in `rate_weights`."""
