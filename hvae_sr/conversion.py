@@ -33,6 +33,8 @@ _PIPELINES = ("cvdvae-ffhq256-x4", "cvdvae-ffhq256-x8", "cvdvae-ffhq256-x16", "v
 _PRIORS = ("ffhq256", "ffhq1024", "imagenet64", "imagenet32", "cifar10")
 # Preset names and their folders in `hub_configs`.
 PRESETS = {name: f"vdvae-{name}" for name in _PRIORS} | {name: name for name in _PIPELINES}
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Of weights in a checkpoint."""
 LISTED_KEYS = 20  # of each sort, in errors
 GATED_BELOW = 32  # VDVAE-SR's code gates the groups of resolutions below 32 only, whatever the image's size
 _PUBLISHED_DEFAULTS = {"bottleneck_multiple": 0.25, "no_bias_above": 64, "num_mixtures": 10}
@@ -106,7 +108,7 @@ def load_checkpoint(path: StrPath) -> dict[str, Tensor]:
             raise ConversionError(f"{where}: {key!r} is of type {type(value).__name__}, not a tensor")
         if name in state:
             raise ConversionError(f"{where} has {name!r} twice, with and without a wrapper's prefix")
-        if value.layout != torch.strided or not value.is_floating_point():
+        if value.layout != torch.strided or value.dtype not in _DTYPES:
             raise ConversionError(f"{where}: {key!r} holds no weights: {value.layout}, {value.dtype}")
         state[name] = value
     parts = [part for part in ("vae.", "vae_sr.") if any(key.startswith(f"ema_{part}") for key in state)]
@@ -309,7 +311,7 @@ def convert(
         raise ValueError(f"give either `preset` or `hparams`, got preset={preset!r}, hparams={hparams!r}")
     if not isinstance(hparams or {}, Mapping):
         raise ValueError(f"`hparams` must be a mapping of names to values, got {type(hparams).__name__}")
-    output = Path(output_dir)
+    output = Path(output_dir).resolve()  # a link's target, and a name for "."
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"`output_dir`: {output} exists and is not an empty folder")
     recipe = _recipe_from_preset(preset) if preset is not None else None  # before a large file is read

@@ -101,6 +101,13 @@ def test_expected_consistency_is_the_distance_of_unprojected_samples_to_y(make_p
         analyses.expected_consistency(pipe, [])
 
 
+def test_the_progress_bar_of_the_callers_pipeline_stays_as_it_was(make_pipeline):
+    pipe = make_pipeline("cvdvae")
+    pipe.set_progress_bar_config(desc="mine")
+    analyses.expected_consistency(pipe, [np.zeros((6, 5, 3), np.float32)], groups=[0], progress_bar=False)
+    assert pipe._progress_bar_config == {"desc": "mine"}
+
+
 def test_group_information_adds_up_to_the_rate(make_vdvae, photos):
     vdvae = make_vdvae()
     found = analyses.group_information(vdvae, photos[:1])

@@ -368,6 +368,26 @@ def test_an_output_that_exists_is_left_alone(vdvae_state: dict[str, Tensor], tmp
     assert (tmp_path / "out/config.json").is_file()
 
 
+def test_the_output_may_be_a_link_or_the_folder_one_is_in(
+    vdvae_state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved(vdvae_state, tmp_path / "weights.th")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    convert(path, tmp_path / "link", hparams=HPARAMS)
+    assert (tmp_path / "target/config.json").is_file() and (tmp_path / "link").is_symlink()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    convert(path, ".", hparams=HPARAMS)
+    assert (tmp_path / "here/config.json").is_file()
+
+
+def test_weights_in_eight_bits_are_refused(vdvae_state: dict[str, Tensor], tmp_path: Path) -> None:
+    name = next(iter(vdvae_state))
+    path = saved(vdvae_state | {name: vdvae_state[name].to(torch.float8_e4m3fn)}, tmp_path / "weights.th")
+    with pytest.raises(ConversionError, match="float8_e4m3fn"):
+        convert(path, tmp_path / "out", hparams=HPARAMS)
+
+
 def test_nothing_is_left_when_writing_fails(
     vdvae_state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

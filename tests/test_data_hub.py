@@ -2,6 +2,7 @@
 
 import io
 import logging
+import shutil
 import tarfile
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from hvae_sr.data import Augmentation, ImageFolder, ImageStream, ImageTable, open_dataset
+from hvae_sr.data.hub import same_files
 
 datasets = pytest.importorskip("datasets")
 
@@ -151,6 +153,19 @@ def test_what_cannot_be_opened_is_named(name, column, named, photos, tmp_path, m
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=named):
         open_dataset(kinds(photos)["parquet"] if name == "PARQUET" else name, image_column=column)
+
+
+def test_a_split_of_a_local_folder_is_what_its_files_are_called(photos, tmp_path):
+    for name in ("train-0.parquet", "validation-0.parquet"):
+        shutil.copy(photos / ("train-0.parquet" if "train" in name else "train-1.parquet"), tmp_path / name)
+    names = {}
+    for split in ("train", "validation"):
+        rows, column = open_dataset(str(tmp_path), split=split)
+        names[split] = [row[column]["path"] for row in rows]
+    assert names == {"train": [f"{i:02d}.png" for i in range(4)], "validation": [f"{i:02d}.png" for i in range(4, 8)]}
+    assert len(open_dataset(str(tmp_path), split="test")[0]) == 8  # no file is called so: all are
+    assert not same_files(str(tmp_path), "train", "validation")
+    assert same_files(str(photos), "train", "train") and same_files(kinds(photos)["tar"], "train", "validation")
 
 
 def test_the_only_column_with_images_needs_no_name(photos):

@@ -336,7 +336,9 @@ def test_reports_are_read_back_with_their_numbers(folder, tmp_path):
     assert read_report(tmp_path / "report.json") == report and report["rows"][0]["psnr"] == float("inf")
     (tmp_path / "other.json").write_text('{"rows": []}')
     (tmp_path / "broken.json").write_text('{"rows": [')
-    for name in ("other.json", "broken.json", "absent.json"):
+    (tmp_path / "empty.json").write_text(json.dumps({**report, "images": [{}]}))
+    (tmp_path / "null.json").write_text(json.dumps({**report, "rows": [{"name": "bicubic", "psnr": None}]}))
+    for name in ("other.json", "broken.json", "absent.json", "empty.json", "null.json"):
         with pytest.raises(ValueError, match=f"`report`.*{name}"):
             read_report(tmp_path / name)
 

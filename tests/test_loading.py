@@ -45,3 +45,11 @@ def test_an_index_of_pickled_shards_is_refused(make_vdvae: Any, tmp_path: Path) 
     (tmp_path / "diffusion_pytorch_model.bin.index.json").write_text('{"weight_map": {"x": "../other.bin"}}')
     with pytest.raises(ValueError, match="pickled weights"):
         type(model).from_pretrained(tmp_path)
+
+
+def test_names_that_look_a_little_like_weights_are_no_weights(make_vdvae: Any, tmp_path: Path) -> None:
+    model = make_vdvae()
+    model.save_pretrained(tmp_path)
+    (tmp_path / "README.pt.md").write_text("em português")
+    (tmp_path / "bin").mkdir()
+    type(model).from_pretrained(tmp_path)

@@ -163,6 +163,13 @@ def test_the_best_of_n_is_the_mean_over_all_subsets(rng):
         assert posterior.best_of_n(values, n) == pytest.approx(np.mean([max(s) for s in subsets]))
         assert posterior.best_of_n(values, n, largest=False) == pytest.approx(np.mean([min(s) for s in subsets]))
     assert posterior.best_of_n([1.0, math.inf], 2) == math.inf
+    assert posterior.best_of_n(np.arange(2048.0), 1024) == pytest.approx(2047 - 1024 / 1025)  # C(2048, 1024) > 1e308
+
+
+def test_flipped_images_have_a_consistency_too(rng):
+    x = rng.random((3, 8, 8))
+    flipped = metrics.lr_psnr(x[:, ::-1], x[:, ::2, ::2], lambda t: t[:, ::2, ::2])
+    assert flipped == metrics.lr_psnr(x[:, ::-1].copy(), x[:, ::2, ::2], lambda t: t[:, ::2, ::2])
 
 
 def test_the_mse_of_the_mean_of_n_falls_as_its_closed_form(rng):

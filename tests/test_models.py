@@ -406,6 +406,29 @@ def test_latents_that_do_not_fit_are_refused(make_vdvae: Any, latents: list[Any]
         make_vdvae().sample(1, latents=latents)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_conditioned_groups": -1}, "`num_conditioned_groups` must lie between 0 and 4, got -1"),
+        ({"num_conditioned_groups": 99}, "`num_conditioned_groups`"),
+        ({"num_groups": 0}, "`num_groups` must lie between 1 and 4, got 0"),
+        ({"record": "distribution"}, "`record`.*'distribution'"),
+        ({"batch_size": 0}, "`batch_size` must be at least 1"),
+    ],
+)
+def test_wrong_arguments_of_the_pass_are_refused(make_vdvae: Any, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_vdvae().top_down(**({"batch_size": 1, "size": (16, 16)} | changes))
+    if "batch_size" in changes:
+        with pytest.raises(ValueError, match=message):
+            make_vdvae().sample(0)
+
+
+def test_bytes_are_no_image_on_the_range_of_the_model(make_vdvae: Any) -> None:
+    with pytest.raises(ValueError, match="`sample` must be .* of floats.*uint8"):
+        make_vdvae()(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+
+
 def test_too_many_latents_are_refused(make_vdvae: Any) -> None:
     with pytest.raises(ValueError, match="`latents` has 5 entries; the model has 4 groups"):
         make_vdvae().sample(1, latents=[None] * 5)
@@ -579,6 +602,13 @@ def test_block_notation_is_vd_vae_s() -> None:
         ({"output_bits": 7}, "`output_bits`.*7"),
         ({"image_size": 32}, "`decoder_blocks` must end at"),
         ({"encoder_blocks": "16x1,8x1"}, "`encoder_blocks`: resolution 16 cannot be followed by 8"),
+        ({"encoder_blocks": "8x1,8d2,4x1"}, "`encoder_blocks` must begin at 16"),
+        ({"encoder_blocks": "16x1,16d2,8x1"}, "`encoder_blocks` .* reach every resolution"),
+        ({"decoder_blocks": "3x1,16m3", "encoder_blocks": None}, "`decoder_blocks`: 3 must divide 16"),
+        ({"activation": "relu"}, "`activation` must be one of gelu, silu; got 'relu'"),
+        ({"num_mixtures": 0}, "`num_mixtures` must be at least 1"),
+        ({"width": 0}, "`width`"),
+        ({"bottleneck_multiple": 0.01}, "`bottleneck_multiple`"),
     ],
 )
 def test_wrong_vdvae_configurations_are_refused(make_vdvae: Any, changes: dict[str, Any], message: str) -> None:

@@ -7,6 +7,7 @@ import io
 import itertools
 import logging
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ def open_dataset(
         name: Of a dataset on the Hub, such as "owner/photos"; or a local folder, file or pattern of .parquet or .tar
             (webdataset) files, such as "shards/train-*.tar".
         config_name: The configuration of a dataset on the Hub.
-        split: Of a dataset on the Hub; local files are one split, "train".
+        split: Of a dataset on the Hub. Of a local folder, the files with the split in their names, such as
+            "train-00000.parquet" or "train/0.tar"; where no name has it, and of patterns, all files.
         image_column: The column that holds the images; where there is none of that name, the only one with images.
         streaming: Read while training instead of downloading first.
 
@@ -50,7 +52,7 @@ def open_dataset(
         import datasets
     except ImportError as error:
         raise ValueError("dataset_name needs the datasets library: pip install 'hvae-sr[data]'") from error
-    builder, files = _local_files(name)
+    builder, files = _local_files(name, split)
     try:
         if builder is not None:
             found = datasets.load_dataset(builder, data_files={split: files}, split=split, streaming=streaming)
@@ -70,10 +72,23 @@ def open_dataset(
         raise ValueError(f"image_column {image_column!r} of dataset_name {name!r} holds no images") from error
 
 
-def _local_files(name: str) -> tuple[str | None, list[str]]:
+def same_files(name: str, split: str, other: str) -> bool:
+    """Whether two splits of a local dataset are the same files.
+
+    Raises:
+        ValueError: The files do not exist, or are not of one kind.
+    """
+    files = _local_files(name, split)[1]
+    return bool(files) and files == _local_files(name, other)[1]
+
+
+def _local_files(name: str, split: str) -> tuple[str | None, list[str]]:
+    """The library's name of the kind of local files that `name` means, and those of the split; None for the Hub's."""
     path = Path(name)
     if path.is_dir():
         found = sorted(str(file) for suffix in _BUILDERS for file in path.rglob(f"*{suffix}"))
+        word = re.compile(rf"(?<![a-z0-9]){re.escape(split)}(?![a-z0-9])", re.IGNORECASE)
+        found = [file for file in found if word.search(os.path.relpath(file, path))] or found
     else:
         found = sorted(glob.glob(name, recursive=True))
     kinds = {_BUILDERS.get(Path(file).suffix.lower()) for file in found}

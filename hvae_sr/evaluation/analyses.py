@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from ..models import VDVAE, LRConditioner
 from ..noise import CounterNoise
 from ..operators import Downsampling
+from .evaluator import quiet
 from .metrics import psnr, to_planes, to_uint8
 
 _PIXELS_PER_BATCH = 2**19
@@ -166,20 +167,20 @@ def expected_consistency(
     if not inputs:
         raise ValueError("`images` must hold at least one image, got none.")
     chosen = list(range(pipeline.vdvae.num_groups + 1)) if groups is None else list(groups)
-    pipeline.set_progress_bar_config(disable=True)
     values = []
     for k in tqdm(chosen, desc="conditioned groups", disable=not progress_bar):
         decibels: list[float] = []
         for image in inputs:
-            out = pipeline(
-                image,
-                num_conditioned_groups=k,
-                temperature=temperature,
-                num_samples=num_samples,
-                seed=seed,
-                enforce_consistency=False,
-                output_type="np",
-            )
+            with quiet(pipeline):
+                out = pipeline(
+                    image,
+                    num_conditioned_groups=k,
+                    temperature=temperature,
+                    num_samples=num_samples,
+                    seed=seed,
+                    enforce_consistency=False,
+                    output_type="np",
+                )
             decibels += out.lr_psnr_unprojected
         values.append(float(np.mean([255 * 10 ** (-decibel / 20) for decibel in decibels])))
     return {

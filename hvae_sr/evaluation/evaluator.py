@@ -335,7 +335,6 @@ def evaluate(
         if kernel != chosen.kernel:
             logger.warning("The pipeline projects for %r, the protocol's is %r.", kernel, chosen.kernel)
         settings["pipeline"] = _describe_pipeline(pipeline)
-        pipeline.set_progress_bar_config(disable=True)  # one bar, over the images
     elif predictions is not None:
         others = Predictions(predictions, source.images)
         settings |= {"predictions": {"name": others.name, "sha256": others.sha256}, "num_samples": others.num_samples}
@@ -353,7 +352,8 @@ def evaluate(
         return scorers
 
     step = max(1, (batch_size or 1) // settings["num_samples"])
-    done = _score_all(source.images, score, Partial(report_path, settings), step, source.name, progress_bar)
+    with quiet(pipeline):  # one bar, over the images
+        done = _score_all(source.images, score, Partial(report_path, settings), step, source.name, progress_bar)
     keys = [(image.name, image.sha256) for image in source.images]
     rows = mean_rows([done[key][0] for key in keys], settings["num_samples"])
     if perceptual.features is not None:
@@ -365,6 +365,19 @@ def evaluate(
         "rows": rows,
         "images": [{"name": key[0], "sha256": key[1], "rows": done[key][0]} for key in keys],
     }
+
+
+@contextmanager
+def quiet(pipeline: Any) -> Iterator[None]:
+    """Hides the progress bar of a pipeline, if it is one, and leaves its settings as they were."""
+    before = getattr(pipeline, "_progress_bar_config", {})
+    if pipeline is not None:
+        pipeline.set_progress_bar_config(**{**before, "disable": True})
+    try:
+        yield
+    finally:
+        if pipeline is not None:
+            pipeline.set_progress_bar_config(**before)
 
 
 def _score_all(

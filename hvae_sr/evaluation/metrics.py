@@ -173,5 +173,5 @@ def lr_psnr(x: ArrayLike, y: ArrayLike, operator: Callable[[torch.Tensor], torch
     >>> round(lr_psnr(x, x[:, ::2, ::2] + 0.01, lambda t: t[:, ::2, ::2]), 3)
     40.0
     """
-    degraded = operator(torch.as_tensor(as_array("x", x)))
+    degraded = operator(torch.as_tensor(np.ascontiguousarray(as_array("x", x))))
     return psnr(*_pair(degraded, y, ("operator(x)", "y")), data_range=1.0)

@@ -279,9 +279,10 @@ def best_of_n(values: Sequence[float] | ArrayLike, n: int, largest: bool = True)
     if not 1 <= n <= len(array):
         raise ValueError(f"`n` must lie between 1 and the number of values, {len(array)}, got {n}.")
     ordered = array if largest else array[::-1]
-    subsets = [comb(i, n - 1) for i in range(len(array))]
+    total = comb(len(array), n)  # exact: more than a float can hold of some thousand samples
+    shares = [comb(i, n - 1) / total for i in range(len(array))]
     # Infinity times zero is no number.
-    return float(sum(count * value for count, value in zip(subsets, ordered, strict=True) if count)) / sum(subsets)
+    return float(sum(share * value for share, value in zip(shares, ordered, strict=True) if share))
 
 
 def mean_of_n(samples: ArrayLike, n: int) -> Iterator[Array]:

@@ -60,9 +60,12 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"`report`: cannot read {os.fspath(path)!r}: {error}") from None
     if not isinstance(report, dict) or not {"protocol", "dataset", "rows", "images"} <= report.keys():
         raise ValueError(f"`report`: {os.fspath(path)!r} is no report of `hvae-sr evaluate`.")
-    for rows in (report["rows"], *(image["rows"].values() for image in report["images"])):
-        for row in rows:
-            row |= {key: float(value) for key, value in row.items() if key != "name"}
+    try:
+        for rows in (report["rows"], *(image["rows"].values() for image in report["images"])):
+            for row in rows:
+                row |= {key: float(value) for key, value in row.items() if key != "name"}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"`report`: {os.fspath(path)!r} is no report of `hvae-sr evaluate`: {error!r}") from None
     return report
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .fast import Span, activate, convolve, inside_block, strips
+from .fast import ACTIVATIONS, Span, activate, convolve, inside_block, strips
 
 
 class BlockSpec(NamedTuple):
@@ -63,6 +63,9 @@ def parse_widths(width: int, custom_widths: str | None) -> dict[int, int]:
         except ValueError:
             raise ValueError(f"`custom_widths`: {item!r} is not 'resolution:width', such as '32:64'") from None
         widths[resolution] = channels
+    for channels in (width, *widths.values()):
+        if channels < 1:
+            raise ValueError(f"`width` and `custom_widths` must be at least 1, got {channels}")
     return widths
 
 
@@ -122,6 +125,10 @@ class Bottleneck(nn.Module):
         activation: str = "gelu",
     ) -> None:
         super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"`activation` must be one of {', '.join(ACTIVATIONS)}; got {activation!r}")
+        if middle_channels < 1:
+            raise ValueError(f"`bottleneck_multiple` leaves no channels inside a block of {in_channels}")
         self.residual = residual
         self.down_rate = down_rate
         self.activation = activation

@@ -146,6 +146,12 @@ def without_warning(beginning: str) -> Iterator[None]:
             logger.removeFilter(other)
 
 
+def _is_pickled(name: str) -> bool:
+    """Whether a file is called like pickled weights or the index of their shards (`x.bin`, `x.bin.index.fp16.json`)."""
+    parts = name.lower().split(".")
+    return parts[-1] in PICKLED or (parts[-1] == "json" and "index" in parts and not PICKLED.isdisjoint(parts))
+
+
 def _holds_no_pickles(source: str | os.PathLike[str] | None, subfolder: str | None) -> bool:
     """True for a model folder on disk without pickled weights; False for what is not a folder on disk.
 
@@ -155,7 +161,7 @@ def _holds_no_pickles(source: str | os.PathLike[str] | None, subfolder: str | No
     folder = Path(source or "") / (subfolder or "")
     if source is None or not folder.is_dir():
         return False
-    pickled = sorted(path.name for path in folder.iterdir() if not PICKLED.isdisjoint(path.name.lower().split(".")))
+    pickled = sorted(path.name for path in folder.iterdir() if _is_pickled(path.name) and not path.is_dir())
     if pickled:
         raise ValueError(
             f"{folder} holds pickled weights ({', '.join(pickled[:4])}), which could run any code: convert them to "

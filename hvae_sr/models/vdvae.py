@@ -91,6 +91,10 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             raise ValueError(f"`bias_type` must be 'spatial' or 'channel', got {bias_type!r}")
         if output_bits not in (5, 8):
             raise ValueError(f"`output_bits` must be 5 or 8, got {output_bits}")
+        counts = {"latent_channels": latent_channels, "num_mixtures": num_mixtures, "patch_size": patch_size}
+        for name, value in counts.items():
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}")
         widths = parse_widths(width, custom_widths)
         specs = parse_blocks(decoder_blocks, "decoder_blocks")
         finest = specs[-1].resolution
@@ -98,11 +102,23 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             raise ValueError(
                 f"`decoder_blocks` must end at image_size / patch_size = {image_size // patch_size}, ends at {finest}"
             )
+        for spec in specs:
+            if finest % spec.resolution or spec.resolution % (spec.mixin or 1):
+                raise ValueError(
+                    f"`decoder_blocks`: {spec.resolution} must divide {finest}, and be a multiple of what is mixed in"
+                )
         self.encoder = (
             BottomUp(encoder_blocks, widths, bottleneck_multiple, patch_size, activation=activation)
             if encoder_blocks
             else None
         )
+        if self.encoder is not None:
+            lacking = {spec.resolution for spec in specs} - self.encoder.widths.keys()
+            if self.encoder.resolution != finest or lacking:
+                raise ValueError(
+                    f"`encoder_blocks` must begin at {finest} and reach every resolution of decoder_blocks, got "
+                    f"{encoder_blocks!r}"
+                )
         self.blocks = nn.ModuleList(
             TopDownBlock(
                 spec,
@@ -160,7 +176,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
 
     def check_size(self, size: tuple[int, int], argument: str = "sample") -> None:
         """Raises a ValueError that names `argument` if the model cannot work at `size` = (H, W)."""
-        if self.config.bias_type == "spatial" and size != (self.config.image_size,) * 2:
+        if self.config.bias_type == "spatial" and tuple(size) != (self.config.image_size,) * 2:
             raise ValueError(
                 f"`{argument}` must be {self.config.image_size}x{self.config.image_size} (height x width): this model "
                 f"has biases of a fixed size; got {size[0]}x{size[1]}"
@@ -180,10 +196,12 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             `{nominal resolution: [B, width, h, w]}`.
 
         Raises:
-            ValueError: the sides do not fit, or the model was made without an encoder.
+            ValueError: a wrong shape or dtype, sides that do not fit, or the model was made without an encoder.
         """
         if self.encoder is None:
             raise ValueError("this VDVAE was made without an encoder (`encoder_blocks=None`)")
+        if sample.ndim != 4 or sample.shape[1] != 3 or not sample.is_floating_point():
+            raise ValueError(f"`sample` must be [B, 3, H, W] of floats, got {tuple(sample.shape)} of {sample.dtype}")
         self.check_size((sample.shape[-2], sample.shape[-1]))
         x = ((sample.float() + 1) * 127.5 + self.config.input_shift) * self.config.input_scale
         return self.encoder(x.to(self.dtype))
@@ -235,6 +253,16 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             ValueError: sizes, latents or temperatures that do not fit the model.
         """
         self.check_size(size, "size")
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
+        if record not in ("distributions", "latents", "nothing"):
+            raise ValueError(f"`record` must be 'distributions', 'latents' or 'nothing', got {record!r}")
+        for name, count, least in (
+            ("num_conditioned_groups", num_conditioned_groups, 0),
+            ("num_groups", num_groups, 1),
+        ):
+            if count is not None and not least <= count <= self.num_groups:
+                raise ValueError(f"`{name}` must lie between {least} and {self.num_groups}, got {count}")
         source = as_noise_source(noise)
         temperatures = group_temperatures(temperature, self.num_groups, "temperature")
         lr_temperatures = (
@@ -363,7 +391,9 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             Images nominally on [-1, 1], not clamped. Those of a 5-bit model have the mean of the lost levels added
             back (`half_bin_shift`).
         """
-        size = size or (self.config.image_size, self.config.image_size)
+        size = (self.config.image_size, self.config.image_size) if size is None else (size[0], size[1])
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
         source = as_noise_source(noise, generator)
         record = "latents" if return_latents else "nothing"
         with nullcontext() if torch.compiler.is_compiling() else prepared_weights():
@@ -407,14 +437,13 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         Raises:
             ValueError: sides that do not fit, or a wrong number of channels.
         """
-        if sample.ndim != 4 or sample.shape[1] != 3:
-            raise ValueError(f"`sample` must be [B, 3, H, W], got {tuple(sample.shape)}")
+        activations = self.encode(sample)
         batch_size, _, height, width = sample.shape
         out = self.top_down(
             batch_size,
             (height, width),
             as_noise_source(noise, generator),
-            activations=self.encode(sample),
+            activations=activations,
             condition=condition,
         )
         output = self.elbo(sample, out, condition)

@@ -13,7 +13,8 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 from diffusers.models.modeling_utils import ModelMixin
 
-from ..data import Augmentation, ImageCrops, ImageFolder, ImageStream, ImageTable
+from ..data import DEFAULT_SCALES, Augmentation, ImageCrops, ImageFolder, ImageStream, ImageTable
+from ..data.hub import same_files
 from ..models import VDVAE, LRConditioner, LREncoder
 from ..operators import Downsampling
 from .config import TrainingConfig
@@ -78,6 +79,8 @@ def build_training_set(config: TrainingConfig, rank: int, num_processes: int) ->
         ValueError: there are none that can be used, in the words of the command line.
     """
     lr_pairs = bool(config.train_lr_dir)
+    if lr_pairs and tuple(config.scales) != DEFAULT_SCALES:
+        logger.warning("`scales` %s are not used: pairs of train_lr_dir keep their size", config.scales)
     augmentation = Augmentation(
         config.resolution, config.horizontal_flip, False, config.rotate, (1.0,) if lr_pairs else tuple(config.scales)
     )
@@ -110,6 +113,22 @@ def build_training_set(config: TrainingConfig, rank: int, num_processes: int) ->
         )
 
 
+def crops_per_update(config: TrainingConfig, num_processes: int, crops: int | None) -> int:
+    """Crops that all processes together use for an update, of `crops` in an epoch (None: a stream's are not counted).
+
+    Raises:
+        ValueError: an epoch has fewer.
+    """
+    update = config.train_batch_size * config.gradient_accumulation_steps * num_processes
+    if crops is not None and crops < update:
+        raise ValueError(
+            f"`train_batch_size` {config.train_batch_size} x `gradient_accumulation_steps` "
+            f"{config.gradient_accumulation_steps} x {num_processes} processes = {update} must be at most the {crops} "
+            "crops of an epoch (see `crops_per_image`)"
+        )
+    return update
+
+
 def build_validation_set(config: TrainingConfig) -> ImageCrops | None:
     """The images held out, or None: crops at full scale, neither mirrored nor turned.
 
@@ -119,6 +138,11 @@ def build_validation_set(config: TrainingConfig) -> ImageCrops | None:
     plain = Augmentation(config.resolution, horizontal_flip=False, scales=(1.0,))
     with _options_named("validation"):
         if config.validation_split is not None:
+            if same_files(config.dataset_name or "", config.dataset_split, config.validation_split):
+                raise ValueError(
+                    f"`validation_split` {config.validation_split!r} names no other files of dataset_name "
+                    f"{config.dataset_name!r} than those to train on"
+                )
             return _table(config, config.validation_split, plain, 1)
         if config.validation_data_dir:
             folders, side = config.validation_data_dir, config.resolution
@@ -273,11 +297,13 @@ def _other_vdvae(trained: VDVAE, config: TrainingConfig, load_weights: bool) -> 
     """The VDVAE of `vdvae_config` with what fits of a trained one: all of its weights, where they are not trained."""
     vdvae = _network(VDVAE, None, "", config.vdvae_config, "vdvae_config", load_weights)
     try:
-        whole = transfer(trained, vdvae)
+        random = transfer(trained, vdvae)
     except ValueError as error:
         raise ValueError(f"`vdvae_config`: {error}") from error
-    frozen = config.stage == "lr-encoder" or (config.stage in _CONDITIONED and not config.train_decoder)
-    if frozen and not whole:
+    prior = config.stage == "lr-encoder"
+    decoder = prior or (config.stage in _CONDITIONED and not config.train_decoder)
+    encoder = prior or (config.stage == "vdvae-sr" and not (config.train_decoder and config.train_encoder))
+    if any(encoder if name.startswith("encoder.") else decoder for name in random):  # these would be frozen
         raise ValueError(
             f"`vdvae_config` = {config.vdvae_config!r} has weights that the pretrained VDVAE lacks, and that would "
             f"stay random: they are not trained in this run of stage {config.stage}"

@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import os
+import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,6 +35,10 @@ _RESUMED = (
     "plateau_factor",
 )
 """Options that a checkpoint holds: a run that goes on from it cannot have others."""
+_RELATIVE = ("vdvae_config", "lr_config")
+"""Files that a recipe names relative to its own folder."""
+_FREEZE = {"train_decoder": ("vdvae-sr", "energy-score"), "train_encoder": ("vdvae-sr",)}
+"""Options that freeze weights where they are false, and the stages that read them."""
 _AT_LEAST = {  # lowest value that is allowed
     "resolution": 1,
     "crops_per_image": 1,
@@ -171,6 +176,7 @@ class TrainingConfig:
     dry_run: bool = option(False, "Prints model, cost, memory, images and options, then stops; nothing is written.")
 
     def __post_init__(self) -> None:
+        self._arguments: list[str] | None = None
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
@@ -186,12 +192,18 @@ class TrainingConfig:
         updates = [_parse_point(entry)[0] for entry in self.rate_weights]
         if updates != sorted(updates):
             raise ValueError(f"`rate_weights` must name ascending updates, got {' '.join(self.rate_weights)}")
-        if self.resolution % self.scale_factor:
+        if self.seed >= 2**32:
+            raise ValueError(f"`seed` must be below 2**32, got {self.seed}")
+        if self.stage != "vdvae" and self.resolution % self.scale_factor:
             raise ValueError(f"`resolution` must be a multiple of scale_factor {self.scale_factor}: {self.resolution}")
-        if not self.score_patch_sizes or any(p < 1 or self.resolution % p for p in self.score_patch_sizes):
-            raise ValueError(f"`score_patch_sizes` must divide resolution {self.resolution}: {self.score_patch_sizes}")
+        sizes = self.score_patch_sizes
+        if self.stage == "energy-score" and (not sizes or any(p < 1 or self.resolution % p for p in sizes)):
+            raise ValueError(f"`score_patch_sizes` must divide resolution {self.resolution}: {sizes}")
         if self.vdvae_config is None and self.pretrained_vdvae is None:
             raise ValueError("`vdvae_config` or `pretrained_vdvae` must be given")
+        for name, stages in _FREEZE.items():
+            if self.stage in stages and self.pretrained_vdvae is None and not getattr(self, name):
+                raise ValueError(f"`{name}` false needs `pretrained_vdvae`: random weights would be frozen")
         if self.num_train_epochs is not None and self.num_train_epochs < 1:
             raise ValueError(f"`num_train_epochs` must be at least 1, got {self.num_train_epochs}")
         if not 0 < self.plateau_factor < 1:
@@ -227,6 +239,13 @@ class TrainingConfig:
             if is_wrong:
                 value = getattr(self, name)
                 raise ValueError(f"`{name}` does not go with the other sources of images given; got {value!r}")
+        for name in ("train_data_dir", "validation_data_dir", "train_lr_dir", "validation_lr_dir"):
+            for folder in getattr(self, name):
+                if Path(folder).resolve() in (self.output_path.resolve(), *self.output_path.resolve().parents):
+                    raise ValueError(
+                        f"`output_dir` {self.output_dir!r} lies in `{name}` {folder!r}: its pictures would become "
+                        "images of the run"
+                    )
         for name in ("train_lr_dir", "validation_lr_dir"):
             if getattr(self, name) and self.scale_factor == 1:
                 raise ValueError(f"`{name}` needs a `scale_factor` above 1; got {getattr(self, name)!r}")
@@ -250,6 +269,7 @@ class TrainingConfig:
         try:
             before = json.loads(path.read_text())
             found = {name: before[name] for name in _RESUMED}
+            scheduler = before["lr_scheduler"]
         except (OSError, ValueError, KeyError, TypeError):
             return
         unused = set() if self.use_ema else {"ema_decay"}
@@ -261,10 +281,26 @@ class TrainingConfig:
                     "another, begin a new run with `pretrained_vdvae` and `pretrained_lr_encoder`"
                 )
 
+        if (scheduler == "plateau") != (self.lr_scheduler == "plateau"):
+            raise ValueError(f"`lr_scheduler` {self.lr_scheduler!r} cannot go on from a checkpoint of {scheduler!r}")
+
+    @property
+    def arguments(self) -> list[str]:
+        """The command line that the options came from; else one that gives them."""
+        if self._arguments is not None:
+            return self._arguments
+        plain = {entry.name: entry.default_factory() if callable(entry.default_factory) else entry.default
+                 for entry in fields(self)}  # fmt: skip
+        return _as_arguments({name: value for name, value in asdict(self).items() if value != plain[name]})
+
     def save(self, path: Path) -> None:
-        """Writes the resolved options as JSON."""
+        """Writes the resolved options as JSON, a recipe for another run."""
+        options = asdict(self)
+        for name in _RELATIVE:
+            if options[name] is not None:
+                options[name] = os.path.abspath(options[name])
         partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        partial.write_text(json.dumps(options, indent=2) + "\n")
         os.replace(partial, path)
 
 
@@ -294,17 +330,24 @@ def parse_arguments(arguments: list[str] | None = None) -> TrainingConfig:
     Raises:
         ValueError: an option that does not exist, or a value that does not fit.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
     finder = _Parser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config")
     recipe, remaining = finder.parse_known_args(arguments)
-    parser = _OptionParser(TrainingConfig, description="Trains the networks of hvae-sr.")  # type: ignore[arg-type]
+    parser = _OptionParser(
+        TrainingConfig,  # type: ignore[arg-type]
+        description="Trains the networks of hvae-sr.",
+        allow_abbrev=False,  # `--conf` would be taken here, after the recipe has been looked for
+    )
     parser.prog = "train.py"
     parser.add_argument("--config", help="Recipe: a YAML or JSON file with any of the options below.")
     options = read_recipe(Path(recipe.config)) if recipe.config is not None else {}
     # The recipe goes through the parser in front of the command line: same checks of types, and the later one wins.
     namespace = vars(parser.parse_args(_as_arguments(options) + remaining))
     namespace.pop("config")
-    return TrainingConfig(**namespace)
+    config = TrainingConfig(**namespace)
+    config._arguments = list(arguments)
+    return config
 
 
 class _Parser(argparse.ArgumentParser):
@@ -338,7 +381,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"`config`: there is no file {path}")
     try:
-        options = yaml.safe_load(path.read_text())
+        options = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"`config`: cannot read {path} as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(options, dict):
@@ -346,7 +389,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     unknown = {str(name) for name in options} - {entry.name for entry in fields(TrainingConfig)}
     if unknown:
         raise ValueError(f"`config`: {path} names options that do not exist: {', '.join(sorted(unknown))}")
-    for name in ("vdvae_config", "lr_config"):
+    for name in _RELATIVE:
         if isinstance(options.get(name), str) and not Path(options[name]).is_absolute():
             options[name] = str(path.parent / options[name])
     return options

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from accelerate import PartialState
 
 from ..data import ImageStream
-from .build import build_training_set, build_validation_set, check_tracker
+from .build import build_training_set, build_validation_set, check_tracker, crops_per_update
 from .checkpoints import find_checkpoints
 from .config import OPTIONS_FILE, TrainingConfig
 from .cost import memory_estimate, plan
@@ -35,7 +35,7 @@ def describe(config: TrainingConfig) -> str:
     parts = ", ".join(f"{name} {_mib(size)}" for name, size in memory.items() if size)
     lines.append(f"memory (estimate, each process): {_mib(sum(memory.values()))}: {parts}")
     dataset = build_training_set(sizes_only, 0, 1)
-    update = config.train_batch_size * config.gradient_accumulation_steps * state.num_processes
+    update = crops_per_update(config, state.num_processes, None if isinstance(dataset, ImageStream) else len(dataset))
     if isinstance(dataset, ImageStream):
         lines.append("images: streamed, not counted")
     else:

@@ -4,7 +4,7 @@ import copy
 import logging
 import os
 import shlex
-import sys
+import shutil
 import tempfile
 import textwrap
 from pathlib import Path
@@ -14,6 +14,7 @@ import yaml
 from diffusers.configuration_utils import FrozenDict
 
 from .. import hub
+from ..images.temporary import remove_abandoned, temporary_path
 from ..model_card import IMAGES_FOLDER, NOTES_FILE, write_model_card
 from ..models import VDVAE, LRConditioner, LREncoder
 from .config import TrainingConfig
@@ -44,6 +45,9 @@ _METHODS = {
 def write_folder(objective: Objective, config: TrainingConfig, folder: Path) -> None:
     """Writes the networks with the weights they have: a VDVAE folder, or a pipeline folder with both networks.
 
+    All files are written beside their places first. While they take them, the one that a folder is loaded by is absent:
+    networks of two runs never load as one pipeline.
+
     Raises:
         OSError: the folder cannot be written, such as on a full disk.
     """
@@ -53,17 +57,30 @@ def write_folder(objective: Objective, config: TrainingConfig, folder: Path) -> 
     if config.saved_dtype == "float16":  # of copies: the run's own weights stay as exact as they are
         components = {name: copy.deepcopy(network).half() for name, network in components.items()}
     if config.stage == "vdvae":
-        components["vdvae"].save_pretrained(folder)
+        result, index = components["vdvae"], "config.json"
     else:
         from ..pipelines import SuperResolutionPipeline
 
-        SuperResolutionPipeline(
+        index = "model_index.json"
+        result = SuperResolutionPipeline(
             **components,
             scale_factor=config.scale_factor,
             downsampling_kernel=config.downsampling_kernel,
             default_temperature=config.default_temperature,
             fast_inference=config.mixed_precision == "bf16",  # what the weights were trained in
-        ).save_pretrained(folder)
+        )
+    remove_abandoned(folder)
+    temporary = temporary_path(folder / "export")
+    try:
+        result.save_pretrained(temporary)
+        (folder / index).unlink(missing_ok=True)
+        files = [path for path in temporary.rglob("*") if path.is_file()]
+        for path in sorted(files, key=lambda path: path == temporary / index):
+            place = folder / path.relative_to(temporary)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, place)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_card(config: TrainingConfig, folder: Path, records: list[dict[str, Any]], updates: int) -> None:
@@ -85,13 +102,13 @@ def write_card(config: TrainingConfig, folder: Path, records: list[dict[str, Any
     own = folder / NOTES_FILE
     with tempfile.TemporaryDirectory() as temporary:
         notes = Path(temporary) / NOTES_FILE
-        text = own.read_text() if own.is_file() else f"---\n{yaml.safe_dump(_metadata(config))}---\n"
+        text = own.read_text(encoding="utf-8") if own.is_file() else f"---\n{yaml.safe_dump(_metadata(config))}---\n"
         if "\n## Training" not in text:  # what people wrote about it stands instead
             text += f"\n## Training\n\n{_summary(config, records, updates)}\n"
         else:
             text += f"\n<!-- {_SIGNATURE} written again at the end of each run -->\n"
-        notes.write_text(text)
-        write_model_card(folder, training_command=_command(), notes=notes, curve=picture)
+        notes.write_text(text, encoding="utf-8")
+        write_model_card(folder, training_command=_command(config), notes=notes, curve=picture)
 
 
 def push(config: TrainingConfig, folder: Path) -> str:
@@ -144,9 +161,9 @@ def _summary(config: TrainingConfig, records: list[dict[str, Any]], updates: int
     return f"{textwrap.fill(text, 118)}\n\n| at the end | |\n|---|---|\n{rows}" if rows else textwrap.fill(text, 118)
 
 
-def _command() -> str:
-    """The command line, with the last part of paths only: cards are published."""
-    parts = [part.rpartition("=") for part in sys.argv]
+def _command(config: TrainingConfig) -> str:
+    """The run's options as a command line, with the last part of paths only: cards are published."""
+    parts = [part.rpartition("=") for part in ("train.py", *config.arguments)]
     return shlex.join([head + sign + (Path(last).name if os.path.isabs(last) else last) for head, sign, last in parts])
 
 

@@ -73,7 +73,7 @@ _SAME_MEANING = ("activation", "bias_type", "conditioning", "input_shift", "inpu
 """Options that weights of the same shape depend on."""
 
 
-def transfer(trained: VDVAE | LREncoder | LRConditioner, network: VDVAE | LREncoder | LRConditioner) -> bool:
+def transfer(trained: VDVAE | LREncoder | LRConditioner, network: VDVAE | LREncoder | LRConditioner) -> set[str]:
     """Starts `network` from what of `trained` has a place in it, such as for another scale factor; the rest stays.
 
     A block's place is that of its number among the blocks of the same nominal resolution; a parameter of another shape
@@ -84,7 +84,7 @@ def transfer(trained: VDVAE | LREncoder | LRConditioner, network: VDVAE | LREnco
         network: a new network of the same class, changed in place.
 
     Returns:
-        Whether all of `network` comes from `trained`.
+        Names of the parameters of `network` that keep their random weights.
 
     Raises:
         ValueError: nothing of `trained` has a place in `network`, or what has would mean something else there.
@@ -110,7 +110,7 @@ def transfer(trained: VDVAE | LREncoder | LRConditioner, network: VDVAE | LREnco
         raise ValueError(f"no weights of the pretrained {type(trained).__name__} have a place in the new one")
     network.load_state_dict(taken, strict=False)
     logger.info("%s: %d of %d parameters from the pretrained network", type(network).__name__, count, total)
-    return count == total
+    return set(state) - set(taken)
 
 
 def _same_resolution(blocks: str | None, others: str | None) -> Iterator[tuple[int, int]]:

@@ -16,12 +16,21 @@ import torch
 from accelerate import Accelerator
 from accelerate.data_loader import SeedableRandomSampler
 from accelerate.utils import DataLoaderConfiguration, DistributedType, ProjectConfiguration, set_seed
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data import ImageStream
-from .build import build_objective, build_training_set, build_validation_set, check_objective, check_tracker, one_line
+from .build import (
+    build_objective,
+    build_training_set,
+    build_validation_set,
+    check_objective,
+    check_tracker,
+    crops_per_update,
+    one_line,
+)
 from .checkpoints import check_checkpoint, check_writable, find_checkpoints, remove_partial, save_checkpoint
 from .config import OPTIONS_FILE, TrainingConfig
 from .cost import measure_cost, measure_peak
@@ -34,6 +43,8 @@ from .validation import Validator
 
 logger = logging.getLogger(__name__)
 
+_DAMAGE = (RuntimeError, ValueError, KeyError, EOFError, OSError, pickle.UnpicklingError, SafetensorError)
+"""What loading a damaged checkpoint raises."""
 _SEED_STRIDE = 0x9E3779B97F4A7C15
 """Addresses of noise have 64 bits: odd, so that no two seeds share them; far from 1, so that no two runs overlap."""
 
@@ -139,14 +150,7 @@ class Trainer:
         )
         if isinstance(self.dataset, ImageStream):
             return loader
-        processes = self.accelerator.num_processes
-        update = config.train_batch_size * config.gradient_accumulation_steps * processes
-        if len(self.dataset) < update:
-            raise ValueError(
-                f"`train_batch_size` {config.train_batch_size} x `gradient_accumulation_steps` "
-                f"{config.gradient_accumulation_steps} x {processes} processes = {update} must be "
-                f"at most the {len(self.dataset)} crops of an epoch (see `crops_per_image`)"
-            )
+        crops_per_update(config, self.accelerator.num_processes, len(self.dataset))
         loader = self.accelerator.prepare(loader)
         self.updates_per_epoch = len(loader) // config.gradient_accumulation_steps
         return loader
@@ -345,7 +349,7 @@ class Trainer:
             try:
                 check_checkpoint(folder)
                 self.accelerator.load_state(str(folder))
-            except (RuntimeError, ValueError, KeyError, EOFError, OSError, pickle.UnpicklingError) as error:
+            except _DAMAGE as error:
                 damage = one_line(error)
             bad = torch.tensor(float(damage is not None), device=self.accelerator.device)
             if float(self.accelerator.reduce(bad, reduction="sum")) == 0:

@@ -101,7 +101,10 @@ def test_what_has_its_place_at_another_scale_factor_is_taken_over(options, tmp_p
     first = [kind.from_pretrained(tmp_path / "first" / name) for kind, name in NETWORKS]
     # y has the size that it had; x is half as large, its finest blocks are those that had half of x's resolution.
     small = {"decoder_blocks": "8x1", "upsampling_blocks": None, "scale_factor": 2}
-    for name, config in (("vdvae", VDVAE_CONFIG | {"image_size": 16}), ("lr", LR_CONFIGS["energy-score"])):
+    for name, config in (
+        ("vdvae", VDVAE_CONFIG | {"image_size": 16, "encoder_blocks": "8x1"}),
+        ("lr", LR_CONFIGS["energy-score"]),
+    ):
         own = config | {key: value for key, value in small.items() if key in config or name == "lr"}
         (tmp_path / f"{name}.json").write_text(json.dumps(own))
     changes = {
@@ -155,7 +158,7 @@ def test_blocks_at_another_distance_from_x_are_those_at_the_same_distance_from_y
     other = first | {"decoder_blocks": "8x1,16m8,16x1", "upsampling_blocks": "16m8,16x1"}
     small, new = (trained_by(kind, changes, seed) for seed, changes in enumerate((first, other)))
     before = {name: value.clone() for name, value in new.state_dict().items()}
-    assert not transfer(small, new)
+    assert transfer(small, new)  # some keep their random weights
     old, now = small.state_dict(), new.state_dict()
     groups = "gates" if kind is LRConditioner else "heads"
     # 4x1: 0, 8m4: 1, 8x1: 2, 16m8: 3, of which 1 and 3 are the first at 8 and at 16.
@@ -192,3 +195,14 @@ def test_a_frozen_prior_is_not_left_half_random(options, prior, tmp_path, capsys
         out = tmp_path / f"out-{code}"
         assert train.main(options("lr-encoder", out, vdvae_config=tmp_path / "vdvae.json")) == code
     assert "`vdvae_config`" in capsys.readouterr().err
+
+
+def test_a_frozen_encoder_is_not_left_random(options, prior, tmp_path, capsys):
+    without = VDVAE.from_pretrained(prior)
+    without.remove_encoder()
+    without.save_pretrained(tmp_path / "without")
+    (tmp_path / "vdvae.json").write_text(json.dumps(VDVAE_CONFIG))
+    changes = {"pretrained_vdvae": tmp_path / "without", "vdvae_config": tmp_path / "vdvae.json"}
+    assert train.main(options("vdvae-sr", tmp_path / "out", train_encoder=False, **changes)) == 2
+    assert "`vdvae_config`" in capsys.readouterr().err
+    assert train.main(options("vdvae-sr", tmp_path / "out", **changes)) == 0

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -423,6 +424,13 @@ BAD = {  # what is changed, and what the error must name; the folder of photogra
     ),
     "a folder that is a file": ({"output_dir": "DAMAGED", "train_data_dir": MISSING}, ["output_dir", "damaged.json"]),
     "a folder below a file": ({"output_dir": "BELOW", "train_data_dir": MISSING}, ["output_dir", "damaged.json"]),
+    "pictures of the run among its images": ({"train_data_dir": "HERE"}, ["output_dir", "train_data_dir"]),
+    "a seed that torch does not take": ({"seed": 2**32}, ["seed", str(2**32)]),
+    "an option cut short": ({"conf": MISSING}, ["--conf"]),
+    "a decoder that would stay random": (
+        {"stage": "energy-score", "pretrained_vdvae": None, "vdvae_config": "VDVAE", "train_decoder": "false"},
+        ["train_decoder", "pretrained_vdvae"],
+    ),
     "a tracker that does not exist": ({"report_to": "paper", "train_data_dir": MISSING}, ["report_to", "paper"]),
 }
 
@@ -433,6 +441,8 @@ def test_bad_input_ends_with_one_line_and_leaves_nothing(case, options, configs,
     (tmp_path / "empty").mkdir()
     places = {
         "EMPTY": tmp_path / "empty",
+        "HERE": tmp_path,
+        "VDVAE": configs / "vdvae.json",
         "PRIOR": prior,
         "LR": configs / "lr-encoder.json",
         "DAMAGED": write(tmp_path / "damaged.json", json.dumps(VDVAE_CONFIG)[:-9]),
@@ -545,9 +555,78 @@ def test_the_options_of_a_run_are_a_recipe(options, photos, tmp_path):
     config.save(tmp_path / "training_config.json")
     arguments = ["--config", str(tmp_path / "training_config.json"), "--train_data_dir", "b"]
     assert parse_arguments(arguments) == replace(config, train_data_dir=["b"])
+    relative = write(tmp_path / "a.yaml", f"vdvae_config: {os.path.relpath(config.vdvae_config, tmp_path)}")
+    other = parse_arguments([*options("vdvae", tmp_path / "b", vdvae_config=None), "--config", str(relative)])
+    (tmp_path / "b").mkdir()
+    other.save(tmp_path / "b" / "training_config.json")
+    again = parse_arguments(["--config", str(tmp_path / "b" / "training_config.json")])
+    assert os.path.abspath(again.vdvae_config) == os.path.abspath(other.vdvae_config)
     recipe = write(tmp_path / "empty.json", json.dumps({"scales": []}))
     with pytest.raises(ValueError, match="scales"):
         parse_arguments([*options("vdvae", tmp_path), "--config", str(recipe)])
+
+
+def test_options_that_a_stage_does_not_read_are_not_checked(options, tmp_path):
+    for stage, changes in (("vdvae", {"resolution": 50}), ("vdvae-sr", {"resolution": 54, "scale_factor": 3})):
+        parse_arguments(options(stage, tmp_path / "out", **changes))
+
+
+def test_the_card_has_the_command_of_the_run_and_not_that_of_its_caller(options, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["caller.py", "--password", "secret"])
+    arguments = options("vdvae", tmp_path / "out")
+    assert train.main(arguments) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "secret" not in card and "train.py --stage vdvae" in card
+    config = parse_arguments(arguments)
+    config._arguments = None  # made in Python
+    assert parse_arguments(config.arguments) == config
+
+
+@pytest.mark.parametrize("stage, index", [("vdvae", "config.json"), ("vdvae-sr", "model_index.json")])
+def test_a_folder_whose_export_was_cut_short_does_not_load_as_a_mixture(stage, index, options, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    assert train.main(options(stage, out)) == 0
+    before = weights(out)
+    replace_file, moved = os.replace, []
+
+    def cut_short(source, target):
+        if ".safetensors" in str(target) and "checkpoint" not in str(target):
+            moved.append(target)
+            raise KeyboardInterrupt
+        replace_file(source, target)
+
+    resume = options(stage, out, max_train_steps=4, resume_from_checkpoint="latest")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(resume)
+    assert moved and not (out / index).exists() and not list(out.glob(".*"))
+    assert train.main(resume) == 0
+    assert (out / index).exists() and weights(out).keys() == before.keys()
+
+
+def test_a_schedule_of_another_kind_is_no_damage_of_the_checkpoint(options, tmp_path, capsys):
+    assert train.main(options("vdvae", tmp_path / "out", lr_scheduler="cosine")) == 0
+    resume = {"resume_from_checkpoint": "latest", "max_train_steps": 4, "lr_scheduler": "plateau"}
+    assert train.main(options("vdvae", tmp_path / "out", **resume)) == 2
+    assert "`lr_scheduler` 'plateau'" in capsys.readouterr().err
+
+
+def test_a_cut_off_checkpoint_without_its_list_is_passed_over(options, tmp_path):
+    arguments = options("vdvae", tmp_path / "out", checkpointing_steps=2, max_train_steps=4)
+    assert train.main(arguments) == 0
+    newest = tmp_path / "out" / "checkpoint-4"
+    (newest / "files.json").unlink()
+    data = (newest / "model.safetensors").read_bytes()
+    (newest / "model.safetensors").write_bytes(data[: len(data) // 2])
+    assert train.main([*arguments, "--resume_from_checkpoint", "latest"]) == 0
+    assert log(tmp_path / "out")[-1]["step"] == 4
+
+
+def test_a_dry_run_refuses_what_the_run_refuses(options, tmp_path, capsys):
+    arguments = options("vdvae", tmp_path / "out", train_batch_size=11)
+    assert train.main([*arguments, "--dry_run"]) == 2
+    assert "`train_batch_size` 11" in capsys.readouterr().err
 
 
 def test_the_command_line_overrides_the_recipe(tmp_path):
