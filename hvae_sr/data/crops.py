@@ -272,6 +272,7 @@ class ImageFolder(ImageCrops):
             a/b.png is a/b.png, or any other format of that name, or a/bx4.png for a scale of 4 (as in DIV2K); its
             sides must be ceil(side / scale_factor). HR images are then not resized (scales = 1).
         scale_factor: Sides of the images over those of the LR images.
+        leave_out: A folder whose images are not used, such as the run's output inside the photographs' folder.
 
     Raises:
         ValueError: An argument is out of range, or there is no usable image in `train_data_dir`.
@@ -291,6 +292,7 @@ class ImageFolder(ImageCrops):
         cache_bytes: int = 2 * 2**30,
         train_lr_dir: PathLike | Sequence[PathLike] = (),
         scale_factor: int = 4,
+        leave_out: PathLike | None = None,
     ) -> None:
         folders, low_folders = _folders("train_data_dir", train_data_dir), _folders("train_lr_dir", train_lr_dir)
         if low_folders and len(low_folders) != len(folders):
@@ -301,10 +303,10 @@ class ImageFolder(ImageCrops):
         self._low_files: list[Path | None] = []
         for i, folder in enumerate(folders):
             seen = set(self._files)
-            files = [file for file in find_images(folder, recursive=True) if file not in seen]
+            files = [file for file in find_images(folder, True, leave_out) if file not in seen]
             self._files += files
             if low_folders:
-                low = {_stem(file, low_folders[i]): file for file in find_images(low_folders[i], recursive=True)}
+                low = {_stem(file, low_folders[i]): file for file in find_images(low_folders[i], True, leave_out)}
                 names = [_stem(file, folder) for file in files]
                 self._low_files += [low.get(name) or low.get(f"{name}x{scale_factor}") for name in names]
         augmentation = Augmentation(

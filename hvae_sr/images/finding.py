@@ -21,23 +21,26 @@ def _natural_key(path: Path) -> tuple[Any, ...]:
     return *([int(p) if i % 2 else p for i, p in enumerate(part)] for part in parts), [str(path)]
 
 
-def find_images(paths: PathLike | Iterable[PathLike], recursive: bool = False) -> list[Path]:
+def find_images(
+    paths: PathLike | Iterable[PathLike], recursive: bool = False, leave_out: PathLike | None = None
+) -> list[Path]:
     """List image files: files are taken as given, folders are searched for known suffixes.
 
     Arguments keep their order, a folder's files are in natural order ("img2" before "img10"), and a file met
     twice is listed once. Folders in folders are searched if `recursive`, also through links; hidden ones and
-    hidden files are not. Raises ImageError for a path that does not exist.
+    hidden files are not, nor is the folder `leave_out`, such as one that results go to. Raises ImageError for a
+    path that does not exist.
     """
     found: list[Path] = []
     for given in map(Path, [paths] if isinstance(paths, (str, os.PathLike)) else paths):
         if not given.exists():
             raise ImageError(f"{given}: no such file or folder")
-        found.extend(sorted(_walk(given, recursive), key=_natural_key) if given.is_dir() else [given])
+        found.extend(sorted(_walk(given, recursive, leave_out), key=_natural_key) if given.is_dir() else [given])
     return list(dict.fromkeys(found))
 
 
-def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
-    visited: set[str] = set()  # a link may lead back up
+def _walk(folder: Path, recursive: bool, leave_out: PathLike | None) -> Iterator[Path]:
+    visited = set() if leave_out is None else {os.path.realpath(leave_out)}  # a link may lead back up
     for root, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(root)
         if real in visited:

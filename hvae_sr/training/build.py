@@ -110,6 +110,7 @@ def build_training_set(config: TrainingConfig, rank: int, num_processes: int) ->
             cache_bytes=int(config.cache_gib * 2**30),
             train_lr_dir=config.train_lr_dir,
             scale_factor=config.scale_factor,
+            leave_out=config.output_dir,
         )
 
 

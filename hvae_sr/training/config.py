@@ -176,7 +176,6 @@ class TrainingConfig:
     dry_run: bool = option(False, "Prints model, cost, memory, images and options, then stops; nothing is written.")
 
     def __post_init__(self) -> None:
-        self._arguments: list[str] | None = None
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
@@ -241,10 +240,9 @@ class TrainingConfig:
                 raise ValueError(f"`{name}` does not go with the other sources of images given; got {value!r}")
         for name in ("train_data_dir", "validation_data_dir", "train_lr_dir", "validation_lr_dir"):
             for folder in getattr(self, name):
-                if Path(folder).resolve() in (self.output_path.resolve(), *self.output_path.resolve().parents):
+                if Path(folder).resolve() == self.output_path.resolve():
                     raise ValueError(
-                        f"`output_dir` {self.output_dir!r} lies in `{name}` {folder!r}: its pictures would become "
-                        "images of the run"
+                        f"`output_dir` {self.output_dir!r} is `{name}` too: its pictures would become images of the run"
                     )
         for name in ("train_lr_dir", "validation_lr_dir"):
             if getattr(self, name) and self.scale_factor == 1:
@@ -286,12 +284,11 @@ class TrainingConfig:
 
     @property
     def arguments(self) -> list[str]:
-        """The command line that the options came from; else one that gives them."""
-        if self._arguments is not None:
-            return self._arguments
+        """A command line that gives the options: the stage, and those that are not at their defaults."""
         plain = {entry.name: entry.default_factory() if callable(entry.default_factory) else entry.default
                  for entry in fields(self)}  # fmt: skip
-        return _as_arguments({name: value for name, value in asdict(self).items() if value != plain[name]})
+        changed = {name: value for name, value in asdict(self).items() if value != plain[name]}
+        return _as_arguments({"stage": self.stage, **changed})
 
     def save(self, path: Path) -> None:
         """Writes the resolved options as JSON, a recipe for another run."""
@@ -345,9 +342,7 @@ def parse_arguments(arguments: list[str] | None = None) -> TrainingConfig:
     # The recipe goes through the parser in front of the command line: same checks of types, and the later one wins.
     namespace = vars(parser.parse_args(_as_arguments(options) + remaining))
     namespace.pop("config")
-    config = TrainingConfig(**namespace)
-    config._arguments = list(arguments)
-    return config
+    return TrainingConfig(**namespace)
 
 
 class _Parser(argparse.ArgumentParser):
