@@ -6,7 +6,6 @@ LR encoder's configuration is that of the LR networks. A run that is complete in
 
 import argparse
 import json
-import os
 import sys
 import time
 import zlib
@@ -16,6 +15,9 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+
+from hvae_sr.files import write_atomically  # noqa: E402
+
 SOURCE = ROOT / "hub_configs" / "natural-x4-cvdvae"
 _ENCODER_ONLY = ("_class_name", "_diffusers_version", "max_deviation", "decoder_bottleneck_multiple")
 TEMPERATURES = (0.2, 0.8, 1.0)
@@ -73,9 +75,7 @@ def publish(given: argparse.Namespace, command: str, text: str) -> None:
     }
     called = {key: folders.get(key, value) for key, value in vars(given).items() if key != "document"}
     how = f"python benchmarks/{command}.py " + " ".join(f"--{key} {value}" for key, value in called.items())
-    partial = document.with_name(document.name + ".partial")
-    partial.write_text(f"{before}{start}```\n{how}\n```\n\n{text}{end}{after}")
-    os.replace(partial, document)
+    write_atomically(f"{before}{start}```\n{how}\n```\n\n{text}{end}{after}", document)
 
 
 def conditioner_config(**changes: Any) -> dict[str, Any]:
@@ -113,7 +113,6 @@ def train(
     """
     from accelerate.state import AcceleratorState, GradientState
 
-    from hvae_sr.evaluation.storage import write_atomically
     from hvae_sr.training import Trainer, parse_arguments
 
     folder = Path(given.output_dir) / name

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from scipy import ndimage
 
 from hvae_sr import SuperResolutionPipeline, __version__
 from hvae_sr.images import load_image, save_image, to_tensor, uncertainty_to_pil
@@ -207,7 +206,7 @@ class Engine:
         Raises:
             Refused: nothing is marked.
         """
-        from hvae_sr.pipelines.explore import unseen_change
+        from hvae_sr.pipelines.explore import feather_weights, unseen_change
 
         if not mask.any():
             raise Refused("Mark a part of the picture first.")
@@ -221,7 +220,7 @@ class Engine:
             output_type="pt",
         )
         before = to_tensor(old.image).to(out.images.device)
-        weights = torch.from_numpy(ndimage.distance_transform_edt(mask) / FEATHER).clamp(0, 1).to(before.device)
+        weights = feather_weights(torch.from_numpy(mask), FEATHER).to(before.device)
         change = unseen_change(pipeline.operator, out.images[0].float() - before, weights).float()
         levels = ((before + change).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
         return self._keep(session, Image.fromarray(levels), recipe, self._lr_psnr(pipeline, levels, session.image))

@@ -22,7 +22,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .images.temporary import remove_abandoned, temporary_path
+from .files import remove_abandoned, temporary_path
 from .models import VDVAE, LRConditioner, LREncoder
 from .models.layers import parse_blocks
 

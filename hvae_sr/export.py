@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .images.temporary import remove_abandoned, temporary_path
+from .files import remove_abandoned, replacing
 from .noise import CounterNoise
 
 if TYPE_CHECKING:
@@ -138,10 +138,5 @@ def export_onnx(pipe: "SuperResolutionPipeline", path: str | os.PathLike[str], s
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(target.parent)
-    temporary = temporary_path(target)
-    try:
-        with open(temporary, "xb") as file:
-            file.write(model.SerializeToString())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(target) as file:
+        file.write(model.SerializeToString())

@@ -16,8 +16,9 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .evaluation.storage import read_report, write_atomically
+from .evaluation.storage import read_report
 from .evaluation.tables import command_line
+from .files import write_atomically
 from .pictures import CONTACT_SHEET
 
 NOTES_FILE = "card_notes.md"

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from hvae_sr.resizers import interpolate
 
 from .finishing import lr_psnr_of_image, psnr
 from .inputs import check_count, sample_seeds
-from .memory import format_bytes
+from .memory import Bound, format_bytes, memory_bound
 from .output import RunningMoments, Sample
 
 MAX_ENLARGEMENT = 1.5
@@ -38,7 +39,7 @@ class Summary:
 
 def num_passes(scale_factor: int, outscale: float) -> int:
     """How often a model of `scale_factor` is applied for a final factor of `outscale`: 1 up to 1.5 times its own."""
-    if not (isinstance(outscale, (int, float)) and 0 < outscale < math.inf) or isinstance(outscale, bool):
+    if not (isinstance(outscale, Real) and 0 < outscale < math.inf) or isinstance(outscale, bool):
         raise ValueError(f"`outscale` must be a positive number, got {outscale!r}")
     if scale_factor == 1 or outscale <= scale_factor * MAX_ENLARGEMENT:
         return 1
@@ -94,8 +95,11 @@ def upscale(
     seeds = sample_seeds(seed, None, 1, num_samples)
     y, photo = prepared[0]
     size = (max(round(y.shape[-2] * outscale), 1), max(round(y.shape[-1] * outscale), 1))
-    if options.get("max_memory") is not None:  # what is made here is beyond what the pipeline knows of
-        options["max_memory"] = _left_for_samples(options["max_memory"], size, num_samples)
+    bound = memory_bound(options.get("max_memory"), math.prod(size), pipe._execution_device)
+    if bound is not None:  # what is made here is beyond what the pipeline knows of
+        left = _left_for_samples(bound, size, num_samples)
+        if options.get("max_memory") is not None:
+            options["max_memory"] = left
     moments = RunningMoments()
     single: list[Any] = []
     index = itertools.count()
@@ -137,20 +141,20 @@ def upscale(
     return Summary(photo.finish(mean) if photo is not None else mean, moments.std_().permute(1, 2, 0).cpu().numpy())
 
 
-def _left_for_samples(max_memory: int, size: tuple[int, int], num_samples: int) -> int:
-    """Bytes of `max_memory` beside what is made of a sample of `size`.
+def _left_for_samples(bound: Bound, size: tuple[int, int], num_samples: int) -> int:
+    """Bytes of the bound beside what is made of a sample of `size`.
 
     Raises:
         ValueError: there are none.
     """
     # Bytes a pixel: the sample resampled, half of it on the way there, 8-bit images and their floats, mean and squares.
     taken = math.prod(size) * (12 + 6 + 8 + 15 + (28 if num_samples > 1 else 0))
-    if taken >= max_memory:
+    if taken >= bound.bytes:
         raise ValueError(
-            f"`max_memory` = {format_bytes(max_memory)} is too little: {num_samples} samples of {size[1]}x{size[0]} "
+            f"{bound.name} = {format_bytes(bound.bytes)} is too little: {num_samples} samples of {size[1]}x{size[0]} "
             f"take more than {format_bytes(taken)}. Fewer samples, a smaller image or a larger `max_memory`"
         )
-    return max_memory - taken
+    return bound.bytes - taken
 
 
 def lr_psnr(operator: Downsampling, image: Image.Image, y: Tensor) -> float:

@@ -5,6 +5,7 @@ Every function takes a `SuperResolutionPipeline` and does its work through it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,8 @@ def redraw_region(
     Args:
         pipe: the pipeline.
         image: one image.
-        mask: true, or above half of its range, where pixels are redrawn: `[H, W]` of the result or `[h, w]` of y.
+        mask: true, or above half of its range ([0, 1]; integers beyond 1: [0, 255]), where pixels are redrawn: `[H, W]`
+            of the result or `[h, w]` of y.
         seed: of the sample.
         new_seed: of the first new version; the j-th has `new_seed + j`.
         num_samples: versions.
@@ -84,7 +86,7 @@ def redraw_region(
         As the pipeline; `mean` and `std` are None.
 
     Raises:
-        ValueError: as the pipeline; or a mask of another size, or empty.
+        ValueError: as the pipeline; seeds that are no whole numbers; or a mask of another size, or empty.
     """
     check_count("num_samples", num_samples, 1)
     check_count("feather", feather, 1)
@@ -92,6 +94,9 @@ def redraw_region(
         raise ValueError("`self_ensemble` must be False: a region is redrawn on the grid of the sample's latents")
     if output_type not in ("pil", "np", "pt"):
         raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', got {output_type!r}")
+    for name, given in (("seed", seed), ("new_seed", new_seed)):
+        if isinstance(given, bool) or not isinstance(given, Integral):
+            raise ValueError(f"`{name}` must be a whole number, got {given!r}")
     y, photo = _single(image)
     scale = pipe.config.scale_factor
     height, width = y.shape[-2] * scale, y.shape[-1] * scale
@@ -109,7 +114,7 @@ def redraw_region(
         after = [CounterNoise([new_seed + j])(group, stride, shape, device) for j in range(num_samples)]
         noise.append(torch.cat([torch.where(chosen, new, before) for new in after]))
     fresh = pipe(y, num_samples=num_samples, noise=noise, output_type="pt", **options)
-    weights = _weights(inside, feather).to(old.device)
+    weights = feather_weights(inside, feather).to(old.device)
     images: list[Any] = []
     decibels: list[float] = []
     finisher = Finisher(pipe.operator, y.to(old.device), None, "pt", 1, enforce_consistency=False)
@@ -166,7 +171,8 @@ def _mask(mask: Image.Image | np.ndarray | Tensor, size: tuple[int, int], scale:
     """Booleans `[H, W]`, on the CPU."""
     values = torch.as_tensor(np.array(mask.convert("L")) if isinstance(mask, Image.Image) else mask).cpu()
     if values.dtype != torch.bool:
-        values = values > (0.5 if values.is_floating_point() else 127)
+        # Integers of 0 and 1 are how most arrays spell booleans.
+        values = values > (0.5 if values.is_floating_point() or values.max() <= 1 else 127)
     if tuple(values.shape) == (size[0] // scale, size[1] // scale):
         values = values.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
     if tuple(values.shape) != size:
@@ -177,7 +183,7 @@ def _mask(mask: Image.Image | np.ndarray | Tensor, size: tuple[int, int], scale:
     return values
 
 
-def _weights(inside: Tensor, feather: int) -> Tensor:
+def feather_weights(inside: Tensor, feather: int) -> Tensor:
     """1 inside, falling to 0 over the `feather` pixels at the edge of the mask: `[H, W]`, float64."""
     if inside.all():  # without an edge there is nothing to measure distances to
         return torch.ones(inside.shape, dtype=torch.float64)

@@ -33,10 +33,13 @@ class FastInference:
 
         Args:
             dtype: "auto" is bfloat16 on processors with AMX or AVX512-BF16 and on GPUs that have it, and float32
-                elsewhere; or a dtype.
+                elsewhere; or `torch.bfloat16`, `torch.float16` or `torch.float32`.
+
+        Raises:
+            ValueError: another `dtype`.
         """
-        if dtype != "auto" and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise ValueError(f"`dtype` must be 'auto' or a floating-point torch.dtype, got {dtype!r}")
+        if dtype not in ("auto", torch.bfloat16, torch.float16, torch.float32):
+            raise ValueError(f"`dtype` must be 'auto', torch.bfloat16, torch.float16 or torch.float32; got {dtype!r}")
         self._inference_dtype = dtype
 
     def disable_fast_inference(self) -> None:
@@ -60,6 +63,13 @@ class FastInference:
     def disable_compilation(self) -> None:
         """Evaluates the networks themselves."""
         self.compiled_networks = None
+
+    def graphs(self) -> CompiledNetworks | None:
+        """The compiled networks, made anew where the pipeline has got other networks; None if not enabled."""
+        compiled = self.compiled_networks
+        if compiled is not None and (compiled.vdvae is not self.vdvae or compiled.lr_encoder is not self.lr_encoder):
+            self.enable_compilation(**compiled.options)
+        return self.compiled_networks
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
         """`DiffusionPipeline.to`; a dtype among the arguments is also what is computed in."""

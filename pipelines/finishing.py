@@ -80,9 +80,18 @@ class Finisher:
         return x.clamp_(0, 1)
 
     def _colours(self, sample: Tensor) -> Tensor:
-        """`[3, H', W']` on [-1, 1] -> `[3, H, W]` on [0, 1], in place."""
+        """`[3, H', W']` on [-1, 1] -> `[3, H, W]` on [0, 1], in place.
+
+        Raises:
+            ValueError: NaN or infinite values.
+        """
         height, width = (side * self.operator.scale_factor for side in self.y.shape[-2:])
         x = sample[:, :height, :width].float()
+        if not all(bound.isfinite() for bound in x.aminmax()):  # neither NaN nor infinities get past these
+            raise ValueError(
+                "the sample holds values that are not finite: the networks' weights are damaged, or numbers are too "
+                "large for their `dtype`, for the `temperature`, or in given `latents` or `noise`"
+            )
         x.add_(1).div_(2)
         if self.grey:
             for strip in row_strips(height, width):

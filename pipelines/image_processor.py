@@ -53,8 +53,6 @@ class SuperResolutionImageProcessor(ImageProcessingMixin):
         self, scale_factor: int = 4, downsampling_kernel: str = "bicubic", size_multiple: int = 1, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        if size_multiple is None:
-            raise ValueError("`size_multiple` must be a whole number >= 1, got None")
         check_count("size_multiple", size_multiple, 1)
         Downsampling(scale_factor, downsampling_kernel)  # raises for values that it does not have
         self.scale_factor = scale_factor

@@ -15,9 +15,9 @@ from hvae_sr.models import VDVAE
 _COMPONENTS = {"vdvae": ("VDVAE",), "lr_encoder": ("LREncoder", "LRConditioner")}
 
 
-def check_count(name: str, value: Any, minimum: int, maximum: float = math.inf) -> None:
-    """Raises a ValueError unless `value` is None or a whole number in [minimum, maximum]."""
-    if value is None:
+def check_count(name: str, value: Any, minimum: int, maximum: float = math.inf, optional: bool = False) -> None:
+    """Raises a ValueError unless `value` is a whole number in [minimum, maximum], or None if `optional`."""
+    if value is None and optional:
         return
     if isinstance(value, bool) or not isinstance(value, Integral) or not minimum <= int(value) <= maximum:
         allowed = f">= {minimum}" if maximum == math.inf else f"between {minimum} and {maximum}"
@@ -61,6 +61,8 @@ def check_groups(
             count = " or ".join(str(number) for number in dict.fromkeys(rows))
             shape = ", ".join(str(side) for side in vdvae.latent_shape(group, 1, size)[1:])
             raise ValueError(f"`{name}[{group}]` must be [N, {shape}] with N = {count}, got {found}")
+        if not value.isfinite().all():
+            raise ValueError(f"`{name}[{group}]` holds NaN or infinite values")
 
 
 def sample_seeds(

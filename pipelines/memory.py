@@ -34,7 +34,8 @@ def parse_bytes(text: str | int) -> int:
         ValueError: neither, or not positive.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", str(text), re.IGNORECASE)
-    value = int(float(match[1]) * 1024 ** _UNITS[match[2].upper()]) if match else 0
+    number = float(match[1]) * 1024 ** _UNITS[match[2].upper()] if match else 0.0
+    value = int(number) if math.isfinite(number) else 0
     if value <= 0 or isinstance(text, bool):
         raise ValueError(f"`max_memory` must be a number of bytes such as 2000000000, '800MB' or '2GB', got {text!r}")
     return value
@@ -71,6 +72,35 @@ def bytes_per_pixel(vdvae: VDVAE) -> int:
     last: Any = vdvae.blocks[-1]
     per_pixel = last.width / config.patch_size**2 + 10 * config.num_mixtures
     return round(6 * per_pixel * 4)
+
+
+class Bound(NamedTuple):
+    """What a process (on a GPU: the device) may take: bytes, and what they are called in errors."""
+
+    bytes: int
+    name: str
+    used: int
+
+
+def memory_bound(max_memory: int | None, pixels: int, device: torch.device) -> Bound | None:
+    """The bound for images of so many HR pixels.
+
+    Args:
+        max_memory: bytes; None: what is used, and half of what is available beside it, for images that are large enough
+            to matter.
+        pixels: of the image.
+        device: where the networks run.
+
+    Returns:
+        None where there is none: a small image, or a device that does not tell.
+    """
+    memory = None if max_memory is None and pixels <= PIXELS_PER_CHUNK else used_and_available(device)
+    if memory is None:
+        return None
+    used, available = memory
+    if max_memory is not None:
+        return Bound(max_memory, "`max_memory`", used)
+    return Bound(used + available // 2, "half of the memory that is available, added to what is used,", used)
 
 
 class Budget(NamedTuple):
@@ -118,12 +148,10 @@ def budget(
     at_once = min(batch_size or 1, num_samples)
     # Of no use to a single evaluation; and with a self-ensemble every sample sees y in another orientation.
     features = KEPT_FEATURES if num_samples > at_once and not self_ensemble else 0
-    small = max_memory is None and math.prod(size) <= PIXELS_PER_CHUNK
-    memory = None if small else used_and_available(device)
-    if memory is None:
+    found = memory_bound(max_memory, math.prod(size), device)
+    if found is None:
         return Budget(PIXELS_PER_CHUNK, features)
-    used, available = memory
-    bound = used + available // 2 if max_memory is None else max_memory
+    bound, name, used = found
     kept = num_samples if keep_images else 1
     # Bytes a pixel: the samples that are drawn, and turned back; mean and squares of all.
     arrays = 12 * at_once * (2 if self_ensemble else 1) + (24 if num_samples > 1 else 0)
@@ -142,11 +170,8 @@ def budget(
     pixels = min((bound - used - taken) // cost, PIXELS_PER_CHUNK)
     needed = used + max(taken + MIN_PIXELS * cost, last)
     if needed > bound:
-        what = (
-            "`max_memory`" if max_memory is not None else "half of the memory that is available, added to what is used,"
-        )
         raise ValueError(
-            f"{what} = {format_bytes(bound)} is too little for {num_samples} samples of {size[1]}x{size[0]}, which "
+            f"{name} = {format_bytes(bound)} is too little for {num_samples} samples of {size[1]}x{size[0]}, which "
             f"take about {format_bytes(needed)}: fewer samples, a smaller image or a larger `max_memory`"
         )
     return Budget(pixels, min(bound - used - max(taken + pixels * cost, last), features))

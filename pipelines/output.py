@@ -20,7 +20,7 @@ class SuperResolutionOutput(BaseOutput):
     Args:
         images: the samples in the output type: a list of PIL images; `[N, H, W, 3]` or `[N, 3, H, W]` floats in
             [0, 1] ("np", "pt"; a list where sizes differ); for "latent" the same as `latents`.
-        mean: the mean of each image's samples, in the output type.
+        mean: the mean of each image's samples, in the output type; of one sample that sample itself, the same object.
         std: the standard deviation of each image's samples (population), `[H, W, 3]` array or, for "pt", `[3, H, W]`
             tensor, in units of the range [0, 1]: the uncertainty map.
         lr_psnr: PSNR in dB between H x and y for every sample, x as returned, in its output type.

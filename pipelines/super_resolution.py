@@ -28,9 +28,11 @@ from .sampling import WindowSampler
 _LOADING_ERRORS = (
     OSError,
     ValueError,
+    ArithmeticError,
+    MemoryError,
     RuntimeError,
     AttributeError,
-    KeyError,
+    LookupError,
     TypeError,
     SafetensorError,
     UnpicklingError,
@@ -149,10 +151,10 @@ class SuperResolutionPipeline(FastInference, DiffusionPipeline):
     ) -> None:
         """Raises a ValueError that names the argument and its value."""
         check_count("num_samples", num_samples, 1)
-        check_count("batch_size", batch_size, 1)
-        check_count("window_size", window_size, 1)
+        check_count("batch_size", batch_size, 1, optional=True)
+        check_count("window_size", window_size, 1, optional=True)
         groups = self.vdvae.num_groups
-        check_count("num_conditioned_groups", num_conditioned_groups, 0, groups)
+        check_count("num_conditioned_groups", num_conditioned_groups, 0, groups, optional=True)
         check_temperature("temperature", temperature, groups)
         check_temperature("lr_posterior_temperature", lr_posterior_temperature, groups)
         if output_type not in OUTPUT_TYPES:
@@ -251,12 +253,17 @@ class SuperResolutionPipeline(FastInference, DiffusionPipeline):
             sample_pixels=sample_pixels,
             self_ensemble=self_ensemble,
         )
-        check_count("num_fixed_groups", num_fixed_groups, 0, self.vdvae.num_groups)
-        check_count("max_memory", max_memory, 1)
+        check_count("num_fixed_groups", num_fixed_groups, 0, self.vdvae.num_groups, optional=True)
+        check_count("max_memory", max_memory, 1, optional=True)
         if num_fixed_groups is not None:
-            if latents is None:
-                raise ValueError("`num_fixed_groups` was given without `latents`")
+            if not isinstance(latents, (list, tuple)):
+                raise ValueError(f"`num_fixed_groups` needs a list of `latents`, got {type(latents).__name__}")
             latents = list(latents)[:num_fixed_groups]
+        if callback_on_sample_end is not None and (output_type == "latent" or not callable(callback_on_sample_end)):
+            raise ValueError(
+                "`callback_on_sample_end` must be a function, and is given images, not latents; got "
+                f"{callback_on_sample_end!r} with `output_type` {output_type!r}"
+            )
         photos = prepare_photos(image)
         images = [y for y, _ in photos]  # [3, h, w] in [0, 1] each
         for y in images:

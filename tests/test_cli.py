@@ -1,6 +1,9 @@
 """The command line: what it writes, what it prints, and how it refuses."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -247,6 +250,65 @@ def test_any_final_factor(outscale, size, model, photo, tmp_path, capsys):
     assert Image.open(tmp_path / "out" / f"photo_x{outscale}_std.png").size == size
     shown = [float(line.split("LR-PSNR ")[1].split()[0]) for line in capsys.readouterr().out.splitlines()[:2]]
     assert min(shown) > (30 if outscale >= 4 else 20)
+
+
+def test_frames_and_files_of_one_name_are_refused(model, photo, tmp_path, capsys):
+    frames = [Image.open(photo).rotate(90 * turn) for turn in range(2)]
+    (tmp_path / "in").mkdir()
+    frames[0].save(tmp_path / "in" / "a.webp", save_all=True, append_images=frames[1:], lossless=True)
+    Image.open(photo).save(tmp_path / "in" / "a_frame0001.png")
+    assert upscale(tmp_path / "in", "-o", tmp_path / "out", "--model", model, "--all_frames") == 2
+    assert "a.webp (frame 1)" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_factors_that_differ_have_names_that_differ(model, photo, tmp_path):
+    for outscale in ("4", "4.0000001"):
+        assert upscale(photo, "-o", tmp_path, "--model", model, "--num_samples", 1, "--outscale", outscale) == 0
+    assert (tmp_path / "photo_x4_seed0.png").exists() and (tmp_path / "photo_x4.0000001_seed0.png").exists()
+
+
+def test_exif_that_a_jpeg_has_no_room_for_is_left_out(model, photo, tmp_path, caplog):
+    for name, note, comment in (("notes", 65000, 10), ("comments", 10, 65000)):
+        exif = Image.Exif()
+        exif[0x010F] = "Maker"
+        exif[0x8769] = {0x9003: "2026:01:02 03:04:05", 0x927C: b"n" * note, 0x9286: b"c" * comment}
+        Image.open(photo).save(tmp_path / f"{name}.jpg", exif=exif)
+        arguments = ["--model", model, "--num_samples", 1, "--format", "jpg", "--keep_exif"]
+        assert upscale(tmp_path / f"{name}.jpg", "-o", tmp_path / "out", *arguments) == 0
+        found = tmp_path / "out" / f"{name}_x4_seed0.jpg"
+        assert (Image.open(found).getexif().get(0x010F) == "Maker") == (name == "notes")
+        assert read_metadata(found)["seed"] == 0
+    assert "maker's notes of EXIF" in caplog.text and "photograph's EXIF" in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_pipes_and_links_in_a_circle_stop_nothing(model, photo, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    photo.rename(tmp_path / "in" / "photo.png")
+    os.mkfifo(tmp_path / "in" / "pipe.png")
+    (tmp_path / "in" / "loop.png").symlink_to(tmp_path / "in" / "loop.png")
+    assert upscale(tmp_path / "in", "-o", tmp_path / "out", "--model", model, "--num_samples", 1) == 1
+    output = capsys.readouterr()
+    assert "3 images: 1 upscaled, 0 finished before, 2 failed" in output.out
+    assert "pipe.png: not a regular file" in output.err and "loop.png" in output.err
+
+
+def test_work_goes_on_where_nobody_reads_what_is_printed(model, photo, tmp_path):
+    command = [sys.executable, "-m", "hvae_sr.cli", "upscale", str(photo), "-o", str(tmp_path / "out")]
+    command += ["--model", str(model), "--num_samples", "2", "--device", "cpu"]
+    with open(tmp_path / "errors.txt", "w+b") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
+        process.stdout.close()
+        assert process.wait(timeout=300) == 0
+    assert len(list((tmp_path / "out").iterdir())) == 4
+    assert "Broken pipe" not in (tmp_path / "errors.txt").read_text()
+
+
+def test_a_folder_in_place_of_a_result_is_refused_before_sampling(model, photo, tmp_path, capsys):
+    (tmp_path / "out" / "photo_x4_mean.png").mkdir(parents=True)
+    assert upscale(photo, "-o", tmp_path / "out", "--model", model, "--num_samples", 1, "--overwrite") == 1
+    assert "photo_x4_mean.png is in the way, a folder" in capsys.readouterr().err
+    assert len(list((tmp_path / "out").iterdir())) == 1
 
 
 # Folders

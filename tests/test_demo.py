@@ -81,6 +81,17 @@ def test_a_region_is_redrawn_and_the_rest_stays_as_it_is(engine, session, photo)
         engine.redraw(session, np.zeros_like(mask), 42)
 
 
+def test_a_region_of_the_whole_picture_leaves_nothing_of_the_sample(engine, photo, tmp_path):
+    grey = Image.fromarray((np.asarray(photo) // 50 + 125).astype(np.uint8))  # far from 0 and 255, where is no clamping
+    (tmp_path / "visit").mkdir()
+    session = Session(tmp_path / "visit", grey, Settings("tiny", 0.7))
+    session.samples = [engine.draw(session, engine.recipes("tiny", 3, 1)[0])]
+    drawn = engine.redraw(session, np.ones((40, 52), dtype=bool), 42)
+    new = engine.draw(session, Recipe((42,) * len(drawn.recipe.group_seeds)))
+    difference = np.abs(np.asarray(drawn.image, dtype=float) - np.asarray(new.image))
+    assert difference.max() <= 2 and not same(new.image, session.samples[0].image)
+
+
 def test_temperatures_are_given_by_level(engine, session):
     assert engine.levels("tiny") == [(4, 1), (2, 2), (1, 1)]
     assert engine.temperatures("tiny", [0.1, 0.2, 0.3]) == [0.1, 0.2, 0.2, 0.3]

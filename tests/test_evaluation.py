@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -307,6 +308,20 @@ def test_results_of_any_number_of_processes_are_resumed(folder, tmp_path):
     assert [file.name for file in tmp_path.iterdir() if "partial" in file.name] == []
 
 
+def test_a_stopped_evaluation_outlives_one_with_other_settings(folder, tmp_path):
+    path = tmp_path / "report.json"
+    report = run(folder, report_path=path)
+    lines = (tmp_path / "report.json.partial").read_text()
+    run(folder, report_path=path, seed=9)
+    assert (tmp_path / "report.json.partial").read_text() != lines
+    assert [file.read_text() for file in tmp_path.glob("report.json.partial-*")] == [lines]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("hvae_sr.evaluation.evaluator._Scorer.add_bicubic", None)  # nothing is measured again
+        assert run(folder, report_path=path) == report
+    write_report(report, path)
+    assert [file.name for file in tmp_path.iterdir() if "partial" in file.name] == []
+
+
 def test_damaged_lines_of_a_stopped_evaluation_are_measured_again(folder, tmp_path, caplog):
     path = tmp_path / "report.json"
     report = run(folder, report_path=path)
@@ -387,6 +402,22 @@ def test_the_command_scores_predictions_of_the_pairs_it_wrote(folder, tmp_path, 
     assert rows["Lanczos"]["psnr"] > 10 and "brisque" in rows["Lanczos"]
     assert main([*common, "--predictions", str(made), "--metrics", "ssim"]) == 2
     assert "`metrics`" in capsys.readouterr().err
+
+
+def test_pairs_replace_no_other_files(folder, tmp_path, capsys):
+    (tmp_path / "set").mkdir()
+    shutil.copytree(folder, tmp_path / "set" / "HR")
+    before = {path: path.read_bytes() for path in (tmp_path / "set" / "HR").iterdir()}
+    write = ["evaluate", "--size", "32", "-o", str(tmp_path / "r.json"), "--data"]
+    assert main([*write, str(tmp_path / "set" / "HR"), "--write_pairs", str(tmp_path / "set")]) == 2
+    assert "`--write_pairs`" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (tmp_path / "set" / "HR").iterdir()} == before
+    for _ in range(2):  # the second time everything is there
+        assert main([*write, str(folder), "--write_pairs", str(tmp_path / "pairs")]) == 0
+    first = next(folder.iterdir())
+    Image.open(first).save(first.with_suffix(".bmp"))
+    assert main([*write, str(folder), "--write_pairs", str(tmp_path / "others")]) == 2
+    assert "of the same name" in capsys.readouterr().err and not (tmp_path / "others").exists()
 
 
 def test_the_command_draws_the_figures_of_reports(folder, tmp_path, capsys):

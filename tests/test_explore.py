@@ -80,6 +80,21 @@ def test_a_mask_of_another_size_or_empty_is_refused(pipe):
         redraw_region(pipe, PHOTO, np.zeros((14, 17), dtype=bool), 0, 1)
 
 
+@pytest.mark.parametrize("arguments", [{"seed": None}, {"new_seed": 1.5}, {"new_seed": True}, {"num_samples": None}])
+def test_a_region_needs_whole_numbers(pipe, arguments):
+    (name,) = arguments
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        redraw_region(pipe, PHOTO, np.ones((14, 17), dtype=bool), **{"seed": 0, "new_seed": 1, **arguments})
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int64, np.float32])
+def test_a_mask_may_be_of_zeros_and_ones(pipe, kind):
+    mask = np.zeros((14, 17), dtype=bool)
+    mask[3:9, 4:12] = True
+    images = [redraw_region(pipe, PHOTO, m, 0, 1, output_type="pt").images for m in (mask, mask.astype(kind))]
+    assert torch.equal(*images)
+
+
 @pytest.mark.parametrize("window_size", [None, 8])
 def test_quantiles_are_those_of_the_samples(pipe, monkeypatch, window_size):
     monkeypatch.setattr(sampling, "MARGIN", 32)

@@ -10,7 +10,7 @@ import torch
 
 from hvae_sr.cli import main
 from hvae_sr.export import Sampler, example_inputs, export_onnx, export_program
-from hvae_sr.images.temporary import temporary_path
+from hvae_sr.files import temporary_path
 
 over_kinds = pytest.mark.parametrize("kind", ["cvdvae", "vdvae-sr"])
 

@@ -199,7 +199,7 @@ def test_a_sample_is_the_same_to_the_bit_in_any_batch(make_pipeline: Any, kind: 
         assert torch.equal(pipe(photo(), seed=seed, output_type="pt").images[0], together[seed])
 
 
-@pytest.mark.parametrize("dtype", ["float32", 7, torch.int8])
+@pytest.mark.parametrize("dtype", ["float32", 7, torch.int8, torch.float64])
 def test_a_dtype_that_is_none_is_refused(make_pipeline: Any, dtype: Any) -> None:
     with pytest.raises(ValueError, match="`dtype`"):
         make_pipeline().enable_fast_inference(dtype)
@@ -426,6 +426,19 @@ def test_the_streams_are_as_exact_where_nothing_is_fused(make_pipeline: Any, kin
     with torch.backends.mkldnn.flags(enabled=False):
         plain = pipe(photo(), seed=0, output_type="pt").images
     assert psnr(plain, exact) >= psnr(fused, exact) - 8
+
+
+def test_a_compiled_pipeline_samples_with_the_networks_that_it_has_got_since(make_pipeline: Any) -> None:
+    torch.compiler.reset()
+    pipe, other = make_pipeline(), make_pipeline()
+    with torch.no_grad():
+        other.vdvae.out_conv.weight.mul_(-1)
+    pipe.enable_compilation(backend="eager")
+    before = pipe(photo(), seed=0, output_type="pt").images
+    pipe.register_modules(vdvae=other.vdvae, lr_encoder=other.lr_encoder)
+    after = pipe(photo(), seed=0, output_type="pt").images
+    assert not torch.equal(after, before)
+    torch.testing.assert_close(after, other(photo(), seed=0, output_type="pt").images, atol=1e-5, rtol=0)
 
 
 def test_a_graph_that_gives_no_finite_values_is_reported(make_pipeline: Any) -> None:

@@ -1,6 +1,7 @@
 """Images are read from any mode and format, checked with clear messages, and written whole or not at all."""
 
 import os
+import struct
 import warnings
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
+from hvae_sr import files
 from hvae_sr.images import (
     ImageError,
     find_images,
@@ -18,7 +20,6 @@ from hvae_sr.images import (
     to_pil,
     to_tensor,
     uncertainty_to_pil,
-    writing,
 )
 
 ORIENTATION = 0x0112
@@ -446,7 +447,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatc
         raise OSError("no rename")
 
     if stage == "rename":
-        monkeypatch.setattr(writing.os, "replace", refuse)
+        monkeypatch.setattr(files.os, "replace", refuse)
     else:
         monkeypatch.setattr(Image.Image, "save", encode_half)
     with pytest.raises((OSError, KeyboardInterrupt)):
@@ -550,3 +551,15 @@ def test_three_channels_are_pooled_by_root_mean_square():
 def test_wrong_uncertainties_are_refused(std, max_std, message):
     with pytest.raises(ValueError, match=message):
         uncertainty_to_pil(std, max_std)
+
+
+def test_grey_tiffs_of_12_bits_keep_their_range(tmp_path):
+    levels = (np.arange(300 * 400) % 4096).astype(">u2").reshape(300, 400)
+    packed = np.packbits(np.unpackbits(levels.view(np.uint8).reshape(-1, 2), axis=1)[:, 4:]).tobytes()
+    tags = {256: 400, 257: 300, 258: 12, 259: 1, 262: 1, 273: 0, 277: 1, 278: 300, 279: len(packed)}
+    tags[273] = 8 + 2 + 12 * len(tags) + 4  # where the pixels begin
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    (tmp_path / "a.tif").write_bytes(head + packed)
+    found = np.asarray(load_image(tmp_path / "a.tif"))[..., 0]
+    assert np.abs(found - levels / 4095 * 255).max() <= 1

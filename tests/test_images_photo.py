@@ -163,7 +163,11 @@ def test_a_profile_is_kept_where_it_speaks_of_the_channels_that_are_written(tmp_
     grey = SRGB[:16] + b"GRAY" + SRGB[20:]
     Image.new("L", (4, 4)).save(tmp_path / "g.png", icc_profile=grey)
     Image.new("L", (4, 4)).save(tmp_path / "c.png", icc_profile=SRGB)
-    assert read_photo(tmp_path / "g.png").icc_profile == grey and read_photo(tmp_path / "c.png").icc_profile == b""
+    for name, profile, one_channel in (("g.png", grey, True), ("c.png", SRGB, False)):
+        photo = read_photo(tmp_path / name)
+        for keep_grey in (True, False):
+            written = photo.finish(Image.new("RGB", (8, 8)), keep_grey).info.get("icc_profile")
+            assert written == (profile if keep_grey == one_channel else None)
 
 
 def camera_exif() -> Image.Exif:

@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -303,6 +304,7 @@ def test_a_five_bit_prior_gives_no_dark_images(make_pipeline: MakePipeline, bits
         ({"num_samples": 0}, "`num_samples`.*0"),
         ({"num_samples": 1.5}, "`num_samples`.*1.5"),
         ({"num_samples": True}, "`num_samples`.*True"),
+        ({"num_samples": None}, "`num_samples`.*None"),
         ({"batch_size": 0}, "`batch_size`.*0"),
         ({"output_type": "jpg"}, "`output_type`.*'jpg'"),
         ({"temperature": -1}, "`temperature`.*-1"),
@@ -334,6 +336,10 @@ def test_a_five_bit_prior_gives_no_dark_images(make_pipeline: MakePipeline, bits
         ({"latents": [torch.zeros(1, 4, 1, 1)]}, r"`latents\[0\]`"),
         ({"latents": ["z"]}, r"`latents\[0\]`.*str"),
         ({"latents": [None] * 5}, "`latents`.*at most 4.*5"),
+        ({"latents": [torch.full((1, 4, 5, 6), torch.nan)]}, r"`latents\[0\]` holds NaN"),
+        ({"latents": 5, "num_fixed_groups": 1}, "`latents`, got int"),
+        ({"callback_on_sample_end": 3}, "`callback_on_sample_end`.*3"),
+        ({"callback_on_sample_end": print, "output_type": "latent"}, "`callback_on_sample_end`.*'latent'"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(
@@ -342,6 +348,16 @@ def test_bad_arguments_are_refused_by_name(
     with pytest.raises(ValueError, match=message) as error:
         make_pipeline()(photo(), **arguments)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_samples_that_are_not_finite_are_refused(make_pipeline: MakePipeline, output_type: str, value: float) -> None:
+    pipe = make_pipeline()
+    with torch.no_grad():
+        pipe.vdvae.out_conv.bias.fill_(value)
+    with pytest.raises(ValueError, match="not finite.*`dtype`"):
+        pipe(photo(), seed=0, output_type=output_type)
 
 
 @pytest.mark.parametrize(
@@ -577,6 +593,19 @@ def test_damaged_folders_are_refused_in_one_line_that_names_the_file(
     message = str(error.value)
     assert "\n" not in message and str(tmp_path) in message
     assert named in message.replace(str(tmp_path), "", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("bottleneck_multiple", math.inf), ("max_log_sigma", "x"), ("max_log_sigma", [])]
+)
+def test_hostile_values_of_a_configuration_are_refused(
+    make_pipeline: MakePipeline, name: str, value: Any, tmp_path: Path
+) -> None:
+    make_pipeline().save_pretrained(tmp_path)
+    path = tmp_path / "vdvae" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
+        SuperResolutionPipeline.from_pretrained(tmp_path)
 
 
 def test_a_variant_that_is_not_there_is_named(make_pipeline: MakePipeline, tmp_path: Path) -> None:

@@ -96,7 +96,8 @@ def _draw(options: argparse.Namespace, name: str, figure: Any) -> None:
 
 
 def _write(options: argparse.Namespace, name: str, content: Any) -> None:
-    from ..evaluation.storage import strict, write_atomically
+    from ..evaluation.storage import strict
+    from ..files import write_atomically
 
     text = content if isinstance(content, str) else json.dumps(strict(content), indent=1) + "\n"
     path = Path(options.output_dir) / name

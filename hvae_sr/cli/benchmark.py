@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     import torch
 
-    from ..evaluation.storage import write_atomically
+    from ..files import write_atomically
     from ..models.fast import fast_dtype
 
     for name in ("side", "num_samples", "repeats"):

@@ -65,5 +65,12 @@ def warn(line: str) -> None:
 
 
 def say(line: str) -> None:
-    """Prints a line whose file names may hold bytes that are no text."""
-    print(line.encode(errors="replace").decode())
+    """Prints a line whose file names may hold bytes that are no text.
+
+    Where nobody reads on (`| head -1`), the work goes on without words.
+    """
+    try:
+        print(line.encode(errors="replace").decode(), flush=True)
+    except BrokenPipeError:
+        # What is still in the buffer would be written, and fail, once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

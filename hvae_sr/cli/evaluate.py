@@ -1,6 +1,7 @@
 """Score a model, bicubic, or another method's images on a data set."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -90,17 +91,26 @@ def _model_name(model: str | None) -> str | None:
 
 
 def _write_pairs(options: argparse.Namespace) -> int:
-    """The protocol's images as PNG: another method super-resolves those in LR, and is scored by `--predictions`."""
+    """The protocol's images as PNG: another method super-resolves those in LR, and is scored by `--predictions`.
+
+    Raises:
+        ValueError: a file that is there already holds other pixels, or two images would give files of one name.
+    """
+    import numpy as np
     from PIL import Image
 
     from ..evaluation import PROTOCOLS
     from ..evaluation.sources import open_source
-    from ..images import save_image
+    from ..images import load_image, save_image
 
     if options.protocol not in PROTOCOLS:
         raise ValueError(f"`protocol` must be one of {sorted(PROTOCOLS)}, got {options.protocol!r}.")
     source = open_source(options.data, options.split, options.image_column, options.num_images)
     folders = [Path(options.write_pairs) / kind for kind in ("HR", "LR")]
+    owners: dict[str, str] = {}
+    for image in source.images:
+        if owners.setdefault(image.stem, image.name) != image.name:
+            raise ValueError(f"`data`: {owners[image.stem]} and {image.name} would give pairs of the same name")
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
     for image in source.images:
@@ -108,6 +118,10 @@ def _write_pairs(options: argparse.Namespace) -> int:
             image.load(), options.size, options.scale_factor or 4
         )
         for folder, pixels in zip(folders, pair, strict=True):
-            save_image(Image.fromarray(pixels), folder / f"{image.stem}.png")
+            path = folder / f"{image.stem}.png"
+            if not os.path.lexists(path):
+                save_image(Image.fromarray(pixels), path)
+            elif not np.array_equal(np.asarray(load_image(path)), pixels):
+                raise ValueError(f"`--write_pairs`: {path} is there already and holds another image; name a new folder")
     print(f"wrote {len(source.images)} pairs to {options.write_pairs}")
     return 0

@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from ..evaluation import projection_table, read_report, temperature_table
-    from ..evaluation.storage import write_atomically
+    from ..files import write_atomically
 
     try:
         from ..evaluation import figures

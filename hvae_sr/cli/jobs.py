@@ -47,7 +47,8 @@ class Job:
 
     def path(self, kind: str, outscale: float) -> Path:
         """Of a result: "seed3", "mean" or "std"."""
-        return self.root / self.folder / f"{self.stem}_x{outscale:g}_{kind}{self.suffix}"
+        factor = f"{outscale:g}" if float(f"{outscale:g}") == outscale else repr(float(outscale))
+        return self.root / self.folder / f"{self.stem}_x{factor}_{kind}{self.suffix}"
 
     def make_folder(self) -> None:
         """Makes the folder of the results.
@@ -56,7 +57,7 @@ class Job:
             ValueError: a link in the output folder leads out of it.
         """
         folder = self.root / self.folder
-        if not folder.resolve().is_relative_to(self.root.resolve()):
+        if not _resolved(folder).is_relative_to(_resolved(self.root)):
             raise ValueError(f"{self.source}: {folder} leads out of the output folder")
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -70,11 +71,10 @@ class Job:
 
     def source_hash(self) -> str:
         """SHA-256 of the file, hexadecimal."""
-        digest = hashlib.sha256()
-        with open(self.source, "rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-        return digest.hexdigest()
+        from ..images import open_file
+
+        with open_file(self.source) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def plan(options: argparse.Namespace) -> tuple[list[Job], list[Exception]]:
@@ -89,7 +89,7 @@ def plan(options: argparse.Namespace) -> tuple[list[Job], list[Exception]]:
     from ..images import ImageError, find_images, load_image
 
     output = Path(options.output_dir)
-    given = {Path(source).resolve() for source in options.inputs}
+    given = {_resolved(Path(source)) for source in options.inputs}
     found: dict[Path, Path] = {}  # file: folder of its results
     unreadable: list[Exception] = []
     for source in map(Path, options.inputs):
@@ -99,22 +99,23 @@ def plan(options: argparse.Namespace) -> tuple[list[Job], list[Exception]]:
             unreadable.append(error)
             continue
         for path in paths:
-            if path.resolve() in given or output.resolve() not in path.resolve().parents or not _made_here(path):
+            real = _resolved(path)
+            if real in given or _resolved(output) not in real.parents or not _made_here(path):
                 found.setdefault(path, path.relative_to(source).parent if source.is_dir() else Path())
     if not found:
         raise unreadable[0] if unreadable else ValueError(f"`INPUT`: no images in {', '.join(options.inputs)}")
-    names: dict[Path, Path] = {}
-    for path, folder in found.items():
-        name = folder / path.stem
-        if name in names:
-            raise ValueError(f"`INPUT`: {names[name]} and {path} would write files of the same name")
-        names[name] = path
     if len(found) == 1 and not unreadable:
         (path,) = found
         width, height = load_image(path).size  # a typo should not cost the time to load a model
         if min(width, height) < 2:
             raise ValueError(f"{path}: must be at least 2x2 pixels, is {width}x{height}")
-    return [job for path, folder in found.items() for job in _jobs(path, folder, output, options)], unreadable
+    jobs = [job for path, folder in found.items() for job in _jobs(path, folder, output, options)]
+    names: dict[Path, Job] = {}
+    for job in jobs:
+        other = names.setdefault(job.folder / job.stem, job)
+        if other is not job:
+            raise ValueError(f"`INPUT`: {other.name} and {job.name} would write files of the same name")
+    return jobs, unreadable
 
 
 def _jobs(path: Path, folder: Path, output: Path, options: argparse.Namespace) -> list[Job]:
@@ -134,11 +135,16 @@ def _jobs(path: Path, folder: Path, output: Path, options: argparse.Namespace) -
 
 def remove_leftovers(jobs: Sequence[Job]) -> None:
     """Removes what runs that were killed left half-written in the folders of the results."""
-    from ..images import remove_abandoned
+    from ..files import remove_abandoned
 
     for folder in {job.root / job.folder for job in jobs}:
-        if folder.resolve().is_relative_to(jobs[0].root.resolve()):
+        if _resolved(folder).is_relative_to(_resolved(jobs[0].root)):
             remove_abandoned(folder)
+
+
+def _resolved(path: Path) -> Path:
+    """Without links; unlike `Path.resolve`, also for links that lead in a circle."""
+    return Path(os.path.realpath(path))
 
 
 def _made_here(path: Path) -> bool:
@@ -169,6 +175,8 @@ def state(job: Job, facts: dict[str, Any], seeds: Sequence[int], options: argpar
             made = read_metadata(path)
         except ImageError:
             made = {}
+        if path.is_dir():
+            raise ValueError(f"{job.source}: {path} is in the way, a folder")
         if not made and not options.overwrite:
             raise ValueError(f"{job.source}: {path} is in the way, and no result of this command (see --overwrite)")
         same = same and all(made.get(name, _DEFAULTS.get(name)) == facts[name] for name in _DECISIVE)

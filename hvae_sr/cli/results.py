@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from ..evaluation import read_report, results_document
-    from ..evaluation.storage import write_atomically
+    from ..files import write_atomically
 
     reports = [read_report(path) for path in options.reports]
     write_atomically(results_document(reports, [Path(path).name for path in options.reports]), Path(options.output))

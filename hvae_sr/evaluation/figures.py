@@ -21,6 +21,7 @@ try:
 except ImportError as error:
     raise ImportError("figures need matplotlib: pip install 'hvae-sr[figures]'") from error
 
+from ..files import replacing
 from .metrics import as_array
 from .tables import QUALITY, SPREAD, curve, method_name, sample_rows
 
@@ -60,13 +61,8 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Writes the figure, whole or not at all; the suffix says how: .png, .pdf or .svg."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{os.getpid()}.{target.name}")
-    try:
-        with rc_context(_STYLE):
-            figure.savefig(temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(target) as file, rc_context(_STYLE):
+        figure.savefig(file, format=target.suffix[1:])
 
 
 def distance_figure(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..images import IMAGE_SUFFIXES, ImageError, load_image, read_metadata
+from ..images import IMAGE_SUFFIXES, ImageError, load_image, open_file, read_metadata
 
 PathLike = str | os.PathLike[str]
 
@@ -53,6 +53,11 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
+def _bytes(path: Path) -> bytes:
+    with open_file(path) as file:
+        return file.read()
+
+
 def list_images(folder: PathLike, argument: str = "data") -> list[Path]:
     """The image files of a folder, sorted by name; a ValueError that names `argument` if there are none."""
     files = sorted(Path(folder).iterdir()) if Path(folder).is_dir() else []
@@ -84,7 +89,7 @@ def open_source(
     if not (holds_data or is_hub_id):
         files = list_images(data)
         images = [
-            SourceImage(file.name, _digest(file.read_bytes()), lambda file=file: load_image(file))  # type: ignore[misc]
+            SourceImage(file.name, _digest(_bytes(file)), lambda file=file: load_image(file))  # type: ignore[misc]
             for file in files[:num_images]
         ]
         return ImageSource(folder.resolve().name, images, len(files))
@@ -148,7 +153,7 @@ class Predictions:
                 f"{counts[most]} of {most!r}."
             )
         self.name = Path(folder).resolve().name
-        content = "".join(_digest(file.read_bytes()) for stem in sorted(stems) for file in self.files[stem])
+        content = "".join(_digest(_bytes(file)) for stem in sorted(stems) for file in self.files[stem])
         self.sha256 = _digest(content.encode())
 
     def load(self, image: SourceImage, height: int, width: int) -> NDArray[np.float32]:

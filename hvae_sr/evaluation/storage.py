@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..files import write_atomically
 from ..processes import process_state
 
 logger = logging.getLogger(__name__)
@@ -29,17 +31,6 @@ def strict(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [strict(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_atomically(text: str, path: Path) -> None:
-    """Write a file, whole or not at all, and its folder where there is none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_report(report: dict[str, Any], path: str | os.PathLike[str]) -> None:
@@ -70,17 +61,19 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def partial_paths(report_path: Path) -> list[Path]:
-    """Where the results of an evaluation are kept until its report is written: one file for each process."""
+    """Where results are kept until the report is written: a file for each process, and those of other settings."""
     folder, name = report_path.parent, f"{report_path.name}.partial"
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if p.name == name or p.name.startswith(f"{name}."))
+    return sorted(p for p in folder.iterdir() if p.name == name or p.name.startswith((f"{name}.", f"{name}-")))
 
 
 class Partial:
     """Per-image results in ``REPORT.json.partial``: one line of settings, then one line per image.
 
-    A second process writes ``REPORT.json.partial.1`` and so on; all are read, whatever the number of processes.
+    A second process writes ``REPORT.json.partial.1`` and so on; all are read, whatever the number of processes. What an
+    evaluation with other settings has left is kept aside as ``REPORT.json.partial-`` and a hash of them until a report
+    is written: a mistyped option costs nothing but the way back.
 
     Raises ValueError if `report_path` is a folder, or nothing can be written beside it.
     """
@@ -101,18 +94,24 @@ class Partial:
             raise ValueError(f"`report_path` {os.fspath(report_path)!r} cannot be written: {error}") from error
 
     def _resume(self, report: Path, header: str) -> None:
-        kept = [header]
+        assert self.path is not None
+        kept, other = [header], None
         for path in partial_paths(report):
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
             if lines[:1] != [header]:
                 logger.warning("%s holds results of other settings: they are not used.", path)
+                if path == self.path and len(lines) > 1:
+                    digest = hashlib.sha256(lines[0].encode()).hexdigest()[:8]
+                    process = path.name.removeprefix(f"{report.name}.partial")
+                    other = report.with_name(f"{report.name}.partial-{digest}{process}")
                 continue
             whole = [line for line in lines if line.endswith("\n")]  # the last one may be cut off
             sound = [line for line in whole[1:] if self._read(line, path)]
             if path == self.path:
                 kept = [header, *sound]
         process_state().wait_for_everyone()
-        assert self.path is not None
+        if other is not None:
+            os.replace(self.path, other)
         write_atomically("".join(kept), self.path)
 
     def _read(self, line: str, path: Path) -> bool:

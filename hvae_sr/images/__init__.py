@@ -14,10 +14,10 @@ from .reading import (
     Photo,
     count_frames,
     load_image,
+    open_file,
     read_metadata,
     read_photo,
 )
-from .temporary import remove_abandoned
 from .writing import LOSSY_SUFFIXES, METADATA_KEY, SUFFIXES, save_image
 
 __all__ = [
@@ -35,9 +35,9 @@ __all__ = [
     "load_image",
     "prepare_images",
     "prepare_photos",
+    "open_file",
     "read_metadata",
     "read_photo",
-    "remove_abandoned",
     "row_strips",
     "save_image",
     "to_pil",

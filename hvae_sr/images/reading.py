@@ -31,12 +31,12 @@ MAX_METADATA = 2**20
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "AVIF", "GIF", "PPM", "JPEG2000")
 # Pixels that a byte of the file can hold at the most: LZW codes of 4096 pixels, Huffman codes of one bit for 64.
 _PIXELS_PER_BYTE = {"GIF": 2731, "JPEG": 512, "MPO": 512}
-_BITS = {"RGB": 24, "RGBA": 32, "CMYK": 32, "F": 32, "LA": 16, "I;16": 16, "I": 16}  # a pixel; others: 1 or more
+_BITS = {"RGB": 24, "RGBA": 32, "CMYK": 32, "F": 32, "LA": 16, "I;16": 12, "I": 16}  # a pixel; others: 1 or more
 # Bytes that a byte of the file can stand for.
 _RATIOS = {"raw": 1, "packbits": 64, "tiff_lzw": 2731, "tiff_adobe_deflate": 1032, "deflate": 1032, "PNG": 1032}
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _GREY_MODES = ("1", "L", "LA", "La", "F")
-_ICC_PROFILE = 34675  # the TIFF tag
+_ICC_PROFILE, _BITS_PER_SAMPLE = 34675, 258  # TIFF tags
 _POINTERS = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
 # EXIF among the tags of a TIFF: caption, make, model, resolution, software, dates, people, ratings, and the pointers to
 # exposure and place. Others tell how its own pixels are stored, or are private and of any size.
@@ -143,10 +143,10 @@ def read_photo(source: PathLike | Image.Image, frame: int | None = None) -> Phot
         rgb = rgb.copy() if rgb is image else rgb
         rgb.info = {}
         grey = upright.mode in _GREY_MODES or upright.mode.startswith("I") or wide_grey
-        wanted = b"GRAY" if grey else b"RGB "
+        wanted = (b"GRAY", b"RGB ") if grey else (b"RGB ",)
         if alpha is not None:
             rgb = _fill_transparent(rgb, alpha)
-        return Photo(rgb, alpha, grey, profile if profile[16:20] == wanted else b"", exif)
+        return Photo(rgb, alpha, grey, profile if profile[16:20] in wanted else b"", exif)
 
 
 def count_frames(source: PathLike) -> int:
@@ -209,9 +209,24 @@ def _opened(source: PathLike | Image.Image) -> Iterator[Image.Image]:
         yield image
 
 
-def _open(path: PathLike) -> Image.Image:
+def open_file(path: PathLike) -> io.BufferedReader:
+    """A file opened for reading.
+
+    Raises:
+        ImageError: it cannot be opened, or is a pipe or a device, which could be waited for or read for ever.
+    """
+    with image_errors(path):
+        _check_regular(path)
+        return open(path, "rb")
+
+
+def _check_regular(path: PathLike) -> None:
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-        raise ValueError("not a regular file")  # opening a pipe or a device could wait for ever
+        raise ValueError("not a regular file")
+
+
+def _open(path: PathLike) -> Image.Image:
+    _check_regular(path)
     try:
         return Image.open(path, formats=_FORMATS)
     except UnidentifiedImageError:
@@ -280,8 +295,12 @@ def _upright(image: Image.Image) -> tuple[Image.Image, bytes]:
     """The decoded image with its EXIF orientation applied, and its ICC profile."""
     image.load()
     profile = image.info.get("icc_profile") or b""
+    has_12_bits = image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE) == (12,)
     with contextlib.suppress(Exception):  # unreadable EXIF says nothing about the pixels
         image = ImageOps.exif_transpose(image)
+    if has_12_bits:  # which Pillow leaves in the range of 12
+        levels = np.asarray(image).astype(np.uint16)
+        image = Image.fromarray(levels << 4 | levels >> 8)
     return image, profile
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin
 
+from ..files import replacing
 from .arrays import to_pil
 from .reading import EXIF_DESCRIPTION, EXIF_PREFIX, METADATA_KEY, ImageError, PathLike, load_image
-from .temporary import temporary_path
+
+logger = logging.getLogger(__name__)
 
 _SAVE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}),
@@ -23,6 +25,9 @@ _SAVE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ".tiff": ("TIFF", {"compression": "tiff_lzw"}),
 }
 SUFFIXES = tuple(_SAVE_OPTIONS)
+_LONGEST_EXIF = 65533 - 6
+"""Bytes of EXIF that a JPEG takes: a segment without its length and the word "Exif"."""
+_MAKER_NOTE = 0x927C
 LOSSY_SUFFIXES = (".jpg", ".jpeg")
 
 
@@ -35,9 +40,8 @@ def save_image(
 ) -> None:
     """Write an image so that `path` holds the whole file or is left as it was.
 
-    The file is written under a temporary name in the same folder, flushed to disk and renamed: a link of the name is
-    replaced, not followed. What a killed process leaves behind, `remove_abandoned` removes. The suffix sets the format:
-    PNG, TIFF and WebP are lossless, JPEG has quality 95 without chroma subsampling and no alpha.
+    See `hvae_sr.files` for how. The suffix sets the format: PNG, TIFF and WebP are lossless, JPEG has quality 95
+    without chroma subsampling and no alpha.
 
     Args:
         image: A PIL image, or a float tensor [3, H, W] in [0, 1].
@@ -80,15 +84,23 @@ def save_image(
             options["pnginfo"].add_text(METADATA_KEY, text)
         else:
             tags[EXIF_DESCRIPTION] = EXIF_PREFIX + text
+    if file_format == "JPEG":
+        _fit_into_jpeg(tags, path)
     if len(tags):
         options["exif"] = tags
-    temporary = temporary_path(path)
-    try:
-        with open(temporary, "x+b") as file:
-            image.save(file, format=file_format, **options)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        image.save(file, format=file_format, **options)
+
+
+def _fit_into_jpeg(tags: Image.Exif, path: Path) -> None:
+    """Removes what a JPEG has no room for, with a warning: first the maker's notes, then all but the settings."""
+    left_out = ""
+    if len(tags.tobytes()) > _LONGEST_EXIF:
+        left_out = "the maker's notes of"
+        tags.get_ifd(ExifTags.IFD.Exif).pop(_MAKER_NOTE, None)
+    if len(tags.tobytes()) > _LONGEST_EXIF:
+        left_out = "the photograph's"
+        for tag in [tag for tag in tags if tag != EXIF_DESCRIPTION]:
+            del tags[tag]
+    if left_out:
+        logger.warning("%s: %s EXIF are left out, a JPEG has room for 64 kB", path, left_out)

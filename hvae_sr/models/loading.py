@@ -77,8 +77,8 @@ class StrictLoading:
         """
         if kwargs.get("use_safetensors") is False:
             raise ValueError("`use_safetensors=False`: pickled weights are not read, they could run any code")
-        if not _holds_no_pickles(pretrained_model_name_or_path, kwargs.get("subfolder")):
-            kwargs["use_safetensors"] = True
+        _refuse_pickles(pretrained_model_name_or_path, kwargs.get("subfolder"))
+        kwargs["use_safetensors"] = True
         wants_info = kwargs.pop("output_loading_info", False)
         with without_warning("Some weights of the model checkpoint"):  # an error here, or left out on purpose
             loaded = super().from_pretrained(  # type: ignore[misc]
@@ -152,19 +152,14 @@ def _is_pickled(name: str) -> bool:
     return parts[-1] in PICKLED or (parts[-1] == "json" and "index" in parts and not PICKLED.isdisjoint(parts))
 
 
-def _holds_no_pickles(source: str | os.PathLike[str] | None, subfolder: str | None) -> bool:
-    """True for a model folder on disk without pickled weights; False for what is not a folder on disk.
-
-    Raises:
-        ValueError: a folder that holds pickled weights, also beside others.
-    """
+def _refuse_pickles(source: str | os.PathLike[str] | None, subfolder: str | None) -> None:
+    """Raises a ValueError for a folder on disk that holds pickled weights, also beside others."""
     folder = Path(source or "") / (subfolder or "")
     if source is None or not folder.is_dir():
-        return False
+        return
     pickled = sorted(path.name for path in folder.iterdir() if _is_pickled(path.name) and not path.is_dir())
     if pickled:
         raise ValueError(
             f"{folder} holds pickled weights ({', '.join(pickled[:4])}), which could run any code: convert them to "
             "safetensors, and remove them"
         )
-    return True

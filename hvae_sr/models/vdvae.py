@@ -95,6 +95,8 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         for name, value in counts.items():
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}")
+        if max_log_sigma is not None and not isinstance(max_log_sigma, (int, float)):
+            raise ValueError(f"`max_log_sigma` must be a number or None, got {max_log_sigma!r}")
         widths = parse_widths(width, custom_widths)
         specs = parse_blocks(decoder_blocks, "decoder_blocks")
         finest = specs[-1].resolution

@@ -13,6 +13,8 @@ import numpy as np
 import yaml
 from transformers import HfArgumentParser
 
+from ..files import write_atomically
+
 OPTIONS_FILE = "training_config.json"
 """In `output_dir`: the resolved options."""
 STAGES = ("vdvae", "lr-encoder", "joint", "vdvae-sr", "energy-score")
@@ -296,9 +298,7 @@ class TrainingConfig:
         for name in _RELATIVE:
             if options[name] is not None:
                 options[name] = os.path.abspath(options[name])
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(options, indent=2) + "\n")
-        os.replace(partial, path)
+        write_atomically(json.dumps(options, indent=2) + "\n", path)
 
 
 _EMPTY = {

@@ -14,7 +14,8 @@ import yaml
 from diffusers.configuration_utils import FrozenDict
 
 from .. import hub
-from ..images.temporary import remove_abandoned, temporary_path
+from ..files import remove_abandoned, temporary_path
+from ..images import save_image
 from ..model_card import IMAGES_FOLDER, NOTES_FILE, write_model_card
 from ..models import VDVAE, LRConditioner, LREncoder
 from .config import TrainingConfig
@@ -96,9 +97,7 @@ def write_card(config: TrainingConfig, folder: Path, records: list[dict[str, Any
     if curve is not None:
         picture = folder / IMAGES_FOLDER / "curve.png"
         picture.parent.mkdir(exist_ok=True)
-        partial = picture.with_suffix(".partial")
-        curve.save(partial, format="PNG")
-        os.replace(partial, picture)
+        save_image(curve, picture)
     own = folder / NOTES_FILE
     with tempfile.TemporaryDirectory() as temporary:
         notes = Path(temporary) / NOTES_FILE

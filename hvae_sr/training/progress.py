@@ -1,7 +1,6 @@
 """How far a run is and what it reports: the step, means of the figures, the log file, and signals to stop."""
 
 import json
-import os
 import signal
 import threading
 import time
@@ -13,6 +12,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+
+from ..files import write_atomically
 
 
 class Progress:
@@ -98,9 +99,7 @@ def trim_log(path: Path, step: int) -> None:
     """Drops the lines after `step`, which a resumed run writes again, and a line that was cut off."""
     if not path.is_file():
         return
-    shorter = path.with_name(path.name + ".partial")
-    shorter.write_text("".join(json.dumps(each) + "\n" for each in read_log(path) if each["step"] <= step))
-    os.replace(shorter, path)
+    write_atomically("".join(json.dumps(each) + "\n" for each in read_log(path) if each["step"] <= step), path)
 
 
 class Interrupted(Exception):

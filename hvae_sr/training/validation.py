@@ -2,7 +2,6 @@
 
 import io
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from ..data import ImageCrops
+from ..images import save_image
 from ..models import VDVAE
 from ..noise import CounterNoise
 from .config import TrainingConfig
@@ -123,9 +123,7 @@ class Validator:
                 pictures["groups"] = plot
         folder.mkdir(parents=True, exist_ok=True)
         for name, picture in pictures.items():
-            partial = folder / f"{name}.partial"
-            picture.save(partial, format="PNG")
-            os.replace(partial, folder / f"step-{step:07d}-{name}.png")
+            save_image(picture, folder / f"step-{step:07d}-{name}.png")
         return pictures, measured
 
     def _batch(self, indices: list[int]) -> tuple[Tensor, Tensor | None]:

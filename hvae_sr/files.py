@@ -1,5 +1,8 @@
-"""Files and folders under a name of their own while they are written: it tells who writes them, so that what a killed
-process left behind can be told from what another one is about to finish."""
+"""Files that are whole or absent.
+
+Files and folders have a name of their own while they are written: it tells who writes them, so that what a killed
+process left behind can be told from what another one is about to finish.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +15,49 @@ import shutil
 import socket
 import stat
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 
-from .reading import METADATA_KEY
-
-_NAME = re.compile(rf"\.{METADATA_KEY}-(?:([0-9a-f]{{8}})-([0-9]+)-)?[0-9a-f]{{16}}\.tmp")
+_NAME = re.compile(r"\.hvae-sr-(?:([0-9a-f]{8})-([0-9]+)-)?[0-9a-f]{16}\.tmp")
 _AGE_OF_STRANGERS = 24 * 3600.0
 """Seconds after which a file that a process of another machine has not written to is given up: one takes seconds."""
 
 
 def temporary_path(path: Path) -> Path:
     """Where a file or folder is written before it is renamed to `path`: hidden, beside it, and of this process."""
-    return path.with_name(f".{METADATA_KEY}-{_machine()}-{os.getpid()}-{secrets.token_hex(8)}.tmp")
+    return path.with_name(f".hvae-sr-{_machine()}-{os.getpid()}-{secrets.token_hex(8)}.tmp")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which replaces `path` when the block ends: whole and flushed to the disk, or not at all.
+
+    A link of that name is replaced, not followed.
+
+    Raises:
+        OSError: the file cannot be written; `path` is left as it was, as by any other error in the block.
+    """
+    temporary = temporary_path(path)
+    try:
+        with open(temporary, "x+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(text: str, path: Path) -> None:
+    """Writes a file (UTF-8), whole or not at all, and its folder where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(path.parent)
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def remove_abandoned(folder: Path) -> int:

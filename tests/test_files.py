@@ -12,13 +12,12 @@ import pytest
 from PIL import Image
 
 from hvae_sr.cli import main
-from hvae_sr.images import remove_abandoned
-from hvae_sr.images.temporary import temporary_path
+from hvae_sr.files import remove_abandoned, temporary_path
 
 WRITER = """
 import sys, time
 from pathlib import Path
-from hvae_sr.images.temporary import temporary_path
+from hvae_sr.files import temporary_path
 with open(temporary_path(Path(sys.argv[1])), "xb") as file:
     file.write(b"half of it")
     file.flush()
