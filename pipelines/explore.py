@@ -172,7 +172,7 @@ def _mask(mask: Image.Image | np.ndarray | Tensor, size: tuple[int, int], scale:
     values = torch.as_tensor(np.array(mask.convert("L")) if isinstance(mask, Image.Image) else mask).cpu()
     if values.dtype != torch.bool:
         # Integers of 0 and 1 are how most arrays spell booleans.
-        values = values > (0.5 if values.is_floating_point() or values.max() <= 1 else 127)
+        values = values > (0.5 if values.is_floating_point() or not (values > 1).any() else 127)
     if tuple(values.shape) == (size[0] // scale, size[1] // scale):
         values = values.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
     if tuple(values.shape) != size:

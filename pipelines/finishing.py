@@ -87,7 +87,8 @@ class Finisher:
         """
         height, width = (side * self.operator.scale_factor for side in self.y.shape[-2:])
         x = sample[:, :height, :width].float()
-        if not all(bound.isfinite() for bound in x.aminmax()):  # neither NaN nor infinities get past these
+        # Neither NaN nor infinities get past these.
+        if not all(bound.isfinite() for strip in row_strips(height, width) for bound in x[:, strip].aminmax()):
             raise ValueError(
                 "the sample holds values that are not finite: the networks' weights are damaged, or numbers are too "
                 "large for their `dtype`, for the `temperature`, or in given `latents` or `noise`"

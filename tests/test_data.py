@@ -53,7 +53,7 @@ def test_images_in_the_folder_left_out_are_not_used(folder):
     write(folder / "out" / "images" / "sample.png", noise(32, 32))
     (folder / "a link").symlink_to(folder / "out", target_is_directory=True)
     assert len(ImageFolder(folder, 16).paths) == len(photographs) + 1
-    assert ImageFolder(folder, 16, leave_out=folder / "out").paths == photographs
+    assert ImageFolder(folder, 16, leave_out=[folder / "out"]).paths == photographs
 
 
 def test_an_epoch_may_hold_many_crops_of_an_image(folder):

@@ -33,6 +33,7 @@ from hvae_sr.evaluation import (
     write_report,
 )
 from hvae_sr.evaluation.sources import open_source
+from hvae_sr.evaluation.storage import Partial
 from hvae_sr.evaluation.tables import command_line
 from hvae_sr.images import save_image
 from hvae_sr.operators import Downsampling
@@ -308,18 +309,17 @@ def test_results_of_any_number_of_processes_are_resumed(folder, tmp_path):
     assert [file.name for file in tmp_path.iterdir() if "partial" in file.name] == []
 
 
-def test_a_stopped_evaluation_outlives_one_with_other_settings(folder, tmp_path):
-    path = tmp_path / "report.json"
-    report = run(folder, report_path=path)
-    lines = (tmp_path / "report.json.partial").read_text()
-    run(folder, report_path=path, seed=9)
-    assert (tmp_path / "report.json.partial").read_text() != lines
-    assert [file.read_text() for file in tmp_path.glob("report.json.partial-*")] == [lines]
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("hvae_sr.evaluation.evaluator._Scorer.add_bicubic", None)  # nothing is measured again
-        assert run(folder, report_path=path) == report
-    write_report(report, path)
-    assert [file.name for file in tmp_path.iterdir() if "partial" in file.name] == []
+def test_a_stopped_evaluation_outlives_others_of_other_settings(tmp_path):
+    path, rows = tmp_path / "report.json", {"bicubic": {"psnr": 30.0}}
+    (tmp_path / "report.json.partial-of mine").write_text("not theirs")
+    for settings, before, image in [(1, "", "a"), (2, "", "b"), (1, "a", "c"), (2, "b", "d"), (1, "ac", "e")]:
+        partial = Partial(path, {"seed": settings})
+        assert sorted(name for name, _ in partial.done) == list(before)
+        partial.add((image, "sha"), rows, {})
+    write_report({"rows": []}, path)
+    names = sorted(file.name for file in tmp_path.iterdir())
+    assert names[0] == "report.json" and names[2:] == ["report.json.partial-of mine"]
+    assert sorted(name for name, _ in Partial(path, {"seed": 2}).done) == ["b", "d"]
 
 
 def test_damaged_lines_of_a_stopped_evaluation_are_measured_again(folder, tmp_path, caplog):

@@ -109,8 +109,9 @@ def _write_pairs(options: argparse.Namespace) -> int:
     folders = [Path(options.write_pairs) / kind for kind in ("HR", "LR")]
     owners: dict[str, str] = {}
     for image in source.images:
-        if owners.setdefault(image.stem, image.name) != image.name:
+        if image.stem in owners:
             raise ValueError(f"`data`: {owners[image.stem]} and {image.name} would give pairs of the same name")
+        owners[image.stem] = image.name
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
     for image in source.images:

@@ -47,8 +47,7 @@ class Job:
 
     def path(self, kind: str, outscale: float) -> Path:
         """Of a result: "seed3", "mean" or "std"."""
-        factor = f"{outscale:g}" if float(f"{outscale:g}") == outscale else repr(float(outscale))
-        return self.root / self.folder / f"{self.stem}_x{factor}_{kind}{self.suffix}"
+        return self.root / self.folder / f"{self.stem}_x{outscale:.8g}_{kind}{self.suffix}"
 
     def make_folder(self) -> None:
         """Makes the folder of the results.
@@ -73,8 +72,11 @@ class Job:
         """SHA-256 of the file, hexadecimal."""
         from ..images import open_file
 
+        digest = hashlib.sha256()
         with open_file(self.source) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            while block := file.read(2**20):
+                digest.update(block)
+        return digest.hexdigest()
 
 
 def plan(options: argparse.Namespace) -> tuple[list[Job], list[Exception]]:

@@ -272,7 +272,7 @@ class ImageFolder(ImageCrops):
             a/b.png is a/b.png, or any other format of that name, or a/bx4.png for a scale of 4 (as in DIV2K); its
             sides must be ceil(side / scale_factor). HR images are then not resized (scales = 1).
         scale_factor: Sides of the images over those of the LR images.
-        leave_out: A folder whose images are not used, such as the run's output inside the photographs' folder.
+        leave_out: Folders whose images are not used, such as a run's output inside the photographs' folder.
 
     Raises:
         ValueError: An argument is out of range, or there is no usable image in `train_data_dir`.
@@ -292,7 +292,7 @@ class ImageFolder(ImageCrops):
         cache_bytes: int = 2 * 2**30,
         train_lr_dir: PathLike | Sequence[PathLike] = (),
         scale_factor: int = 4,
-        leave_out: PathLike | None = None,
+        leave_out: Sequence[PathLike] = (),
     ) -> None:
         folders, low_folders = _folders("train_data_dir", train_data_dir), _folders("train_lr_dir", train_lr_dir)
         if low_folders and len(low_folders) != len(folders):

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import re
 from base64 import b64decode, b64encode
 from pathlib import Path
 from typing import Any
@@ -61,19 +62,21 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def partial_paths(report_path: Path) -> list[Path]:
-    """Where results are kept until the report is written: a file for each process, and those of other settings."""
-    folder, name = report_path.parent, f"{report_path.name}.partial"
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if p.name == name or p.name.startswith((f"{name}.", f"{name}-")))
+    """Where the results of an evaluation are kept until its report is written: one file for each process."""
+    return _matching(report_path, r"\.partial(\.\d+)?")
+
+
+def _matching(report_path: Path, suffix: str) -> list[Path]:
+    folder, pattern = report_path.parent, re.compile(re.escape(report_path.name) + suffix)
+    return sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name)) if folder.is_dir() else []
 
 
 class Partial:
     """Per-image results in ``REPORT.json.partial``: one line of settings, then one line per image.
 
     A second process writes ``REPORT.json.partial.1`` and so on; all are read, whatever the number of processes. What an
-    evaluation with other settings has left is kept aside as ``REPORT.json.partial-`` and a hash of them until a report
-    is written: a mistyped option costs nothing but the way back.
+    evaluation with other settings has left is kept aside as ``REPORT.json.partial-`` and a hash of them, where it goes
+    on with those settings: a mistyped option loses nothing.
 
     Raises ValueError if `report_path` is a folder, or nothing can be written beside it.
     """
@@ -95,24 +98,29 @@ class Partial:
 
     def _resume(self, report: Path, header: str) -> None:
         assert self.path is not None
+        process = self.path.name.removeprefix(f"{report.name}.partial")
+        aside = self._aside(report, header, process)
         kept, other = [header], None
-        for path in partial_paths(report):
+        for path in [*partial_paths(report), *_matching(report, r"\.partial-[0-9a-f]{8}(\.\d+)?")]:
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
             if lines[:1] != [header]:
-                logger.warning("%s holds results of other settings: they are not used.", path)
                 if path == self.path and len(lines) > 1:
-                    digest = hashlib.sha256(lines[0].encode()).hexdigest()[:8]
-                    process = path.name.removeprefix(f"{report.name}.partial")
-                    other = report.with_name(f"{report.name}.partial-{digest}{process}")
+                    other = self._aside(report, lines[0], process)
+                    logger.warning("%s holds results of other settings: they are kept as %s.", path, other.name)
                 continue
             whole = [line for line in lines if line.endswith("\n")]  # the last one may be cut off
             sound = [line for line in whole[1:] if self._read(line, path)]
-            if path == self.path:
-                kept = [header, *sound]
+            if path in (self.path, aside):
+                kept += sound
         process_state().wait_for_everyone()
         if other is not None:
             os.replace(self.path, other)
         write_atomically("".join(kept), self.path)
+        aside.unlink(missing_ok=True)
+
+    def _aside(self, report: Path, header: str, process: str) -> Path:
+        """Where results of the settings of `header` wait for their evaluation to go on."""
+        return report.with_name(f"{report.name}.partial-{hashlib.sha256(header.encode()).hexdigest()[:8]}{process}")
 
     def _read(self, line: str, path: Path) -> bool:
         """Takes the results of one image; False, with a warning, if the line is damaged: it is measured again."""

@@ -22,13 +22,13 @@ def _natural_key(path: Path) -> tuple[Any, ...]:
 
 
 def find_images(
-    paths: PathLike | Iterable[PathLike], recursive: bool = False, leave_out: PathLike | None = None
+    paths: PathLike | Iterable[PathLike], recursive: bool = False, leave_out: Iterable[PathLike] = ()
 ) -> list[Path]:
     """List image files: files are taken as given, folders are searched for known suffixes.
 
     Arguments keep their order, a folder's files are in natural order ("img2" before "img10"), and a file met
     twice is listed once. Folders in folders are searched if `recursive`, also through links; hidden ones and
-    hidden files are not, nor is the folder `leave_out`, such as one that results go to. Raises ImageError for a
+    hidden files are not, nor are the folders of `leave_out`, such as one that results go to. Raises ImageError for a
     path that does not exist.
     """
     found: list[Path] = []
@@ -39,8 +39,8 @@ def find_images(
     return list(dict.fromkeys(found))
 
 
-def _walk(folder: Path, recursive: bool, leave_out: PathLike | None) -> Iterator[Path]:
-    visited = set() if leave_out is None else {os.path.realpath(leave_out)}  # a link may lead back up
+def _walk(folder: Path, recursive: bool, leave_out: Iterable[PathLike]) -> Iterator[Path]:
+    visited = set(map(os.path.realpath, leave_out))  # a link may lead back up
     for root, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(root)
         if real in visited:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from pathlib import Path
@@ -52,7 +53,7 @@ def save_image(
         quality: Of a JPEG, or of a WebP that may lose, 1 to 100; others ignore it.
 
     Raises:
-        ImageError: Unknown suffix.
+        ImageError: Unknown suffix, or settings that a JPEG has no room for.
         OSError: The file cannot be written.
     """
     path = Path(path)
@@ -84,23 +85,30 @@ def save_image(
             options["pnginfo"].add_text(METADATA_KEY, text)
         else:
             tags[EXIF_DESCRIPTION] = EXIF_PREFIX + text
-    if file_format == "JPEG":
-        _fit_into_jpeg(tags, path)
+    if file_format == "JPEG" and len(tags.tobytes()) > _LONGEST_EXIF:
+        _fit_into_jpeg(tags, exif)
+        if len(tags.tobytes()) > _LONGEST_EXIF:
+            raise ImageError(f"{path}: the settings are longer than the 64 kB that a JPEG has room for")
     if len(tags):
         options["exif"] = tags
     with replacing(path) as file:
         image.save(file, format=file_format, **options)
 
 
-def _fit_into_jpeg(tags: Image.Exif, path: Path) -> None:
-    """Removes what a JPEG has no room for, with a warning: first the maker's notes, then all but the settings."""
-    left_out = ""
+def _fit_into_jpeg(tags: Image.Exif, exif: bytes) -> None:
+    """Removes of a photograph's EXIF what a JPEG has no room for: the maker's notes, and then all of it."""
+    tags.get_ifd(ExifTags.IFD.Exif).pop(_MAKER_NOTE, None)
+    what = "the maker's notes of a photograph's EXIF"
     if len(tags.tobytes()) > _LONGEST_EXIF:
-        left_out = "the maker's notes of"
-        tags.get_ifd(ExifTags.IFD.Exif).pop(_MAKER_NOTE, None)
-    if len(tags.tobytes()) > _LONGEST_EXIF:
-        left_out = "the photograph's"
-        for tag in [tag for tag in tags if tag != EXIF_DESCRIPTION]:
-            del tags[tag]
-    if left_out:
-        logger.warning("%s: %s EXIF are left out, a JPEG has room for 64 kB", path, left_out)
+        settings = str(tags.get(EXIF_DESCRIPTION, ""))
+        tags.clear()
+        if settings.startswith(EXIF_PREFIX):
+            tags[EXIF_DESCRIPTION] = settings
+        what = "a photograph's EXIF"
+    _warn_once(what, exif)
+
+
+@functools.lru_cache(maxsize=16)
+def _warn_once(what: str, exif: bytes) -> None:
+    """Of each photograph, whose samples are many."""
+    logger.warning("%s are left out: %d bytes, of which a JPEG has room for 64 kB", what, len(exif))

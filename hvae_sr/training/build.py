@@ -3,7 +3,7 @@
 import inspect
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from ..data import DEFAULT_SCALES, Augmentation, ImageCrops, ImageFolder, ImageS
 from ..data.hub import same_files
 from ..models import VDVAE, LRConditioner, LREncoder
 from ..operators import Downsampling
-from .config import TrainingConfig
+from .config import OPTIONS_FILE, TrainingConfig
 from .growth import grow, transfer
 from .objectives import ELBO, ConditionalELBO, Distillation, EnergyScore, Joint, Objective
 
@@ -110,8 +110,15 @@ def build_training_set(config: TrainingConfig, rank: int, num_processes: int) ->
             cache_bytes=int(config.cache_gib * 2**30),
             train_lr_dir=config.train_lr_dir,
             scale_factor=config.scale_factor,
-            leave_out=config.output_dir,
+            leave_out=_outputs(config, config.train_data_dir),
         )
+
+
+def _outputs(config: TrainingConfig, folders: Sequence[str]) -> list[Path]:
+    """What this run and others have left below the folders of photographs: their pictures are none of the images."""
+    roots = {Path(folder).resolve() for folder in folders}
+    others = {found.parent for folder in roots for found in folder.rglob(OPTIONS_FILE)}
+    return [config.output_path, *(others - roots)]
 
 
 def crops_per_update(config: TrainingConfig, num_processes: int, crops: int | None) -> int:
@@ -158,6 +165,7 @@ def build_validation_set(config: TrainingConfig) -> ImageCrops | None:
                 cache_bytes=int(config.cache_gib * 2**30),
                 train_lr_dir=config.validation_lr_dir,
                 scale_factor=config.scale_factor,
+                leave_out=_outputs(config, folders),
             )
     return None
 

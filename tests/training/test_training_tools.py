@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 import train
 from hvae_sr import VDVAE, SuperResolutionPipeline
 from hvae_sr.training import Joint, Trainer, parse_arguments
-from hvae_sr.training.build import build_objective, build_validation_set
+from hvae_sr.training.build import build_objective, build_training_set, build_validation_set
 from hvae_sr.training.checkpoints import list_checkpoints
 from hvae_sr.training.cost import plan
 
@@ -395,6 +395,17 @@ def test_a_dataset_on_the_hub_is_trained_on_by_its_name_whole_and_streamed(optio
     for name in ("whole", "streamed"):
         records = log(tmp_path / name)
         assert [record["step"] for record in records] == [1, 2, 3, 3] and "validation_bits_per_dim" in records[-1]
+
+
+def test_pictures_of_runs_are_none_of_the_images(options, photos, tmp_path):
+    photos = shutil.copytree(photos, tmp_path / "photos")
+    config = parse_arguments(options("vdvae", photos / "out", train_data_dir=photos, validation_data_dir=photos))
+    before = [build_training_set(config, 0, 1).paths, build_validation_set(config).paths]
+    for run in ("out", "another/run"):  # of this run, and of one with its options beside it
+        (photos / run / "images").mkdir(parents=True)
+        Image.new("RGB", (64, 64)).save(photos / run / "images" / "step-0000001-samples.png")
+    (photos / "another" / "run" / "training_config.json").write_text("{}")
+    assert [build_training_set(config, 0, 1).paths, build_validation_set(config).paths] == before
 
 
 def test_given_lr_images_are_trained_on_and_validated_with(options, photos, tmp_path, caplog):
