@@ -303,8 +303,10 @@ def test_a_map_in_strips_gives_what_it_gives_whole(
     vdvae.blocks[-1].prior_head.c1.register_forward_hook(lambda _, args, __: widths.append(args[0].shape[2]))
     monkeypatch.setattr("hvae_sr.models.fast.LARGE", 0)
     monkeypatch.setattr("hvae_sr.models.fast.STRIP", 2**10)
+    vdvae.out_conv.register_forward_pre_hook(lambda _, args: parts.append(args[0].shape[2]))
+    parts: list[int] = []
     torch.testing.assert_close(draw(), whole, rtol=1e-4, atol=1e-5)
-    assert len(widths) > 1
+    assert len(widths) > 1 and len(parts) > 1 and sum(parts) == whole.shape[2]
 
 
 def test_hooks_of_users_are_called_on_the_fast_path(make_pipeline: Any) -> None:

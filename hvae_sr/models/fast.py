@@ -207,7 +207,7 @@ def convolve_scaled(layer: nn.Conv2d, x: Tensor, scaling: nn.Module, gain: Tenso
     bias = (moved if offset is None else offset + moved).to(dtype)[:, None]
     # Row by row, or the rounding of a sample might depend on the batch that it is in.
     planes = [torch.addmm(bias, merged, row.to(dtype).flatten(1)) for row in x]
-    return torch.stack(planes).unflatten(2, x.shape[2:])
+    return (planes[0][None] if len(planes) == 1 else torch.stack(planes)).unflatten(2, x.shape[2:])
 
 
 def _convolve(

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..noise import CounterNoise, NoiseSource, WholeNoise, as_noise_source, uniform_source
 from .distributions import DiscretizedLogisticMixture, half_bin_shift, quantise
-from .fast import convolve_scaled, exact_sums, prepared_weights, stream_dtype
+from .fast import convolve_scaled, exact_sums, prepared_weights, stream_dtype, strips
 from .layers import BottomUp, convolution, parse_blocks, parse_widths, set_channels
 from .loading import StrictLoading, entry_point, per_group
 from .lr_encoder import Condition
@@ -366,6 +366,14 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         c = self.config
         return DiscretizedLogisticMixture(parameters, c.num_mixtures, c.output_bits, location, c.patch_size)
 
+    def _mean(self, stream: Tensor, condition: Condition | None) -> Tensor:
+        """E[x|z], `[B, 3, H, W]`: of a large map strip by strip, as its parameters take many times its memory."""
+        parts = strips(stream)
+        if parts is None:
+            return self.likelihood(stream, condition).mean()
+        x = torch.cat([self.likelihood(part).mean() for part in parts], dim=2)
+        return x if condition is None or condition.location is None else x + condition.location.float()
+
     @entry_point
     def sample(
         self,
@@ -407,14 +415,15 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             # Only models of any size are sampled in windows, which are to agree with the whole.
             with exact_sums(self.device.type) if self.config.bias_type == "channel" else nullcontext():
                 out = self.top_down(batch_size, size, source, condition=condition, record=record, **top_down_arguments)
-                likelihood = self.likelihood(out.stream, condition)
+                if sample_pixels:
+                    likelihood = self.likelihood(out.stream, condition)
+                else:
+                    x = self._mean(out.stream, condition)
         if sample_pixels:
             device = out.stream.device
             shapes = [(batch_size, channels, *size) for channels in (self.config.num_mixtures, 3)]
             draw = uniform_source(source, generator)
             x = likelihood.sample(*(draw(number, shape, device) for number, shape in enumerate(shapes)))
-        else:
-            x = likelihood.mean()
         return VDVAESample(
             # Rows that were shared get memory of their own: callers change samples in place.
             sample=(x + half_bin_shift(self.config.output_bits)).expand(batch_size, -1, -1, -1).contiguous(),
