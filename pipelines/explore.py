@@ -184,7 +184,15 @@ def _mask(mask: Image.Image | np.ndarray | Tensor, size: tuple[int, int], scale:
 
 
 def feather_weights(inside: Tensor, feather: int) -> Tensor:
-    """1 inside, falling to 0 over the `feather` pixels at the edge of the mask: `[H, W]`, float64."""
+    """How much of a change goes through: 1 inside a mask, falling to 0 at its edge.
+
+    Args:
+        inside: booleans `[H, W]`, on the CPU.
+        feather: pixels inside the mask, >= 1, over which the weights grow from 0 to 1.
+
+    Returns:
+        `[H, W]` in [0, 1], float64; 1 everywhere for a mask without an edge.
+    """
     if inside.all():  # without an edge there is nothing to measure distances to
         return torch.ones(inside.shape, dtype=torch.float64)
     return torch.from_numpy(ndimage.distance_transform_edt(inside.numpy()) / feather).clamp(0, 1)

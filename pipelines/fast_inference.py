@@ -22,7 +22,7 @@ class FastInference:
     lr_encoder: LREncoder | LRConditioner
     _execution_device: torch.device
     _inference_dtype: torch.dtype | str | None = None
-    compiled_networks: CompiledNetworks | None = None
+    _compiled_networks: CompiledNetworks | None = None
 
     def enable_fast_inference(self, dtype: torch.dtype | str = "auto") -> None:
         """Computes in `dtype` where the weights are float32; Gaussians, likelihood and projection stay in float32.
@@ -58,18 +58,19 @@ class FastInference:
         Raises:
             ValueError: options that `torch.compile` does not have.
         """
-        self.compiled_networks = CompiledNetworks(self.vdvae, self.lr_encoder, options)
+        self._compiled_networks = CompiledNetworks(self.vdvae, self.lr_encoder, options)
 
     def disable_compilation(self) -> None:
         """Evaluates the networks themselves."""
-        self.compiled_networks = None
+        self._compiled_networks = None
 
-    def graphs(self) -> CompiledNetworks | None:
+    @property
+    def compiled_networks(self) -> CompiledNetworks | None:
         """The compiled networks, made anew where the pipeline has got other networks; None if not enabled."""
-        compiled = self.compiled_networks
+        compiled = self._compiled_networks
         if compiled is not None and (compiled.vdvae is not self.vdvae or compiled.lr_encoder is not self.lr_encoder):
             self.enable_compilation(**compiled.options)
-        return self.compiled_networks
+        return self._compiled_networks
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
         """`DiffusionPipeline.to`; a dtype among the arguments is also what is computed in."""

@@ -44,7 +44,7 @@ class WindowSampler:
         room: Budget | None = None,
     ) -> None:
         self.vdvae, self.lr_encoder, self.scale = pipe.vdvae, pipe.lr_encoder, pipe.operator.scale_factor
-        compiled = pipe.graphs()
+        compiled = pipe.compiled_networks
         self._encode = self.lr_encoder.encode if compiled is None else compiled.encode
         self._draw = self.vdvae.sample if compiled is None else compiled.sample
         self.fixed_side = self.lr_encoder.config.image_size if self.vdvae.config.bias_type == "spatial" else None

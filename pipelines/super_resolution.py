@@ -235,7 +235,8 @@ class SuperResolutionPipeline(FastInference, DiffusionPipeline):
             return_dict: a `SuperResolutionOutput`, or its tuple.
 
         Raises:
-            ValueError: an argument that is out of range or does not fit; the message names it.
+            ValueError: an argument that is out of range or does not fit; the message names it. Or samples with values
+                that are not finite.
         """
         # 1. Check and convert the inputs.
         temperature = self.config.default_temperature if temperature is None else temperature
