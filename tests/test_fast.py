@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from hvae_sr import VDVAE, SuperResolutionPipeline
-from hvae_sr.models.fast import convolve, fast_dtype, prepared_weights
+from hvae_sr.models.fast import add_gated, convolve, fast_dtype, prepared_weights
 from hvae_sr.models.layers import Convolution
 from hvae_sr.noise import CounterNoise
 
@@ -94,6 +94,57 @@ def test_a_fused_convolution_is_the_plain_one(
         expected = convolve(layer, x, then, plus, rows, columns)
     with torch.no_grad():
         torch.testing.assert_close(convolve(layer, x, then, plus, rows, columns), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32,) * 2, (torch.float32, torch.bfloat16), (torch.bfloat16,) * 2])
+@pytest.mark.parametrize("rows", [(1, 1), (3, 1), (1, 3), (3, 3)])
+def test_gated_features_are_added_in_the_stream_s_dtype(
+    dtypes: tuple[torch.dtype, torch.dtype], rows: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hvae_sr.models.fast.STRIP", 2**9)  # several strips, the last a smaller one
+    x, features = (torch.randn(n, 8, 7, 9).to(dtype) for n, dtype in zip(rows, dtypes, strict=True))
+    x, gate = x.contiguous(memory_format=torch.channels_last), torch.randn(1, 8, 1, 1).requires_grad_()
+    given = x.clone()
+    for mode in (torch.no_grad(), torch.enable_grad()):
+        with mode:
+            total = add_gated(x, features, gate)
+        assert total.dtype == x.dtype and total.is_contiguous(memory_format=torch.channels_last)
+        expected = (x.double() + features.double() * gate.to(x.dtype).double()).to(x.dtype)
+        torch.testing.assert_close(total, expected)
+        assert torch.equal(x, given)
+    assert total.requires_grad
+
+
+@over_kinds
+@pytest.mark.parametrize("bias_type", ["channel", "spatial"])
+def test_sums_in_place_change_neither_weights_nor_features_nor_what_hooks_see(
+    make_vdvae: Any, make_lr_network: Any, kind: str, bias_type: str
+) -> None:
+    vdvae, network = make_vdvae(encoder_blocks=None), make_lr_network(kind)
+    if bias_type == "spatial":
+        blocks = {"image_size": 32, "decoder_blocks": "8x2,16m8,32m16"}
+        vdvae = make_vdvae(encoder_blocks=None, bias_type=bias_type, **blocks)
+        lr = {"image_size": 8, "blocks": "8x2", "upsampling_blocks": "16m8", "decoder_blocks": "8x2,16m8,32m16"}
+        network = make_lr_network(kind, **lr, **({"num_conditioned_groups": 2} if kind == "cvdvae" else {}))
+    before = copy.deepcopy([*vdvae.state_dict().values(), *network.state_dict().values()])
+    seen: list[tuple[Tensor, Tensor]] = []
+    with torch.no_grad():
+        condition = network.encode(photo()[None] * 2 - 1)
+        features = copy.deepcopy(condition.features)
+
+        def draw() -> Tensor:
+            return vdvae.sample(2, (32, 32), noise=CounterNoise([0, 1]), condition=condition).sample
+
+        first = draw()
+        assert torch.equal(draw(), first)
+        for block in vdvae.blocks:
+            block.register_forward_pre_hook(lambda _, args: seen.append((args[0], args[0].clone())))
+            block.register_forward_hook(lambda _, __, out: seen.append((out[0], out[0].clone())))
+        torch.testing.assert_close(draw(), first)
+    assert all(torch.equal(x, kept) for x, kept in seen) and len(seen) == 2 * len(vdvae.blocks)
+    assert all(torch.equal(features[key], condition.features[key]) for key in features)
+    after = [*vdvae.state_dict().values(), *network.state_dict().values()]
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
 
 
 # What is computed once.

@@ -162,7 +162,15 @@ def convolve(
     return _convolve(layer, weights, x, then, plus, overwrite)
 
 
-def convolve_both(first: nn.Conv2d, x: Tensor, second: nn.Conv2d, z: Tensor, plus: Tensor, rows: Span) -> Tensor:
+def convolve_both(
+    first: nn.Conv2d,
+    x: Tensor,
+    second: nn.Conv2d,
+    z: Tensor,
+    plus: Tensor,
+    rows: Span,
+    overwrite: bool = False,
+) -> Tensor:
     """first(x) + second(z) + plus, with the output channels `rows` of the first layer.
 
     On a CPU, without gradients, a single convolution of both inputs, which reads and writes the sum once.
@@ -171,9 +179,10 @@ def convolve_both(first: nn.Conv2d, x: Tensor, second: nn.Conv2d, z: Tensor, plu
         first, second: 1x1 convolutions.
         x, z: `[B or 1, C, H, W]`, `[B or 1, C', H, W]`.
         plus: `[B or 1, C'', H, W]`.
+        overwrite: whether the result may be written over `plus`.
     """
     dtype = stream_dtype(x)
-    if not (_fusible(x, dtype) and _bare(first) and _bare(second)):
+    if not (_fusible(x, dtype) and bare(first) and bare(second)):
         return second(z.to(plus.dtype), plus=first(x, rows=rows, plus=plus))
 
     def both() -> Weights:
@@ -183,7 +192,27 @@ def convolve_both(first: nn.Conv2d, x: Tensor, second: nn.Conv2d, z: Tensor, plu
     batch = max(len(x), len(z))
     joined = torch.cat((x.to(dtype).expand(batch, -1, -1, -1), z.to(dtype).expand(batch, -1, -1, -1)), dim=1)
     weights = _prepare((first, second), (first, second, dtype, rows), joined, dtype, both)
-    return _convolve(first, weights, joined, None, plus)
+    return _convolve(first, weights, joined, None, plus, overwrite)
+
+
+def add_gated(x: Tensor, features: Tensor, gate: Tensor) -> Tensor:
+    """x + features * gate in the dtype of x, without a map of the products where gradients are not needed.
+
+    Args:
+        x: `[B, C, H, W]`.
+        features: `[B or 1, C, H, W]`, of another dtype too.
+        gate: `[1, C, 1, 1]`.
+    """
+    gate = gate.to(x.dtype)
+    if x.shape != features.shape or len(x) > 1 or features.dtype == x.dtype or not _fusible(x, x.dtype):
+        return torch.addcmul(x, features.to(x), gate)
+    # Strip by strip, as a copy of the features in the other dtype stays in the cache then.
+    total = torch.empty_like(x)
+    rows = max(1, STRIP // (x[0, :, 0].numel() * x.element_size()))
+    for start in range(0, x.shape[2], rows):
+        part = (slice(None), slice(None), slice(start, start + rows))
+        torch.addcmul(x[part], features[part].to(x.dtype), gate, out=total[part])
+    return total
 
 
 def convolve_scaled(layer: nn.Conv2d, x: Tensor, scaling: nn.Module, gain: Tensor, shift: Tensor) -> Tensor:
@@ -199,7 +228,7 @@ def convolve_scaled(layer: nn.Conv2d, x: Tensor, scaling: nn.Module, gain: Tenso
         gain, shift: its parameters, `[1, C, 1, 1]`.
     """
     dtype = stream_dtype(x)
-    if not (_fusible(x, dtype) and _bare(layer) and _bare(scaling)):
+    if not (_fusible(x, dtype) and bare(layer) and bare(scaling)):
         return layer(scaling(x))
     weight, offset = _cut(layer, None, None, True)
     moved = (weight * shift).sum(dim=(1, 2, 3))
@@ -247,7 +276,7 @@ def _fusible(x: Tensor, dtype: torch.dtype) -> bool:
     return bool((dtype == torch.float32 or native) and torch.backends.mkldnn.enabled)  # type: ignore[attr-defined]
 
 
-def _bare(module: nn.Module) -> bool:
+def bare(module: nn.Module) -> bool:
     """Whether no hook waits for the module to be called: a user's, or one that moves its weights in and out."""
     return not (module._forward_hooks or module._forward_pre_hooks or _is_moved(module))
 

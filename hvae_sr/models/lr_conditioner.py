@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..operators import Downsampling
 from .distributions import DiagonalGaussian
+from .fast import add_gated
 from .layers import convolution, parse_widths
 from .loading import StrictLoading, entry_point
 from .lr_encoder import Condition, LRNetwork
@@ -20,14 +21,14 @@ CONDITIONINGS = ("trivial", "lr_encoder", "posterior", "final")
 
 
 class Gate(nn.Module):
-    """x * gate for each channel (thesis, section 5.7.2; after ReZero)."""
+    """x + features * gate, a gate for each channel (thesis, section 5.7.2; after ReZero)."""
 
     def __init__(self, channels: int, initial: float) -> None:
         super().__init__()
         self.gate = nn.Parameter(torch.full((1, channels, 1, 1), initial))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gate.to(x.dtype)
+    def forward(self, x: Tensor, features: Tensor) -> Tensor:
+        return add_gated(x, features, self.gate)
 
 
 class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
@@ -174,7 +175,7 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         """x + gate_l * features of y at the group's resolution, where there are any ("final")."""
         if str(group) not in self.gates:
             return x
-        return x + self.gates[str(group)](features[self.resolutions[group]]).to(x)
+        return self.gates[str(group)](x, features[self.resolutions[group]]).to(x.device)
 
     def add_to_activation(self, features: dict[int, Tensor], group: int, activation: Tensor) -> Tensor:
         """The activation of x plus the features of y at the group's resolution, where there are any ("posterior")."""

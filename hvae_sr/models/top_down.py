@@ -28,6 +28,7 @@ class GroupInputs(NamedTuple):
         temperature: factor of the prior's standard deviation.
         lr_temperature: factor of q_psi's standard deviation.
         record: whether every distribution is computed, or only the one that z is drawn from.
+        overwrite: whether the stream's memory may be written over.
     """
 
     activation: Tensor | None = None
@@ -39,6 +40,7 @@ class GroupInputs(NamedTuple):
     temperature: float = 1.0
     lr_temperature: float = 1.0
     record: bool = True
+    overwrite: bool = False
 
 
 class GroupStatistics(NamedTuple):
@@ -118,7 +120,9 @@ class PriorHead(Bottleneck):
         )
         return prior, h
 
-    def add_residual(self, x: Tensor, features: Tensor, z_projection: Convolution, z: Tensor) -> Tensor:
+    def add_residual(
+        self, x: Tensor, features: Tensor, z_projection: Convolution, z: Tensor, overwrite: bool = False
+    ) -> Tensor:
         """The stream plus the head's residual plus the projected z, `[B, width, h, w]`.
 
         Args:
@@ -126,11 +130,13 @@ class PriorHead(Bottleneck):
             features: what `forward` returned.
             z_projection: from z to the stream.
             z: `[B or 1, C, h, w]`.
+            overwrite: whether the result may be written over x.
         """
         if torch.is_grad_enabled():
             x = x + features
             return z_projection(z.to(x.dtype), plus=x)
-        return convolve_both(self.c4, features, z_projection, z, x, rows=(self.c4.out_channels - x.shape[1], None))
+        rows = (self.c4.out_channels - x.shape[1], None)
+        return convolve_both(self.c4, features, z_projection, z, x, rows, overwrite)
 
 
 class TopDownBlock(nn.Module):
@@ -201,9 +207,9 @@ class TopDownBlock(nn.Module):
             raise ValueError("this VDVAE was made without an encoder (`encoder_blocks=None`): it has no q(z|x)")
         return DiagonalGaussian.from_parameters(self.posterior_head(torch.cat((x, activation), dim=1)))
 
-    def merge(self, x: Tensor, features: Tensor, z: Tensor) -> Tensor:
+    def merge(self, x: Tensor, features: Tensor, z: Tensor, overwrite: bool = False) -> Tensor:
         """The stream after the group: the prior head's residual and the projected z are added, then a block."""
-        return self.resnet(self.prior_head.add_residual(x, features, self.z_projection, z), overwrite=True)
+        return self.resnet(self.prior_head.add_residual(x, features, self.z_projection, z, overwrite), overwrite=True)
 
     def forward(self, x: Tensor, inputs: GroupInputs) -> tuple[Tensor, GroupStatistics]:
         """The whole group, in one call so that hooks, sharding and checkpointing can treat it as a unit.
@@ -231,7 +237,7 @@ class TopDownBlock(nn.Module):
         else:
             assert prior is not None
             z = _draw(prior, inputs.noise, inputs.temperature)
-        return self.merge(x, features, z), GroupStatistics(z, prior, posterior, lr_posterior)  # type: ignore[arg-type]
+        return self.merge(x, features, z, inputs.overwrite), GroupStatistics(z, prior, posterior, lr_posterior)  # type: ignore[arg-type]
 
 
 def _draw(distribution: DiagonalGaussian, noise: Tensor | None, temperature: float) -> Tensor:

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..noise import CounterNoise, NoiseSource, WholeNoise, as_noise_source, uniform_source
 from .distributions import DiscretizedLogisticMixture, half_bin_shift, quantise
-from .fast import convolve_scaled, exact_sums, prepared_weights, stream_dtype, strips
+from .fast import bare, convolve_scaled, exact_sums, prepared_weights, stream_dtype, strips
 from .layers import BottomUp, convolution, parse_blocks, parse_widths, set_channels
 from .loading import StrictLoading, entry_point, per_group
 from .lr_encoder import Condition
@@ -285,10 +285,9 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         x = torch.empty(0)
         for index, block in enumerate(self.blocks[:num_groups]):
             assert isinstance(block, TopDownBlock)
-            x = self._start(block, streams, rows, size)
+            start = self._start(block, streams, rows, size)
             conditioned = condition if index < conditioned_groups else None
-            if conditioned is not None:
-                x = conditioned.add_to_stream(index, x)
+            x = start if conditioned is None else conditioned.add_to_stream(index, start)
             activation = activations[block.resolution] if activations is not None else None
             if conditioned is not None and activation is not None:
                 activation = conditioned.add_to_activation(index, activation)
@@ -308,6 +307,8 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
                 temperature=temperatures[index],
                 lr_temperature=lr_temperatures[index],
                 record=record == "distributions",
+                # Only what was made for this group: a bias is a parameter, and hooks may keep what a block has seen.
+                overwrite=(x is not start or block.mixin is not None) and bare(block),
             )
             shape = self.latent_shape(index, batch_size, size)
             if index < len(given) and given[index] is not None:
