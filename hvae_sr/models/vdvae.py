@@ -279,6 +279,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         if condition is not None:
             condition.check_batch_size(batch_size)
         rows = 1 if activations is None else batch_size
+        unobserved = all(bare(block) for block in self.blocks)
 
         streams: dict[int, Tensor] = {}
         groups: list[GroupStatistics] = []
@@ -307,8 +308,8 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
                 temperature=temperatures[index],
                 lr_temperature=lr_temperatures[index],
                 record=record == "distributions",
-                # Only what was made for this group: a bias is a parameter, and hooks may keep what a block has seen.
-                overwrite=(x is not start or block.mixin is not None) and bare(block),
+                # A bias is a view of the parameter; all else is made here, and nobody but a hook can have kept it.
+                overwrite=(x is not start or block.mixin is not None or block.resolution in streams) and unobserved,
             )
             shape = self.latent_shape(index, batch_size, size)
             if index < len(given) and given[index] is not None:
