@@ -158,9 +158,10 @@ class DiscretizedLogisticMixture:
         # The pixels of a patch stay apart until there is one number for each colour: [B, 10 K, s^2 H / s, W / s].
         rows = x.shape[0]
         x = x.reshape(rows, 10 * k, s * s * x.shape[2], x.shape[3])
-        pi = torch.softmax(x[:, :k], dim=1)
-        red, green, blue = (x[:, k * first : k * (first + 1)] for first in (1, 4, 7))
-        a, b, c = (torch.tanh(x[:, k * first : k * (first + 1)]) for first in (3, 6, 9))
+        logits, *per_colour = x.split(k, dim=1)  # one `cat` backwards, slices are sums of maps that are mostly zero
+        pi = torch.softmax(logits, dim=1)
+        red, green, blue = per_colour[::3]
+        a, b, c = (torch.tanh(coefficient) for coefficient in per_colour[2::3])
         green = green + a * red
         blue = blue + b * red + c * green
         mean = torch.stack([(pi * colour).sum(dim=1) for colour in (red, green, blue)], dim=1)

@@ -71,9 +71,10 @@ def parse_widths(width: int, custom_widths: str | None) -> dict[int, int]:
 
 def set_channels(x: Tensor, channels: int) -> Tensor:
     """Pads with zeros, or truncates, to `channels`: VD-VAE's change of width between resolutions."""
-    if x.shape[1] < channels:
-        return F.pad(x, (0, 0, 0, 0, 0, channels - x.shape[1]))
-    return x[:, :channels]
+    if x.shape[1] == channels:
+        return x
+    # Not a slice, whose gradient would have its planes apart in memory, and with it all that it is added to.
+    return F.pad(x, (0, 0, 0, 0, 0, channels - x.shape[1]))
 
 
 class Convolution(nn.Conv2d):

@@ -5,6 +5,7 @@
 by `VDVAE.top_down` through the same small interface, `Condition`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -84,11 +85,18 @@ class Condition:
 
     def select(self, index: Tensor) -> "Condition":
         """The condition of the batch rows `index` (int64, may repeat): many samples share one bottom-up pass."""
+        return self._with_rows(lambda x: x[index])
+
+    def repeat(self, times: int) -> "Condition":
+        """The condition of the whole batch `times` over, whose gradients keep their channels last in memory."""
+        return self if times == 1 else self._with_rows(lambda x: torch.cat([x] * times))
+
+    def _with_rows(self, choose: Callable[[Tensor], Tensor]) -> "Condition":
         return replace(
             self,
-            features={resolution: x[index] for resolution, x in self.features.items()},
-            shares={group: x[index] for group, x in self.shares.items()},
-            location=None if self.location is None else self.location[index],
+            features={resolution: choose(x) for resolution, x in self.features.items()},
+            shares={group: choose(x) for group, x in self.shares.items()},
+            location=None if self.location is None else choose(self.location),
         )
 
 

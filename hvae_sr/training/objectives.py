@@ -271,8 +271,7 @@ class EnergyScore(Objective):
         n = self.num_samples
         condition = condition or self.lr_network.encode(y)  # type: ignore[union-attr]
         noise = CounterNoise([seed + j * _SAMPLE_STRIDE for j in range(n) for seed in seeds])
-        rows = condition.select(torch.arange(len(y), device=y.device).repeat(n))
-        drawn = self._draw(size, noise, rows, float(n > 1))
+        drawn = self._draw(size, noise, condition.repeat(n), float(n > 1))
         with torch.autocast(y.device.type, enabled=False):
             return self.operator.project(drawn, y.repeat(n, 1, 1, 1)).chunk(n)  # type: ignore[union-attr]
 
