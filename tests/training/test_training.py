@@ -261,7 +261,9 @@ def test_two_processes_train_like_one(stage, accumulation, options, photos, tmp_
     for expected, found in zip(log(one), log(two), strict=True):
         assert found.keys() == expected.keys()
         for name in expected:  # also the figures of every group
-            assert found[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-8), name
+            # LR-PSNR is that of 8-bit images, of which the last digit of a float may turn a pixel.
+            rel = 1e-4 if "lr_psnr" in name else 1e-5
+            assert found[name] == pytest.approx(expected[name], rel=rel, abs=1e-8), name
     if stage == "vdvae":
         on_processes(options(stage, resumed, **common, train_batch_size=2, resume_from_checkpoint=two / "checkpoint-4"))
         assert log(resumed) == log(two)[5:]
