@@ -7,6 +7,7 @@ Three kinds are known by their keys: VD-VAE (openai/vdvae), CVDVAE (`encoder_y`,
 import importlib.resources
 import json
 import logging
+import math
 import os
 import pickle
 import re
@@ -14,6 +15,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +119,12 @@ def load_checkpoint(path: StrPath) -> dict[str, Tensor]:
     for part in parts:
         averaged = {key.removeprefix("ema_"): state[key] for key in state if key.startswith(f"ema_{part}")}
         state = {k: v for k, v in state.items() if not k.startswith((part, f"ema_{part}"))} | averaged
-    broken = [key for key, value in state.items() if not torch.isfinite(value).all()]
+    # A view that shows one number many times takes little of a file and, once looked at, any amount of memory.
+    views = [key for key, v in state.items() if v.numel() * v.element_size() > v.untyped_storage().nbytes()]
+    if views:
+        raise ConversionError(f"{where} has tensors larger than what they hold: {', '.join(views[:LISTED_KEYS])}")
+    # In float32, which they are converted to: a float64 may be beyond its range.
+    broken = [key for key, value in state.items() if not torch.isfinite(value.float()).all()]
     if broken:
         raise ConversionError(f"{where} has values that are not finite in {', '.join(broken[:LISTED_KEYS])}")
     return state
@@ -153,6 +160,9 @@ def config_from_hparams(hparams: Mapping[str, Any]) -> dict[str, Any]:
             raise ConversionError(f"`hparams` lacks shift and scale; none is known for dataset {dataset!r}")
         known = _read_json(PRESETS[dataset.replace("_", "")], "config.json")
         h |= {"shift": known["input_shift"], "scale": known["input_scale"]}
+    for key in ("shift", "scale"):
+        if not isinstance(h[key], Real) or not math.isfinite(h[key]) or (key == "scale" and not h[key]):
+            raise ConversionError(f"`hparams`: {key} must be a finite number, scale not 0; got {h[key]!r}")
     shift, scale = _on_255(float(h["shift"]), float(h["scale"]))
     return {
         **{key: h[key] for key in ("image_size", "width")},

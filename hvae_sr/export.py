@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .files import remove_abandoned, replacing
+from .images import LUMA
 from .noise import CounterNoise
 
 if TYPE_CHECKING:
@@ -68,14 +69,17 @@ class Sampler(nn.Module):
             noise: standard normals, `[B, C, h_l, w_l]` for each group.
 
         Returns:
-            `[B, 3, H, W]` in [0, 1], not rounded.
+            `[B, 3, H, W]` in [0, 1], not rounded; of a y without colours, without colours.
         """
         condition = self.lr_encoder.encode(image * 2 - 1)
         scaled = [draw * temperature for draw in noise]  # tau scales the standard deviation: as well the noise
         out = self.vdvae.sample(
             noise[0].shape[0], self.size, noise=scaled, condition=condition, temperature=1.0, return_latents=False
         )
-        return self.operator.project((out.sample + 1) / 2, image).clamp(0, 1)
+        x = (out.sample + 1) / 2
+        luminance = sum(weight * x[:, channel : channel + 1] for channel, weight in enumerate(LUMA))
+        x = torch.where((image == image[:, :1]).all(), luminance, x)  # as the pipeline does
+        return self.operator.project(x, image).clamp(0, 1)
 
 
 def example_inputs(sampler: Sampler, batch_size: int = 2) -> tuple[Tensor, Tensor, list[Tensor]]:

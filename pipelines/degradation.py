@@ -19,6 +19,7 @@ import torch
 from scipy import fft
 from torch import Tensor
 
+from hvae_sr.images import LUMA
 from hvae_sr.operators import Downsampling
 
 MAX_NOISE = 2.5
@@ -31,7 +32,6 @@ MIN_SIDE = 32
 """Pixels; smaller images say too little."""
 
 _CROP = 512  # pixels a side that are looked at
-_LUMA = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
 _HALVING = Downsampling(2)
 
 
@@ -80,7 +80,7 @@ def inspect(y: Tensor) -> InputStatistics | None:
         return None
     top, left = (max(side - _CROP, 0) // 2 for side in (height, width))
     levels = y[:, top : top + _CROP, left : left + _CROP].detach().cpu().double() * 255
-    luma = torch.einsum("c,chw->hw", _LUMA, levels).numpy()
+    luma = torch.einsum("c,chw->hw", torch.tensor(LUMA, dtype=torch.float64), levels).numpy()
     if luma.std() < 1:
         return None
     return InputStatistics(_noise(levels), _missing(luma), _sharpness(luma))

@@ -78,6 +78,16 @@ class FastInference:
             self.disable_fast_inference()
         return super().to(*args, **kwargs)  # type: ignore[misc]  # of the pipeline
 
+    @classmethod
+    def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
+        """`DiffusionPipeline.from_pipe`; the new pipeline computes in what `pipeline` does, unless a dtype is given."""
+        new = super().from_pipe(pipeline, **kwargs)  # type: ignore[misc]  # casts the weights, and so calls `to`
+        if all(kwargs.get(name) is None for name in ("dtype", "torch_dtype")):
+            own = "auto" if new.config.fast_inference else None
+            inherits = isinstance(pipeline, FastInference) and "fast_inference" not in kwargs
+            new._inference_dtype = pipeline._inference_dtype if inherits else own
+        return new
+
     @property
     def inference_dtype(self) -> torch.dtype:
         """The dtype that the networks compute in."""

@@ -13,12 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hvae_sr.images import Photo, row_strips
+from hvae_sr.images import LUMA, Photo, row_strips
 from hvae_sr.operators import Downsampling
 
 from .output import RunningMoments, Sample, convert
-
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 class Finisher:
@@ -97,7 +95,7 @@ class Finisher:
         if self.grey:
             for strip in row_strips(height, width):
                 rows = x[:, strip]
-                rows[:] = sum(weight * channel for weight, channel in zip(_LUMA, rows, strict=True))
+                rows[:] = sum(weight * channel for weight, channel in zip(LUMA, rows, strict=True))
         return x
 
     def lr_psnr_of(self, x: Tensor) -> float:

@@ -15,6 +15,7 @@ from hvae_sr.hub import resolve
 from hvae_sr.images import ImageInput, Photo, prepare_photos
 from hvae_sr.models import VDVAE, LRConditioner, LREncoder
 from hvae_sr.models.loading import without_warning
+from hvae_sr.models.top_down import group_temperatures
 from hvae_sr.operators import Downsampling
 
 from .fast_inference import FastInference
@@ -72,15 +73,18 @@ class SuperResolutionPipeline(FastInference, DiffusionPipeline):
         fast_inference: bool = False,
     ) -> None:
         super().__init__()
+        if not isinstance(fast_inference, bool):
+            raise ValueError(f"`fast_inference` must be True or False, got {fast_inference!r}")
+        group_temperatures(default_temperature, vdvae.num_groups, "default_temperature")
+        self.operator = Downsampling(scale_factor, downsampling_kernel)
         self.register_modules(vdvae=vdvae, lr_encoder=lr_encoder)
         self.register_to_config(
             scale_factor=scale_factor,
-            downsampling_kernel=downsampling_kernel,
+            downsampling_kernel=self.operator.kernel,
             default_temperature=default_temperature,
             input_description=input_description,
             fast_inference=fast_inference,
         )
-        self.operator = Downsampling(scale_factor, downsampling_kernel)
         if fast_inference:
             self.enable_fast_inference()
         lr_encoder.check_fit(vdvae.config, self.operator)
@@ -103,7 +107,8 @@ class SuperResolutionPipeline(FastInference, DiffusionPipeline):
             pretrained_model_name_or_path: name, folder or Hub id.
             dtype: of the weights, as everywhere in diffusers. With None or "auto" the pipeline computes as its
                 configuration says, the bundled ones fast (see `enable_fast_inference`); `torch.float32` also computes
-                in float32.
+                in float32. `torch.bfloat16` halves the memory of the weights, and leaves streams and heads in
+                bfloat16 too, which is less exact than the default.
             load_encoder: whether the VDVAE's encoder of HR images is loaded, which sampling has no use for (about 40%
                 of the weights).
             **kwargs: others of `DiffusionPipeline.from_pretrained`.

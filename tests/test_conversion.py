@@ -328,6 +328,9 @@ def test_a_missing_checkpoint_is_a_value_error(tmp_path: Path) -> None:
         {"image_size": "8"},
         {"image_size": 0},
         {"shift": "far"},
+        {"shift": float("nan")},
+        {"scale": float("inf")},
+        {"scale": 0},
         {"custom_width_str": "4:wide"},
         {"width": float("inf")},
         {"input_normalisation": 3},
@@ -488,8 +491,10 @@ def test_weights_of_any_floating_point_type_become_float32(
         (torch.zeros(1, 8, 1, 1).to_sparse(), "sparse"),
         (torch.full((1, 8, 1, 1), torch.nan), "not finite in decoder.gain"),
         (torch.full((1, 8, 1, 1), torch.inf), "not finite in decoder.gain"),
+        (torch.full((1, 8, 1, 1), 1e300, dtype=torch.float64), "not finite in decoder.gain"),
+        (torch.zeros(1).expand(10**6, 10**6), "larger than what they hold: decoder.gain"),
     ],
-    ids=["complex", "integers", "sparse", "nan", "infinite"],
+    ids=["complex", "integers", "sparse", "nan", "infinite", "beyond float32", "a view"],
 )
 def test_tensors_that_are_no_weights_are_refused_by_name(
     vdvae_state: dict[str, Tensor], value: Tensor, message: str, tmp_path: Path

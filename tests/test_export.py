@@ -26,6 +26,10 @@ def test_the_graph_gives_the_pipeline_s_samples_for_any_number_of_them(make_pipe
         expected = pipe(image[0], temperature=0.8, num_samples=count, seed=0, output_type="pt").images
         for images in (sampler(image, temperature, noise), program(image, temperature, noise)):
             torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
+    grey = image[:, :1].expand_as(image)
+    expected = pipe(grey[0], temperature=0.8, num_samples=3, seed=0, output_type="pt").images
+    assert (expected.std(dim=1).max(), program(grey, temperature, noise).std(dim=1).max()) <= (1e-6, 1e-6)
+    torch.testing.assert_close(program(grey, temperature, noise), expected, rtol=0, atol=1e-5)
     cold = program(image, torch.tensor(0.0), noise)
     expected = pipe(image[0], temperature=0.0, num_samples=3, seed=0, output_type="pt").images
     torch.testing.assert_close(cold, expected, rtol=0, atol=1e-5)

@@ -15,8 +15,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from hvae_sr import VDVAE, SuperResolutionPipeline
-from hvae_sr.models.fast import add_gated, convolve, fast_dtype, prepared_weights
-from hvae_sr.models.layers import Convolution
+from hvae_sr.models.fast import Convolution, add_gated, convolve, fast_dtype, prepared_weights
 from hvae_sr.noise import CounterNoise
 
 over_kinds = pytest.mark.parametrize("kind", ["cvdvae", "vdvae-sr"])
@@ -137,11 +136,19 @@ def test_sums_in_place_change_neither_weights_nor_features_nor_what_hooks_see(
 
         first = draw()
         assert torch.equal(draw(), first)
-        for block in vdvae.blocks:
-            block.register_forward_pre_hook(lambda _, args: seen.append((args[0], args[0].clone())))
-            block.register_forward_hook(lambda _, __, out: seen.append((out[0], out[0].clone())))
+
+        def keep(values: Any) -> None:
+            for value in values if isinstance(values, tuple) else (values,):
+                if isinstance(value, Tensor):
+                    seen.append((value, value.clone()))
+                elif isinstance(value, tuple):
+                    keep(value)
+
+        for module in (*vdvae.modules(), *network.modules()):
+            module.register_forward_pre_hook(lambda _, args: keep(args))
+            module.register_forward_hook(lambda _, __, out: keep(out))
         torch.testing.assert_close(draw(), first)
-    assert all(torch.equal(x, kept) for x, kept in seen) and len(seen) == 2 * len(vdvae.blocks)
+    assert all(torch.equal(x, kept) for x, kept in seen) and len(seen) > 20 * len(vdvae.blocks)
     assert all(torch.equal(features[key], condition.features[key]) for key in features)
     after = [*vdvae.state_dict().values(), *network.state_dict().values()]
     assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
@@ -154,15 +161,22 @@ def count(module: torch.nn.Module, rows: list[int]) -> None:
     module.register_forward_hook(lambda _, __, out: rows.append(len(out)))
 
 
-def test_features_and_their_share_of_the_heads_are_computed_once_for_all_samples(make_pipeline: Any) -> None:
+def test_features_and_their_share_of_the_heads_are_computed_once_for_all_samples(
+    make_pipeline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipe = make_pipeline()
     stems: list[int] = []
     halves: list[Any] = []
     count(pipe.lr_encoder.network.bottom_up.in_conv, stems)
-    head = pipe.lr_encoder.heads[1]
-    head.c1.register_forward_hook(
-        lambda _, args, kwargs, out: halves.append((kwargs["columns"], len(out))), with_kwargs=True
-    )
+    own, plain = pipe.lr_encoder.heads[1].c1, Convolution.forward
+
+    def forward(self: Convolution, x: Tensor, **options: Any) -> Tensor:
+        out = plain(self, x, **options)
+        if self is own:
+            halves.append((options["columns"], len(out)))
+        return out
+
+    monkeypatch.setattr(Convolution, "forward", forward)  # a hook would have the head computed at once
     pipe(photo(), num_samples=6, batch_size=2, seed=0)
     assert stems == [1]
     width = pipe.vdvae.config.width
@@ -371,6 +385,56 @@ def test_hooks_of_users_are_called_on_the_fast_path(make_pipeline: Any) -> None:
     assert {"affine", "out_conv", "blocks.0.z_projection", "blocks.0.prior_head.c4"} <= called
 
 
+class Doubled(torch.nn.Module):
+    """What fine-tuning puts in the place of a convolution: the convolution, and more."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.base_layer = layer
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base_layer.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 1 + 2 * self.base_layer(x)
+
+
+@over_kinds
+@pytest.mark.parametrize("by_hook", [False, True], ids=["layers", "hooks"])
+def test_layers_and_hooks_that_change_results_do_so_with_and_without_gradients(
+    make_vdvae: Any, make_lr_network: Any, kind: str, by_hook: bool
+) -> None:
+    def draw() -> Tensor:
+        condition = network.encode(photo()[None] * 2 - 1)
+        return vdvae.sample(2, (32, 32), noise=CounterNoise([0, 1]), condition=condition).sample
+
+    vdvae, network = make_vdvae(encoder_blocks=None), make_lr_network(kind)
+    plain = draw().detach()
+    names = [
+        (model, name)
+        for model in (vdvae, network)
+        for name, module in model.named_modules()
+        if isinstance(module, Convolution) and (".0." in name or ".1." in name or "." not in name)
+    ]
+    assert len(names) > 12
+    for model, name in names:
+        parent, _, last = name.rpartition(".")
+        layer = model.get_submodule(name)
+        if by_hook:
+            handle = layer.register_forward_hook(lambda _, __, out: 1 + 2 * out)
+        else:
+            setattr(model.get_submodule(parent), last, Doubled(layer))
+        with torch.no_grad():
+            fast = draw()
+        torch.testing.assert_close(fast, draw().detach(), rtol=1e-4, atol=1e-4)
+        assert (fast - plain).abs().max() > 1e-5, name
+        if by_hook:
+            handle.remove()
+        else:
+            setattr(model.get_submodule(parent), last, layer)
+
+
 # Without the encoder.
 
 
@@ -429,7 +493,7 @@ def test_weights_that_are_moved_in_and_out_give_the_same_samples(make_pipeline: 
         accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
     assert {parameter.device.type for parameter in pipe.vdvae.blocks.parameters()} == {"meta"}
     out = pipe(photo(), num_samples=2, seed=0, output_type="pt").images
-    assert psnr(out, expected) >= (45 if dtype == "auto" else 100)
+    assert psnr(out, expected) >= 90  # in bfloat16 too: streams and heads are in float32 all the same
 
 
 @over_kinds

@@ -606,8 +606,11 @@ def test_block_notation_is_vd_vae_s() -> None:
         ({"encoder_blocks": "16x1,16d2,8x1"}, "`encoder_blocks` .* reach every resolution"),
         ({"decoder_blocks": "3x1,16m3", "encoder_blocks": None}, "`decoder_blocks`: 3 must divide 16"),
         ({"activation": "relu"}, "`activation` must be one of gelu, silu; got 'relu'"),
-        ({"num_mixtures": 0}, "`num_mixtures` must be at least 1"),
+        ({"num_mixtures": 0}, "`num_mixtures` must be an integer of at least 1, got 0"),
+        ({"image_size": 16.0}, "`image_size` must be an integer of at least 1, got 16.0"),
         ({"width": 0}, "`width`"),
+        ({"width": 10**6}, "`width` and `custom_widths` must be between 1 and 65536, got 1000000"),
+        ({"decoder_blocks": "1x100000000,16m1"}, "`decoder_blocks`: '1x100000000' makes more than 10000 blocks"),
         ({"bottleneck_multiple": 0.01}, "`bottleneck_multiple`"),
     ],
 )

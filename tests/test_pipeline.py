@@ -442,6 +442,46 @@ def test_components_may_have_dtypes_of_their_own_and_be_passed_in(make_pipeline:
     assert other.config.scale_factor == 4
 
 
+def test_a_pipeline_from_another_computes_as_it_does(make_pipeline: MakePipeline) -> None:
+    pipe = make_pipeline()
+    assert SuperResolutionPipeline.from_pipe(pipe).inference_dtype == torch.float32
+    pipe.enable_fast_inference(torch.bfloat16)
+    assert SuperResolutionPipeline.from_pipe(pipe).inference_dtype == torch.bfloat16
+    assert SuperResolutionPipeline.from_pipe(pipe, torch_dtype=torch.float32).inference_dtype == torch.float32
+    other = SuperResolutionPipeline.from_pipe(pipe, fast_inference=False)
+    assert other.inference_dtype == torch.float32 and pipe.inference_dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["cvdvae", "vdvae-sr"])
+def test_pixels_are_drawn_for_every_sample_where_the_latents_are_the_same(
+    make_pipeline: MakePipeline, kind: str
+) -> None:
+    pipe = make_pipeline(kind)
+    y = torch.rand(3, 5, 6, generator=torch.Generator().manual_seed(0))
+    options = {"sample_pixels": True, "seed": 0, "output_type": "pt"}
+    together = pipe(y, temperature=0, num_samples=3, **options).images
+    assert not torch.equal(together[0], together[1])
+    torch.testing.assert_close(pipe(y, temperature=0, num_samples=3, batch_size=1, **options).images, together)
+    latents = pipe(y, seed=0, output_type="latent").latents
+    assert len(pipe(y, latents=latents, num_samples=2, **options).images) == 2
+
+
+def test_a_kernel_of_numbers_is_saved_and_loaded(make_vdvae: Any, make_lr_network: Any, tmp_path: Path) -> None:
+    kernel = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+    network = make_lr_network("vdvae-sr", likelihood_location="projection", downsampling_kernel=kernel)
+    pipe = SuperResolutionPipeline(make_vdvae(), network, downsampling_kernel=kernel)
+    pipe.save_pretrained(tmp_path)
+    loaded = SuperResolutionPipeline.from_pretrained(tmp_path)
+    assert loaded.operator.kernel == pipe.operator.kernel == network.operator.kernel
+
+
+@pytest.mark.parametrize("temperature", [-3, "abc", float("nan"), [0.1, 0.2]], ids=str)
+def test_a_default_temperature_that_cannot_be_is_refused_at_once(make_pipeline: MakePipeline, temperature: Any) -> None:
+    pipe = make_pipeline()
+    with pytest.raises(ValueError, match="`default_temperature`"):
+        SuperResolutionPipeline(pipe.vdvae, pipe.lr_encoder, default_temperature=temperature)
+
+
 def test_an_argument_overrides_the_index(make_pipeline: MakePipeline, tmp_path: Path) -> None:
     make_pipeline().save_pretrained(tmp_path)
     loaded = SuperResolutionPipeline.from_pretrained(tmp_path, default_temperature=0.5)

@@ -4,7 +4,7 @@ Everything that enters the package passes through `load_image` or `read_photo` (
 (arrays, tensors), and leaves through `to_pil` and `save_image`. Inside, an image is float32 [3, H, W] in [0, 1].
 """
 
-from .arrays import prepare_images, prepare_photos, row_strips, to_pil, to_tensor, uncertainty_to_pil
+from .arrays import LUMA, prepare_images, prepare_photos, row_strips, to_pil, to_tensor, uncertainty_to_pil
 from .finding import IMAGE_SUFFIXES, find_images
 from .reading import (
     MAX_PIXELS,
@@ -23,6 +23,7 @@ from .writing import LOSSY_SUFFIXES, METADATA_KEY, SUFFIXES, save_image
 __all__ = [
     "IMAGE_SUFFIXES",
     "LOSSY_SUFFIXES",
+    "LUMA",
     "MAX_PIXELS",
     "METADATA_KEY",
     "SUFFIXES",

@@ -13,6 +13,9 @@ from PIL import Image
 
 from .reading import ImageError, ImageInput, Photo, image_errors, load_image, read_photo
 
+LUMA = (0.299, 0.587, 0.114)
+"""Shares of red, green and blue in the luminance (ITU-R BT.601)."""
+
 _RANGE_TOLERANCE = 1e-3
 _STRIP_PIXELS = 2**18
 # Eleven equally spaced colours of the "magma" map (van der Walt and Smith, CC0).

@@ -125,6 +125,33 @@ def strips(x: Tensor) -> list[Tensor] | None:
     return list(x.split(max(1, STRIP * x.shape[2] // size), dim=2))
 
 
+class Convolution(nn.Conv2d):
+    """A convolution that also does what surrounds it, and may use only some of its channels: see `convolve`."""
+
+    def forward(  # type: ignore[override]  # more optional arguments
+        self,
+        x: Tensor,
+        then: str | None = None,
+        plus: Tensor | None = None,
+        rows: Span = None,
+        columns: Span = None,
+        bias: bool = True,
+        overwrite: bool = False,
+    ) -> Tensor:
+        return convolve(self, x, then, plus, rows, columns, bias, overwrite)
+
+
+def apply(
+    layer: nn.Module, x: Tensor, then: str | None = None, plus: Tensor | None = None, overwrite: bool = False
+) -> Tensor:
+    """then(layer(x)) + plus, also where another layer has taken a `Convolution`'s place, such as LoRA's."""
+    if isinstance(layer, Convolution):
+        return layer(x, then=then, plus=plus, overwrite=overwrite)
+    h = layer(x)
+    h = h if then is None else ACTIVATIONS[then](h)
+    return h if plus is None else plus + h
+
+
 def convolve(
     layer: nn.Conv2d,
     x: Tensor,
@@ -163,9 +190,9 @@ def convolve(
 
 
 def convolve_both(
-    first: nn.Conv2d,
+    first: Convolution,
     x: Tensor,
-    second: nn.Conv2d,
+    second: nn.Module,
     z: Tensor,
     plus: Tensor,
     rows: Span,
@@ -176,14 +203,15 @@ def convolve_both(
     On a CPU, without gradients, a single convolution of both inputs, which reads and writes the sum once.
 
     Args:
-        first, second: 1x1 convolutions.
+        first, second: 1x1 convolutions; the first one `bare`.
         x, z: `[B or 1, C, H, W]`, `[B or 1, C', H, W]`.
         plus: `[B or 1, C'', H, W]`.
         overwrite: whether the result may be written over `plus`.
     """
     dtype = stream_dtype(x)
-    if not (_fusible(x, dtype) and bare(first) and bare(second)):
-        return second(z.to(plus.dtype), plus=first(x, rows=rows, plus=plus))
+    if not (_fusible(x, dtype) and bare(second)):
+        return apply(second, z.to(plus.dtype), plus=first(x, rows=rows, plus=plus))
+    assert isinstance(second, Convolution)
 
     def both() -> Weights:
         (a, b), (c, d) = _cut(first, rows, None, True), _cut(second, None, None, True)
@@ -215,8 +243,20 @@ def add_gated(x: Tensor, features: Tensor, gate: Tensor) -> Tensor:
     return total
 
 
-def convolve_scaled(layer: nn.Conv2d, x: Tensor, scaling: nn.Module, gain: Tensor, shift: Tensor) -> Tensor:
-    """conv(x * gain + shift), one plane for each channel where the device makes that fast.
+class Affine(nn.Module):
+    """x * gain + bias for each channel, before the likelihood's convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(1, channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gain.to(x.dtype) + self.bias.to(x.dtype)
+
+
+def convolve_scaled(layer: nn.Module, x: Tensor, scaling: nn.Module) -> Tensor:
+    """conv(scaling(x)), one plane for each channel where the device makes that fast.
 
     On a CPU and without gradients, gain and shift are in the convolution's weights, and the convolution is a product
     of matrices, which gives the planes that a convolution with its channels last would have to be copied into.
@@ -224,15 +264,15 @@ def convolve_scaled(layer: nn.Conv2d, x: Tensor, scaling: nn.Module, gain: Tenso
     Args:
         layer: a 1x1 convolution.
         x: `[B, C, H, W]`.
-        scaling: computes x * gain + shift, and is called where the two are not merged.
-        gain, shift: its parameters, `[1, C, 1, 1]`.
+        scaling: an `Affine`.
     """
     dtype = stream_dtype(x)
     if not (_fusible(x, dtype) and bare(layer) and bare(scaling)):
         return layer(scaling(x))
+    assert isinstance(layer, Convolution) and isinstance(scaling, Affine)
     weight, offset = _cut(layer, None, None, True)
-    moved = (weight * shift).sum(dim=(1, 2, 3))
-    merged = (weight * gain).to(dtype).flatten(1)
+    moved = (weight * scaling.bias).sum(dim=(1, 2, 3))
+    merged = (weight * scaling.gain).to(dtype).flatten(1)
     bias = (moved if offset is None else offset + moved).to(dtype)[:, None]
     # Row by row, or the rounding of a sample might depend on the batch that it is in.
     planes = [torch.addmm(bias, merged, row.to(dtype).flatten(1)) for row in x]
@@ -277,8 +317,24 @@ def _fusible(x: Tensor, dtype: torch.dtype) -> bool:
 
 
 def bare(module: nn.Module) -> bool:
-    """Whether no hook waits for the module to be called: a user's, or one that moves its weights in and out."""
-    return not (module._forward_hooks or module._forward_pre_hooks or _is_moved(module))
+    """Whether a call of the module does what its class does and no more, so that its weights tell all of it.
+
+    Not where a hook waits for the call: a user's, or one that moves the weights in and out; nor where another layer
+    has taken its place, such as LoRA's.
+    """
+    own = type(module) in (Convolution, Affine) and "forward" not in vars(module)
+    return own and not observed(module) and not _is_moved(module)
+
+
+def observed(module: nn.Module) -> bool:
+    """Whether a hook, the module's own or one of all modules, sees what enters and leaves it, and may keep that."""
+    hooks = torch.nn.modules.module
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or hooks._global_forward_hooks
+        or hooks._global_forward_pre_hooks
+    )
 
 
 def _is_moved(module: nn.Module) -> bool:

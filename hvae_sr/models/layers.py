@@ -8,7 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .fast import ACTIVATIONS, Span, activate, convolve, inside_block, strips
+from .fast import ACTIVATIONS, Convolution, Span, activate, apply, inside_block, strips
+
+MAX_BLOCKS, MAX_WIDTH = 10_000, 2**16
+"""Beyond these a configuration is damaged, or meant to fill the memory."""
 
 
 class BlockSpec(NamedTuple):
@@ -30,7 +33,7 @@ def parse_blocks(blocks: str, argument: str = "blocks") -> list[BlockSpec]:
         argument: the name to use in errors.
 
     Raises:
-        ValueError: an item that does not follow the notation; the message names it.
+        ValueError: an item that does not follow the notation, or more than 10,000 blocks; the message names it.
     """
     specs: list[BlockSpec] = []
     for item in (part.strip() for part in blocks.split(",")):
@@ -46,7 +49,10 @@ def parse_blocks(blocks: str, argument: str = "blocks") -> list[BlockSpec]:
         elif kind == "m":
             specs.append(BlockSpec(numbers[0], mixin=numbers[1]))
         else:
-            specs.extend([BlockSpec(numbers[0])] * (numbers[1] if kind else 1))
+            count = numbers[1] if kind else 1
+            if len(specs) + count > MAX_BLOCKS:
+                raise ValueError(f"`{argument}`: {item!r} makes more than {MAX_BLOCKS} blocks")
+            specs.extend([BlockSpec(numbers[0])] * count)
     return specs
 
 
@@ -54,7 +60,7 @@ def parse_widths(width: int, custom_widths: str | None) -> dict[int, int]:
     """Channels at each resolution: `width`, unless "32:64,16:96" names another.
 
     Raises:
-        ValueError: an item that is not "resolution:width".
+        ValueError: an item that is not "resolution:width", or a width that is not between 1 and 65536.
     """
     widths: dict[int, int] = defaultdict(lambda: width)
     for item in filter(None, (part.strip() for part in (custom_widths or "").split(","))):
@@ -64,8 +70,8 @@ def parse_widths(width: int, custom_widths: str | None) -> dict[int, int]:
             raise ValueError(f"`custom_widths`: {item!r} is not 'resolution:width', such as '32:64'") from None
         widths[resolution] = channels
     for channels in (width, *widths.values()):
-        if channels < 1:
-            raise ValueError(f"`width` and `custom_widths` must be at least 1, got {channels}")
+        if not 1 <= channels <= MAX_WIDTH:
+            raise ValueError(f"`width` and `custom_widths` must be between 1 and {MAX_WIDTH}, got {channels}")
     return widths
 
 
@@ -75,22 +81,6 @@ def set_channels(x: Tensor, channels: int) -> Tensor:
         return x
     # Not a slice, whose gradient would have its planes apart in memory, and with it all that it is added to.
     return F.pad(x, (0, 0, 0, 0, 0, channels - x.shape[1]))
-
-
-class Convolution(nn.Conv2d):
-    """A convolution that also does what surrounds it, and may use only some of its channels: see `convolve`."""
-
-    def forward(  # type: ignore[override]  # more optional arguments
-        self,
-        x: Tensor,
-        then: str | None = None,
-        plus: Tensor | None = None,
-        rows: Span = None,
-        columns: Span = None,
-        bias: bool = True,
-        overwrite: bool = False,
-    ) -> Tensor:
-        return convolve(self, x, then, plus, rows, columns, bias, overwrite)
 
 
 def convolution(in_channels: int, out_channels: int, kernel_size: int = 1, zero_weights: bool = False) -> Convolution:
@@ -133,6 +123,7 @@ class Bottleneck(nn.Module):
         self.residual = residual
         self.down_rate = down_rate
         self.activation = activation
+        self.out_channels = out_channels
         self.c1 = convolution(in_channels, middle_channels)
         self.c2 = convolution(middle_channels, middle_channels, kernel_size)
         self.c3 = convolution(middle_channels, middle_channels, kernel_size)
@@ -151,7 +142,7 @@ class Bottleneck(nn.Module):
             h = stream.enter(self.c1, name)
         else:
             h = activate(name, self.c1(stream.active(name), plus=plus, columns=columns, bias=False))
-        return self.c3(self.c2(h, then=name), then=name)
+        return apply(self.c3, apply(self.c2, h, then=name), then=name)
 
     def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
         """`[B, in_channels, H, W]` -> `[B, out_channels, H / down_rate, W / down_rate]`; may `overwrite` x."""
@@ -159,7 +150,7 @@ class Bottleneck(nn.Module):
             h = self.hidden(Stream(x))
         if x.dtype == torch.float32 and not torch.is_grad_enabled():
             h = h.float()  # the sum is as exact as the stream; where autocast is on, it casts
-        h = self.c4(h, plus=x if self.residual else None, overwrite=overwrite)
+        h = apply(self.c4, h, plus=x if self.residual else None, overwrite=overwrite)
         if self.down_rate is not None:
             h = F.avg_pool2d(h, kernel_size=self.down_rate, stride=self.down_rate)
         return h
@@ -182,12 +173,12 @@ class Stream:
             self._active[name] = activate(name, self.x)
         return self._active[name]
 
-    def enter(self, layer: Convolution, name: str) -> Tensor:
+    def enter(self, layer: nn.Module, name: str) -> Tensor:
         """The activation of `layer` of the activation of x; `layer` is a block's first convolution, a 1x1."""
         parts = strips(self.x) if name not in self._active else None
         if parts is None:
-            return layer(self.active(name), then=name)
-        return torch.cat([layer(activate(name, part), then=name) for part in parts], dim=2)
+            return apply(layer, self.active(name), then=name)
+        return torch.cat([apply(layer, activate(name, part), then=name) for part in parts], dim=2)
 
 
 def kernel_size_at(resolution: int) -> int:

@@ -35,6 +35,16 @@ def entry_point(method: _Method) -> _Method:
     return wrapper  # type: ignore[return-value]
 
 
+def execution_device(model: Any) -> torch.device:
+    """The device that a model computes on: that of its weights, or where accelerate's hooks bring them for a call."""
+    if model.device.type == "meta":
+        for module in model.modules():
+            device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+    return torch.device(model.device)
+
+
 class PerGroup(tuple[Tensor, ...]):
     """One tensor for each group or resolution.
 

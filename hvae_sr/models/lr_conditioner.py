@@ -124,6 +124,7 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
                 )
             self.top = convolution(self.network.widths[self.resolutions[0]], 2 * latent_channels, zero_weights=True)
         self.operator = Downsampling(scale_factor, downsampling_kernel)
+        self.register_to_config(downsampling_kernel=self.operator.kernel)  # as JSON can hold it
 
     def _check_conditioning(self) -> None:
         """Raises a ValueError for options that do not go with `conditioning`."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..operators import Downsampling
 from .distributions import DiagonalGaussian
-from .fast import activate
+from .fast import activate, bare
 from .layers import BlockSpec, Bottleneck, Stream, kernel_size_at, parse_blocks, parse_widths
 from .loading import StrictLoading, entry_point, per_group
 from .lr_features import LinearFeatures, LRFeatureNetwork, LRFeatures
@@ -202,6 +202,8 @@ class LRNetwork:
     def _features(self, sample: Tensor) -> dict[int, Tensor]:
         if sample.ndim != 4 or sample.shape[1] != 3:
             raise ValueError(f"`sample` must be [B, 3, h, w], got {tuple(sample.shape)}")
+        if not sample.is_floating_point():
+            raise ValueError(f"`sample` must be floating point on [-1, 1], got {sample.dtype}")
         multiple = self.size_multiple
         if sample.shape[-2] % multiple or sample.shape[-1] % multiple or not sample.numel():
             raise ValueError(f"`sample` must have sides that are multiples of {multiple}, got {tuple(sample.shape)}")
@@ -232,11 +234,13 @@ class LRHead(Bottleneck):
             features: `[B or 1, width', h, w]`.
             shares: where the features' share is kept, under `group`.
         """
-        if torch.is_grad_enabled():  # nothing to share: every row of a training batch is another image
+        # With gradients there is nothing to share: every row of a training batch is another image. And a layer in the
+        # place of one of ours, or a hook, is to see one call with all channels.
+        if torch.is_grad_enabled() or not (bare(self.c1) and bare(self.c4)):
             rows = max(len(stream.x), len(features))
             parts = (x.expand(rows, -1, -1, -1) for x in (stream.x, features.to(stream.x)))
             return DiagonalGaussian.from_parameters(super().forward(torch.cat(tuple(parts), dim=1)))
-        width, channels = stream.x.shape[1], self.c4.out_channels // 2
+        width, channels = stream.x.shape[1], self.out_channels // 2
         if group not in shares:
             active = activate(self.activation, features)
             shares[group] = self.c1(active.to(stream.x.device), columns=(width, None))

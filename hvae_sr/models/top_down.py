@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .distributions import DiagonalGaussian
-from .fast import convolve_both
-from .layers import BlockSpec, Bottleneck, Convolution, Stream, convolution, kernel_size_at
+from .fast import apply, bare, convolve_both
+from .layers import BlockSpec, Bottleneck, Stream, convolution, kernel_size_at
 
 
 class GroupInputs(NamedTuple):
@@ -29,6 +29,7 @@ class GroupInputs(NamedTuple):
         lr_temperature: factor of q_psi's standard deviation.
         record: whether every distribution is computed, or only the one that z is drawn from.
         overwrite: whether the stream's memory may be written over.
+        observed: whether hooks may keep what passes between the block's modules.
     """
 
     activation: Tensor | None = None
@@ -41,6 +42,7 @@ class GroupInputs(NamedTuple):
     lr_temperature: float = 1.0
     record: bool = True
     overwrite: bool = False
+    observed: bool = True
 
 
 class GroupStatistics(NamedTuple):
@@ -90,27 +92,24 @@ class Bias(nn.Module):
         return self.bias.expand(batch_size, -1, height, width)
 
 
-class Affine(nn.Module):
-    """x * gain + bias for each channel, before the likelihood's convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.gain = nn.Parameter(torch.ones(1, channels, 1, 1))
-        self.bias = nn.Parameter(torch.zeros(1, channels, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gain.to(x.dtype) + self.bias.to(x.dtype)
-
-
 class PriorHead(Bottleneck):
-    """The head of p(z_l | z_<l): mean, log_sigma and a deterministic residual of the stream, from one block."""
+    """The head of p(z_l | z_<l): mean, log_sigma and a deterministic residual of the stream, from one block.
+
+    The parts of the last convolution are computed when they are asked for; all at once with gradients, or where the
+    layer is not `bare`: another one in its place, or a hook on it, is to see one call with one result.
+    """
+
+    @property
+    def at_once(self) -> bool:
+        """Whether the last convolution is called once for all that it gives."""
+        return torch.is_grad_enabled() or not bare(self.c4)
 
     def forward(self, stream: Stream, distribution: bool = True) -> tuple[DiagonalGaussian | None, Tensor]:  # type: ignore[override]
         """The prior, if `distribution` asks for it, and what `add_residual` takes."""
         width = stream.x.shape[1]
-        c = (self.c4.out_channels - width) // 2
+        c = (self.out_channels - width) // 2
         h = self.hidden(stream)
-        if torch.is_grad_enabled():
+        if self.at_once:
             parameters, residual = self.c4(h).split((2 * c, width), dim=1)  # one `cat` backwards, slices are two sums
             return DiagonalGaussian.from_parameters(parameters), residual
         prior = (
@@ -121,7 +120,7 @@ class PriorHead(Bottleneck):
         return prior, h
 
     def add_residual(
-        self, x: Tensor, features: Tensor, z_projection: Convolution, z: Tensor, overwrite: bool = False
+        self, x: Tensor, features: Tensor, z_projection: nn.Module, z: Tensor, overwrite: bool = False
     ) -> Tensor:
         """The stream plus the head's residual plus the projected z, `[B, width, h, w]`.
 
@@ -132,10 +131,10 @@ class PriorHead(Bottleneck):
             z: `[B or 1, C, h, w]`.
             overwrite: whether the result may be written over x.
         """
-        if torch.is_grad_enabled():
+        if self.at_once:
             x = x + features
-            return z_projection(z.to(x.dtype), plus=x)
-        rows = (self.c4.out_channels - x.shape[1], None)
+            return apply(z_projection, z.to(x.dtype), plus=x)
+        rows = (self.out_channels - x.shape[1], None)
         return convolve_both(self.c4, features, z_projection, z, x, rows, overwrite)
 
 
@@ -207,9 +206,10 @@ class TopDownBlock(nn.Module):
             raise ValueError("this VDVAE was made without an encoder (`encoder_blocks=None`): it has no q(z|x)")
         return DiagonalGaussian.from_parameters(self.posterior_head(torch.cat((x, activation), dim=1)))
 
-    def merge(self, x: Tensor, features: Tensor, z: Tensor, overwrite: bool = False) -> Tensor:
+    def merge(self, x: Tensor, features: Tensor, z: Tensor, inputs: GroupInputs) -> Tensor:
         """The stream after the group: the prior head's residual and the projected z are added, then a block."""
-        return self.resnet(self.prior_head.add_residual(x, features, self.z_projection, z, overwrite), overwrite=True)
+        x = self.prior_head.add_residual(x, features, self.z_projection, z, inputs.overwrite)
+        return self.resnet(x, overwrite=not inputs.observed)
 
     def forward(self, x: Tensor, inputs: GroupInputs) -> tuple[Tensor, GroupStatistics]:
         """The whole group, in one call so that hooks, sharding and checkpointing can treat it as a unit.
@@ -237,7 +237,7 @@ class TopDownBlock(nn.Module):
         else:
             assert prior is not None
             z = _draw(prior, inputs.noise, inputs.temperature)
-        return self.merge(x, features, z, inputs.overwrite), GroupStatistics(z, prior, posterior, lr_posterior)  # type: ignore[arg-type]
+        return self.merge(x, features, z, inputs), GroupStatistics(z, prior, posterior, lr_posterior)  # type: ignore[arg-type]
 
 
 def _draw(distribution: DiagonalGaussian, noise: Tensor | None, temperature: float) -> Tensor:

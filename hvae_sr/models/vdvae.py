@@ -14,14 +14,13 @@ from torch.utils.checkpoint import checkpoint
 
 from ..noise import CounterNoise, NoiseSource, WholeNoise, as_noise_source, uniform_source
 from .distributions import DiscretizedLogisticMixture, half_bin_shift, quantise
-from .fast import bare, convolve_scaled, exact_sums, prepared_weights, stream_dtype, strips
+from .fast import Affine, convolve_scaled, exact_sums, observed, prepared_weights, stream_dtype, strips
 from .layers import BottomUp, convolution, parse_blocks, parse_widths, set_channels
-from .loading import StrictLoading, entry_point, per_group
+from .loading import StrictLoading, entry_point, execution_device, per_group
 from .lr_encoder import Condition
 from .outputs import VDVAEOutput, VDVAESample
 from .parts import rows_at_once, sample_in_parts
 from .top_down import (
-    Affine,
     Bias,
     GroupInputs,
     GroupStatistics,
@@ -91,10 +90,15 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             raise ValueError(f"`bias_type` must be 'spatial' or 'channel', got {bias_type!r}")
         if output_bits not in (5, 8):
             raise ValueError(f"`output_bits` must be 5 or 8, got {output_bits}")
-        counts = {"latent_channels": latent_channels, "num_mixtures": num_mixtures, "patch_size": patch_size}
+        counts = {
+            "image_size": image_size,
+            "latent_channels": latent_channels,
+            "num_mixtures": num_mixtures,
+            "patch_size": patch_size,
+        }
         for name, value in counts.items():
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}")
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}")
         if max_log_sigma is not None and not isinstance(max_log_sigma, (int, float)):
             raise ValueError(f"`max_log_sigma` must be a number or None, got {max_log_sigma!r}")
         widths = parse_widths(width, custom_widths)
@@ -279,7 +283,8 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         if condition is not None:
             condition.check_batch_size(batch_size)
         rows = 1 if activations is None else batch_size
-        unobserved = all(bare(block) for block in self.blocks)
+        networks: list[Any] = [self] if condition is None else [self, condition.network]
+        watched = any(observed(module) for network in networks for module in network.modules())
 
         streams: dict[int, Tensor] = {}
         groups: list[GroupStatistics] = []
@@ -309,7 +314,8 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
                 lr_temperature=lr_temperatures[index],
                 record=record == "distributions",
                 # A bias is a view of the parameter; all else is made here, and nobody but a hook can have kept it.
-                overwrite=(x is not start or block.mixin is not None or block.resolution in streams) and unobserved,
+                overwrite=not watched and (x is not start or block.mixin is not None or block.resolution in streams),
+                observed=watched,
             )
             shape = self.latent_shape(index, batch_size, size)
             if index < len(given) and given[index] is not None:
@@ -350,8 +356,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         stride = self.config.image_size // resolution
         height, columns = size[0] // stride, size[1] // stride
         if str(resolution) not in self.biases:
-            weight = self.out_conv.weight
-            x = torch.zeros(rows, block.width, height, columns, dtype=self.dtype, device=weight.device)
+            x = torch.zeros(rows, block.width, height, columns, dtype=self.dtype, device=execution_device(self))
         elif self.config.bias_type == "channel" and block.mixin is not None:
             x = self.biases[str(resolution)](1, 1, 1)
         else:
@@ -362,8 +367,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
     @entry_point
     def likelihood(self, stream: Tensor, condition: Condition | None = None) -> DiscretizedLogisticMixture:
         """p(x|z) from the end of the top-down pass, `[B, width, h, w]`; centred on the condition's location, if any."""
-        affine = self.affine
-        parameters = convolve_scaled(self.out_conv, stream, affine, affine.gain, affine.bias)
+        parameters = convolve_scaled(self.out_conv, stream, self.affine)
         location = condition.location if condition is not None else None
         c = self.config
         return DiscretizedLogisticMixture(parameters, c.num_mixtures, c.output_bits, location, c.patch_size)
@@ -415,10 +419,11 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
                 options = {"sample_pixels": sample_pixels, "return_latents": return_latents, **top_down_arguments}
                 return sample_in_parts(self, batch_size, size, rows, whole, condition, options)
             # Only models of any size are sampled in windows, which are to agree with the whole.
-            with exact_sums(self.device.type) if self.config.bias_type == "channel" else nullcontext():
+            with exact_sums(execution_device(self).type) if self.config.bias_type == "channel" else nullcontext():
                 out = self.top_down(batch_size, size, source, condition=condition, record=record, **top_down_arguments)
                 if sample_pixels:
-                    likelihood = self.likelihood(out.stream, condition)
+                    # One row where all are the same, but every image draws pixels of its own.
+                    likelihood = self.likelihood(out.stream.expand(batch_size, -1, -1, -1), condition)
                 else:
                     x = self._mean(out.stream, condition)
         if sample_pixels:
