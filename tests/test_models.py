@@ -424,9 +424,10 @@ def test_wrong_arguments_of_the_pass_are_refused(make_vdvae: Any, changes: dict[
             make_vdvae().sample(0)
 
 
-def test_bytes_are_no_image_on_the_range_of_the_model(make_vdvae: Any) -> None:
-    with pytest.raises(ValueError, match="`sample` must be .* of floats.*uint8"):
-        make_vdvae()(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+@over_models
+def test_bytes_are_no_image_on_the_range_of_the_model(make_model: Any, kind: str) -> None:
+    with pytest.raises(ValueError, match="`sample` must be .*float.*uint8"):
+        make_model(kind)(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
 
 
 def test_too_many_latents_are_refused(make_vdvae: Any) -> None:
