@@ -70,6 +70,10 @@ PICKLED = frozenset(("bin", "ckpt", "h5", "pickle", "pkl", "pt", "pth", "th"))
 """Suffixes of weights that run code when they are read, or may, and of the indices of their shards."""
 
 
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, SafetensorError, UnpicklingError)
+"""What diffusers raises on folders that are damaged, incomplete or hold something else."""
+
+
 class StrictLoading:
     """`from_pretrained` that reads safetensors only, and refuses weights with missing or unknown keys.
 

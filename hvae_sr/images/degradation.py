@@ -19,8 +19,8 @@ import torch
 from scipy import fft
 from torch import Tensor
 
-from hvae_sr.images import LUMA
-from hvae_sr.operators import Downsampling
+from ..operators import Downsampling
+from .arrays import LUMA
 
 MAX_NOISE = 2.5
 """Grey levels of a channel that do not follow from the others; white noise of standard deviation s gives 0.7 s."""

@@ -1,15 +1,16 @@
 """Samples drawn in several orientations of one image: the geometric self-ensemble (EDSR; Lim et al., 2017)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hvae_sr.models import VDVAESample
-from hvae_sr.models.loading import PerGroup
-
-from .sampling import WindowSampler
+from ..models import VDVAESample
+from ..models.loading import PerGroup
+from ..noise import CounterNoise
+from .sampler import WindowSampler
 
 NUM_ORIENTATIONS = 8
 """Mirrored or not, upside down or not, transposed or not: the symmetries of the square grid."""
@@ -52,19 +53,25 @@ class SelfEnsemble:
         """How many samples one network evaluation may take."""
         return self._sampler.samples_at_once
 
-    def sample(
-        self, count: int, seeds: list[int] | None, noise: Any, latents: Any, arguments: dict[str, Any]
-    ) -> VDVAESample:
-        """As `WindowSampler.sample`, for seeds alone, and without latents: those of samples have no common grid."""
-        assert seeds is not None and noise is None and latents is None
+    def sample(self, seeds: Sequence[int], **arguments: Any) -> VDVAESample:
+        """A sample for each seed; without latents, as those of samples have no common grid.
+
+        Args:
+            seeds: of the samples; each names its orientation too.
+            **arguments: of `WindowSampler.sample`.
+
+        Returns:
+            Images `[n, 3, H, W]` on [-1, 1], in the orientation of y.
+        """
         orientations = [seed % NUM_ORIENTATIONS for seed in seeds]
         height, width = (side * self._sampler.scale for side in self._y.shape[-2:])
-        whole = torch.empty(count, 3, height, width, device=self._y.device)
+        whole = torch.empty(len(seeds), 3, height, width, device=self._y.device)
         for orientation in dict.fromkeys(orientations):
-            chosen = [row for row in range(count) if orientations[row] == orientation]
+            chosen = [row for row, own in enumerate(orientations) if own == orientation]
             if self._orientation != orientation:  # one at a time: each holds features of y
                 self._orientation, self._sampler = orientation, self._make(orient(self._y, orientation))
-            out = self._sampler.sample(len(chosen), [seeds[row] for row in chosen], None, None, arguments)
+            noise = partial(CounterNoise, [seeds[row] for row in chosen])
+            out = self._sampler.sample(len(chosen), noise, **arguments)
             rows, columns = (width, height) if orientation & 4 else (height, width)
             turned = restore(out.sample[..., :rows, :columns], orientation)
             del out  # a large image is held twice, not three times

@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import lru_cache
 from itertools import accumulate
 from typing import TypeVar
 
@@ -290,6 +291,16 @@ class Downsampling:
                 f" the condition number of RRᵀ is {inverse.condition:.1e}, and must be {MAX_CONDITION:.0e} at most"
             )
         return BandedMatrix(inverse.row_tiles, dtype, device)
+
+
+@lru_cache(maxsize=8)
+def cached_downsampling(scale_factor: int, kernel: str | tuple[float, ...] = "bicubic") -> Downsampling:
+    """The operator of a factor and a kernel that all who ask for it share, and with it its matrices.
+
+    Raises:
+        ValueError: as `Downsampling`.
+    """
+    return Downsampling(scale_factor, kernel)
 
 
 def _running_minimum(values: Sequence[int]) -> list[int]:

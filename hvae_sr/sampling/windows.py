@@ -32,14 +32,17 @@ class Window:
         """Index of `outer` in a map of numerator / denominator elements a pixel."""
         return _index(self.outer, (0, 0), numerator, denominator)
 
+    def kept(self, part: Tensor, numerator: int = 1, denominator: int = 1) -> Tensor:
+        """What is kept of `part`, a map `[..., h, w]` of `outer`, of numerator / denominator elements a pixel."""
+        return part[_index(self.inner, (self.outer[0], self.outer[1]), numerator, denominator)]
+
     def paste(self, part: Tensor, whole: Tensor, numerator: int = 1, denominator: int = 1) -> None:
         """Copies what is kept of `part`, a map of `outer`, to its place in `whole`, a map of the image.
 
         Args:
             part, whole: `[..., h, w]`, numerator / denominator elements a pixel.
         """
-        kept = _index(self.inner, (self.outer[0], self.outer[1]), numerator, denominator)
-        whole[_index(self.inner, (0, 0), numerator, denominator)] = part[kept]
+        whole[_index(self.inner, (0, 0), numerator, denominator)] = self.kept(part, numerator, denominator)
 
 
 @dataclass(frozen=True)

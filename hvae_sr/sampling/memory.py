@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 
-from hvae_sr.models import VDVAE
+from ..models import VDVAE
 
 PIXELS_PER_CHUNK = 2**20
 """HR pixels that one network evaluation works on at the most: about 1 GiB in fp32 for the bundled models."""
