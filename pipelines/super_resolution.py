@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 from torch import Tensor
 
-from hvae_sr.hub import resolve
+from hvae_sr.checkpoints.names import resolve
 from hvae_sr.images import ImageInput, Photo, prepare_photos
 from hvae_sr.models import VDVAE, LRConditioner, LREncoder
 from hvae_sr.models.loading import without_warning

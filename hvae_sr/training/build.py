@@ -14,7 +14,7 @@ from accelerate.utils import LoggerType
 from diffusers.models.modeling_utils import ModelMixin
 
 from ..data import DEFAULT_SCALES, Augmentation, ImageCrops, ImageFolder, ImageStream, ImageTable
-from ..data.hub import same_files
+from ..data.datasets import same_files
 from ..models import VDVAE, LRConditioner, LREncoder
 from ..operators import Downsampling
 from .config import OPTIONS_FILE, TrainingConfig

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from diffusers.configuration_utils import FrozenDict
 
-from .. import hub
+from ..checkpoints.push import push as upload
 from ..files import remove_abandoned, temporary_path
 from ..images import save_image
 from ..model_card import IMAGES_FOLDER, NOTES_FILE, write_model_card
@@ -116,7 +116,7 @@ def push(config: TrainingConfig, folder: Path) -> str:
     Raises:
         ValueError: no name for the repository, no access, or the Hub cannot be reached.
     """
-    return hub.push(folder, repository(config), private=config.hub_private_repo or None, message="Training finished")
+    return upload(folder, repository(config), private=config.hub_private_repo or None, message="Training finished")
 
 
 def repository(config: TrainingConfig) -> str:
