@@ -8,7 +8,7 @@ from typing import Any
 from diffusers.modular_pipelines import ComponentSpec, InputParam, ModularPipeline, ModularPipelineBlocks, OutputParam
 from diffusers.modular_pipelines.modular_pipeline_utils import ConfigSpec
 
-from hvae_sr.hub import resolve
+from hvae_sr.checkpoints.names import resolve
 from hvae_sr.models import VDVAE, LRConditioner
 
 from .inputs import check_components

@@ -11,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from hvae_sr.checkpoints import resolve
+from hvae_sr.checkpoints.names import resolve
 from hvae_sr.images import ImageInput, Photo, prepare_photos
 from hvae_sr.models import VDVAE, LRConditioner, LREncoder
 from hvae_sr.models.loading import DAMAGED, without_warning
@@ -123,7 +123,8 @@ class SuperResolutionPipeline(Exploring, Computing, DiffusionPipeline):
             **kwargs: others of `DiffusionPipeline.from_pretrained`.
 
         Raises:
-            ValueError: an unknown name, or weights that cannot be read.
+            ValueError: an unknown name, or a folder that is damaged or holds something else.
+            OSError: what the Hub answers.
         """
         folder = resolve(pretrained_model_name_or_path)
         load_encoder = kwargs.pop("load_encoder", True)
@@ -141,6 +142,8 @@ class SuperResolutionPipeline(Exploring, Computing, DiffusionPipeline):
             with without_warning("You have passed a non-standard module"):  # ours, and checked by `check_fit`
                 loaded = super().from_pretrained(folder, **kwargs)
         except DAMAGED as error:
+            if isinstance(error, OSError) and not os.path.isdir(folder):
+                raise  # of the Hub or the network, which says what it is
             reason = " ".join(str(error).split()) or type(error).__name__
             reason = reason if len(reason) <= 1000 else f"{reason[:1000]}..."
             raise ValueError(f"cannot load {os.fspath(pretrained_model_name_or_path)!r}: {reason}") from error

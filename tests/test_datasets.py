@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from hvae_sr.data import Augmentation, ImageFolder, ImageStream, ImageTable, open_dataset
-from hvae_sr.data.hub import same_files
+from hvae_sr.data.datasets import same_files
 
 datasets = pytest.importorskip("datasets")
 

@@ -8,10 +8,11 @@ import threading
 import pytest
 import torch
 from fake_hub import TOKEN, FakeHub
+from huggingface_hub import HfApi
 
 from hvae_sr import SuperResolutionPipeline
+from hvae_sr.checkpoints.push import files_to_push, push
 from hvae_sr.cli import main
-from hvae_sr.hub import files_to_push, push
 
 REPO = "someone/tiny-x4"
 
@@ -213,3 +214,13 @@ def test_a_private_repository_needs_the_token(folder, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=REPO):
             SuperResolutionPipeline.from_pretrained(REPO, token=False, cache_dir=tmp_path / "empty")
         assert SuperResolutionPipeline.from_pretrained(REPO, token=TOKEN, cache_dir=tmp_path / "full") is not None
+
+
+@pytest.mark.parametrize("error", [MemoryError("out of memory"), TypeError("a programming error"), RuntimeError("own")])
+def test_what_is_no_failure_of_the_hub_is_not_called_one(hub, folder, error, monkeypatch):
+    def fails(self, *arguments, **options):
+        raise error
+
+    monkeypatch.setattr(HfApi, "create_commit", fails)
+    with pytest.raises(type(error), match=str(error)):
+        push(folder, REPO)

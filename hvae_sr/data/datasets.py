@@ -19,7 +19,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ..images import load_image
 from .augmentation import Augmentation, draw, resize
-from .crops import NAMES_LOGGED, ImageCrops
+from .crops import NAMES_LOGGED, ImageCrops, one_line
 
 logger = logging.getLogger("hvae_sr.data")
 
@@ -229,7 +229,7 @@ class ImageStream(IterableDataset[dict[str, torch.Tensor]]):
                 return image
             reason = f"{image.size[0]}x{image.size[1]} is smaller than crop_size={self.augmentation.crop_size}"
         except Exception as error:  # Pillow's readers raise nearly every type on damaged files
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = one_line(error)
         self.skipped += 1
         if self.skipped <= NAMES_LOGGED or self.skipped % 1000 == 0:
             path = row[self._column].get("path") if isinstance(row[self._column], dict) else None

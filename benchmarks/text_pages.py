@@ -1,6 +1,6 @@
 """Images of text to train on beside photographs, in which there is little of it.
 
-    python -m hvae_sr.data.text_pages PAGES --count 120
+python benchmarks/text_pages.py PAGES [--count 120] [--fonts DIR ...] [--text FILE ...] [--seed 0]
 
 writes a folder for `train_data_dir`. How often text is seen is the share of its images in all.
 """
@@ -8,13 +8,15 @@ writes a folder for `train_data_dir`. How often text is seen is the share of its
 import argparse
 import math
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..images import PathLike, save_image
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from hvae_sr.images import PathLike, save_image  # noqa: E402
 
 PAGE = (480, 320)
 """Width and height in pixels, those of a small photograph, so that a page is seen as often as one."""
@@ -138,7 +140,7 @@ def _word(rng: np.random.Generator, words: Sequence[str]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; an option that is no good ends it with one line and status 2."""
     assert __doc__ is not None
-    parser = argparse.ArgumentParser(prog="python -m hvae_sr.data.text_pages", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python benchmarks/text_pages.py", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="a new or empty folder; page-0000.png and so on are written there")
     parser.add_argument("--count", type=int, default=120, help="number of pages (default 120)")
     parser.add_argument("--fonts", nargs="+", default=(), help="folders of Latin fonts (default: those of matplotlib)")

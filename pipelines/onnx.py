@@ -5,17 +5,15 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from .files import remove_abandoned, replacing
-from .images import LUMA
-from .noise import CounterNoise
+from hvae_sr.files import remove_abandoned, replacing
+from hvae_sr.images import LUMA
+from hvae_sr.noise import CounterNoise
 
-if TYPE_CHECKING:
-    from .pipelines import SuperResolutionPipeline
+from .super_resolution import SuperResolutionPipeline
 
 OPSET = 20
 
@@ -31,7 +29,7 @@ class Sampler(nn.Module):
         ValueError: a size that does not fit the networks; the message names the nearest one that does.
     """
 
-    def __init__(self, pipe: "SuperResolutionPipeline", size: tuple[int, int]) -> None:
+    def __init__(self, pipe: SuperResolutionPipeline, size: tuple[int, int]) -> None:
         super().__init__()
         self.vdvae, self.lr_encoder, self.operator = pipe.vdvae, pipe.lr_encoder, pipe.operator
         scale = self.operator.scale_factor
@@ -98,7 +96,7 @@ def export_program(sampler: Sampler) -> torch.export.ExportedProgram:
     return torch.export.export(sampler, inputs, dynamic_shapes=shapes, strict=False)
 
 
-def export_onnx(pipe: "SuperResolutionPipeline", path: str | os.PathLike[str], size: tuple[int, int]) -> None:
+def export_onnx(pipe: SuperResolutionPipeline, path: str | os.PathLike[str], size: tuple[int, int]) -> None:
     """Writes the sampler as one ONNX file, whole or not at all.
 
     Its inputs are `image` `[1, 3, h, w]` in [0, 1], `temperature` `[]` and `noise_0` to `noise_{L-1}`; its output is

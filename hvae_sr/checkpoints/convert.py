@@ -19,14 +19,16 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .files import remove_abandoned, temporary_path
-from .models import VDVAE, LRConditioner, LREncoder
-from .models.layers import parse_blocks
+from ..files import remove_abandoned, temporary_path
+from ..models import VDVAE, LRConditioner, LREncoder
+from ..models.layers import parse_blocks
+from ..operators import Downsampling
 
 StrPath = str | os.PathLike[str]
 logger = logging.getLogger(__name__)
@@ -341,11 +343,7 @@ def convert(
         model.eval().load_state_dict(_renamed(state, names), assign=True)
         if lr_class == "LREncoder" and {"shift", "scale"} <= state.keys():
             _adopt_normalisation(model, *_on_255(float(state["shift"]), float(state["scale"])))
-    if lr_class is None:
-        return _write(models[0], output)
-    from .pipelines import SuperResolutionPipeline
-
-    return _write(SuperResolutionPipeline(vdvae=models[0], lr_encoder=models[1], **recipe.pipeline), output)
+    return _write(models, recipe.pipeline, output)
 
 
 @contextmanager
@@ -365,7 +363,11 @@ def _meta_models(recipe: _Recipe) -> list[ModelMixin]:
     with torch.device("meta"):
         models: list[ModelMixin] = [VDVAE(**recipe.vdvae)]
         if recipe.lr_class is not None:
-            models.append(_LR_CLASSES[recipe.lr_class](**recipe.lr_network))
+            lr_network: Any = _LR_CLASSES[recipe.lr_class](**recipe.lr_network)
+            models.append(lr_network)
+    if recipe.lr_class is not None:
+        operator = Downsampling(recipe.pipeline["scale_factor"], recipe.pipeline["downsampling_kernel"])
+        lr_network.check_fit(models[0].config, operator)
     return models
 
 
@@ -377,13 +379,21 @@ def _adopt_normalisation(model: Any, shift: float, scale: float) -> None:
             model.register_to_config(**{key: value})
 
 
-def _write(to_save: Any, output: Path) -> Path:
-    """`save_pretrained` into a temporary folder beside `output`, then one rename."""
+def _write(models: list[ModelMixin], scalars: Mapping[str, Any], output: Path) -> Path:
+    """The folder of a VDVAE or of a pipeline: into a temporary one beside `output`, then one rename."""
     output.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(output.parent)
     temporary = temporary_path(output)
     try:
-        to_save.save_pretrained(temporary)
+        if len(models) == 1:
+            models[0].save_pretrained(temporary)
+        else:
+            index = {"_class_name": "SuperResolutionPipeline", "_diffusers_version": diffusers.__version__, **scalars}
+            for name, model in zip(("vdvae", "lr_encoder"), models, strict=True):
+                model.save_pretrained(temporary / name)
+                index[name] = ["hvae_sr", type(model).__name__]
+            text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+            (temporary / "model_index.json").write_text(text, encoding="utf-8")
         os.replace(temporary, output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -12,15 +12,18 @@ from typing import Any
 
 import yaml
 from diffusers.configuration_utils import FrozenDict
+from huggingface_hub import HfApi
 
-from .. import hub
+from ..checkpoints.names import is_hub_id
+from ..checkpoints.push import push as upload
 from ..files import remove_abandoned, temporary_path
 from ..images import save_image
 from ..model_card import IMAGES_FOLDER, NOTES_FILE, write_model_card
 from ..models import VDVAE, LRConditioner, LREncoder
+from ..pipelines import SuperResolutionPipeline
 from .config import TrainingConfig
 from .objectives import Objective
-from .validation import plot_curve
+from .plots import plot_curve
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +63,6 @@ def write_folder(objective: Objective, config: TrainingConfig, folder: Path) -> 
     if config.stage == "vdvae":
         result, index = components["vdvae"], "config.json"
     else:
-        from ..pipelines import SuperResolutionPipeline
-
         index = "model_index.json"
         result = SuperResolutionPipeline(
             **components,
@@ -116,7 +117,7 @@ def push(config: TrainingConfig, folder: Path) -> str:
     Raises:
         ValueError: no name for the repository, no access, or the Hub cannot be reached.
     """
-    return hub.push(folder, repository(config), private=config.hub_private_repo or None, message="Training finished")
+    return upload(folder, repository(config), private=config.hub_private_repo or None, message="Training finished")
 
 
 def repository(config: TrainingConfig) -> str:
@@ -128,8 +129,6 @@ def repository(config: TrainingConfig) -> str:
     name = config.hub_model_id or config.output_path.resolve().name
     if "/" in name:
         return name
-    from huggingface_hub import HfApi
-
     try:
         return f"{HfApi().whoami()['name']}/{name}"
     except Exception as error:  # not logged in, no network, or a server's answer
@@ -138,11 +137,11 @@ def repository(config: TrainingConfig) -> str:
 
 
 def _metadata(config: TrainingConfig) -> dict[str, Any]:
-    bases = [path for path in (config.pretrained_vdvae, config.pretrained_lr_encoder) if path and _is_hub_id(path)]
-    found: dict[str, Any] = {"base_model": bases} if bases else {}
-    if config.dataset_name and _is_hub_id(config.dataset_name):
-        found["datasets"] = [config.dataset_name]
-    return found
+    """What of the options is on the Hub, for the card."""
+    given = [config.pretrained_vdvae, config.pretrained_lr_encoder, config.dataset_name]
+    *bases, dataset = (name if name and is_hub_id(name) and not Path(name).exists() else None for name in given)
+    found = {"base_model": [name for name in bases if name], "datasets": [dataset] if dataset else []}
+    return {name: values for name, values in found.items() if values}
 
 
 def _summary(config: TrainingConfig, records: list[dict[str, Any]], updates: int) -> str:
@@ -164,10 +163,6 @@ def _command(config: TrainingConfig) -> str:
     """The run's options as a command line, with the last part of paths only: cards are published."""
     parts = [part.rpartition("=") for part in ("train.py", *config.arguments)]
     return shlex.join([head + sign + (Path(last).name if os.path.isabs(last) else last) for head, sign, last in parts])
-
-
-def _is_hub_id(text: str) -> bool:
-    return text.count("/") == 1 and not text.startswith((".", "/", "~")) and not Path(text).exists()
 
 
 def _forget_origin(network: VDVAE | LREncoder | LRConditioner) -> None:

@@ -1,16 +1,16 @@
-"""Checkpoints: those bundled with the package, by name, and those on disk or on the Hub."""
+"""Uploads of a model's folder to the Hub: which files, and one commit that is whole or absent."""
 
 import json
 import logging
 import os
 import time
-from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import validate_repo_id
+
+from ..model_card import model_card
 
 logger = logging.getLogger(__name__)
 
@@ -30,50 +30,6 @@ _SKIPPED_FILES = {"training_config.json"}
 
 _SKIPPED_FOLDERS = ("checkpoint-", "logs", "runs", "samples", "validation", "wandb", "__pycache__", ".")
 """Folders that training leaves beside the result: their names begin with one of these."""
-
-
-def bundled_checkpoints() -> dict[str, Path]:
-    """The pipelines whose weights come with the package: `{name: folder}`."""
-    root = Path(str(files("hvae_sr.hub_configs")))
-    return {
-        path.parent.name: path.parent
-        for path in sorted(root.glob("*/model_index.json"))
-        if any(path.parent.glob("vdvae/*.safetensors"))
-    }
-
-
-def default_model(outscale: float | None = None) -> str:
-    """The bundled model of the least factor that reaches `outscale`; natural-x4 where that is not given.
-
-    natural-x4 too beyond `pipelines.chaining.MAX_ENLARGEMENT` times 8, where natural-x8 would be applied twice.
-    """
-    from .pipelines.chaining import MAX_ENLARGEMENT
-
-    if outscale is None or not outscale <= 8 * MAX_ENLARGEMENT:
-        return "natural-x4"
-    return next((f"natural-x{factor}" for factor in (2, 4) if outscale <= factor), "natural-x8")
-
-
-def resolve(name: str | os.PathLike[str]) -> str:
-    """A folder, or an id on the Hub, for what a user calls a model: a bundled name, a folder or a Hub id.
-
-    Raises:
-        ValueError: neither a folder nor a bundled name, and no "owner/name" either.
-    """
-    text = os.fspath(name)
-    if os.path.isfile(os.path.join(text, "model_index.json")):
-        return text
-    bundled = bundled_checkpoints()
-    if text in bundled:
-        return str(bundled[text])
-    if os.path.isdir(text):
-        return text
-    if text.count("/") == 1 and not text.startswith((".", "/")) and not text.endswith("/"):
-        return text
-    raise ValueError(
-        f"no model {text!r}: not a folder, not a Hub id (owner/name), and the bundled models are "
-        f"{', '.join(sorted(bundled)) or 'none'}"
-    )
 
 
 def files_to_push(folder: str | os.PathLike[str]) -> dict[str, Path | bytes]:
@@ -106,8 +62,6 @@ def files_to_push(folder: str | os.PathLike[str]) -> dict[str, Path | bytes]:
             if isinstance(kind, list) and kind[0] == "hvae_sr":
                 found[f"{component}/hvae_sr.py"] = _COMPONENT_CODE.format(name=kind[1]).encode()
     if "README.md" not in found:
-        from .model_card import model_card
-
         found["README.md"] = model_card(root).encode()
     return dict(sorted(found.items()))
 
@@ -144,10 +98,6 @@ def push(
         ValueError: a folder, id, card or token that will not do.
         OSError: the network or the server still fails after the last attempt.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.utils import validate_repo_id
-
     if repo_id.count("/") != 1:
         raise ValueError(f"`repo_id` must be owner/name, got {repo_id!r}")
     try:
@@ -160,12 +110,15 @@ def push(
         try:
             return _commit(api, content, repo_id, private, revision, message or f"Upload {Path(folder).name}")
         except Exception as error:
-            if _is_transient(error) and attempt + 1 < attempts:
+            failure = _of_the_hub(error)
+            if failure is None:
+                raise
+            status = _status(failure)
+            if (status in (408, 429) or status >= 500) and attempt + 1 < attempts:
                 wait = 2**attempt
                 logger.warning("%s; trying again in %d s", _first_line(error), wait)
                 time.sleep(wait)
                 continue
-            status = _status(error) if isinstance(error, HfHubHTTPError) else None
             if status in (401, 403):
                 raise ValueError(
                     f"`token`: {repo_id} cannot be written (log in with `hf auth login`): {error}"
@@ -177,15 +130,13 @@ def push(
 
 
 def _commit(
-    api: "HfApi",
+    api: HfApi,
     content: dict[str, Path | bytes],
     repo_id: str,
     private: bool | None,
     revision: str | None,
     message: str,
 ) -> str:
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
     api.create_repo(repo_id, private=private, exist_ok=True)
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -198,23 +149,25 @@ def _commit(
     return api.create_commit(repo_id, operations, commit_message=message, revision=revision).commit_url
 
 
-def _is_transient(error: BaseException | None) -> bool:
-    """Whether the network or the server failed, rather than the request."""
-    from huggingface_hub.errors import HfHubHTTPError
+def _of_the_hub(error: BaseException | None) -> BaseException | None:
+    """The failure of the Hub or the network that an error is, or was caused by; None for any other error.
 
-    while error is not None:  # failed uploads of files come as RuntimeErrors with a cause
-        if isinstance(error, HfHubHTTPError):
-            return _status(error) in (408, 429) or _status(error) >= 500
-        if isinstance(error, (ConnectionError, TimeoutError)):
-            return True
-        if type(error).__module__.split(".")[0] in ("httpx", "httpx2", "requests", "urllib3"):
-            return True
+    Failed uploads of files come as RuntimeErrors with a cause. Other RuntimeErrors, and what ran out of memory or is
+    wrong in the program, are none of the Hub's and stay what they are.
+    """
+    libraries = ("httpx", "httpx2", "requests", "urllib3")
+    while error is not None:
+        if isinstance(error, (HfHubHTTPError, ConnectionError, TimeoutError)):
+            return error
+        if type(error).__module__.split(".")[0] in libraries:
+            return error
         error = error.__cause__
-    return False
+    return None
 
 
-def _status(error: "HfHubHTTPError") -> int:
-    response = error.response
+def _status(failure: BaseException) -> int:
+    """The status of the server's answer; 500 where there was none, which may be tried again just so."""
+    response = getattr(failure, "response", None)
     return int(response.status_code) if response is not None else 500
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from hvae_sr.cli import main
-from hvae_sr.export import Sampler, example_inputs, export_onnx, export_program
 from hvae_sr.files import temporary_path
+from hvae_sr.pipelines.onnx import Sampler, example_inputs, export_onnx, export_program
 
 over_kinds = pytest.mark.parametrize("kind", ["cvdvae", "vdvae-sr"])
 

@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hvae_sr.cli import main
-from hvae_sr.conversion import (
+from hvae_sr.checkpoints.convert import (
     PRESETS,
     ConversionError,
     config_from_hparams,
@@ -20,6 +19,7 @@ from hvae_sr.conversion import (
     convert_vdvae_state_dict,
     load_checkpoint,
 )
+from hvae_sr.cli import main
 from hvae_sr.models import VDVAE, LRConditioner, LREncoder
 
 REFERENCE = Path(os.environ.get("HVAE_SR_REFERENCE", Path(__file__).resolve().parents[1] / "../shared/reference"))
@@ -417,7 +417,7 @@ def test_what_a_killed_conversion_wrote_is_removed_by_the_next(
 
     with monkeypatch.context() as patch:
         patch.setattr(VDVAE, "save_pretrained", killed)
-        patch.setattr("hvae_sr.conversion.shutil.rmtree", lambda *given, **options: None)  # it did not come to that
+        patch.setattr("shutil.rmtree", lambda *given, **options: None)  # it did not come to that
         with pytest.raises(KeyboardInterrupt):
             convert(path, tmp_path / "out", hparams=HPARAMS)
     (left,) = set(tmp_path.iterdir()) - {path}
