@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..files import remove_abandoned, temporary_path
 from ..models import VDVAE, LRConditioner, LREncoder
-from ..models.layers import parse_blocks
+from ..models.blocks import parse_blocks
 from ..operators import Downsampling
 
 StrPath = str | os.PathLike[str]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models import VDVAE, LRConditioner, LREncoder
-from ..models.layers import BlockSpec, parse_blocks
+from ..models.blocks import BlockSpec, parse_blocks
 
 logger = logging.getLogger(__name__)
 
