@@ -2,8 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import fields
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -165,7 +164,7 @@ class Joint(ConditionalObjective):
     def forward(self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1, low: Tensor | None = None) -> Loss:
         x, y = self.pairs(images, low)
         condition = self.lr_network.encode(y)
-        follower = _Follower(**{field.name: getattr(condition, field.name) for field in fields(condition)})
+        follower = _Follower(condition.network, condition.features, condition.location, condition)
         size, activations = (x.shape[-2], x.shape[-1]), self.vdvae.encode(x)
         out = self.vdvae.top_down(len(x), size, CounterNoise(seeds), activations=activations, condition=follower)
         loss, figures = _elbo(self.vdvae.elbo(x, out), rate_weight)
@@ -176,12 +175,20 @@ class Joint(ConditionalObjective):
         return loss + kl, figures
 
 
+@dataclass(frozen=True)
 class _Follower(Condition):
-    """A condition whose q_psi sends no gradient into the prior."""
+    """A condition whose q_psi sends no gradient into the prior.
 
-    def posterior(self, group: int, x: Any, prior: DiagonalGaussian | None) -> DiagonalGaussian:
-        stream: Any = x.detach() if isinstance(x, Tensor) else type(x)(x.x.detach())
-        return super().posterior(group, stream, None if prior is None else _detached(prior))
+    Args:
+        followed: the condition that it stands for.
+    """
+
+    followed: Condition | None = None
+
+    def posterior(self, group: int, x: Tensor, prior: DiagonalGaussian) -> DiagonalGaussian | None:
+        """q_psi(z_l | sg[z_<l], y)."""
+        assert self.followed is not None
+        return self.followed.posterior(group, x.detach(), _detached(prior))
 
 
 def _detached(gaussian: DiagonalGaussian) -> DiagonalGaussian:
