@@ -405,7 +405,13 @@ class SuperResolutionPipeline(Exploring, Computing, DiffusionPipeline):
         count = len(recipes) if recipes is not None else len(noise[0])  # type: ignore[index, arg-type]
         consistency = Consistency(self.operator, y, call.enforce_consistency)
         keep_latents = options.return_latents or call.output_type == "latent"
-        make = partial(WindowSampler, self.networks, window_size=options.window_size, budget=self._budget(y, count, call))
+        make = partial(
+            WindowSampler,
+            self.networks,
+            window_size=options.window_size,
+            budget=self._budget(y, count, call),
+            margin=options.window_margin,
+        )
         arguments = {
             "temperature": call.temperature,
             "lr_posterior_temperature": options.lr_posterior_temperature,
