@@ -114,6 +114,7 @@ def test_what_was_sent_before_a_failure_is_not_sent_again(hub, folder):
     assert sent == 2 and len(hub.requests("PUT /lfs/")) == sent
 
 
+@pytest.mark.slow
 def test_a_push_that_was_killed_goes_on_where_it_was(folder, tmp_path):
     stalled = threading.Event()
     with FakeHub() as hub:
@@ -174,7 +175,7 @@ print(type(pipe).__name__, repr(float(out.images.astype(np.float64).sum())))
 """
 
 
-@pytest.mark.parametrize("how", ["own", "generic"])
+@pytest.mark.parametrize("how", [pytest.param("own", marks=pytest.mark.slow), "generic"])
 def test_what_was_pushed_loads_from_the_hub_in_a_fresh_process(folder, tmp_path, how, monkeypatch):
     with FakeHub() as hub:
         with monkeypatch.context() as patch:

@@ -205,6 +205,7 @@ def test_pictures_and_figures_reach_tensorboard_once_also_after_a_step_back(opti
     assert [event.step for event in events.Images(name)] == [3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tracker", ["wandb", "trackio"])
 def test_pictures_and_figures_reach_the_trackers_without_a_network(tracker, options, photos, tmp_path):
     if importlib.util.find_spec(tracker) is None:
@@ -251,10 +252,7 @@ def test_the_finished_folder_says_how_it_was_made_and_not_where(options, prior, 
     assert train.main(again) == 0
     assert (out / "README.md").read_text() == "my own card\n"
     (out / "README.md").unlink()
-    for steps, words in (
-        (5, "One night."),
-        (6, "Two nights."),
-    ):  # the card keeps up with own notes
+    for steps, words in ((5, "One night."), (6, "Two nights.")):  # the card keeps up with own notes
         (out / "card_notes.md").write_text(f"---\nlicense: mit\n---\n\n## Training\n\n{words}\n")
         assert train.main(options("lr-encoder", out, max_train_steps=steps, resume_from_checkpoint="latest")) == 0
         assert words in (out / "README.md").read_text()
@@ -354,8 +352,9 @@ def test_on_a_disk_that_is_full_at_the_end_of_a_save_too(options, tmp_path, monk
 # Sources of images
 
 
-def test_a_run_on_a_stream_resumes_bitwise(options, photos, tmp_path):
+def test_a_run_on_a_stream_resumes_bitwise(options, photos, tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.05, raising=False)
     features = datasets.Features({"image": datasets.Image()})
     rows = [{"bytes": path.read_bytes(), "path": path.name} for path in sorted(photos.iterdir())]
     datasets.Dataset.from_dict({"image": rows}, features=features).to_parquet(tmp_path / "photos.parquet")
@@ -368,6 +367,7 @@ def test_a_run_on_a_stream_resumes_bitwise(options, photos, tmp_path):
     assert_same(weights(whole), weights(again))
 
 
+@pytest.mark.slow
 def test_a_dataset_on_the_hub_is_trained_on_by_its_name_whole_and_streamed(options, photos, tmp_path):
     """In a process of its own: the libraries read the address of the Hub when they are imported."""
     datasets = pytest.importorskip("datasets")
