@@ -167,25 +167,3 @@ def test_a_prior_without_its_encoder_survives_saving(tmp_path):
 def test_wrong_arguments_are_named(wrong, named):
     with pytest.raises(ValueError, match=named):
         make(**wrong)
-
-
-@pytest.mark.parametrize("n", [1, 2])
-def test_gradients_of_the_streams_keep_their_channels_last(make_vdvae, make_lr_network, n):
-    """A gradient whose planes lie apart makes that of all blocks before it so, and they are copied at each of them."""
-    widths = "4:16,8:12"  # truncated from one resolution to the next, as in the bundled models
-    vdvae = make_vdvae(encoder_blocks=None, custom_widths=widths)
-    network = make_lr_network("vdvae-sr", custom_widths=widths, decoder_custom_widths=widths)
-    objective = EnergyScore(vdvae, network, OPERATOR, num_samples=n, point_weight=1.0)
-    objective.to(memory_format=torch.channels_last)
-    found = []
-
-    def look(_, __, out):
-        out = out[0] if isinstance(out, tuple) else out
-        out.register_hook(lambda grad: found.append(grad.is_contiguous(memory_format=torch.channels_last)))
-
-    for block in (*vdvae.blocks, *network.network.bottom_up.blocks):
-        block.register_forward_hook(look)
-    with torch.autocast("cpu", torch.bfloat16):
-        loss, _ = objective(photographs(), [3, 10])
-    loss.backward()
-    assert len(found) == 2 * len(vdvae.blocks) + len(network.network.bottom_up.blocks) and all(found)
