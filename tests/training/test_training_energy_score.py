@@ -8,7 +8,6 @@ import torch
 from runs import LR_CONFIGS, VDVAE_CONFIG
 
 from hvae_sr import VDVAE, Downsampling, LRConditioner, LREncoder, SuperResolutionPipeline
-from hvae_sr.noise import CounterNoise
 from hvae_sr.training import EnergyScore
 
 NETWORKS = {
@@ -142,24 +141,6 @@ def test_the_gradient_reaches_both_networks(kind, n):
     for network in (objective.vdvae, objective.lr_network):
         total = sum(float(parameter.grad.abs().sum()) for parameter in network.parameters())
         assert math.isfinite(total) and total > 0
-
-
-def test_a_prior_without_its_encoder_survives_saving(tmp_path):
-    torch.manual_seed(0)
-    whole = VDVAE(**VDVAE_CONFIG).eval()
-    before = sum(parameter.numel() for parameter in whole.parameters())
-    draws = {"noise": CounterNoise([3]), "temperature": 0.7}
-    expected = whole.sample(1, **draws).sample
-    whole.remove_encoder()
-    assert whole.config.encoder_blocks is None
-    assert sum(parameter.numel() for parameter in whole.parameters()) < before
-    assert torch.equal(whole.sample(1, **draws).sample, expected)
-    whole.save_pretrained(tmp_path)
-    again = VDVAE.from_pretrained(tmp_path)
-    assert again.encoder is None and all(block.posterior_head is None for block in again.blocks)
-    assert torch.equal(again.sample(1, **draws).sample, expected)
-    with pytest.raises(ValueError, match="without an encoder"):
-        again(torch.zeros(1, 3, 32, 32))
 
 
 @pytest.mark.parametrize("wrong, named", [({"num_samples": 0}, "num_samples"), ({"patch_sizes": ()}, "patch_sizes"),
