@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 
@@ -43,13 +42,6 @@ def load_pipeline(options: argparse.Namespace, fast: bool = False) -> Any:
         return pipeline
     dtype = torch.float32 if options.dtype == "auto" else getattr(torch, options.dtype)
     return SuperResolutionPipeline.from_pretrained(options.model, dtype=dtype, load_encoder=not fast).to(device)
-
-
-def check_writable(folder: Path, option: str) -> None:
-    """Raises a ValueError that names `option` where a folder can neither be written to nor be made."""
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise ValueError(f"`{option}`: cannot write to {folder}")
 
 
 def fail(error: Exception) -> int:
