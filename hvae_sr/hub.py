@@ -106,7 +106,7 @@ def files_to_push(folder: str | os.PathLike[str]) -> dict[str, Path | bytes]:
             if isinstance(kind, list) and kind[0] == "hvae_sr":
                 found[f"{component}/hvae_sr.py"] = _COMPONENT_CODE.format(name=kind[1]).encode()
     if "README.md" not in found:
-        from .model_card import model_card
+        from .checkpoints import model_card
 
         found["README.md"] = model_card(root).encode()
     return dict(sorted(found.items()))

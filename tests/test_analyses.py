@@ -39,10 +39,10 @@ def test_the_distance_is_its_definition_pair_by_pair(make_vdvae):
         for scale, operator in operators.items():
             errors = []
             for code in range(3):
-                fixed = vdvae.sample(1, (16, 16), CounterNoise([analyses._seed(0, code)])).latents[:k]
+                fixed = vdvae.sample(1, (16, 16), CounterNoise([analyses.code_seed(0, code)])).latents[:k]
                 images = []
                 for j in range(3):
-                    noise = CounterNoise([analyses._seed(0, code, 1 + j)])
+                    noise = CounterNoise([analyses.code_seed(0, code, 1 + j)])
                     x = vdvae.sample(1, (16, 16), noise, latents=fixed).sample.detach()
                     images.append(operator((x.clamp(-1, 1) + 1) * 127.5).numpy())
                 errors += [np.sqrt(np.mean((a - b) ** 2)) for a, b in combinations(images, 2)]
@@ -58,11 +58,10 @@ def test_images_that_share_all_groups_are_one_unless_pixels_are_drawn(make_vdvae
     assert drawn["distance"]["1"][-1] > 1
 
 
-def test_the_distance_depends_on_neither_the_batch_nor_the_run(make_vdvae, monkeypatch):
+def test_the_distance_depends_on_neither_the_batch_nor_the_run(make_vdvae):
     vdvae = make_vdvae()
     found = distance(vdvae)
-    monkeypatch.setattr(analyses, "_PIXELS_PER_BATCH", 1)
-    again = distance(vdvae)
+    again = distance(vdvae, pixels_per_batch=1)
     for scale in ("1", "4"):
         assert again["distance"][scale] == pytest.approx(found["distance"][scale], rel=1e-4, abs=1e-4)
         assert again["standard_error"][scale] == pytest.approx(found["standard_error"][scale], rel=1e-3, abs=1e-3)

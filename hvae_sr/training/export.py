@@ -14,9 +14,9 @@ import yaml
 from diffusers.configuration_utils import FrozenDict
 
 from .. import hub
+from ..checkpoints import IMAGES_FOLDER, NOTES_FILE, write_model_card
 from ..files import remove_abandoned, temporary_path
 from ..images import save_image
-from ..model_card import IMAGES_FOLDER, NOTES_FILE, write_model_card
 from ..models import VDVAE, LRConditioner, LREncoder
 from .config import TrainingConfig
 from .objectives import Objective
