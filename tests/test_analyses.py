@@ -66,13 +66,8 @@ def test_the_distance_depends_on_neither_the_batch_nor_the_run(make_vdvae):
         assert again["distance"][scale] == pytest.approx(found["distance"][scale], rel=1e-4, abs=1e-4)
         assert again["standard_error"][scale] == pytest.approx(found["standard_error"][scale], rel=1e-3, abs=1e-3)
     assert distance(vdvae, seed=1)["distance"] != found["distance"]
-
-
-def test_the_distance_needs_no_encoder(make_vdvae):
-    vdvae = make_vdvae()
-    with_encoder = distance(vdvae, num_codes=1)
     vdvae.remove_encoder()
-    assert distance(vdvae, num_codes=1) == with_encoder
+    assert distance(vdvae) == found
 
 
 def test_k_is_chosen_where_the_distance_stays_below_the_threshold():
@@ -88,7 +83,9 @@ def test_k_is_chosen_where_the_distance_stays_below_the_threshold():
 def test_expected_consistency_is_the_distance_of_unprojected_samples_to_y(make_pipeline, kind):
     pipe = make_pipeline(kind)
     y = np.random.default_rng(0).random((6, 5, 3)).astype(np.float32)
+    pipe.set_progress_bar_config(desc="mine")
     found = analyses.expected_consistency(pipe, [y], groups=[0, 4], num_samples=3, progress_bar=False)
+    assert pipe._progress_bar_config == {"desc": "mine"}  # as the caller had it
     for k, value in zip([0, 4], found["consistency"], strict=True):
         noise = CounterNoise([0, 1, 2])
         planes = torch.from_numpy(y).permute(2, 0, 1)[None] * 2 - 1
@@ -98,13 +95,6 @@ def test_expected_consistency_is_the_distance_of_unprojected_samples_to_y(make_p
         assert value == pytest.approx(float(errors.mean()), rel=1e-3)
     with pytest.raises(ValueError, match="`images`"):
         analyses.expected_consistency(pipe, [])
-
-
-def test_the_progress_bar_of_the_callers_pipeline_stays_as_it_was(make_pipeline):
-    pipe = make_pipeline("cvdvae")
-    pipe.set_progress_bar_config(desc="mine")
-    analyses.expected_consistency(pipe, [np.zeros((6, 5, 3), np.float32)], groups=[0], progress_bar=False)
-    assert pipe._progress_bar_config == {"desc": "mine"}
 
 
 def test_group_information_adds_up_to_the_rate(make_vdvae, photos):

@@ -38,10 +38,6 @@ def save(tmp_path):
     return save
 
 
-def pixels(path):
-    return np.asarray(Image.open(path).convert("RGB")).astype(int)
-
-
 def labels(figure):
     """Texts of all legends."""
     return [text.get_text() for ax in figure.axes if ax.get_legend() for text in ax.get_legend().get_texts()]
@@ -61,7 +57,7 @@ def test_the_distance_figure_shows_every_scale_and_the_expected_consistency(save
     lines = {line.get_label(): line for line in figure.axes[0].lines}
     np.testing.assert_array_equal(lines["$U_k^{4}$"].get_ydata(), analysis["distance"]["4"])
     np.testing.assert_array_equal(lines["CE(k), s = 4"].get_xdata(), [0, 3])
-    assert pixels(save(figure)).std() > 10
+    assert np.asarray(Image.open(save(figure))).std() > 10
 
 
 def test_lines_differ_in_more_than_colour():

@@ -10,12 +10,15 @@ from hvae_sr.evaluation import (
     PROTOCOLS,
     evaluate,
     markdown_table,
+    prepare_paper,
     prepare_standard,
     prepare_thesis,
     published_rows,
+    to_uint8,
     upsample_matlab,
 )
 from hvae_sr.evaluation.tables import curve
+from hvae_sr.operators import Downsampling
 
 GAUSSIAN_ROWS = ["sample t=0.8", "mean t=0.8", "sample t=0.8 projected", "mean t=0.8 projected"]
 
@@ -43,18 +46,23 @@ def test_protocols_reproduce_the_bicubic_rows(benchmark_folder, protocol, datase
 
 
 @pytest.mark.parametrize("size", [(50, 41), (41, 50), (32, 32), (20, 90)])
-def test_thesis_pairs_are_squares_from_the_centre(size):
-    columns = np.linspace(0, 255, size[0])[None, :, None] * np.ones((size[1], 1, 3))
-    hr, lr = prepare_thesis(Image.fromarray(columns.astype(np.uint8)), 32)
-    assert hr.shape == (32, 32, 3) and lr.shape == (8, 8, 3) and hr.dtype == lr.dtype == np.uint8
-    assert abs(hr[:, :16].mean() + hr[:, 16:].mean() - 255) < 8  # a symmetric ramp stays so
+def test_pairs_are_squares_from_the_centre_or_whole_images_cropped_to_a_multiple(size):
+    columns = (np.linspace(0, 255, size[0])[None, :, None] * np.ones((size[1], 1, 3))).astype(np.uint8)
+    for prepare in (prepare_thesis, prepare_paper):
+        hr, lr = prepare(Image.fromarray(columns), 32)
+        assert hr.shape == (32, 32, 3) and lr.shape == (8, 8, 3) and hr.dtype == lr.dtype == np.uint8
+        assert abs(hr[:, :16].mean() + hr[:, 16:].mean() - 255) < 8  # a symmetric ramp stays so
+    hr, lr = prepare_standard(Image.fromarray(columns))
+    assert lr.shape == (size[1] // 4, size[0] // 4, 3)
+    np.testing.assert_array_equal(hr, columns[: size[1] // 4 * 4, : size[0] // 4 * 4])
 
 
-def test_standard_pairs_are_whole_images_cropped_to_a_multiple():
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (41, 50), dtype=np.uint8))
-    hr, lr = prepare_standard(image)
-    assert hr.shape == (40, 48, 3) and lr.shape == (10, 12, 3)
-    np.testing.assert_array_equal(hr[..., 0], np.asarray(image)[:40, :48])
+def test_the_papers_pairs_are_by_the_antialiased_operator():
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    hr, lr = prepare_paper(Image.fromarray(pixels), 64, 8)
+    np.testing.assert_array_equal(hr, pixels)  # images of the right size are taken as they are
+    expected = Downsampling(8)(torch.from_numpy(pixels / 255).permute(2, 0, 1))
+    np.testing.assert_array_equal(lr, to_uint8(expected.permute(1, 2, 0)))
 
 
 def test_matlab_upsampling_is_cubic_interpolation_with_symmetric_borders():
