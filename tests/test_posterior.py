@@ -58,7 +58,9 @@ def test_regions_are_drawn_one_over_the_other_and_what_is_outside_the_last_stays
     masks[0][4:24, 4:24] = masks[1][16:40, 16:40] = True
     first = Recipe.of(3, pipe.vdvae.num_groups).redraw(masks[0], 50)
     second = first.vary(1, 8).redraw(masks[1], 51)
-    seen = [next(pipe.samples(photo, recipes=[recipe], output_type="pt")).x for recipe in (first, first.vary(1, 8), second)]
+    seen = [
+        next(pipe.samples(photo, recipes=[recipe], output_type="pt")).x for recipe in (first, first.vary(1, 8), second)
+    ]
     assert torch.equal(seen[0], pipe.redraw_region(photo, masks[0], 3, 50, output_type="pt").images[0])
     assert not torch.equal(seen[0], seen[1])
     difference = (seen[2] - seen[1]).abs().amax(dim=0).numpy()

@@ -293,9 +293,7 @@ class Downsampling:
         return BandedMatrix(inverse.row_tiles, dtype, device)
 
 
-def cached_downsampling(
-    scale_factor: int, kernel: str | Sequence[float] | torch.Tensor = "bicubic"
-) -> Downsampling:
+def cached_downsampling(scale_factor: int, kernel: str | Sequence[float] | torch.Tensor = "bicubic") -> Downsampling:
     """The operator of a factor and a kernel that all who ask for it share, and with it its matrices.
 
     Raises:

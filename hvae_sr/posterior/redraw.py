@@ -11,6 +11,7 @@ from torch import Tensor
 from ..operators import Downsampling
 from .recipe import Recipe
 
+
 def composite(draw: Callable[[Recipe], Tensor], operator: Downsampling, recipe: Recipe) -> Tensor:
     """The picture of a recipe with regions.
 
