@@ -146,9 +146,7 @@ class SuperResolutionPipeline(SamplingPipeline):
                 if keep_latents:
                     gathered["latents"].append([torch.cat(group) for group in zip(*chunks, strict=True)])
                 if output_type != "latent":
-                    gathered["mean"].append(
-                        single if num_samples == 1 else self._finish(moments.mean, photo, output_type)
-                    )
+                    gathered["mean"].append(single if num_samples == 1 else _finish(moments.mean, photo, output_type))
                     # numpy's zeros take no memory until they are touched
                     std = moments.std_() if num_samples > 1 else torch.from_numpy(np.zeros(size, np.float32)).to(device)
                     gathered["std"].append(std if output_type == "pt" else std.permute(1, 2, 0).cpu().numpy())
