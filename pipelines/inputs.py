@@ -131,7 +131,8 @@ def base_seeds(
     if seed is not None and generator is not None:
         raise ValueError("`seed` and `generator` were both given; a generator only supplies seeds")
     if seed is not None:
-        given: list[Any] = list(seed) if is_list(seed) else [seed] * num_images  # type: ignore[arg-type]
+        one_or_more: Any = seed
+        given = list(one_or_more) if is_list(seed) else [one_or_more] * num_images
         try:
             if any(isinstance(base, bool) for base in given):
                 raise TypeError
@@ -140,11 +141,11 @@ def base_seeds(
             raise ValueError(f"`seed` must be a whole number or a list of them, got {seed!r}") from None
         _check_length("seed", bases, num_images)
         return bases
-    generators = list(generator) if isinstance(generator, (list, tuple)) else [generator] * num_images
+    generators: list[Any] = list(generator) if isinstance(generator, (list, tuple)) else [generator] * num_images
     if generator is not None and not all(isinstance(one, torch.Generator) for one in generators):
         raise ValueError(f"`generator` must be a torch.Generator or a list of them, got {generator!r}")
     _check_length("generator", generators, num_images)
-    return [_draw_seed(one) for one in generators]  # type: ignore[arg-type]
+    return [_draw_seed(one) for one in generators]
 
 
 def is_list(value: Any) -> bool:

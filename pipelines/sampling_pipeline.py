@@ -209,8 +209,8 @@ class SamplingPipeline(Computing, DiffusionPipeline):
         """
         if (seeds is None) == (recipes is None):
             raise ValueError("either `seeds` or `recipes` must be given, a list with an entry for each sample")
-        chosen = seeds if seeds is not None else recipes
-        if not is_list(chosen) or not len(chosen):  # type: ignore[arg-type]
+        chosen: Any = seeds if seeds is not None else recipes
+        if not is_list(chosen) or not len(chosen):
             raise ValueError(
                 f"`{'recipes' if seeds is None else 'seeds'}` must be a list that is not empty, got {chosen!r}"
             )
@@ -264,7 +264,8 @@ class SamplingPipeline(Computing, DiffusionPipeline):
         """
         options, device = call.options, self._execution_device
         y = y.to(device)
-        count = len(recipes) if recipes is not None else len(noise[0])  # type: ignore[index, arg-type]
+        sources: Any = recipes if recipes is not None else (noise or [None])[0]
+        count = len(sources)
         consistency = Consistency(self.operator, y, call.enforce_consistency)
         keep_latents = options.return_latents or call.output_type == "latent"
         make = partial(
@@ -300,8 +301,8 @@ class SamplingPipeline(Computing, DiffusionPipeline):
                     assert own is not None
                     out = ensemble.sample([recipe.group_seeds[0] for recipe in own], **arguments)
                 else:
-                    draws = noise_of(own) if own else rows_of(noise, slice(rows.start, rows.stop))
-                    out = sampler.sample(len(rows), draws, given, **arguments)  # type: ignore[arg-type]
+                    draws = noise_of(own) if own else rows_of(noise, slice(rows.start, rows.stop)) or []
+                    out = sampler.sample(len(rows), draws, given, **arguments)
             for position, row in enumerate(rows):
                 z = tuple(group[position : position + 1] for group in out.latents)
                 seed = own[position].seed if own else None

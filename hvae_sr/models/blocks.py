@@ -100,7 +100,8 @@ class Convolution(nn.Conv2d):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, zero_weights: bool = False) -> None:
         super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
-        nn.init.zeros_(self.bias)  # type: ignore[arg-type]
+        assert self.bias is not None
+        nn.init.zeros_(self.bias)
         if zero_weights:
             nn.init.zeros_(self.weight)
 
@@ -216,7 +217,7 @@ class BottomUp(nn.Module):
         last = [i for i, spec in enumerate(specs) if spec == BlockSpec(self.resolution)]
         self.skip_after = last[-1] if skip and last else None
         self.in_conv = Convolution(3 * patch_size**2, widths[self.resolution], 3)
-        self.blocks = nn.ModuleList(
+        blocks_of_specs = [
             Bottleneck(
                 widths[spec.resolution],
                 int(widths[spec.resolution] * bottleneck_multiple),
@@ -227,10 +228,11 @@ class BottomUp(nn.Module):
                 activation=activation,
             )
             for spec in specs
-        )
+        ]
+        self.blocks = nn.ModuleList(blocks_of_specs)
         with torch.no_grad():
-            for block in self.blocks:
-                block.c4.weight.mul_((1 / len(specs)) ** 0.5)  # type: ignore[union-attr, operator]
+            for block in blocks_of_specs:
+                block.c4.weight.mul_((1 / len(specs)) ** 0.5)
         self.gradient_checkpointing = False
 
     def forward(self, x: Tensor) -> dict[int, Tensor]:

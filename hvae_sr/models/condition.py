@@ -13,7 +13,7 @@ from ..operators import Downsampling
 from . import blocks as parts
 from .blocks import BlockSpec, Bottleneck, BottomUp, Convolution, kernel_size_at, parse_blocks, parse_widths
 from .distributions import DiagonalGaussian
-from .hooks import PerGroup, per_group
+from .hooks import UNSET, PerGroup, per_group
 
 
 @dataclass
@@ -26,7 +26,7 @@ class LRFeatures(BaseOutput):
     """
 
     sample: Tensor
-    features: PerGroup = None  # type: ignore[assignment]  # accelerate's hooks rebuild outputs from a dictionary
+    features: PerGroup = UNSET
 
 
 @dataclass(frozen=True)

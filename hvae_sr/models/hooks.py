@@ -51,6 +51,10 @@ class PerGroup(tuple[Tensor, ...]):
         return self
 
 
+UNSET: Any = None
+"""Default of fields that are always set: accelerate's hooks rebuild outputs from dictionaries, which needs one."""
+
+
 def per_group(tensors: Iterable[Tensor]) -> PerGroup:
     """A `PerGroup`; inside `torch.compile`, which takes no subclass of tuple, a plain one."""
     values = tuple(tensors)

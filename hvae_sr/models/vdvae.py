@@ -28,7 +28,7 @@ from .blocks import (
 )
 from .condition import Condition
 from .distributions import DiscretizedLogisticMixture, half_bin_shift, quantise
-from .hooks import PerGroup, entry_point, execution_device, per_group
+from .hooks import UNSET, PerGroup, entry_point, execution_device, per_group
 
 STRIP = 2**15
 """Positions of the stream that the likelihood's mean is computed of at a time: its parameters take many times that."""
@@ -47,11 +47,10 @@ class VDVAEOutput(BaseOutput):
     """
 
     sample: Tensor
-    # The defaults are never seen: accelerate's hooks rebuild an output from a dictionary, which needs them.
-    loss: Tensor = None  # type: ignore[assignment]
-    distortion: Tensor = None  # type: ignore[assignment]
-    rate: Tensor = None  # type: ignore[assignment]
-    group_kl: PerGroup = None  # type: ignore[assignment]
+    loss: Tensor = UNSET
+    distortion: Tensor = UNSET
+    rate: Tensor = UNSET
+    group_kl: PerGroup = UNSET
 
 
 @dataclass
@@ -64,7 +63,7 @@ class VDVAESample(BaseOutput):
     """
 
     sample: Tensor
-    latents: PerGroup = None  # type: ignore[assignment]  # as in `VDVAEOutput`
+    latents: PerGroup = UNSET
 
 
 @dataclass
@@ -221,7 +220,8 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         self.out_conv = Convolution(widths[finest], 10 * num_mixtures * patch_size**2)
         with torch.no_grad():
             # Rows of the bias: the logits, then mean, log-scale and coupling of each colour.
-            self.out_conv.bias.view(10, -1)[[2, 5, 8]] = initial_log_scale  # type: ignore[union-attr]
+            assert self.out_conv.bias is not None
+            self.out_conv.bias.view(10, -1)[[2, 5, 8]] = initial_log_scale
         self.resolutions = [spec.resolution for spec in specs]
         self.num_groups = len(specs)
         self.compute_dtype: torch.dtype | None = None
@@ -236,7 +236,8 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         """Drops the bottom-up network and the posterior heads, which only training and reconstruction need."""
         self.encoder = None
         for block in self.blocks:
-            block.posterior_head = None  # type: ignore[assignment]
+            assert isinstance(block, TopDownBlock)
+            block.posterior_head = None
         self.register_to_config(encoder_blocks=None)
 
     def leaves_out(self, key: str) -> bool:
@@ -548,10 +549,10 @@ def group_temperatures(
     Raises:
         ValueError: not one number or `num_groups` of them, finite and >= 0; the message names `argument`.
     """
-    several = isinstance(temperature, (Sequence, np.ndarray)) and not isinstance(temperature, str)
-    values: list[Any] = [temperature] * num_groups
-    if several and np.ndim(temperature):  # type: ignore[arg-type]
-        values = list(temperature)  # type: ignore[arg-type]
+    given: Any = temperature
+    several = isinstance(given, Sequence) and not isinstance(given, str)
+    several = several or (isinstance(given, np.ndarray) and given.ndim > 0)
+    values = list(given) if several else [given] * num_groups
     if len(values) != num_groups:
         raise ValueError(f"`{argument}` must be a number or one for each of {num_groups} groups, got {len(values)}")
     for value in values:

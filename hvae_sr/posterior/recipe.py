@@ -108,7 +108,5 @@ class RecipeNoise:
 
 def noise_of(recipes: Sequence[Recipe]) -> WindowNoise:
     """The noise of samples of these recipes, from a window's origin."""
-    seeds = [recipe.seed for recipe in recipes]
-    if all(seed is not None for seed in seeds):
-        return partial(CounterNoise, seeds)  # type: ignore[arg-type]  # none of them is None
-    return partial(RecipeNoise, recipes)
+    seeds = [recipe.seed for recipe in recipes if recipe.seed is not None]
+    return partial(CounterNoise, seeds) if len(seeds) == len(recipes) else partial(RecipeNoise, recipes)

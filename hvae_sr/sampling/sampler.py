@@ -134,7 +134,11 @@ class WindowSampler:
     ) -> VDVAESample:
         """As `sample`, of what one window sees."""
         origin = (window.outer[0] * self.scale, window.outer[1] * self.scale)
-        source = noise(origin) if callable(noise) else TensorNoise(self._crop(noise, window))  # type: ignore[arg-type]
+        source: NoiseSource
+        if callable(noise):
+            source = noise(origin)
+        else:
+            source = TensorNoise([draw for draw in self._crop(noise, window) if draw is not None])
         assert self.networks.sample is not None
         return self.networks.sample(
             count,
