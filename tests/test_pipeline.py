@@ -683,7 +683,7 @@ def test_an_output_is_shown_by_shapes_and_pictures(make_pipeline: MakePipeline) 
     text = repr(out)
     assert len(text) < 600 and "images=[RGB" in text and "std=ndarray(1, " in text
     assert out._repr_html_().count("<img") == 2 and "seed 1" in out._repr_html_()
-    assert "array(" not in repr(make_pipeline()(photo(), seed=0, output_type="np"))
+    assert "array([" not in repr(make_pipeline()(photo(), seed=0, output_type="np"))
 
 
 def test_weights_that_are_not_loaded_are_named(make_pipeline: MakePipeline) -> None:
