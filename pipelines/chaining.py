@@ -29,7 +29,7 @@ class Summary:
     """What is known of all samples of one image, when they have been handed on.
 
     Args:
-        mean: PIL image, their mean.
+        mean: their mean, as the samples' images.
         std: `[H, W, 3]` array or `[3, H, W]` tensor, their standard deviation in units of [0, 1].
     """
 
@@ -64,9 +64,9 @@ def upscale(
     Args:
         pipe: the pipeline.
         image: one image, as the pipeline takes it.
-        on_sample: called with each finished `Sample`, whose image is a PIL image. Its LR-PSNR is that of the final
-            image: of H applied as often as the model, or, of resampled ones, of antialiased bicubic downsampling to the
-            size of `image`.
+        on_sample: called with each finished `Sample`, whose image is a PIL image, or a tensor with `output_type` "pt".
+            Its LR-PSNR is that of the final image: of H applied as often as the model, or, of resampled ones, of
+            antialiased bicubic downsampling to the size of `image`.
         outscale: final factor; None means the model's.
         num_samples, seed: as for the pipeline.
         **options: others of the pipeline's.
@@ -88,6 +88,9 @@ def upscale(
         return Summary(out.mean[0], out.std[0])
 
     assert outscale is not None
+    output_type = options.pop("output_type", "pil")
+    if output_type not in ("pil", "pt"):
+        raise ValueError(f"`output_type` must be 'pil' or 'pt' where results are resampled, got {output_type!r}")
     prepared = prepare_photos(image)
     if len(prepared) != 1:
         raise ValueError(f"`image` must be one image, got {len(prepared)}")
@@ -107,8 +110,8 @@ def upscale(
     def finish(x: Tensor, sample: Sample) -> None:
         if tuple(x.shape[-2:]) != size:
             x = interpolate(x[None], size)[0].clamp_(0, 1)
-        picture = to_pil(x)
-        finished = photo.finish(picture) if photo is not None else picture
+        picture = to_pil(x) if output_type == "pil" else x
+        finished = photo.finish(picture) if photo is not None and output_type == "pil" else picture
         if num_samples > 1:
             moments.add(x)
         else:
@@ -137,8 +140,11 @@ def upscale(
         )
     if num_samples == 1:
         return Summary(single[0], np.zeros((*size, 3), np.float32))  # which takes no memory until it is written to
-    mean = to_pil(moments.mean)
-    return Summary(photo.finish(mean) if photo is not None else mean, moments.std_().permute(1, 2, 0).cpu().numpy())
+    mean: Any = moments.mean
+    if output_type == "pil":
+        mean = to_pil(mean)
+        mean = photo.finish(mean) if photo is not None else mean
+    return Summary(mean, moments.std_().permute(1, 2, 0).cpu().numpy())
 
 
 def _left_for_samples(bound: Bound, size: tuple[int, int], num_samples: int) -> int:
@@ -157,22 +163,23 @@ def _left_for_samples(bound: Bound, size: tuple[int, int], num_samples: int) -> 
     return bound.bytes - taken
 
 
-def lr_psnr(operator: Downsampling, image: Image.Image, y: Tensor) -> float:
+def lr_psnr(operator: Downsampling, image: Image.Image | Tensor, y: Tensor) -> float:
     """PSNR in dB between y and an image brought to its size: by H, as often as it fits, or else bicubic downsampling.
 
     Args:
         operator: H.
-        image: RGB.
+        image: RGB, or `[3, H, W]` in [0, 1].
         y: `[3, h, w]` in [0, 1].
     """
     y = y.cpu()
     factor, times = operator.scale_factor, 0
-    while factor > 1 and y.shape[-1] * factor ** (times + 1) <= image.width:
+    size = image.size if isinstance(image, Image.Image) else (image.shape[-1], image.shape[-2])
+    while factor > 1 and y.shape[-1] * factor ** (times + 1) <= size[0]:
         times += 1
-    fits = times > 0 and image.size == (y.shape[-1] * factor**times, y.shape[-2] * factor**times)
-    if fits and times == 1:
+    fits = times > 0 and size == (y.shape[-1] * factor**times, y.shape[-2] * factor**times)
+    if fits and times == 1 and isinstance(image, Image.Image):
         return lr_psnr_of_image(operator, image, y)
-    x = to_tensor(image)
+    x = to_tensor(image).cpu()
     if not fits:
         return psnr(interpolate(x[None], (y.shape[-2], y.shape[-1]))[0], y)
     for _ in range(times):
