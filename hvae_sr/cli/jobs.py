@@ -14,7 +14,8 @@ _LONGEST = {".webp": 16383, ".jpg": 65500}
 
 # What an earlier result must agree in to count as finished. Device and version change nothing that is meant to be.
 _DECISIVE = (
-    "weights", "temperature", "outscale", "consistent", "dtype", "tile", "self_ensemble", "source_sha256", "frame"
+    "weights", "temperature", "outscale", "consistent", "dtype", "tile", "self_ensemble", "source_sha256", "frame",
+    "bits",
 )  # fmt: skip
 _DEFAULTS = {"self_ensemble": False}
 """Of settings that results of earlier versions do not tell."""
@@ -31,6 +32,7 @@ class Job:
         folder: below it.
         stem: of the names of the results, without the kind.
         suffix: of the format, with its dot.
+        what: the frame is, where the frames of a file are not all alike.
     """
 
     source: Path
@@ -39,11 +41,13 @@ class Job:
     folder: Path
     stem: str
     suffix: str
+    what: str = ""
 
     @property
     def name(self) -> str:
         """For people."""
-        return str(self.source) if self.frame is None else f"{self.source} (frame {self.frame})"
+        kind = f": {self.what}" if self.what else ""
+        return str(self.source) if self.frame is None else f"{self.source} (frame {self.frame}{kind})"
 
     def path(self, kind: str, outscale: float) -> Path:
         """Of a result: "seed3", "mean" or "std"."""
@@ -121,18 +125,22 @@ def plan(options: argparse.Namespace) -> tuple[list[Job], list[Exception]]:
 
 
 def _jobs(path: Path, folder: Path, output: Path, options: argparse.Namespace) -> list[Job]:
-    from ..images import ImageError, count_frames
+    from ..images import ImageError, list_frames
 
     suffix = f".{options.format}"
-    frames = 1
+    frames = [""]
     if options.all_frames:
         try:
-            frames = count_frames(path)
+            frames = list_frames(path)
         except ImageError:
             pass  # reported when its turn comes
-    if frames == 1:
+    if len(frames) == 1:
         return [Job(path, None, output, folder, path.stem, suffix)]
-    return [Job(path, number, output, folder, f"{path.stem}_frame{number:04d}", suffix) for number in range(frames)]
+    alike = len(set(frames)) == 1
+    return [
+        Job(path, number, output, folder, f"{path.stem}_frame{number:04d}", suffix, "" if alike else what)
+        for number, what in enumerate(frames)
+    ]
 
 
 def remove_leftovers(jobs: Sequence[Job]) -> None:

@@ -34,6 +34,7 @@ def facts_about(pipeline: Any, job: Job, options: argparse.Namespace) -> dict[st
         "consistent": not options.no_consistency,
         "tile": options.tile,
         "self_ensemble": options.self_ensemble,
+        "bits": options.bits,
         "dtype": options.dtype,
         "device": pipeline.device.type,
         "source": job.source.name,

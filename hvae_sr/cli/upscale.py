@@ -44,6 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", default="png", choices=FORMATS, help="png, webp and tiff are lossless; jpg is not (default png)"
     )
+    parser.add_argument(
+        "--bits",
+        type=int,
+        choices=[8, 16],
+        help="of each channel; png and tiff hold 16 (default: those of the input)",
+    )
     parser.add_argument("--keep_exif", action="store_true", help="copy EXIF (camera, date, place) into the results")
     parser.add_argument("--all_frames", action="store_true", help="every frame of an animation, not the first alone")
     parser.add_argument("--recursive", action="store_true", help="search folders below INPUT too, and keep them apart")
@@ -108,6 +114,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _complete(options: argparse.Namespace, pipeline: Any) -> None:
     """Fills in what was not given, and checks it."""
+    from ..images import WIDE_SUFFIXES
     from ..pipelines.chaining import num_passes
 
     if options.temperature is None:
@@ -118,6 +125,8 @@ def _complete(options: argparse.Namespace, pipeline: Any) -> None:
     options.num_samples = 5 if options.num_samples is None else options.num_samples
     options.seed = options.seed or 0
     options.no_consistency = bool(options.no_consistency)
+    if options.bits == 16 and f".{options.format}" not in WIDE_SUFFIXES:
+        raise ValueError(f"`--bits` 16 goes with `--format` png or tiff; {options.format} holds 8")
     if options.outscale is None:
         options.outscale = float(pipeline.config.scale_factor)
     passes = num_passes(pipeline.config.scale_factor, options.outscale)
@@ -141,7 +150,15 @@ def _complete(options: argparse.Namespace, pipeline: Any) -> None:
 
 def _upscale_one(pipeline: Any, job: Job, options: argparse.Namespace) -> bool:
     """Samples, mean and uncertainty map of one image, each written when it is finished; False if they are there."""
-    from ..images import LOSSY_SUFFIXES, load_image, read_photo, save_image, to_tensor, uncertainty_to_pil
+    from ..images import (
+        LOSSY_SUFFIXES,
+        WIDE_SUFFIXES,
+        load_image,
+        read_photo,
+        save_image,
+        to_tensor,
+        uncertainty_to_pil,
+    )
     from ..pipelines.chaining import lr_psnr, upscale
     from ..pipelines.degradation import inspect
 
@@ -155,23 +172,33 @@ def _upscale_one(pipeline: Any, job: Job, options: argparse.Namespace) -> bool:
         return False
     if found == "other settings":
         say(f"{job.name}: redone, its results were made with other settings")
+    if job.what:
+        say(job.name)
     photo = read_photo(job.source, job.frame)
-    y = to_tensor(photo.image)
+    for line in photo.warnings:
+        warn(f"{job.name}: {line}")
+    if photo.alpha is not None and job.suffix in LOSSY_SUFFIXES:
+        warn(f"{job.name}: {options.format} holds no transparency, what is transparent is white")
+        photo = photo.on_white()
+    y = to_tensor(photo)
+    bits = options.bits or (photo.bits if job.suffix in WIDE_SUFFIXES else 8)
+    if bits < photo.bits:
+        warn(f"{job.name}: has 16 bits a channel, its results 8")
     _check_results(pipeline, job, photo.image.size, options)
     statistics = inspect(y)
     for line in statistics.warnings() if statistics is not None else []:
         warn(f"{job.name}: {line}")
-    if photo.alpha is not None and job.suffix in LOSSY_SUFFIXES:
-        warn(f"{job.name}: {options.format} holds no transparency, it is left out")
     job.make_folder()
     exif = photo.exif if options.keep_exif else b""
 
-    def one_channel(image: Any) -> Any:
+    def finished(image: Any) -> Any:
+        if bits == 16:  # a float tensor; of 8 bits a PIL image, finished but for its single channel
+            return photo.finish(image, keep_grey=True, bits=16)
         return photo.finish(image.convert("RGB"), keep_grey=True) if photo.grey else image
 
     def write(sample: Any) -> None:
         path = job.path(f"seed{sample.seed}", options.outscale)
-        picture = one_channel(sample.image)
+        picture = finished(sample.image)
         decibels, note = sample.lr_psnr, ""
         faithful[sample.seed] = sample.lr_psnr_unprojected
         own = {**facts, "seed": sample.seed, "lr_psnr": round(decibels, 4)}
@@ -198,10 +225,11 @@ def _upscale_one(pipeline: Any, job: Job, options: argparse.Namespace) -> bool:
         max_memory=options.max_memory,
         tile=options.tile,
         self_ensemble=options.self_ensemble,
+        output_type="pt" if bits == 16 else "pil",
     )
     facts["seeds"] = seeds
     mean_path, std_path = (job.path(kind, options.outscale) for kind in ("mean", "std"))
-    save_image(one_channel(summary.mean), mean_path, {**facts, "what": "mean of the samples"}, exif)
+    save_image(finished(summary.mean), mean_path, {**facts, "what": "mean of the samples"}, exif)
     say(f"{mean_path}  mean of {len(seeds)} samples")
     # Last: where it stands, with these settings, everything does.
     picture = uncertainty_to_pil(summary.std)
