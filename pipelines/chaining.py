@@ -98,7 +98,7 @@ def _resampled(
     if passes > 1:  # one by one, so that nothing of the first pass takes room from the larger ones
         first = (sample for seed in seeds for sample in pipe.samples(y, [seed], **named))
     for index, sample in enumerate(first):
-        x = sample.x
+        x, z = sample.x, sample.latents if passes == 1 else ()
         assert x is not None
         for _ in range(passes - 1):
             (last,) = pipe.samples(x, [seeds[index]], **named)
@@ -109,7 +109,7 @@ def _resampled(
         picture = to_pil(x) if output_type == "pil" else x
         measured = lr_psnr(pipe.operator, picture, y)
         finished = photo.finish(picture) if photo is not None and isinstance(picture, Image.Image) else picture
-        yield replace(sample, index=index, x=x, image=finished, lr_psnr=measured, lr_psnr_float=measured, latents=())
+        yield replace(sample, index=index, x=x, image=finished, lr_psnr=measured, lr_psnr_float=measured, latents=z)
 
 
 def _left_for_samples(bound: Bound, size: tuple[int, int], num_samples: int) -> int:

@@ -1,10 +1,12 @@
-"""What several commands share: the options that choose a model, loading it, and lines for the terminal."""
+"""What several commands share: the options that choose a model, and loading it."""
 
 import argparse
 import os
-import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..pipelines import SuperResolutionPipeline
 
 
 def add_model(
@@ -15,7 +17,7 @@ def add_model(
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, xpu, mps, ...")
 
 
-def load_pipeline(options: argparse.Namespace, fast: bool = False) -> Any:
+def load_pipeline(options: argparse.Namespace, fast: bool = False) -> "SuperResolutionPipeline":
     """The pipeline that --model, --dtype and --device ask for.
 
     Args:
@@ -23,6 +25,9 @@ def load_pipeline(options: argparse.Namespace, fast: bool = False) -> Any:
         fast: for a command that only samples: --dtype auto is what is fast on the device, and the encoder of HR images
             stays out. Else auto is float32, so that figures are the same on every machine.
     """
+    from ..checkpoints.names import resolve
+
+    resolve(options.model)  # a typo should not wait for torch
     import torch
     from diffusers.utils import logging
 
@@ -50,27 +55,3 @@ def check_writable(folder: Path, option: str) -> None:
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         raise ValueError(f"`{option}`: cannot write to {folder}")
-
-
-def fail(error: Exception) -> int:
-    """Prints the error as one line on stderr; returns the exit status 2."""
-    line = " ".join(str(error).split()) or type(error).__name__
-    print(f"hvae-sr: error: {line}", file=sys.stderr)
-    return 2
-
-
-def warn(line: str) -> None:
-    """Prints a warning as one line on stderr."""
-    print(f"hvae-sr: warning: {line}".encode(errors="replace").decode(), file=sys.stderr)
-
-
-def say(line: str) -> None:
-    """Prints a line whose file names may hold bytes that are no text.
-
-    Where nobody reads on (`| head -1`), the work goes on without words.
-    """
-    try:
-        print(line.encode(errors="replace").decode(), flush=True)
-    except BrokenPipeError:
-        # What is still in the buffer would be written, and fail, once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

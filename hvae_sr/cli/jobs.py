@@ -12,14 +12,6 @@ FORMATS = ("png", "webp", "jpg", "tiff")
 _LONGEST = {".webp": 16383, ".jpg": 65500}
 """Pixels of the longest side that the encoders of a format take."""
 
-# What an earlier result must agree in to count as finished. Device and version change nothing that is meant to be.
-_DECISIVE = (
-    "weights", "temperature", "outscale", "consistent", "dtype", "tile", "self_ensemble", "source_sha256", "frame",
-    "bits",
-)  # fmt: skip
-_DEFAULTS = {"self_ensemble": False}
-"""Of settings that results of earlier versions do not tell."""
-
 
 @dataclass(frozen=True)
 class Job:
@@ -166,32 +158,31 @@ def _made_here(path: Path) -> bool:
         return False
 
 
-def state(job: Job, facts: dict[str, Any], seeds: Sequence[int], options: argparse.Namespace) -> str:
+def state(job: Job, settings: dict[str, Any], seeds: Sequence[int], options: argparse.Namespace) -> str:
     """ "new", "finished", "other settings" or "unfinished".
 
     Raises:
         ValueError: a file that this command did not write is in the way, and may not be replaced.
     """
     from ..images import ImageError, read_metadata
+    from .settings import agree
 
     kinds = [f"seed{seed}" for seed in seeds] + ["mean", "std"]
     paths = [job.path(kind, options.outscale) for kind in kinds]
     present = [path for path in paths if os.path.lexists(path)]
-    if not present:
-        return "new"
     same = True
     for path in present:
         try:
-            made = read_metadata(path)
+            found = read_metadata(path)
         except ImageError:
-            made = {}
+            found = {}
         if path.is_dir():
             raise ValueError(f"{job.source}: {path} is in the way, a folder")
-        if not made and not options.overwrite:
+        if not found and not options.overwrite:
             raise ValueError(f"{job.source}: {path} is in the way, and no result of this command (see --overwrite)")
-        same = same and all(made.get(name, _DEFAULTS.get(name)) == facts[name] for name in _DECISIVE)
-        if "seeds" in made:
-            same = same and made["seeds"] == list(seeds)
+        same = same and agree(found, settings) and found.get("seeds", list(seeds)) == list(seeds)
+    if not present:
+        return "new"
     if not same:
         return "other settings"
     return "finished" if len(present) == len(kinds) else "unfinished"
