@@ -1,6 +1,7 @@
 """What a pipeline offers beyond samples: quantiles, densities and ranks, new versions of a region."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from hvae_sr.posterior import Rank, Recipe, log_density, quantiles, rank, read_m
 from hvae_sr.posterior.quantiles import QUANTILE_VALUES
 from hvae_sr.sampling import Budget, WindowSampler, budget
 from hvae_sr.sampling.memory import KEPT_FEATURES
+from hvae_sr.sampling.sampler import MARGIN
 
 from .inputs import base_seeds, check_count
 from .output import SuperResolutionOutput, collate
@@ -30,10 +32,11 @@ class Exploring:
         image: ImageInput | Photo,
         q: Sequence[float] = (0.05, 0.5, 0.95),
         num_samples: int = 32,
-        seed: int = 0,
+        seed: int | Sequence[int] | None = 0,
         temperature: float | Sequence[float] | None = None,
         enforce_consistency: bool = True,
         window_size: int | None = None,
+        window_margin: int = MARGIN,
     ) -> Tensor:
         """Quantiles of every pixel over the samples of the pipeline with the same seeds.
 
@@ -42,6 +45,7 @@ class Exploring:
             q: quantiles in [0, 1], interpolated linearly.
             num_samples, seed, temperature, enforce_consistency: as in a call.
             window_size: side of a window in pixels of y; None lets the samples of one take 0.8 GB.
+            window_margin: HR pixels around it that the networks see too.
 
         Returns:
             `[len(q), 3, H, W]` in [0, 1], on the CPU.
@@ -49,12 +53,13 @@ class Exploring:
         Raises:
             ValueError: as a call; or `q` out of range.
         """
-        call = self.check_inputs(temperature, num_samples, enforce_consistency, window_size=window_size)
+        windows = {"window_size": window_size, "window_margin": window_margin}
+        call = self.check_inputs(temperature, num_samples, enforce_consistency, **windows)
         y, _ = _single(image)
         self._check_size(y, call, False)
         (base,) = base_seeds(seed, None, 1)
         room = Budget(QUANTILE_VALUES // num_samples, KEPT_FEATURES)
-        sampler = WindowSampler(self.networks, y.to(self._execution_device), window_size, room)
+        sampler = WindowSampler(self.networks, y.to(self._execution_device), window_size, room, window_margin)
         with self._computing(), self.progress_bar(total=len(sampler.windows) * num_samples) as bar:
             found = quantiles(
                 sampler,
@@ -127,6 +132,7 @@ class Exploring:
         seed: int | Recipe,
         new_seed: int,
         num_samples: int = 1,
+        feather: int = 8,
         output_type: str = "pil",
         **named: Any,
     ) -> SuperResolutionOutput:
@@ -139,6 +145,7 @@ class Exploring:
             seed: of the sample, or its recipe.
             new_seed: of the first new version; the j-th has `new_seed + j`.
             num_samples: versions.
+            feather: HR pixels inside the mask over which the change grows to its full size.
             output_type: "pil", "np" or "pt".
             **named: others of `samples`, as they were for the sample.
 
@@ -149,16 +156,17 @@ class Exploring:
             ValueError: as `samples`; seeds that are no whole numbers; or a mask of another size, or empty.
         """
         check_count("num_samples", num_samples, 1)
+        check_count("feather", feather, 1)
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', got {output_type!r}")
-        base_seeds(new_seed, None, 1)
-        old = seed
-        if not isinstance(old, Recipe):
-            old = Recipe.of(*base_seeds(seed, None, 1), self.vdvae.num_groups)  # type: ignore[arg-type]
+        for name, value in (("new_seed", new_seed), ("seed", 0 if isinstance(seed, Recipe) else seed)):
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise ValueError(f"`{name}` must be a whole number, got {value!r}")
+        old = seed if isinstance(seed, Recipe) else Recipe.of(int(seed), self.vdvae.num_groups)
         y, _ = _single(image)
         scale = self.operator.scale_factor
         inside = read_mask(mask, (y.shape[-2] * scale, y.shape[-1] * scale), scale).numpy()
-        recipes = [old.redraw(inside, new_seed + j) for j in range(num_samples)]
+        recipes = [old.redraw(inside, new_seed + j, feather) for j in range(num_samples)]
         found = list(self.samples(image, recipes=recipes, output_type=output_type, **named))
         return SuperResolutionOutput(
             images=collate([sample.image for sample in found], output_type),

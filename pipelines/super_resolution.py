@@ -229,7 +229,9 @@ class SuperResolutionPipeline(Exploring, Computing, DiffusionPipeline):
             raise ValueError("either `seeds` or `recipes` must be given, a list with an entry for each sample")
         chosen = seeds if seeds is not None else recipes
         if not is_list(chosen) or not len(chosen):  # type: ignore[arg-type]
-            raise ValueError(f"`{'recipes' if seeds is None else 'seeds'}` must be a list that is not empty, got {chosen!r}")
+            raise ValueError(
+                f"`{'recipes' if seeds is None else 'seeds'}` must be a list that is not empty, got {chosen!r}"
+            )
         if seeds is not None:
             base_seeds(list(seeds), None, len(seeds))
         call = self.check_inputs(
@@ -316,7 +318,9 @@ class SuperResolutionPipeline(Exploring, Computing, DiffusionPipeline):
             raise ValueError("`noise` and `latents` need images of one size; `image` has several")
         rows, padded = len(photos) * num_samples, self.networks.sizes.output(tuple(photos[0][0].shape[-2:]))
         draws = self.vdvae.check_latents("noise", noise, padded, (rows,))
-        values = self.vdvae.check_latents("latents", None if latents is None else list(latents)[:fixed], padded, (rows, 1))
+        values = self.vdvae.check_latents(
+            "latents", None if latents is None else list(latents)[:fixed], padded, (rows, 1)
+        )
         check_finite("noise", draws)
         check_finite("latents", values)
         bases = None if noise is not None else base_seeds(seed, generator, len(photos))
@@ -349,7 +353,9 @@ class SuperResolutionPipeline(Exploring, Computing, DiffusionPipeline):
                 if keep_latents:
                     gathered["latents"].append([torch.cat(group) for group in zip(*chunks, strict=True)])
                 if output_type != "latent":
-                    gathered["mean"].append(single if num_samples == 1 else self._finish(moments.mean, photo, output_type))
+                    gathered["mean"].append(
+                        single if num_samples == 1 else self._finish(moments.mean, photo, output_type)
+                    )
                     # numpy's zeros take no memory until they are touched
                     std = moments.std_() if num_samples > 1 else torch.from_numpy(np.zeros(size, np.float32)).to(device)
                     gathered["std"].append(std if output_type == "pt" else std.permute(1, 2, 0).cpu().numpy())
@@ -405,7 +411,13 @@ class SuperResolutionPipeline(Exploring, Computing, DiffusionPipeline):
         count = len(recipes) if recipes is not None else len(noise[0])  # type: ignore[index, arg-type]
         consistency = Consistency(self.operator, y, call.enforce_consistency)
         keep_latents = options.return_latents or call.output_type == "latent"
-        make = partial(WindowSampler, self.networks, window_size=options.window_size, budget=self._budget(y, count, call))
+        make = partial(
+            WindowSampler,
+            self.networks,
+            window_size=options.window_size,
+            budget=self._budget(y, count, call),
+            margin=options.window_margin,
+        )
         arguments = {
             "temperature": call.temperature,
             "lr_posterior_temperature": options.lr_posterior_temperature,

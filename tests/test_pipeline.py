@@ -338,8 +338,15 @@ def test_a_five_bit_prior_gives_no_dark_images(make_pipeline: MakePipeline, bits
         ({"latents": [None] * 5}, "`latents`.*at most 4.*5"),
         ({"latents": [torch.full((1, 4, 5, 6), torch.nan)]}, r"`latents\[0\]` holds NaN"),
         ({"latents": 5, "num_fixed_groups": 1}, "`latents`, got int"),
-        ({"callback_on_sample_end": 3}, "`callback_on_sample_end`.*3"),
-        ({"callback_on_sample_end": print, "output_type": "latent"}, "`callback_on_sample_end`.*'latent'"),
+        ({"callback_on_sample_end": print}, "`callback_on_sample_end`.*`pipe.samples"),
+        ({"callback_on_step_end": print}, "`callback_on_step_end`.*`pipe.samples"),
+        ({"num_images_per_prompt": 3}, "`num_images_per_prompt`.*`num_samples`"),
+        ({"num_sample": 3}, "`num_sample`.*did you mean `num_samples`"),
+        ({"options": 3}, "`options`.*3"),
+        ({"enforce_consistency": "no"}, "`enforce_consistency`.*'no'"),
+        ({"temperature": True}, "`temperature`.*True"),
+        ({"tile": True}, "`tile=True` has no effect"),
+        ({"noise": [torch.zeros(1, 4, 8, 8)] * 5}, "`noise`.*at most 4.*5"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(

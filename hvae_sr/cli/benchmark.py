@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import add_model, check_writable, load_pipeline
+from ..files import check_writable
+from .common import add_model, load_pipeline
 from .terminal import print_line
 
 if TYPE_CHECKING:

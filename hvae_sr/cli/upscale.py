@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import add_model, check_writable, load_pipeline
+from ..files import check_writable
+from .common import add_model, load_pipeline
 from .jobs import FORMATS, Job, plan, remove_leftovers, state
 from .settings import like, settings_of, weights_fingerprint
 from .terminal import fail, print_line, warn

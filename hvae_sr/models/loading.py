@@ -72,7 +72,9 @@ PICKLED = frozenset(("bin", "ckpt", "h5", "pickle", "pkl", "pt", "pth", "th"))
 """Suffixes of weights that run code when they are read, or may, and of the indices of their shards."""
 
 
-DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, SafetensorError, UnpicklingError)
+DAMAGED = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, SafetensorError, UnpicklingError
+)  # fmt: skip
 """What diffusers raises on folders that are damaged, incomplete or hold something else."""
 
 

@@ -18,7 +18,7 @@ class LRHead(Bottleneck):
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:  # type: ignore[override]
         """`[B or 1, width, h, w]` and `[B or 1, width', h, w]` -> mean and log_sigma, `[B, 2 C, h, w]`."""
-        rows = max(len(x), len(features))
+        rows = x.shape[0] if features.shape[0] == 1 else features.shape[0]
         parts = (part.expand(rows, -1, -1, -1) for part in (x, features.to(x)))
         return super().forward(torch.cat(tuple(parts), dim=1))
 

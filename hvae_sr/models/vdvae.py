@@ -344,27 +344,27 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
 
         streams: dict[int, Tensor] = {}
         groups: list[GroupStatistics] = []
-        for l, block in enumerate(self.blocks[:stop]):
+        for group, block in enumerate(self.blocks[:stop]):
             x = self._start(block, streams, 1 if activations is None else batch_size, size)
             step = {
-                "condition": condition if l < conditioned_groups else None,
+                "condition": condition if group < conditioned_groups else None,
                 "activation": None if activations is None else activations[block.resolution],
-                "z": given[l],
+                "z": given[group],
                 "noise": None,
-                "temperature": tau[l],
-                "lr_temperature": lr_tau[l],
+                "temperature": tau[group],
+                "lr_temperature": lr_tau[group],
             }
-            if given[l] is None and (activations is not None or tau[l] or lr_tau[l]):
-                step["noise"] = source(l, self.stride(l), self.latent_shape(l, batch_size, size), x.device)
+            if given[group] is None and (activations is not None or tau[group] or lr_tau[group]):
+                step["noise"] = source(group, self.stride(group), self.latent_shape(group, batch_size, size), x.device)
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x, group = checkpoint(block, x, l, use_reentrant=False, **step)
+                x, statistics = checkpoint(block, x, group, use_reentrant=False, **step)
             else:
-                x, group = block(x, l, **step)
+                x, statistics = block(x, group, **step)
             streams[block.resolution] = x
             if record == "distributions":
-                groups.append(group.expand(batch_size))
+                groups.append(statistics.expand(batch_size))
             elif record == "latents":
-                groups.append(GroupStatistics(group.z).expand(batch_size))
+                groups.append(GroupStatistics(statistics.z).expand(batch_size))
         return TopDownOutput(x, groups)
 
     def _start(self, block: TopDownBlock, streams: dict[int, Tensor], rows: int, size: tuple[int, int]) -> Tensor:
@@ -403,18 +403,22 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         Raises:
             ValueError: too many, or another shape; the message names the argument and the group.
         """
-        if values is not None and not isinstance(values, (list, tuple)):
-            raise ValueError(f"`{name}` must be a list of tensors, one for each group; got {type(values).__name__}")
-        given = list(values or ())
-        if len(given) > self.num_groups:
-            raise ValueError(f"`{name}` has {len(given)} entries; the model has {self.num_groups} groups")
+        given: list[Tensor | None] = list(values) if isinstance(values, (list, tuple)) else []
+        if len(given) > self.num_groups or not isinstance(values, (list, tuple, type(None))):
+            found = len(given) or type(values).__name__
+            raise ValueError(
+                f"`{name}` must be a list of at most {self.num_groups} tensors, one for each group; got {found}"
+            )
         for group, z in enumerate(given):
             if z is None:
                 continue
-            shapes = [self.latent_shape(group, count, size) for count in rows]
-            if not isinstance(z, Tensor) or tuple(z.shape) not in shapes:
-                found = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
-                raise ValueError(f"`{name}[{group}]` must have shape {shapes[0]}, got {found}")
+            _, *shape = self.latent_shape(group, 1, size)
+            if not isinstance(z, Tensor) or z.ndim != 4 or list(z.shape[1:]) != shape or len(z) not in rows:
+                counts = " or ".join(str(count) for count in dict.fromkeys(rows))
+                got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+                raise ValueError(
+                    f"`{name}[{group}]` must have shape [N, {', '.join(map(str, shape))}] with N = {counts}, got {got}"
+                )
             given[group] = z.float()
         return [*given, *[None] * (self.num_groups - len(given))]
 
@@ -542,7 +546,7 @@ def group_temperatures(
     several = isinstance(temperature, (Sequence, np.ndarray)) and not isinstance(temperature, str)
     values: list[Any] = list(temperature) if several and np.ndim(temperature) else [temperature] * num_groups
     if len(values) != num_groups:
-        raise ValueError(f"`{argument}` must be a number or one for each of {num_groups} groups, got {values}")
+        raise ValueError(f"`{argument}` must be a number or one for each of {num_groups} groups, got {len(values)}")
     for value in values:
         if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
             raise ValueError(f"`{argument}` must be a finite number >= 0, got {value!r}")

@@ -22,10 +22,12 @@ class Region:
     Args:
         mask: booleans `[H, W]` over the result.
         seed: of the noise there.
+        feather: HR pixels inside the mask over which the change grows to its full size.
     """
 
     mask: np.ndarray
     seed: int
+    feather: int = 8
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,9 @@ class Recipe:
         """The first `kept` groups as they are, the others with the noise of `seed`."""
         return Recipe((*self.group_seeds[:kept], *(seed for _ in self.group_seeds[kept:])), self.regions)
 
-    def redraw(self, mask: np.ndarray, seed: int) -> "Recipe":
-        """The noise of `seed` where `mask`, booleans `[H, W]`, is true."""
-        return Recipe(self.group_seeds, (*self.regions, Region(mask, seed)))
+    def redraw(self, mask: np.ndarray, seed: int, feather: int = 8) -> "Recipe":
+        """The noise of `seed` where `mask`, booleans `[H, W]`, is true; see `Region`."""
+        return Recipe(self.group_seeds, (*self.regions, Region(mask, seed, feather)))
 
     def check(self, num_groups: int, size: tuple[int, int]) -> None:
         """Raises a ValueError unless the recipe is for `num_groups` groups, and its masks of an image of (H, W)."""
