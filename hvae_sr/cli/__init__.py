@@ -11,19 +11,8 @@ from collections.abc import Sequence
 from . import analyse, benchmark, card, convert, demo, evaluate, export, figures, push, results, upscale
 from .terminal import any_characters, fail
 
-COMMANDS = {
-    "upscale": upscale,
-    "convert": convert,
-    "evaluate": evaluate,
-    "push": push,
-    "card": card,
-    "demo": demo,
-    "analyse": analyse,
-    "figures": figures,
-    "results": results,
-    "benchmark": benchmark,
-    "export": export,
-}
+_MODULES = (upscale, convert, evaluate, push, card, demo, analyse, figures, results, benchmark, export)
+COMMANDS = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

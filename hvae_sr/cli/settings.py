@@ -96,8 +96,8 @@ def like(options: argparse.Namespace) -> list[str]:
         for name, value in taken.items():
             if getattr(options, name) is None:
                 setattr(options, name, value)
-        options.tile = options.tile or found.get("tile", False) is True
-        options.self_ensemble = options.self_ensemble or found.get("self_ensemble", False) is True
+        for name in ("tile", "self_ensemble"):
+            setattr(options, name, getattr(options, name) or found.get(name) is True)
         if options.dtype == "auto" and found.get("dtype") in ("float32", "bfloat16", "float16"):
             options.dtype = found["dtype"]  # "auto" is another one on another machine
         if options.model is None:

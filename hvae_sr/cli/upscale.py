@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..files import check_writable
 from .common import add_model, load_pipeline
@@ -15,57 +15,31 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image files, or folders of them")
-    parser.add_argument("-o", "--output_dir", required=True, metavar="DIR", help="where results are written")
-    add_model(
-        parser,
-        "bundled name, folder or Hub id (default natural-x4; with --outscale, natural-x2, -x4 or -x8)",
-        default=None,
+    add = parser.add_argument
+    add("inputs", nargs="+", metavar="INPUT", help="image files, or folders of them")
+    add("-o", "--output_dir", required=True, metavar="DIR", help="where results are written")
+    add_model(parser, "bundled name, folder or Hub id (default: natural-x4, or -x2, -x4, -x8 by --outscale)", None)
+    add("--num_samples", type=int, help="samples of each image (default 5)")
+    add("--temperature", type=float, nargs="+", help="0 to about 1, or one for each group; default: the model's own")
+    add("--seed", type=int, help="sample j has the seed SEED + j (default 0)")
+    add("--outscale", type=float, metavar="F", help="final factor, any number; default: the model's")
+    flag: dict[str, Any] = {"action": "store_true"}
+    add("--no_consistency", **flag, default=None, help="leave out the projection on {x : Hx = y}")
+    add("--self_ensemble", **flag, help="draw in eight orientations in turn: a more accurate mean of 8, 16, ...")
+    what = (
+        "list samples, best first: by log p(z|y), the most typical, or LR-PSNR before the projection, the most faithful"
     )
-    parser.add_argument("--num_samples", type=int, help="samples of each image (default 5)")
-    parser.add_argument(
-        "--temperature", type=float, nargs="+", help="0 to about 1, or one for each group; default: the model's own"
-    )
-    parser.add_argument("--seed", type=int, help="sample j has the seed SEED + j (default 0)")
-    parser.add_argument("--outscale", type=float, metavar="F", help="final factor, any number; default: the model's")
-    parser.add_argument(
-        "--no_consistency",
-        action="store_true",
-        default=None,
-        help="leave out the projection on the images consistent with the input",
-    )
-    parser.add_argument(
-        "--self_ensemble",
-        action="store_true",
-        help="draw the samples in eight orientations of the input in turn, for a more accurate mean of 8, 16, ...",
-    )
-    parser.add_argument(
-        "--rank",
-        choices=["log_density", "lr_psnr_unprojected"],
-        help="also list the samples of each image, best first: by log p(z|y), the most typical, or by the LR-PSNR of "
-        "the network's own output, the most faithful before the projection",
-    )
-    parser.add_argument("--like", metavar="FILE", help="the settings of a file that this command wrote")
-    parser.add_argument(
-        "--format", default="png", choices=FORMATS, help="png, webp and tiff are lossless; jpg is not (default png)"
-    )
-    parser.add_argument(
-        "--bits",
-        type=int,
-        choices=[8, 16],
-        help="of each channel; png and tiff hold 16 (default: those of the input)",
-    )
-    parser.add_argument("--keep_exif", action="store_true", help="copy EXIF (camera, date, place) into the results")
-    parser.add_argument("--all_frames", action="store_true", help="every frame of an animation, not the first alone")
-    parser.add_argument("--recursive", action="store_true", help="search folders below INPUT too, and keep them apart")
-    parser.add_argument("--overwrite", action="store_true", help="redo what is finished, replace what is in the way")
-    parser.add_argument("--batch_size", type=int, help="samples for each network evaluation; default: by size")
-    parser.add_argument(
-        "--max_memory", metavar="SIZE", help="bound of memory such as 2GB; default: half of what is available"
-    )
-    parser.add_argument(
-        "--tile", action="store_true", help="models of one image size: blend tiles of that size instead of refusing"
-    )
+    add("--rank", choices=["log_density", "lr_psnr_unprojected"], help=what)
+    add("--like", metavar="FILE", help="the settings of a file that this command wrote")
+    add("--format", default="png", choices=FORMATS, help="all but jpg are lossless (default png)")
+    add("--bits", type=int, choices=[8, 16], help="of each channel; png and tiff hold 16 (default: as the input)")
+    add("--keep_exif", **flag, help="copy EXIF (camera, date, place) into the results")
+    add("--all_frames", **flag, help="every frame of an animation, not the first alone")
+    add("--recursive", **flag, help="search folders below INPUT too, and keep them apart")
+    add("--overwrite", **flag, help="redo what is finished, replace what is in the way")
+    add("--batch_size", type=int, help="samples for each network evaluation; default: by size")
+    add("--max_memory", metavar="SIZE", help="bound of memory such as 2GB; default: half of what is available")
+    add("--tile", **flag, help="models of one image size: blend tiles of that size instead of refusing")
 
 
 def run(options: argparse.Namespace) -> int:
