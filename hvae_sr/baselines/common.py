@@ -19,7 +19,7 @@ class ImageOutput(BaseOutput):
 
 
 def check_images(name: str, value: Any, channels: int = 3, multiple: int = 1) -> None:
-    """Raises a ValueError unless `value` is a floating-point `[B, channels, h, w]` with sides that `multiple` divides."""
+    """Raises a ValueError unless `value` is floating-point `[B, channels, h, w]`, sides divisible by `multiple`."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         found = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"`{name}` must be a floating-point tensor [B, {channels}, h, w], got {found}")

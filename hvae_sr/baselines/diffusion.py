@@ -4,8 +4,8 @@
     q(x_(t-1) | x_t, x_0) = N(c1_t x_0 + c2_t x_t, v_t I),  v_t = (1 - abar_(t-1)) / (1 - abar_t) beta_t
 
 (Ho et al., "Denoising Diffusion Probabilistic Models", NeurIPS 2020, eq. 4-7; shortened chains and learned variances:
-Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models", ICML 2021). The noise of a step is an argument:
-diffusers' `DDPMScheduler` would draw it itself, so that a sample could not be addressed by its seed.
+Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models", ICML 2021). The noise of a step is an
+argument: diffusers' `DDPMScheduler` would draw it itself, so that a sample could not be addressed by its seed.
 """
 
 from collections.abc import Sequence
@@ -108,6 +108,17 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
         """sqrt(abar) of step `index`: what SR3's network is told."""
         return float(np.sqrt(self.alphas_cumprod[index]))
 
+    def level_within(self, index: Tensor, uniform: Tensor) -> Tensor:
+        """A noise level between those of step `index` - 1 and step `index`: what SR3 is trained at (its algorithm 1).
+
+        Args:
+            index: `[B]`, whole numbers; before step 0 the level is 1.
+            uniform: `[B]`, on [0, 1): how far from the level of the step itself.
+        """
+        levels = torch.from_numpy(np.sqrt(np.append(1.0, self.alphas_cumprod))).to(uniform)
+        here, before = levels[index + 1], levels[index]
+        return here + uniform * (before - here)
+
     def add_noise(self, sample: Tensor, noise: Tensor, level: Tensor) -> Tensor:
         """level x_0 + sqrt(1 - level^2) noise, with `level` = sqrt(abar), `[B]` or `[B, 1]`."""
         level = level.reshape(-1, 1, 1, 1)
@@ -166,9 +177,9 @@ def space_timesteps(total: int, chosen: int | str | Sequence[int]) -> list[int]:
 
     Args:
         total: steps of the chain.
-        chosen: a number n: n steps from the first to the last, evenly spread and rounded to even. Several, as a list or
-            "10,5": the chain is cut in so many parts of equal length, and each keeps so many steps, spread over it in the
-            same way. "ddimN": every k-th step from 0, for the k that gives N.
+        chosen: a number n: n steps from the first to the last, evenly spread and rounded to even. Several, as a list
+            or "10,5": the chain is cut in so many parts of equal length, and each keeps so many steps, spread over it
+            in the same way. "ddimN": every k-th step from 0, for the k that gives N.
 
     Raises:
         ValueError: a part shorter than what is to be kept of it, or no k that gives N.
@@ -193,11 +204,11 @@ def space_timesteps(total: int, chosen: int | str | Sequence[int]) -> list[int]:
         size = total // len(counts) + (1 if i < total % len(counts) else 0)
         if count > size:
             raise ValueError(f"`chosen`: {count} steps cannot be kept of {size}, got {chosen!r} of {total}")
-        stride = (size - 1) / (count - 1) if count > 1 else 1.0
+        gap = (size - 1) / (count - 1) if count > 1 else 1.0
         position = 0.0  # added up, as published: multiplying would round a few steps to their neighbours
         for _ in range(count):
             steps.add(start + round(position))
-            position += stride
+            position += gap
         start += size
     return sorted(steps)
 

@@ -1,5 +1,5 @@
-"""EDSR: enhanced deep residual networks (Lim et al., "Enhanced Deep Residual Networks for Single Image Super-Resolution",
-CVPR workshops 2017), the regression that the VDVAE-SR thesis compares with."""
+"""EDSR (Lim et al., "Enhanced Deep Residual Networks for Single Image Super-Resolution", CVPR workshops 2017): the
+regression that the VDVAE-SR thesis compares with."""
 
 from collections.abc import Sequence
 
@@ -113,6 +113,6 @@ def _conv(width_in: int, width_out: int) -> nn.Conv2d:
 def _shift(bias: Sequence[float]) -> nn.Conv2d:
     """Adds a colour: a fixed 1x1 convolution, as the published state dicts store it."""
     layer = nn.Conv2d(3, 3, 1)
-    layer.weight.data = torch.eye(3)[:, :, None, None]
-    layer.bias.data = torch.tensor(bias, dtype=torch.float32)  # type: ignore[union-attr]
-    return layer.requires_grad_(False)
+    layer.weight = nn.Parameter(torch.eye(3)[:, :, None, None], requires_grad=False)
+    layer.bias = nn.Parameter(torch.tensor(bias, dtype=torch.float32), requires_grad=False)
+    return layer

@@ -1,5 +1,5 @@
-"""Invertible layers of normalising flows: Glow's three steps (Kingma and Dhariwal, "Glow: Generative Flow with Invertible
-1x1 Convolutions", NeurIPS 2018), with the coupling that HCFlow uses.
+"""Invertible layers of normalising flows: Glow's three steps (Kingma and Dhariwal, "Glow: Generative Flow with
+Invertible 1x1 Convolutions", NeurIPS 2018), with the coupling that HCFlow uses.
 
 Every layer maps `[B, C, h, w]` to the same, and adds to `log_det` `[B]` the logarithm of its Jacobian's determinant.
 With `reverse=True` it computes the inverse, and leaves `log_det` alone.

@@ -8,6 +8,7 @@ conditional flow, given what is coarser than it. Sampling runs both backwards fr
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -132,9 +133,7 @@ class HCFlow(StrictLoading, ModelMixin, ConfigMixin):
             steps = num_steps - num_conditional_steps
             levels.append(nn.ModuleList(FlowStep(channels, hidden_width) for _ in range(steps)))
             read = kept + (num_levels - 1 - level) * 2 * feature_width
-            conditionals.append(
-                ConditionalFlow(channels - kept, read, num_conditional_steps, hidden_width, *features)
-            )
+            conditionals.append(ConditionalFlow(channels - kept, read, num_conditional_steps, hidden_width, *features))
             channels = kept
         self.levels = nn.ModuleList(levels)
         self.conditionals = nn.ModuleList(conditionals)
@@ -173,15 +172,16 @@ class HCFlow(StrictLoading, ModelMixin, ConfigMixin):
         z = sample + uniform / self.config.quantisation
         log_det = sample.new_full((batch,), -math.log(self.config.quantisation) * height * width)
         kept, split = [], []
-        for steps, conditional in zip(self.levels, self.conditionals, strict=True):
+        for index in range(self.num_groups):
             z = F.pixel_unshuffle(z, 2)
-            for step in steps:
+            for step in self._steps(index):
                 z, log_det = self._run(step, z, log_det)
-            z, a = z[:, : -conditional.channels], z[:, -conditional.channels :]
+            channels = self._conditional(index).channels
+            z, a = z[:, :-channels], z[:, -channels:]
             kept.append(z)
             split.append(a)
         levels: list[Level] = []
-        for index in reversed(range(len(split))):
+        for index in reversed(range(self.num_groups)):
             condition = _condition(kept[index], [level.features for level in levels])
             level = self.conditionals[index](split[index], log_det, condition)
             levels.append(level)
@@ -209,7 +209,7 @@ class HCFlow(StrictLoading, ModelMixin, ConfigMixin):
 
         Args:
             low_resolution: y, `[B, 3, h, w]` on [0, 1].
-            noise: standard normals of every level, `latent_shape(level, ...)`: tensors, finest level first, or a source.
+            noise: standard normals of every level, in `latent_shape`: tensors, finest level first, or a source.
             temperature: 0.9 (x4) and 0.8 (faces) in the published results.
 
         Raises:
@@ -220,14 +220,14 @@ class HCFlow(StrictLoading, ModelMixin, ConfigMixin):
         z = low_resolution
         levels: list[Level] = []
         log_det = z.new_zeros(())
-        for index in reversed(range(len(self.conditionals))):
+        for index in reversed(range(self.num_groups)):
             condition = _condition(z, [level.features for level in levels])
             batch, _, h, w = z.shape
-            draw = source(index, 2 ** (index + 1), (batch, self.conditionals[index].channels, h, w), z.device)
+            draw = source(index, 2 ** (index + 1), (batch, self._conditional(index).channels, h, w), z.device)
             level = self.conditionals[index](draw.to(z.dtype), log_det, condition, temperature, reverse=True)
             levels.append(level)
             z = torch.cat((z, level.split), 1)
-            for step in reversed(self.levels[index]):  # type: ignore[arg-type]
+            for step in reversed(self._steps(index)):
                 z, _ = step(z, log_det, reverse=True)
             z = F.pixel_shuffle(z, 2)
         return HCFlowSample(z, tuple(reversed(levels)))
@@ -235,7 +235,7 @@ class HCFlow(StrictLoading, ModelMixin, ConfigMixin):
     def latent_shape(self, level: int, batch_size: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
         """The shape of a level's latents for HR images of `size` = (H, W)."""
         stride = 2 ** (level + 1)
-        return batch_size, self.conditionals[level].channels, size[0] // stride, size[1] // stride
+        return batch_size, self._conditional(level).channels, size[0] // stride, size[1] // stride
 
     @torch.no_grad()
     def initialise(self, sample: Tensor, low_resolution: Tensor, uniform: Tensor) -> HCFlowEncoding:
@@ -245,6 +245,12 @@ class HCFlow(StrictLoading, ModelMixin, ConfigMixin):
         """
         with initialising(self):
             return self.encode(sample, low_resolution, uniform)
+
+    def _steps(self, level: int) -> list[nn.Module]:
+        return list(cast(nn.ModuleList, self.levels[level]))
+
+    def _conditional(self, level: int) -> "ConditionalFlow":
+        return cast(ConditionalFlow, self.conditionals[level])
 
     def _run(self, step: nn.Module, z: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
         if self.gradient_checkpointing and torch.is_grad_enabled():

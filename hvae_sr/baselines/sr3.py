@@ -1,5 +1,5 @@
-"""SR3: super-resolution by iterated refinement (Saharia et al., "Image Super-Resolution via Iterative Refinement", 2021), a
-diffusion model of p(x|y), in the form of its widely used open implementation.
+"""SR3 (Saharia et al., "Image Super-Resolution via Iterative Refinement", 2021): a diffusion model of p(x|y), in the
+form of its widely used open implementation.
 
 That one (Janspiry/Image-Super-Resolution-via-Iterative-Refinement) differs from the paper: residual blocks of DDPM,
 attention at one resolution, the noise level added to the features and not scaling them.
@@ -138,11 +138,11 @@ class NoiseLevelEncoding(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.half = channels // 2
+        self.frequencies = channels // 2
 
     def forward(self, noise_level: Tensor) -> Tensor:
         """The encoding, in the dtype of the level; computed in fp32."""
-        k = torch.arange(self.half, device=noise_level.device, dtype=torch.float32) / self.half
+        k = torch.arange(self.frequencies, device=noise_level.device, dtype=torch.float32) / self.frequencies
         angles = noise_level.float()[:, None] * torch.exp(-math.log(1e4) * k)
         return torch.cat((angles.sin(), angles.cos()), -1).to(noise_level.dtype)
 
@@ -263,6 +263,16 @@ class SR3Step:
     previous: Tensor
 
 
+def sr3_step(
+    unet: SR3UNet, scheduler: AncestralScheduler, index: int, x: Tensor, condition: Tensor, noise: Tensor | None
+) -> SR3Step:
+    """x_(t-1) from x_t; `noise` are the step's standard normals, None at index 0, other arguments as in `sr3_chain`."""
+    level = scheduler.noise_level(index)
+    prediction = unet(x, condition, x.new_full((len(x),), level), return_dict=False)[0]
+    out = scheduler.step(prediction, index, x, noise)
+    return SR3Step(index, level, x, prediction, out.pred_original_sample, out.prev_sample)
+
+
 def sr3_chain(
     unet: SR3UNet, scheduler: AncestralScheduler, condition: Tensor, noise: NoiseSource, x: Tensor | None = None
 ) -> Iterator[SR3Step]:
@@ -283,12 +293,10 @@ def sr3_chain(
     if x is None:
         x = noise(0, 1, shape, condition.device).to(condition.dtype)
     for index in reversed(range(scheduler.num_steps)):
-        level = scheduler.noise_level(index)
-        prediction = unet(x, condition, x.new_full((len(x),), level), return_dict=False)[0]
         draw = None if index == 0 else noise(1 + scheduler.timestep(index), 1, shape, x.device).to(x.dtype)
-        out = scheduler.step(prediction, index, x, draw)
-        yield SR3Step(index, level, x, prediction, out.pred_original_sample, out.prev_sample)
-        x = out.prev_sample
+        step = sr3_step(unet, scheduler, index, x, condition, draw)
+        yield step
+        x = step.previous
 
 
 def sr3_loss(prediction: Tensor, noise: Tensor, kind: str = "l1") -> Tensor:
