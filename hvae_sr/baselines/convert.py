@@ -278,7 +278,7 @@ def _check_finding(finding: Finding, recipe: Recipe, config: Mapping[str, Any], 
     }
     if differing:
         listed = ", ".join(f"{name}={value} (not {wanted})" for name, (value, wanted) in differing.items())
-        raise ConversionError(f"{asked} does not fit: the file holds an {finding.architecture} with {listed}")
+        raise ConversionError(f"{asked} does not fit: the file holds {finding.name} with {listed}")
 
 
 def _completed(state: Mapping[str, Tensor], finding: Finding, recipe: Recipe) -> dict[str, Tensor]:

@@ -28,12 +28,16 @@ class Finding:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
+        options = ", ".join(f"{name}={value}" for name, value in self.options.items())
+        return self.name + (f" ({options})" if options else "")
+
+    @property
+    def name(self) -> str:
+        """The architecture with its article."""
         if self.architecture is None:
             return "weights of no known architecture"
-        options = ", ".join(f"{name}={value}" for name, value in self.options.items())
-        article = "an" if re.match(r"(?i)[aeiou]|RRDB|HCF|SR|VD", self.architecture) else "a"
-        article = "a" if self.architecture.startswith("VD") else article
-        return f"{article} {self.architecture}" + (f" ({options})" if options else "")
+        spelt = re.match(r"[EI]|RRDB|RCAN|HCF|HAT|SR|MD", self.architecture)  # letters said as "en", "ar", "aitch"
+        return f"{'an' if spelt else 'a'} {self.architecture}"
 
 
 def identify(state: State) -> Finding:
