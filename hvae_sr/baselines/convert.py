@@ -27,6 +27,7 @@ from .diffusion import AncestralScheduler
 from .edsr import EDSR
 from .guided_diffusion import GuidedDiffusionUNet
 from .hcflow import HCFlow
+from .ncnn import load_ncnn
 from .rrdb import RRDBNet
 from .sr3 import SR3UNet
 from .srvgg import SRVGGNetCompact
@@ -121,7 +122,7 @@ def convert_baseline(
 
     Args:
         checkpoint: a file of tensors: `.pt`, `.pth` or `.safetensors`, with or without the wrappers `params_ema`,
-            `params` and `state_dict`.
+            `params` and `state_dict`; or ncnn's `.bin` with its `.param` beside it.
         output_dir: a folder that does not exist or is empty; it appears when it is complete or not at all.
         preset: a name of `PRESETS`; exactly one of `preset` and `config` must be given.
         config: `architecture` (a name of `ARCHITECTURES`) and the arguments of that class; `scheduler` may hold those
@@ -137,7 +138,9 @@ def convert_baseline(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"`output_dir`: {output} exists and is not an empty folder")
     recipe = Recipe.of_preset(preset) if preset is not None else Recipe.of_config(config or {})
-    model, scheduler = convert_state_dict(load_checkpoint(checkpoint), recipe, preset)
+    path = Path(checkpoint)
+    of_ncnn = path.suffix == ".bin" and path.with_suffix(".param").is_file()
+    model, scheduler = convert_state_dict(load_ncnn(path) if of_ncnn else load_checkpoint(path), recipe, preset)
     output.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(output.parent)
     temporary = temporary_path(output)
