@@ -23,6 +23,7 @@ from hvae_sr.baselines.convert import (
 )
 from hvae_sr.baselines.detect import identify
 from hvae_sr.baselines.guided_diffusion import published_options
+from hvae_sr.baselines.ncnn import load_ncnn
 from hvae_sr.cli import main
 from hvae_sr.conversion import ConversionError
 
@@ -233,3 +234,69 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
 def test_every_preset_builds() -> None:
     classes = {type(Recipe.of_preset(name).build("meta")) for name in PRESETS}
     assert classes == {EDSR, RRDBNet, SRVGGNetCompact, HCFlow, SR3UNet, GuidedDiffusionUNet}
+
+
+def write_ncnn(
+    state: dict[str, Tensor], layers: list[tuple[str, str]], folder: Path, half: bool, end: str = ""
+) -> Path:
+    """A `.bin` and its `.param` of layers (kind, name)."""
+    lines, data = ["Input input 0 1 data"], b""
+    for kind, name in layers:
+        weight = state[f"{name}.weight"]
+        if kind == "PReLU":
+            lines.append(f"PReLU {name} 1 1 a b 0={len(weight)}")
+            data += weight.numpy().tobytes()
+            continue
+        lines.append(f"Convolution {name} 1 1 a b 0={len(weight)} 1={weight.shape[2]} 4=1 5=1 6={weight.numel()}")
+        stored = weight.half().numpy().tobytes() if half else weight.numpy().tobytes()
+        tag = 0x01306B47 if half else 0
+        data += (
+            tag.to_bytes(4, "little") + stored + b"\0" * (-len(stored) % 4) + state[f"{name}.bias"].numpy().tobytes()
+        )
+    lines += ["Interp up 1 1 a b 0=1 1=4.0", "BinaryOp add 2 1 a b c", end]
+    (folder / "x.param").write_text("\n".join(["7767517", f"{len(lines)} 9", *lines]))
+    (folder / "x.bin").write_bytes(data)
+    return folder / "x.bin"
+
+
+@pytest.mark.parametrize("half", [True, False])
+@pytest.mark.parametrize("architecture", ["RRDBNet", "SRVGGNetCompact"])
+def test_weights_of_ncnn_are_read_by_the_order_of_their_layers(architecture: str, half: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = CONFIGS[architecture] | {"scale_factor": 4}
+    model = ARCHITECTURES[architecture](**config)
+    state = model.state_dict()
+    kinds = {torch.nn.Conv2d: "Convolution", torch.nn.PReLU: "PReLU"}
+    layers = [(kinds[type(module)], name) for name, module in model.named_modules() if type(module) in kinds]
+    path = write_ncnn(state, layers, tmp_path, half)
+    folder = convert_baseline(path, tmp_path / "out", config={"architecture": architecture, **config})
+    loaded = ARCHITECTURES[architecture].from_pretrained(folder).state_dict()
+    tolerance = 1e-3 if half else 0.0
+    assert all(torch.allclose(loaded[key], state[key], rtol=tolerance, atol=tolerance) for key in state)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-4]), "the file ends after"),
+        (lambda path: path.write_bytes(path.read_bytes() + b"1234"), "4 bytes are left"),
+        (lambda path: path.write_bytes(b"1234" + path.read_bytes()[4:]), "stored in an unknown way, tag 0x34333231"),
+        (lambda path: path.with_suffix(".param").write_text("hello"), "no list of ncnn's layers"),
+        (lambda path: path.with_suffix(".param").write_text("7767517\n1 1\nLSTM a 1 1 b c"), "kind LSTM is not read"),
+    ],
+)
+def test_damaged_weights_of_ncnn_are_refused(damage: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
+    model = SRVGGNetCompact(**CONFIGS["SRVGGNetCompact"])
+    layers = [("PReLU" if i % 2 else "Convolution", f"body.{i}") for i in range(len(model.body))]
+    path = write_ncnn(model.state_dict(), layers, tmp_path, half=True)
+    damage(path)
+    with pytest.raises(ConversionError, match=message):
+        load_ncnn(path)
+
+
+def test_a_network_of_ncnn_that_resizes_its_result_is_refused(tmp_path: Path) -> None:
+    model = SRVGGNetCompact(**CONFIGS["SRVGGNetCompact"])
+    layers = [("PReLU" if i % 2 else "Convolution", f"body.{i}") for i in range(len(model.body))]
+    path = write_ncnn(model.state_dict(), layers, tmp_path, half=True, end="Interp down 1 1 a b 0=3 1=0.5")
+    with pytest.raises(ConversionError, match="resizes what its network returns"):
+        load_ncnn(path)
