@@ -224,7 +224,7 @@ def _introduction(facts: dict[str, Any]) -> str:
 def _usage(name: str, facts: dict[str, Any]) -> str:
     lines = []
     if not facts["has_weights"]:
-        from .conversion import PRESETS
+        from .checkpoints.convert import PRESETS
 
         preset = next((preset for preset, folder in PRESETS.items() if folder == name), None)
         lines += ["This folder holds the configuration only; there are no weights in it."]

@@ -1,47 +1,44 @@
 """The pipeline: low-resolution photographs in, many plausible high-resolution ones out."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from safetensors import SafetensorError
 from torch import Tensor
 
-from hvae_sr.hub import resolve
+from hvae_sr.checkpoints.names import resolve
 from hvae_sr.images import ImageInput, Photo, prepare_photos
 from hvae_sr.models import VDVAE, LRConditioner, LREncoder
-from hvae_sr.models.loading import without_warning
-from hvae_sr.models.top_down import group_temperatures
-from hvae_sr.operators import Downsampling
+from hvae_sr.models.loading import DAMAGED, without_warning
+from hvae_sr.models.vdvae import group_temperatures
+from hvae_sr.operators import Downsampling, cached_downsampling
+from hvae_sr.posterior import Recipe, composite, noise_of
+from hvae_sr.sampling import Budget, Consistency, Networks, SelfEnsemble, WindowSampler, budget
 
-from .fast_inference import FastInference
-from .finishing import Finisher
-from .inputs import check_components, check_count, check_groups, check_temperature, sample_seeds
-from .memory import budget
-from .orientations import SelfEnsemble
-from .output import OUTPUT_TYPES, Sample, SuperResolutionOutput, collate
-from .sampling import WindowSampler
-
-_LOADING_ERRORS = (
-    OSError,
-    ValueError,
-    ArithmeticError,
-    MemoryError,
-    RuntimeError,
-    AttributeError,
-    LookupError,
-    TypeError,
-    SafetensorError,
-    UnpicklingError,
-)
-"""What diffusers raises on folders that are damaged or hold something else."""
+from .computing import Computing
+from .exploring import Exploring
+from .inputs import SamplingOptions, base_seeds, check_components, check_count, check_finite, check_flag, is_list
+from .output import OUTPUT_TYPES, RunningMoments, Sample, SuperResolutionOutput, collate, convert
 
 
-class SuperResolutionPipeline(FastInference, DiffusionPipeline):
+@dataclass(frozen=True)
+class _Call:
+    """What holds for all photographs of a call, checked."""
+
+    temperature: float | Sequence[float]
+    enforce_consistency: bool
+    num_conditioned_groups: int | None
+    batch_size: int | None
+    output_type: str
+    options: SamplingOptions
+
+
+class SuperResolutionPipeline(Exploring, Computing, DiffusionPipeline):
     """Draws samples of p(x|y) for low-resolution images y, one network evaluation each, exactly consistent with y.
 
     Either system runs here: CVDVAE (an `LREncoder` gives q_psi(z_<k|y) of a frozen prior) and VDVAE-SR (an
@@ -73,21 +70,33 @@ class SuperResolutionPipeline(FastInference, DiffusionPipeline):
         fast_inference: bool = False,
     ) -> None:
         super().__init__()
-        if not isinstance(fast_inference, bool):
-            raise ValueError(f"`fast_inference` must be True or False, got {fast_inference!r}")
+        check_flag("fast_inference", fast_inference)
         group_temperatures(default_temperature, vdvae.num_groups, "default_temperature")
-        self.operator = Downsampling(scale_factor, downsampling_kernel)
+        operator = cached_downsampling(scale_factor, downsampling_kernel)
         self.register_modules(vdvae=vdvae, lr_encoder=lr_encoder)
         self.register_to_config(
             scale_factor=scale_factor,
-            downsampling_kernel=self.operator.kernel,
+            downsampling_kernel=operator.kernel,
             default_temperature=default_temperature,
             input_description=input_description,
             fast_inference=fast_inference,
         )
         if fast_inference:
             self.enable_fast_inference()
-        lr_encoder.check_fit(vdvae.config, self.operator)
+        lr_encoder.check_fit(vdvae.config, operator)
+
+    @property
+    def operator(self) -> Downsampling:
+        """H, as the configuration says; its matrices are shared by all who use the same."""
+        return cached_downsampling(self.config.scale_factor, self.config.downsampling_kernel)
+
+    @property
+    def networks(self) -> Networks:
+        """The two networks and how they are evaluated."""
+        compiled, scale = self.compiled_networks, self.config.scale_factor
+        if compiled is None:
+            return Networks(self.vdvae, self.lr_encoder, scale)
+        return Networks(self.vdvae, self.lr_encoder, scale, compiled.encode, compiled.sample)
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:
@@ -114,7 +123,8 @@ class SuperResolutionPipeline(FastInference, DiffusionPipeline):
             **kwargs: others of `DiffusionPipeline.from_pretrained`.
 
         Raises:
-            ValueError: an unknown name, or weights that cannot be read.
+            ValueError: an unknown name, or a folder that is damaged or holds something else.
+            OSError: what the Hub answers.
         """
         folder = resolve(pretrained_model_name_or_path)
         load_encoder = kwargs.pop("load_encoder", True)
@@ -131,7 +141,9 @@ class SuperResolutionPipeline(FastInference, DiffusionPipeline):
                 kwargs["vdvae"] = VDVAE.from_pretrained(folder, subfolder="vdvae", encoder_blocks=None, **options)
             with without_warning("You have passed a non-standard module"):  # ours, and checked by `check_fit`
                 loaded = super().from_pretrained(folder, **kwargs)
-        except _LOADING_ERRORS as error:
+        except DAMAGED as error:
+            if isinstance(error, OSError) and not os.path.isdir(folder):
+                raise  # of the Hub or the network, which says what it is
             reason = " ".join(str(error).split()) or type(error).__name__
             reason = reason if len(reason) <= 1000 else f"{reason[:1000]}..."
             raise ValueError(f"cannot load {os.fspath(pretrained_model_name_or_path)!r}: {reason}") from error
@@ -141,39 +153,103 @@ class SuperResolutionPipeline(FastInference, DiffusionPipeline):
 
     def check_inputs(
         self,
-        temperature: float | Sequence[float],
-        num_samples: int,
-        batch_size: int | None = None,
-        lr_posterior_temperature: float | Sequence[float] | None = None,
-        window_size: int | None = None,
-        output_type: str = "pil",
-        seed: int | Sequence[int] | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        noise: Sequence[Tensor] | None = None,
+        temperature: float | Sequence[float] | None = None,
+        num_samples: int = 1,
+        enforce_consistency: bool = True,
         num_conditioned_groups: int | None = None,
-        sample_pixels: bool = False,
-        self_ensemble: bool = False,
-    ) -> None:
-        """Raises a ValueError that names the argument and its value."""
-        check_count("num_samples", num_samples, 1)
-        check_count("batch_size", batch_size, 1, optional=True)
-        check_count("window_size", window_size, 1, optional=True)
+        latents: Sequence[Tensor | None] | None = None,
+        batch_size: int | None = None,
+        output_type: str = "pil",
+        options: SamplingOptions | None = None,
+        **named: Any,
+    ) -> _Call:
+        """What all photographs of a call share; raises a ValueError that names the argument and its value."""
+        options = SamplingOptions.gather(options, named)
+        options.check()
         groups = self.vdvae.num_groups
+        if self.vdvae.device.type == "meta" and not hasattr(self.vdvae, "_hf_hook"):
+            raise ValueError("the pipeline's weights are on the device 'meta': load them with `from_pretrained`")
+        temperature = self.config.default_temperature if temperature is None else temperature
+        group_temperatures(temperature, groups)
+        check_count("num_samples", num_samples, 1)
+        check_flag("enforce_consistency", enforce_consistency)
+        check_count("batch_size", batch_size, 1, optional=True)
         check_count("num_conditioned_groups", num_conditioned_groups, 0, groups, optional=True)
-        check_temperature("temperature", temperature, groups)
-        check_temperature("lr_posterior_temperature", lr_posterior_temperature, groups)
+        check_count("num_fixed_groups", options.num_fixed_groups, 0, groups, optional=True)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}; got {output_type!r}")
-        if seed is not None and generator is not None:
-            raise ValueError("`seed` and `generator` were both given; a generator only supplies seeds")
-        if noise is not None and (seed is not None or generator is not None):
-            raise ValueError("`noise` was given together with `seed` or `generator`, which would have no effect")
-        if noise is not None and sample_pixels:
+        if options.lr_posterior_temperature is not None:
+            group_temperatures(options.lr_posterior_temperature, groups, "lr_posterior_temperature")
+            if not isinstance(self.lr_encoder, LREncoder):
+                raise ValueError("`lr_posterior_temperature` has no effect on this model: it has no q_psi(z|y)")
+        if options.num_fixed_groups is not None and not isinstance(latents, (list, tuple)):
+            raise ValueError(f"`num_fixed_groups` needs a list of `latents`, got {type(latents).__name__}")
+        if options.noise is not None and options.sample_pixels:
             raise ValueError("`noise` holds no draws of pixels: `sample_pixels=True` needs `seed` or `generator`")
-        if lr_posterior_temperature is not None and not isinstance(self.lr_encoder, LREncoder):
-            raise ValueError("`lr_posterior_temperature` has no effect on this model: it has no q_psi(z|y)")
-        if self_ensemble and self.vdvae.config.bias_type == "spatial":
+        spatial = self.vdvae.config.bias_type == "spatial"
+        if options.tile and not spatial:
+            raise ValueError("`tile=True` has no effect on this model: it works on images of any size")
+        if options.self_ensemble and spatial:
             raise ValueError("`self_ensemble` must be False for this model: it knows images of one orientation only")
+        given = {"latents": latents is not None or output_type == "latent", "noise": options.noise is not None}
+        given["return_latents"] = options.return_latents
+        for name in [name for name, value in given.items() if value] if options.self_ensemble else []:
+            raise ValueError(
+                f"`self_ensemble` = {options.self_ensemble!r} goes with seeds alone, not with `{name}`: its samples "
+                "have no common grid of latents"
+            )
+        return _Call(temperature, enforce_consistency, num_conditioned_groups, batch_size, output_type, options)
+
+    def samples(
+        self,
+        image: ImageInput | Photo,
+        seeds: Sequence[int] | None = None,
+        temperature: float | Sequence[float] | None = None,
+        enforce_consistency: bool = True,
+        num_conditioned_groups: int | None = None,
+        batch_size: int | None = None,
+        output_type: str = "pil",
+        recipes: Sequence[Recipe] | None = None,
+        options: SamplingOptions | None = None,
+        **named: Any,
+    ) -> Iterator[Sample]:
+        """The samples of one photograph, one after the other; memory does not grow with their number.
+
+        Args:
+            image: y, one image: see `__call__`.
+            seeds: of the samples; each gives the same sample alone, in any batch, and in a call with that seed.
+            temperature, enforce_consistency, num_conditioned_groups, batch_size, output_type, options: see `__call__`.
+            recipes: instead of seeds, where the noise of a sample is that of several (`hvae_sr.posterior.Recipe`).
+            **named: `SamplingOptions` by name, but for `noise`.
+
+        Raises:
+            ValueError: as a call, before the first sample; or neither or both of `seeds` and `recipes`.
+        """
+        if (seeds is None) == (recipes is None):
+            raise ValueError("either `seeds` or `recipes` must be given, a list with an entry for each sample")
+        chosen = seeds if seeds is not None else recipes
+        if not is_list(chosen) or not len(chosen):  # type: ignore[arg-type]
+            raise ValueError(f"`{'recipes' if seeds is None else 'seeds'}` must be a list that is not empty, got {chosen!r}")
+        if seeds is not None:
+            base_seeds(list(seeds), None, len(seeds))
+        call = self.check_inputs(
+            temperature, 1, enforce_consistency, num_conditioned_groups, None, batch_size, output_type, options, **named
+        )
+        if call.options.noise is not None:
+            raise ValueError("`noise` was given together with `seeds` or `recipes`, which would have no effect")
+        photos = prepare_photos(image)
+        if len(photos) != 1:
+            raise ValueError(f"`image` must be one image, got {len(photos)}")
+        y, photo = photos[0]
+        self._check_size(y, call, bool(recipes and any(recipe.seed is None for recipe in recipes)))
+        groups = self.vdvae.num_groups
+        size = (y.shape[-2] * self.operator.scale_factor, y.shape[-1] * self.operator.scale_factor)
+        for recipe in recipes or ():
+            recipe.check(groups, size)
+            if recipe.seed is None and call.options.self_ensemble:
+                raise ValueError("`self_ensemble` must be False for recipes of several seeds or regions")
+        given = list(recipes) if recipes is not None else [Recipe.of(int(seed), groups) for seed in seeds or ()]
+        return self._draw(y, photo, call, given, None, None)
 
     @torch.no_grad()
     def __call__(
@@ -185,21 +261,12 @@ class SuperResolutionPipeline(FastInference, DiffusionPipeline):
         seed: int | Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         num_conditioned_groups: int | None = None,
-        lr_posterior_temperature: float | Sequence[float] | None = None,
-        noise: Sequence[Tensor] | None = None,
         latents: Sequence[Tensor | None] | None = None,
-        num_fixed_groups: int | None = None,
-        sample_pixels: bool = False,
-        self_ensemble: bool = False,
         batch_size: int | None = None,
-        window_size: int | None = None,
-        max_memory: int | None = None,
-        tile: bool = False,
         output_type: str = "pil",
-        return_latents: bool = False,
-        callback_on_sample_end: Callable[["SuperResolutionPipeline", Sample], None] | None = None,
-        keep_images: bool = True,
         return_dict: bool = True,
+        options: SamplingOptions | None = None,
+        **named: Any,
     ) -> SuperResolutionOutput | tuple[Any, ...]:
         """Samples of p(x|y) for each image, at exactly `scale_factor` times its size.
 
@@ -214,152 +281,88 @@ class SuperResolutionPipeline(FastInference, DiffusionPipeline):
             generator: supplies a base seed for each image; or one generator for each image.
             num_conditioned_groups: lets y into the first so many groups only; None means all that the model has. A
                 likelihood that is centred on y stays so.
-            lr_posterior_temperature: the temperature of the groups drawn from q_psi (CVDVAE), if it is to differ; the
-                published CVDVAE code leaves it at 1.
-            noise: standard normal draws instead of seeds, one `[N, C, h, w]` tensor for each group, N = images x
-                samples (images of one size only).
             latents: values z instead of draws, for the first groups or with None for groups that are to be drawn,
-                `[N, C, h, w]` or `[1, C, h, w]` each (images of one size only).
-            num_fixed_groups: keeps the first so many groups of `latents` and draws the others anew.
-            sample_pixels: draws pixels from p(x|z) instead of returning E[x|z]; adds white noise.
-            self_ensemble: draws the sample of seed s from y in orientation s mod 8 (mirrored, turned) and turns it
-                back: a sampler that does not depend on how y is turned, and a more accurate mean of several samples
-                (`SelfEnsemble`), best of a multiple of eight. y is encoded again whenever the orientation changes.
+                `[N, C, h, w]` or `[1, C, h, w]` each, N = images x samples (images of one size only).
             batch_size: samples for each network evaluation; None chooses by size. Results do not depend on it.
-            window_size: side, in pixels of y, of the windows that larger images are sampled in, margins left out;
-                None chooses windows of a million HR pixels, or as many as `max_memory` allows. A window sees the noise
-                of the whole, and the projection is that of the whole.
-            max_memory: bytes that the process (on a GPU: the device) may take, for which windows and chunks are made
-                small enough; None means half of what is available beyond what is used already.
-            tile: lets a model of one image size work on images of any other, in blended tiles of its size.
             output_type: "pil", "np", "pt", or "latent" (only z).
-            return_latents: also returns z.
-            callback_on_sample_end: called with the pipeline and each finished `Sample`, in order.
-            keep_images: whether samples are returned; if not, `images` is empty and memory does not grow with their
-                number: for a callback that writes them, or where mean and standard deviation are all.
             return_dict: a `SuperResolutionOutput`, or its tuple.
+            options: the rare arguments, `SamplingOptions`.
+            **named: the same by name, such as `self_ensemble=True`.
 
         Raises:
             ValueError: an argument that is out of range or does not fit; the message names it. Or samples with values
                 that are not finite.
         """
         # 1. Check and convert the inputs.
-        temperature = self.config.default_temperature if temperature is None else temperature
-        self.check_inputs(
-            temperature=temperature,
-            num_samples=num_samples,
-            batch_size=batch_size,
-            lr_posterior_temperature=lr_posterior_temperature,
-            window_size=window_size,
-            output_type=output_type,
-            seed=seed,
-            generator=generator,
-            noise=noise,
-            num_conditioned_groups=num_conditioned_groups,
-            sample_pixels=sample_pixels,
-            self_ensemble=self_ensemble,
+        call = self.check_inputs(
+            temperature,
+            num_samples,
+            enforce_consistency,
+            num_conditioned_groups,
+            latents,
+            batch_size,
+            output_type,
+            options,
+            **named,
         )
-        check_count("num_fixed_groups", num_fixed_groups, 0, self.vdvae.num_groups, optional=True)
-        check_count("max_memory", max_memory, 1, optional=True)
-        if num_fixed_groups is not None:
-            if not isinstance(latents, (list, tuple)):
-                raise ValueError(f"`num_fixed_groups` needs a list of `latents`, got {type(latents).__name__}")
-            latents = list(latents)[:num_fixed_groups]
-        if callback_on_sample_end is not None and (output_type == "latent" or not callable(callback_on_sample_end)):
-            raise ValueError(
-                "`callback_on_sample_end` must be a function, and is given images, not latents; got "
-                f"{callback_on_sample_end!r} with `output_type` {output_type!r}"
-            )
+        noise, fixed = call.options.noise, call.options.num_fixed_groups
+        if noise is not None and (seed is not None or generator is not None):
+            raise ValueError("`noise` was given together with `seed` or `generator`, which would have no effect")
         photos = prepare_photos(image)
-        images = [y for y, _ in photos]  # [3, h, w] in [0, 1] each
-        for y in images:
-            self._check_image_size(y, tile)
-        if (noise is not None or latents is not None) and len({y.shape for y in images}) > 1:
+        given = noise is not None or latents is not None
+        for y, _ in photos:
+            self._check_size(y, call, given)
+        if given and len({y.shape for y, _ in photos}) > 1:
             raise ValueError("`noise` and `latents` need images of one size; `image` has several")
-        rows = len(images) * num_samples
-        padded_size = WindowSampler(self, images[0]).size if noise is not None or latents is not None else (0, 0)
-        check_groups("noise", noise, self.vdvae, padded_size, (rows,), optional=False)
-        check_groups("latents", latents, self.vdvae, padded_size, (1, rows), optional=True)
-        seeds = None if noise is not None else sample_seeds(seed, generator, len(images), num_samples)
-        keep_latents = return_latents or output_type == "latent"
-        if self_ensemble and (keep_latents or noise is not None or latents is not None):
-            given = "latents" if latents is not None else "noise" if noise is not None else "return_latents"
-            raise ValueError(
-                f"`self_ensemble` = {self_ensemble!r} goes with seeds alone, not with `{given}`: its samples have no "
-                "common grid of latents"
-            )
-        if keep_latents or noise is not None or latents is not None:
-            self._check_one_tile(images)
-        arguments = {
-            "temperature": temperature,
-            "lr_posterior_temperature": lr_posterior_temperature,
-            "num_conditioned_groups": num_conditioned_groups,
-            "sample_pixels": sample_pixels,
-            "return_latents": keep_latents,
-        }
+        rows, padded = len(photos) * num_samples, self.networks.sizes.output(tuple(photos[0][0].shape[-2:]))
+        draws = self.vdvae.check_latents("noise", noise, padded, (rows,))
+        values = self.vdvae.check_latents("latents", None if latents is None else list(latents)[:fixed], padded, (rows, 1))
+        check_finite("noise", draws)
+        check_finite("latents", values)
+        bases = None if noise is not None else base_seeds(seed, generator, len(photos))
 
-        # 2. Sample, image by image, a chunk of samples at a time.
-        gathered: dict[str, list[Any]] = {name: [] for name in ("images", "mean", "std", "latents")}
-        consistency: list[tuple[float, float, float]] = []
-        device = self._execution_device
-        with self.progress_bar(total=rows) as bar, self._fast_inference():
+        # 2. Sample, image by image.
+        gathered: dict[str, list[Any]] = {"images": [], "mean": [], "std": [], "latents": []}
+        measured: list[tuple[float, float, float]] = []
+        keep_latents, device = call.options.return_latents or output_type == "latent", self._execution_device
+        with self.progress_bar(total=rows) as bar:
             for i, (y, photo) in enumerate(photos):
-                y = y.to(device)
-                size = (y.shape[-2] * self.operator.scale_factor, y.shape[-1] * self.operator.scale_factor)
-                room = budget(
-                    self.vdvae,
-                    size,
-                    num_samples,
-                    output_type,
-                    keep_images,
-                    max_memory,
-                    device,
-                    self_ensemble,
-                    batch_size,
-                    keep_latents,
-                )
-                make = partial(WindowSampler, self, window_size=window_size, room=room)
-                sampler = SelfEnsemble(make, y) if self_ensemble else make(y)
-                finisher = Finisher(self.operator, y, photo, output_type, num_samples, enforce_consistency)
-                chunks = []
-                chunk = batch_size or sampler.samples_at_once
-                for start in range(0, num_samples, chunk):
-                    stop = min(start + chunk, num_samples)
-                    chosen = slice(i * num_samples + start, i * num_samples + stop)
-                    out = sampler.sample(
-                        stop - start,
-                        seeds and seeds[chosen],
-                        _rows(noise, chosen),
-                        _rows(latents, chosen),
-                        arguments,
-                    )
-                    chunks.append(out.latents)
-                    if output_type != "latent":
-                        for index, sample in enumerate(out.sample, chosen.start):
-                            finished = finisher.add(sample, index, None if seeds is None else seeds[index])
-                            consistency.append((finished.lr_psnr, finished.lr_psnr_float, finished.lr_psnr_unprojected))
-                            if keep_images:
-                                gathered["images"].append(finished.image)
-                            if callback_on_sample_end is not None:
-                                callback_on_sample_end(self, finished)
-                            del finished, sample  # which hold the memory of the whole chunk
-                    del out
-                    bar.update(stop - start)
-                del sampler  # its features would count as used when there is a next image
-                gathered["latents"].append([torch.cat(group) for group in zip(*chunks, strict=True)])
+                own = slice(i * num_samples, (i + 1) * num_samples)
+                recipes = bases and [Recipe.of(bases[i] + j, self.vdvae.num_groups) for j in range(num_samples)]
+                moments = RunningMoments()
+                chunks: list[tuple[Tensor, ...]] = []
+                for sample in self._draw(
+                    y, photo, call, recipes, _rows(draws, own) if noise is not None else None, _rows(values, own)
+                ):
+                    if sample.x is not None:
+                        size = tuple(sample.x.shape)
+                        if num_samples > 1:
+                            moments.add(sample.x)
+                        measured.append((sample.lr_psnr, sample.lr_psnr_float, sample.lr_psnr_unprojected))
+                        single = sample.image
+                        if call.options.keep_images:
+                            gathered["images"].append(sample.image)
+                    if keep_latents:
+                        chunks.append(sample.latents)
+                    del sample  # which may hold the memory of a whole chunk
+                    bar.update(1)
+                if keep_latents:
+                    gathered["latents"].append([torch.cat(group) for group in zip(*chunks, strict=True)])
                 if output_type != "latent":
-                    gathered["mean"].append(finisher.mean())
-                    gathered["std"].append(finisher.std())
+                    gathered["mean"].append(single if num_samples == 1 else self._finish(moments.mean, photo, output_type))
+                    # numpy's zeros take no memory until they are touched
+                    std = moments.std_() if num_samples > 1 else torch.from_numpy(np.zeros(size, np.float32)).to(device)
+                    gathered["std"].append(std if output_type == "pt" else std.permute(1, 2, 0).cpu().numpy())
 
         # 3. Gather.
-        self.maybe_free_model_hooks()
+        seeds = bases and [base + j for base in bases for j in range(num_samples)]
         all_latents = _join_latents(gathered["latents"]) if keep_latents else None
         if output_type == "latent":
             output = SuperResolutionOutput(images=all_latents, seeds=seeds, latents=all_latents)
         else:
-            lr_psnr, lr_psnr_float, lr_psnr_unprojected = (list(values) for values in zip(*consistency, strict=True))
+            lr_psnr, lr_psnr_float, lr_psnr_unprojected = (list(values) for values in zip(*measured, strict=True))
             output = SuperResolutionOutput(
-                images=collate(gathered["images"], output_type) if keep_images else [],
+                images=collate(gathered["images"], output_type) if call.options.keep_images else [],
                 mean=collate(gathered["mean"], output_type),
                 std=collate(gathered["std"], "pt" if output_type == "pt" else "np"),
                 lr_psnr=lr_psnr,
@@ -370,22 +373,105 @@ class SuperResolutionPipeline(FastInference, DiffusionPipeline):
             )
         return output if return_dict else output.to_tuple()
 
-    def _check_image_size(self, y: Tensor, tile: bool) -> None:
-        height, width = y.shape[-2:]
-        if min(height, width) < 2:
-            raise ValueError(f"`image` must be at least 2x2 pixels, got {width}x{height} (width x height)")
-        side = self.lr_encoder.config.image_size
-        if self.vdvae.config.bias_type == "spatial" and (height, width) != (side, side) and not tile:
-            expects = f" of {self.config.input_description}" if self.config.input_description else ""
-            raise ValueError(
-                f"`image` must be {side}x{side} pixels{expects}: this model works at one size only; got "
-                f"{width}x{height}. `tile=True` blends tiles of that size"
-            )
-
-    def _check_one_tile(self, images: Sequence[Tensor]) -> None:
-        """Raises a ValueError where latents or noise of an image in tiles are asked for, as they cannot be joined."""
-        if self.vdvae.config.bias_type == "spatial" and any(len(WindowSampler(self, y).windows) > 1 for y in images):
+    def _check_size(self, y: Tensor, call: _Call, whole: bool) -> None:
+        """Raises a ValueError for a size that the networks do not take, or for latents of an image in several tiles."""
+        size, sizes = (y.shape[-2], y.shape[-1]), self.networks.sizes
+        sizes.check(size, call.options.tile, self.config.input_description)
+        whole = whole or call.options.return_latents or call.output_type == "latent"
+        if whole and sizes.fixed_side is not None and sizes.padded(size) != (sizes.fixed_side,) * 2:
             raise ValueError("`latents` and `noise` cannot be given or returned for an image in several tiles")
+
+    @torch.no_grad()
+    def _draw(
+        self,
+        y: Tensor,
+        photo: Photo | None,
+        call: _Call,
+        recipes: list[Recipe] | None,
+        noise: list[Tensor | None] | None,
+        latents: list[Tensor | None] | None,
+    ) -> Iterator[Sample]:
+        """The samples of one photograph, a chunk of them at a time: of recipes, or of given noise.
+
+        Args:
+            y: `[3, h, w]` in [0, 1].
+            photo: where y came from, if from a file or a PIL image: PIL results get its alpha and profile.
+            call: what holds for all photographs.
+            recipes: one for each sample.
+            noise, latents: one row for each sample, or latents of one row for all.
+        """
+        options, device = call.options, self._execution_device
+        y = y.to(device)
+        count = len(recipes) if recipes is not None else len(noise[0])  # type: ignore[index, arg-type]
+        consistency = Consistency(self.operator, y, call.enforce_consistency)
+        keep_latents = options.return_latents or call.output_type == "latent"
+        make = partial(WindowSampler, self.networks, window_size=options.window_size, budget=self._budget(y, count, call))
+        arguments = {
+            "temperature": call.temperature,
+            "lr_posterior_temperature": options.lr_posterior_temperature,
+            "num_conditioned_groups": call.num_conditioned_groups,
+            "sample_pixels": options.sample_pixels,
+            "return_latents": keep_latents,
+        }
+        sampler = make(y)
+        ensemble = SelfEnsemble(make, y) if options.self_ensemble else None
+
+        def plain(recipe: Recipe) -> Tensor:
+            with self._computing():
+                return consistency.image(sampler.sample(1, noise_of([recipe]), None, **arguments).sample[0])
+
+        chunk = call.batch_size or sampler.samples_at_once
+        for start in range(0, count, chunk):
+            rows = range(start, min(start + chunk, count))
+            own = recipes and [recipes[row] for row in rows]
+            given = _rows(latents, slice(rows.start, rows.stop))
+            with self._computing():
+                if ensemble is not None:
+                    assert own is not None
+                    out = ensemble.sample([recipe.group_seeds[0] for recipe in own], **arguments)
+                else:
+                    draws = noise_of(own) if own else _rows(noise, slice(rows.start, rows.stop))
+                    out = sampler.sample(len(rows), draws, given, **arguments)  # type: ignore[arg-type]
+            for position, row in enumerate(rows):
+                z = tuple(group[position : position + 1] for group in out.latents)
+                seed = own[position].seed if own else None
+                if call.output_type == "latent":
+                    yield Sample(row, None, None, seed, float("nan"), float("nan"), float("nan"), z)
+                    continue
+                x, exact, unprojected = consistency(out.sample[position])
+                if own and own[position].regions:
+                    x = composite(plain, self.operator, own[position])
+                    exact = consistency.lr_psnr(x)
+                picture = convert(x, call.output_type)
+                returned = consistency.lr_psnr(picture if call.output_type == "pil" else x)
+                if photo is not None and call.output_type == "pil":
+                    picture = photo.finish(picture)
+                yield Sample(row, x, picture, seed, returned, exact, unprojected, z)
+                del x, picture
+            del out
+        self.maybe_free_model_hooks()
+
+    def _budget(self, y: Tensor, count: int, call: _Call) -> Budget:
+        """What the samples of a photograph may take of memory."""
+        size = (y.shape[-2] * self.operator.scale_factor, y.shape[-1] * self.operator.scale_factor)
+        options = call.options
+        return budget(
+            self.vdvae,
+            size,
+            count,
+            call.output_type,
+            options.keep_images,
+            options.max_memory,
+            self._execution_device,
+            options.self_ensemble,
+            call.batch_size,
+            options.return_latents or call.output_type == "latent",
+        )
+
+    def _finish(self, x: Tensor, photo: Photo | None, output_type: str) -> Any:
+        """x `[3, H, W]` in the output type, a PIL image with the photograph's alpha and profile."""
+        image = convert(x, output_type)
+        return photo.finish(image) if photo is not None and output_type == "pil" else image
 
 
 def _join_latents(images: list[list[Tensor]]) -> Any:

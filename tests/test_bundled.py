@@ -13,9 +13,10 @@ from PIL import Image
 
 import hvae_sr
 from hvae_sr import SuperResolutionPipeline
+from hvae_sr.checkpoints.names import bundled_checkpoints, resolve
+from hvae_sr.cli.settings import default_model
 from hvae_sr.evaluation.metrics import psnr_y
 from hvae_sr.evaluation.protocols import prepare_thesis, upsample_pil
-from hvae_sr.hub import bundled_checkpoints, default_model, resolve
 
 ROOT = Path(__file__).resolve().parent.parent
 PHOTOS = Path(skimage.__file__).parent / "data"

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hvae_sr.pipelines.chaining import upscale
-from hvae_sr.resizers import interpolate
+from hvae_sr.operators.resizers import interpolate
 
 
 def by_rows(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -455,7 +455,7 @@ def test_like_repeats_the_settings_of_a_file(model, photo, tmp_path, capsys):
 def test_like_computes_in_the_dtype_of_the_file_on_any_machine(dtype, fast, model, photo, tmp_path, monkeypatch):
     options = ["--model", model, "--num_samples", 1]
     upscale(photo, "-o", tmp_path / "a", *options, "--dtype", dtype)
-    monkeypatch.setattr("hvae_sr.pipelines.fast_inference.fast_dtype", lambda device: fast)
+    monkeypatch.setattr("hvae_sr.pipelines.computing.fast_dtype", lambda device: fast)
     first = tmp_path / "a" / "photo_x4_seed0.png"
     assert upscale(photo, "-o", tmp_path / "b", "--model", model, "--like", first) == 0
     assert (tmp_path / "b" / first.name).read_bytes() == first.read_bytes()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hvae_sr.hub import default_model
+from hvae_sr.checkpoints.names import DEFAULT
 
 FOLDER = Path(__file__).resolve().parent.parent / "demo/comfyui"
 
@@ -39,7 +39,7 @@ def arguments(make_pipeline, node, tmp_path):
 
 
 def test_the_first_model_of_the_node_is_that_of_the_package(node):
-    assert node.INPUT_TYPES()["required"]["model"][1]["default"] == default_model()
+    assert node.INPUT_TYPES()["required"]["model"][1]["default"] == DEFAULT
 
 
 def test_the_node_gives_the_pipelines_samples_as_comfyui_images(comfyui, node, arguments):

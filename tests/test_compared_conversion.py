@@ -24,8 +24,8 @@ from hvae_sr.baselines.convert import (
 from hvae_sr.baselines.detect import identify
 from hvae_sr.baselines.guided_diffusion import published_options
 from hvae_sr.baselines.ncnn import load_ncnn
+from hvae_sr.checkpoints.convert import ConversionError
 from hvae_sr.cli import main
-from hvae_sr.conversion import ConversionError
 
 GUIDED = dict(image_size=16, num_channels=16, num_res_blocks=1, channel_mult="2,4", attention_resolutions=8)
 CONFIGS: dict[str, dict[str, Any]] = {

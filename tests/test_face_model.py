@@ -11,8 +11,8 @@ from PIL import Image
 
 import train
 from hvae_sr import SuperResolutionPipeline
+from hvae_sr.checkpoints.convert import _published_names, config_from_hparams
 from hvae_sr.cli import main
-from hvae_sr.conversion import _published_names, config_from_hparams
 from hvae_sr.models import VDVAE
 
 SIDE = 32

@@ -19,7 +19,7 @@ from hvae_sr.models import DiagonalGaussian
 from hvae_sr.models.lr_conditioner import CONDITIONINGS
 from hvae_sr.noise import CounterNoise
 from hvae_sr.training import parse_arguments
-from hvae_sr.training.build import build_objective, check_gradients, check_objective
+from hvae_sr.training.networks import build_objective, check_gradients, check_objective
 from hvae_sr.training.objectives import GROUPS, EnergyScore
 
 over_rows = pytest.mark.parametrize("conditioning", CONDITIONINGS)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hvae_sr.pipelines.chaining import upscale
-from hvae_sr.pipelines.memory import parse_bytes
+from hvae_sr.sampling.memory import parse_bytes
 from hvae_sr.pipelines.output import collate
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "memory.py"

@@ -8,8 +8,9 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from hvae_sr.checkpoints.names import bundled_checkpoints
+from hvae_sr.checkpoints.push import files_to_push
 from hvae_sr.cli import main
-from hvae_sr.hub import bundled_checkpoints, files_to_push
 from hvae_sr.model_card import model_card, write_model_card
 
 ROOT = Path(__file__).resolve().parent.parent

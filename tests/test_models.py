@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hvae_sr import VDVAE, LRConditioner, LREncoder
-from hvae_sr.models.layers import BottomUp, parse_blocks
+from hvae_sr.models.blocks import BottomUp, parse_blocks
 from hvae_sr.noise import CounterNoise
 
 Model = VDVAE | LREncoder | LRConditioner

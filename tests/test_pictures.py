@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hvae_sr.checkpoints.push import files_to_push
 from hvae_sr.cli import main
-from hvae_sr.hub import files_to_push
 from hvae_sr.images import load_image, save_image, uncertainty_to_pil
 from hvae_sr.pictures import BENCHMARK_CROPS, CONTACT_SHEET, benchmark_crops, contact_sheet, draw_sheet
 

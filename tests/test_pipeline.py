@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hvae_sr import Downsampling, SuperResolutionOutput, SuperResolutionPipeline
-from hvae_sr.hub import resolve
+from hvae_sr.checkpoints.names import resolve
 from hvae_sr.pipelines.output import RunningMoments
 
 MakePipeline = Callable[..., SuperResolutionPipeline]

@@ -6,8 +6,8 @@ import torch
 
 from hvae_sr import VDVAE, LRConditioner, LREncoder, SuperResolutionPipeline
 from hvae_sr.pipelines import memory, sampling
-from hvae_sr.pipelines.memory import ASIDE, KEPT_FEATURES, Budget, budget, bytes_per_pixel
-from hvae_sr.pipelines.windows import split
+from hvae_sr.sampling.memory import ASIDE, KEPT_FEATURES, Budget, budget, bytes_per_pixel
+from hvae_sr.sampling.windows import split
 
 DECODER = {"decoder_blocks": "4x1,8m4,16m8", "latent_channels": 2}
 
@@ -109,7 +109,7 @@ def test_features_of_windows_serve_every_sample_while_there_is_room(pipe, photo,
 
 
 def test_what_is_kept_of_windows_is_within_the_bound_of_memory(pipe, photo, monkeypatch):
-    monkeypatch.setattr("hvae_sr.pipelines.memory.used_and_available", lambda device: (0, 2**40))
+    monkeypatch.setattr("hvae_sr.sampling.memory.used_and_available", lambda device: (0, 2**40))
     arguments = (pipe.vdvae, (4096, 4096), 3, "pil", True)
     plenty = budget(*arguments, 2**34, torch.device("cpu"))
     assert plenty == Budget(2**20, KEPT_FEATURES)

@@ -62,7 +62,7 @@ class DiverseUpscale:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802  # ComfyUI's name
-        from hvae_sr.hub import bundled_checkpoints, default_model
+        from hvae_sr.checkpoints.names import DEFAULT, bundled_checkpoints
 
         seed = {"default": 0, "min": 0, "max": LARGEST_SEED, "control_after_generate": True}
         return {
@@ -74,7 +74,7 @@ class DiverseUpscale:
                 "model": (
                     "STRING",
                     {
-                        "default": default_model(),
+                        "default": DEFAULT,
                         "tooltip": f"{', '.join(sorted(bundled_checkpoints()))}, a folder, or an id on the Hub.",
                     },
                 ),

@@ -19,7 +19,7 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
-from ..conversion import LISTED_KEYS, ConversionError, load_checkpoint
+from ..checkpoints.convert import LISTED_KEYS, ConversionError, load_checkpoint
 from ..files import remove_abandoned, temporary_path
 from . import guided_diffusion
 from .detect import READABLE, Finding, identify
@@ -160,7 +160,7 @@ def convert_state_dict(
     """The network with the weights of a published state dict, and the scheduler of a diffusion model.
 
     Args:
-        state: tensors under published names (see `hvae_sr.conversion.load_checkpoint`).
+        state: tensors under published names (see `hvae_sr.checkpoints.convert.load_checkpoint`).
         recipe: what they are weights of.
         preset: the recipe's name, for errors.
 

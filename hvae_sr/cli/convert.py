@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from ..baselines.convert import PRESETS as COMPARED
     from ..baselines.convert import convert_baseline
-    from ..conversion import PRESETS, convert
+    from ..checkpoints.convert import PRESETS, convert
 
     hparams = None
     if options.hparams:

@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
     from diffusers.utils import logging
 
     from .. import SuperResolutionPipeline
-    from ..export import export_onnx
+    from ..pipelines.onnx import export_onnx
 
     logging.disable_progress_bar()
     import torch

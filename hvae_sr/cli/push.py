@@ -16,7 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..hub import bundled_checkpoints, files_to_push, push
+    from ..checkpoints.names import bundled_checkpoints
+    from ..checkpoints.push import files_to_push, push
 
     folder = bundled_checkpoints().get(options.folder, Path(options.folder))
     if options.dry_run:

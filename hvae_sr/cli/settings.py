@@ -42,6 +42,19 @@ def facts_about(pipeline: Any, job: Job, options: argparse.Namespace) -> dict[st
     }
 
 
+def default_model(outscale: float | None = None) -> str:
+    """The bundled model of the least factor that reaches `outscale`; `checkpoints.names.DEFAULT` where none is given.
+
+    That one too beyond `pipelines.chaining.MAX_ENLARGEMENT` times 8, where natural-x8 would be applied twice.
+    """
+    from ..checkpoints.names import DEFAULT
+    from ..pipelines.chaining import MAX_ENLARGEMENT
+
+    if outscale is None or not outscale <= 8 * MAX_ENLARGEMENT:
+        return DEFAULT
+    return next((f"natural-x{factor}" for factor in (2, 4) if outscale <= factor), "natural-x8")
+
+
 def like(options: argparse.Namespace) -> list[str]:
     """Takes what was not given on the command line from the file that `--like` names; and the model, if it is bundled.
 
@@ -53,7 +66,7 @@ def like(options: argparse.Namespace) -> list[str]:
             no file decides what is downloaded or loaded.
     """
     from .. import __version__
-    from ..hub import bundled_checkpoints, default_model
+    from ..checkpoints.names import bundled_checkpoints
     from ..images import read_metadata
 
     options.expected_weights = None

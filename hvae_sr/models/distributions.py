@@ -26,10 +26,18 @@ class DiagonalGaussian(NamedTuple):
         mean, log_sigma = parameters.float().chunk(2, dim=1)
         return cls(mean, log_sigma)
 
-    def sample(self, noise: Tensor, temperature: float = 1.0) -> Tensor:
-        """z = mean + temperature * exp(log_sigma) * noise: the temperature scales the standard deviation."""
-        if temperature == 0.0:
+    def clamp(self, max_log_sigma: float | None) -> "DiagonalGaussian":
+        """The same with log_sigma bounded above, if there is a bound."""
+        return self if max_log_sigma is None else self._replace(log_sigma=self.log_sigma.clamp(max=max_log_sigma))
+
+    def sample(self, noise: Tensor | None, temperature: float = 1.0) -> Tensor:
+        """z = mean + temperature * exp(log_sigma) * noise: the temperature scales the standard deviation.
+
+        The mean where there is no noise, or no temperature.
+        """
+        if noise is None or temperature == 0.0:
             return self.mean
+        noise = noise.to(self.mean.device)
         return torch.addcmul(self.mean, torch.exp(self.log_sigma), noise, value=temperature)
 
     def kl(self, other: "DiagonalGaussian") -> Tensor:

@@ -6,10 +6,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
 from diffusers.utils.accelerate_utils import apply_forward_hook
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -68,6 +70,10 @@ logger = logging.getLogger(__name__)
 
 PICKLED = frozenset(("bin", "ckpt", "h5", "pickle", "pkl", "pt", "pth", "th"))
 """Suffixes of weights that run code when they are read, or may, and of the indices of their shards."""
+
+
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, SafetensorError, UnpicklingError)
+"""What diffusers raises on folders that are damaged, incomplete or hold something else."""
 
 
 class StrictLoading:

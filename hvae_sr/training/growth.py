@@ -2,14 +2,13 @@
 
 import logging
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..models import VDVAE, LRConditioner, LREncoder
-from ..models.layers import BlockSpec, Bottleneck, BottomUp, parse_blocks
-from ..models.lr_features import LinearFeatures
+from ..models.blocks import BlockSpec, parse_blocks
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +36,7 @@ def grow(trained: _LRNetwork, larger: _LRNetwork) -> None:
             raise ValueError(
                 f"`{name}` is {value!r} in the pretrained network, which cannot grow to {larger.config[name]!r}"
             )
-    if isinstance(trained.network, LinearFeatures):  # conditioning "trivial", which has no blocks
+    if trained.config.get("conditioning") == "trivial":  # which has no blocks
         larger.load_state_dict(trained.state_dict())
         return
     places = _places(trained.config.blocks, larger.config.blocks)
@@ -49,13 +48,11 @@ def grow(trained: _LRNetwork, larger: _LRNetwork) -> None:
             name = f"{prefix}{places[int(index)]}.{rest}"
         _copy(tensor, state[name], name)
     larger.load_state_dict(state)
-    body = larger.network.bottom_up
-    assert isinstance(body, BottomUp)
-    for index, block in enumerate(body.blocks):
+    body: Any = larger.network
+    for index, block in enumerate(body.bottom_up.blocks):
         if index not in places:
-            assert isinstance(block, Bottleneck)
             nn.init.zeros_(block.c4.weight)
-            nn.init.zeros_(block.c4.bias)  # type: ignore[arg-type]
+            nn.init.zeros_(block.c4.bias)
 
 
 _NUMBERED = {

@@ -1,6 +1,7 @@
 """Training runs end with folders that load, resume as if never stopped, survive being killed, and refuse bad input."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -38,8 +39,8 @@ import train
 from hvae_sr import VDVAE, LREncoder, SuperResolutionPipeline
 from hvae_sr.data import ImageFolder
 from hvae_sr.training import Trainer, TrainingConfig, parse_arguments
-from hvae_sr.training.build import build_objective, check_gradients
 from hvae_sr.training.checkpoints import list_checkpoints
+from hvae_sr.training.networks import build_objective, check_gradients
 
 # Stages
 
@@ -131,7 +132,7 @@ def test_noise_order_and_weights_depend_on_the_seed(options, prior, tmp_path):
         figures[name] = log(tmp_path / name)
     assert figures["a"] == figures["b"] != figures["c"]
     seeds = [
-        set(Trainer(parse_arguments(options("vdvae", tmp_path / "d", seed=seed)))._noise_seeds(0, 0, 4))
+        set(Trainer(parse_arguments(options("vdvae", tmp_path / "d", seed=seed))).batches.noise_seeds(0, 0, 4))
         for seed in (0, 1)
     ]
     assert len({seed % 2**64 for both in seeds for seed in both}) == 8  # the noise keeps 64 bits
@@ -187,6 +188,33 @@ def test_a_finished_run_is_resumed_to_more_steps_or_to_none(options, tmp_path):
     assert train.main(options("vdvae", out, max_train_steps=4, resume_from_checkpoint="latest")) == 0
     assert_same(weights(tmp_path / "straight"), weights(out))
     assert log(out) == log(tmp_path / "straight")
+
+
+def test_a_finished_run_that_is_lengthened_learns_from_its_first_update(options, tmp_path):
+    """The schedule of four updates ends with the rate 0, that of eight is half way there."""
+    common = {"lr_scheduler": "cosine", "checkpointing_steps": 1, "checkpoints_total_limit": 9}
+    assert train.main(options("vdvae", tmp_path, max_train_steps=4, **common)) == 0
+    assert log(tmp_path)[-1]["learning_rate"] == 0
+    longer = options("vdvae", tmp_path, max_train_steps=8, **common, resume_from_checkpoint="latest")
+    assert train.main(longer) == 0
+    (before, _), (after, _) = (state(tmp_path / f"checkpoint-{step}") for step in (4, 5))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert [record["learning_rate"] for record in log(tmp_path)[4:]] == pytest.approx(
+        [3e-3 * (1 + math.cos(math.pi * step / 8)) / 2 for step in (5, 6, 7, 8)], abs=1e-12
+    )
+
+
+@pytest.mark.parametrize("changes", [{"train_batch_size": 4}, {"gradient_accumulation_steps": 2}])
+def test_another_batch_size_at_resume_is_refused(changes, options, tmp_path, capsys):
+    assert train.main(options("vdvae", tmp_path, max_train_steps=2)) == 0
+    more = {"max_train_steps": 4, "resume_from_checkpoint": "latest"}
+    assert train.main(options("vdvae", tmp_path, **more, **changes)) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "`train_batch_size`" in message and "= 4 must be the 2 crops an update of" in message
+    assert len(log(tmp_path)) == 2
+    # The same crops in other batches: the same run to rounding.
+    same = {"train_batch_size": 1, "gradient_accumulation_steps": 2}
+    assert train.main(options("vdvae", tmp_path, **more, **same)) == 0
 
 
 def test_latest_without_a_checkpoint_is_a_fresh_start(options, tmp_path):

@@ -23,9 +23,10 @@ from safetensors.torch import load_file
 import train
 from hvae_sr import VDVAE, SuperResolutionPipeline
 from hvae_sr.training import Joint, Trainer, parse_arguments
-from hvae_sr.training.build import build_objective, build_training_set, build_validation_set
+from hvae_sr.training.batches import build_training_set, build_validation_set
 from hvae_sr.training.checkpoints import list_checkpoints
 from hvae_sr.training.cost import plan
+from hvae_sr.training.networks import build_objective
 
 HUB_CONFIGS = Path(__file__).parents[2] / "hub_configs"
 RECIPES = {  # prior and other networks that are given on the command line; groups conditioned, parameters in all
@@ -187,20 +188,21 @@ def test_validation_writes_figures_of_every_group_and_pictures(stage, options, p
     assert Image.open(tmp_path / "validation" / "step-0000003-groups.png").size == (640, 360)
 
 
-def test_pictures_and_figures_reach_tensorboard(options, photos, tmp_path):
+def test_pictures_and_figures_reach_tensorboard_once_also_after_a_step_back(options, photos, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    extra = {"validation_data_dir": photos, "validation_steps": 3, "validation_images": 1}
-    assert train.main(options("vdvae", tmp_path, report_to="tensorboard", **extra)) == 0
-    scalars, images = set(), set()
-    for events in (tmp_path / "logs").rglob("*tfevents*"):
-        found = EventAccumulator(str(events))
-        found.Reload()
-        scalars |= set(found.Tags()["scalars"])
-        images |= set(found.Tags()["images"])
+    extra = {"validation_data_dir": photos, "validation_steps": 3, "validation_images": 1, "checkpointing_steps": 1}
+    command = options("vdvae", tmp_path, report_to="tensorboard", checkpoints_total_limit=9, **extra)
+    assert train.main(command) == 0
+    assert train.main([*command, "--resume_from_checkpoint", str(tmp_path / "checkpoint-1")]) == 0
+    events = EventAccumulator(str(tmp_path / "logs" / "hvae-sr"))
+    events.Reload()
+    scalars, images = (set(events.Tags()[kind]) for kind in ("scalars", "images"))
     assert {"bits_per_dim", "images_per_second", "mfu", "validation_bits_per_dim"} <= scalars
-    assert any(tag.startswith("validation/samples") for tag in images)
+    assert [event.step for event in events.Scalars("bits_per_dim")] == [1, 2, 3]
+    (name,) = [name for name in images if name.startswith("validation/samples")]
+    assert [event.step for event in events.Images(name)] == [3]
 
 
 @pytest.mark.parametrize("tracker", ["wandb", "trackio"])
@@ -343,7 +345,7 @@ def test_on_a_disk_that_is_full_at_the_end_of_a_save_too(options, tmp_path, monk
     def full(folder):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("hvae_sr.training.checkpoints._sync_folder", full)
+    monkeypatch.setattr("hvae_sr.training.checkpoints._sync", full)
     assert train.main(options("vdvae", tmp_path, max_train_steps=2, resume_from_checkpoint="latest")) == 2
     assert "checkpoint-2 could not be written" in capfd.readouterr().err.splitlines()[-1]
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1"]
@@ -422,7 +424,7 @@ def test_given_lr_images_are_trained_on_and_validated_with(options, photos, tmp_
     )
     trainer = Trainer(config)
     assert (trainer.validation_set[0]["low"] == 9).all() and trainer.validation_set._buffer is None
-    batch = next(iter(trainer.loader))
+    batch = next(iter(trainer.batches.loader))
     assert batch["low"].shape == (2, 3, 8, 8) and (batch["low"] == 9).all()
     _, y = trainer.objective.pairs(batch["image"], batch["low"])
     assert torch.allclose(y, torch.tensor(9 / 127.5 - 1))

@@ -1,0 +1,1 @@
+"""Weights: their names, published ones brought into this package's form, and uploads to the Hub."""
