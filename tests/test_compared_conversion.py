@@ -125,7 +125,8 @@ def test_a_published_file_is_recognised_and_loads(architecture: str, variant: st
         tmp_path / "out",
         config={"architecture": architecture, "scheduler": SCHEDULER, **CONFIGS[architecture]},
     )
-    model = ARCHITECTURES[architecture].from_pretrained(folder)
+    (subfolder,) = {"network", "flow", "unet"} & {path.name for path in folder.iterdir()}
+    model = ARCHITECTURES[architecture].from_pretrained(folder, subfolder=subfolder)
     names = published_keys(model, variant)
     exact = {key for key, name in names.items() if name in state and model.state_dict()[key].shape == state[name].shape}
     assert all(torch.equal(model.state_dict()[key], state[names[key]]) for key in exact)
@@ -210,7 +211,7 @@ def test_the_command_converts_and_names_all_presets(tmp_path: Path, capsys: pyte
     hparams = tmp_path / "hparams.json"
     hparams.write_text(json.dumps({"architecture": "SRVGGNetCompact", **CONFIGS["SRVGGNetCompact"]}))
     assert main(["convert", str(path), "-o", str(tmp_path / "out"), "--hparams", str(hparams)]) == 0
-    assert SRVGGNetCompact.from_pretrained(tmp_path / "out").config.scale_factor == 3
+    assert SRVGGNetCompact.from_pretrained(tmp_path / "out" / "network").config.scale_factor == 3
     assert main(["convert", str(path), "-o", str(tmp_path / "no"), "--preset", "edsr-x5"]) != 0
     assert "edsr-x4" in capsys.readouterr().err
     assert main(["convert", str(path), "-o", str(tmp_path / "no"), "--preset", "edsr-x4"]) != 0
@@ -270,7 +271,7 @@ def test_weights_of_ncnn_are_read_by_the_order_of_their_layers(architecture: str
     layers = [(kinds[type(module)], name) for name, module in model.named_modules() if type(module) in kinds]
     path = write_ncnn(state, layers, tmp_path, half)
     folder = convert_baseline(path, tmp_path / "out", config={"architecture": architecture, **config})
-    loaded = ARCHITECTURES[architecture].from_pretrained(folder).state_dict()
+    loaded = ARCHITECTURES[architecture].from_pretrained(folder, subfolder="network").state_dict()
     tolerance = 1e-3 if half else 0.0
     assert all(torch.allclose(loaded[key], state[key], rtol=tolerance, atol=tolerance) for key in state)
 

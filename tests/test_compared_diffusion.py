@@ -24,7 +24,7 @@ pytestmark = needs_compared
 def test_sr3_agrees_with_the_published_code(file: str, tmp_path: Path) -> None:
     case = Comparison("sr3_x4")
     folder = convert_baseline(COMPARED / "sr3_x4" / file, tmp_path / "out", config=configuration("sr3_x4"))
-    unet = SR3UNet.from_pretrained(folder)
+    unet = SR3UNet.from_pretrained(folder, subfolder="unet")
     scheduler = AncestralScheduler.from_pretrained(folder / "scheduler")
     case.pair()
     up = case.given("up_uint8")
@@ -129,7 +129,7 @@ def test_dps_agrees_with_the_published_code(tmp_path: Path) -> None:
     case = Comparison("dps_x4")
     file = COMPARED / "dps_x4" / "weights.safetensors"
     folder = convert_baseline(file, tmp_path / "out", config=configuration("dps_x4"))
-    unet = GuidedDiffusionUNet.from_pretrained(folder)
+    unet = GuidedDiffusionUNet.from_pretrained(folder, subfolder="unet")
     scheduler = AncestralScheduler.from_pretrained(folder / "scheduler")
     scheduler.set_timesteps(case.config["diffusion"]["timestep_respacing"])
     for name in case.names("sampler."):

@@ -29,7 +29,7 @@ DECODED = {"a": "split", "mean": "mean", "logs": "log_sigma"}
 def test_hcflow_agrees_with_the_published_code(name: str, tmp_path: Path) -> None:
     case = Comparison(name)
     folder = convert_baseline(COMPARED / name / "weights.pth", tmp_path / "out", config=configuration(name))
-    model = HCFlow.from_pretrained(folder)
+    model = HCFlow.from_pretrained(folder, subfolder="flow")
     names = {theirs: ours for ours, theirs in published_keys(model).items()}
     hr, lr = case.pair()
     encode(case, model, names, hr, lr)

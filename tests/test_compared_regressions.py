@@ -27,7 +27,9 @@ ESRGAN_MODULES = {
 @pytest.mark.parametrize("name", ["edsr_x2", "edsr_x4"])
 def test_edsr_agrees_with_the_published_code(name: str, file: str, tmp_path: Path) -> None:
     case = Comparison(name)
-    model = EDSR.from_pretrained(convert_baseline(COMPARED / name / file, tmp_path / "out", config=configuration(name)))
+    model = EDSR.from_pretrained(
+        convert_baseline(COMPARED / name / file, tmp_path / "out", config=configuration(name)), subfolder="network"
+    )
     hr, lr = case.pair()
     modules = {"after_sub_mean": "sub_mean", "head": "head", "body.0": "body.0", "body.1": "body.1", "tail.0": "tail.0"}
     out, seen = outputs_of(model, {**modules, "body_out_before_long_skip": "body.2"}, lambda: model(lr * 255).sample)
@@ -51,7 +53,7 @@ def test_edsr_agrees_with_the_published_code(name: str, file: str, tmp_path: Pat
 def test_rrdbnet_agrees_with_the_published_code(name: str, file: str, modules: dict[str, str], tmp_path: Path) -> None:
     case = Comparison(name)
     folder = convert_baseline(COMPARED / name / file, tmp_path / "out", config=configuration(name))
-    model = RRDBNet.from_pretrained(folder)
+    model = RRDBNet.from_pretrained(folder, subfolder="network")
     _, lr = case.pair()
     case.compare("lr", lr)
     if "pixel_unshuffled" in case.recorded:
@@ -72,7 +74,7 @@ def test_srvgg_agrees_with_the_published_code(tmp_path: Path) -> None:
     name = "realesrgan_srvgg_x4"
     case = Comparison(name)
     folder = convert_baseline(COMPARED / name / "weights.pth", tmp_path / "out", config=configuration(name))
-    model = SRVGGNetCompact.from_pretrained(folder)
+    model = SRVGGNetCompact.from_pretrained(folder, subfolder="network")
     _, lr = case.pair()
     case.compare("lr", lr)
     modules = {"body.0": "body.0", "body.1": "body.1", "body_last": f"body.{len(model.body) - 1}"}

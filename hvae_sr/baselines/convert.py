@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 from diffusers.models.modeling_utils import ModelMixin
@@ -39,6 +40,13 @@ PRESETS: dict[str, dict[str, Any]] = json.loads(
 ARCHITECTURES: dict[str, type[ModelMixin]] = {
     cls.__name__: cls for cls in (EDSR, RRDBNet, SRVGGNetCompact, HCFlow, SR3UNet, GuidedDiffusionUNet)
 }
+_PIPELINES = {
+    **dict.fromkeys(("EDSR", "RRDBNet", "SRVGGNetCompact"), ("RegressionPipeline", "network")),
+    "HCFlow": ("HCFlowPipeline", "flow"),
+    "SR3UNet": ("SR3Pipeline", "unet"),
+    "GuidedDiffusionUNet": ("DPSPipeline", "unet"),
+}
+"""Architecture -> the pipeline's class and the name of the network in it."""
 _SCHEDULE = (
     "betas",
     "alphas_cumprod",
@@ -64,11 +72,13 @@ class Recipe:
         architecture: a name of `ARCHITECTURES`.
         config: of the class of that name.
         scheduler: of `AncestralScheduler`, for diffusion models.
+        pipeline: scalars of the pipeline; its class has defaults for all.
     """
 
     architecture: str
     config: dict[str, Any]
     scheduler: dict[str, Any] = field(default_factory=dict)
+    pipeline: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of_preset(cls, preset: str) -> "Recipe":
@@ -84,20 +94,22 @@ class Recipe:
             config = guided_diffusion.published_options(**entry["published_options"])
         else:
             config = entry["config"]
-        return cls(entry["architecture"], dict(config), dict(entry.get("scheduler", {})))
+        parts = (dict(entry.get(name, {})) for name in ("scheduler", "pipeline"))
+        return cls(entry["architecture"], dict(config), *parts)
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> "Recipe":
-        """The recipe of a mapping with `architecture`, the class's own arguments, and `scheduler` where there is one.
+        """The recipe of a mapping with `architecture` and the class's own arguments; `scheduler` and `pipeline` may be.
 
         Raises:
             ConversionError: an architecture that is not known.
         """
         rest = dict(config)
-        architecture, scheduler = rest.pop("architecture", None), rest.pop("scheduler", {})
+        architecture = rest.pop("architecture", None)
+        parts = (dict(rest.pop(name, {})) for name in ("scheduler", "pipeline"))
         if architecture not in ARCHITECTURES:
             raise ConversionError(f"`config`: architecture must be one of {', '.join(READABLE)}, got {architecture!r}")
-        return cls(architecture, rest, dict(scheduler))
+        return cls(architecture, rest, *parts)
 
     def build(self, device: str = "cpu") -> ModelMixin:
         """The network, with random weights; on "meta" without memory.
@@ -118,7 +130,7 @@ def convert_baseline(
     preset: str | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes published weights as a folder of the network, and of its scheduler for a diffusion model.
+    """Writes published weights as a folder of the pipeline that they belong to.
 
     Args:
         checkpoint: a file of tensors: `.pt`, `.pth` or `.safetensors`, with or without the wrappers `params_ema`,
@@ -126,7 +138,7 @@ def convert_baseline(
         output_dir: a folder that does not exist or is empty; it appears when it is complete or not at all.
         preset: a name of `PRESETS`; exactly one of `preset` and `config` must be given.
         config: `architecture` (a name of `ARCHITECTURES`) and the arguments of that class; `scheduler` may hold those
-            of `AncestralScheduler`.
+            of `AncestralScheduler`, `pipeline` those of the pipeline.
 
     Raises:
         ValueError: a file that cannot be read, holds another architecture or does not fit (`ConversionError`), an
@@ -144,10 +156,15 @@ def convert_baseline(
     output.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(output.parent)
     temporary = temporary_path(output)
+    name, component = _PIPELINES[recipe.architecture]
+    index = {"_class_name": name, "_diffusers_version": diffusers.__version__, **recipe.pipeline}
     try:
-        model.save_pretrained(temporary)
-        if scheduler is not None:
-            scheduler.save_pretrained(temporary / "scheduler")
+        for part, value in ((component, model), ("scheduler", scheduler)):
+            if value is not None:
+                value.save_pretrained(temporary / part)
+                index[part] = ["hvae_sr", type(value).__name__]
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        (temporary / "model_index.json").write_text(text, encoding="utf-8")
         os.replace(temporary, output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

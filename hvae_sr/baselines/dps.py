@@ -53,7 +53,8 @@ def dps_step(
     t = scheduler.timestep(index)
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        prediction = unet(x, torch.full((len(x),), t, device=x.device), return_dict=False)[0]
+        time = torch.full((len(x),), t, device=x.device)
+        prediction = unet(x.to(unet.dtype), time, return_dict=False)[0].to(x.dtype)
         out = scheduler.step(prediction, index, x, noise)
         residual = torch.linalg.vector_norm((y - operator(out.pred_original_sample)).flatten(1), dim=1)
         # Each norm depends on its own image alone: the gradient of their sum is that of each.
@@ -110,3 +111,26 @@ def dps_chain(
         step = dps_step(unet, scheduler, index, x, y, operator, draw, guidance_scale)
         yield step
         x = step.previous
+
+
+def gradient_bytes(unet: UNet2DModel, size: tuple[int, int]) -> int:
+    """Bytes that autograd keeps for the gradient of one image of `size` = (H, W): about what a step takes.
+
+    Counted on a copy without numbers, layer by layer.
+    """
+    with torch.device("meta"):
+        model = type(unet)(**{key: value for key, value in unet.config.items() if not key.startswith("_")})
+    model.eval().requires_grad_(False).to(unet.dtype)
+    if unet.is_gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor  # a map that several layers read is kept once
+        return tensor
+
+    x = torch.zeros(1, model.config.in_channels, *size, device="meta", dtype=unet.dtype, requires_grad=True)
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(x, torch.zeros(1, dtype=torch.long, device="meta"))
+    own = {value.untyped_storage()._cdata for value in model.state_dict().values()}
+    return sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in own)

@@ -58,7 +58,7 @@ class SR3UNet(StrictLoading, ModelMixin, ConfigMixin):
         if width % norm_groups:
             raise ValueError(f"`norm_groups` must divide `width` {width}, got {norm_groups}")
         self.multiple = 2 ** (len(width_multiples) - 1)
-        self.noise_level_mlp = nn.Sequential(
+        self.noise_level_mlp = NoiseEmbedding(
             NoiseLevelEncoding(width), nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width)
         )
         self.gradient_checkpointing = False
@@ -113,7 +113,7 @@ class SR3UNet(StrictLoading, ModelMixin, ConfigMixin):
         if noise_level.numel() != len(sample):
             raise ValueError(f"`noise_level` must be [{len(sample)}], got {tuple(noise_level.shape)}")
         embedding = self.noise_level_mlp(noise_level.reshape(-1, 1))
-        x = torch.cat((condition, sample), 1)
+        x = torch.cat((condition, sample), 1).to(self.dtype)
         skips: list[Tensor] = []
         for layer in self.downs:
             x = self._run(layer, x, embedding)
@@ -133,6 +133,15 @@ class SR3UNet(StrictLoading, ModelMixin, ConfigMixin):
         return layer(x, embedding)
 
 
+class NoiseEmbedding(nn.Sequential):
+    """An encoding, in fp32, then two layers: `[B, 1]` to `[B, 1, width]`."""
+
+    def forward(self, noise_level: Tensor) -> Tensor:
+        """The embedding, in the dtype of the weights."""
+        encoding, first, activation, last = self
+        return last(activation(first(encoding(noise_level.float()).to(first.weight.dtype))))
+
+
 class NoiseLevelEncoding(nn.Module):
     """[sin(l f_k), cos(l f_k)] with f_k = 10000^(-k / (channels / 2)): `[B, 1]` to `[B, 1, channels]`."""
 
@@ -141,10 +150,10 @@ class NoiseLevelEncoding(nn.Module):
         self.frequencies = channels // 2
 
     def forward(self, noise_level: Tensor) -> Tensor:
-        """The encoding, in the dtype of the level; computed in fp32."""
-        k = torch.arange(self.frequencies, device=noise_level.device, dtype=torch.float32) / self.frequencies
-        angles = noise_level.float()[:, None] * torch.exp(-math.log(1e4) * k)
-        return torch.cat((angles.sin(), angles.cos()), -1).to(noise_level.dtype)
+        """The encoding."""
+        k = torch.arange(self.frequencies, device=noise_level.device, dtype=noise_level.dtype) / self.frequencies
+        angles = noise_level[:, None] * torch.exp(-math.log(1e4) * k)
+        return torch.cat((angles.sin(), angles.cos()), -1)
 
 
 class NormedConv(nn.Module):
@@ -268,7 +277,7 @@ def sr3_step(
 ) -> SR3Step:
     """x_(t-1) from x_t; `noise` are the step's standard normals, None at index 0, other arguments as in `sr3_chain`."""
     level = scheduler.noise_level(index)
-    prediction = unet(x, condition, x.new_full((len(x),), level), return_dict=False)[0]
+    prediction = unet(x, condition, x.new_full((len(x),), level), return_dict=False)[0].to(x.dtype)
     out = scheduler.step(prediction, index, x, noise)
     return SR3Step(index, level, x, prediction, out.pred_original_sample, out.prev_sample)
 
