@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from hvae_sr.baselines import HCFlow
-from hvae_sr.baselines.convert import PRESETS, Recipe
+from hvae_sr.checkpoints.compared import PRESETS, Recipe
 
 
 @dataclass
@@ -114,7 +114,7 @@ _COUNTERS: dict[str, Callable[[str, Any, int], Iterator[Cost]]] = {
 
 
 def costs_of_preset(preset: str, size: int = 256) -> list[Cost]:
-    """The rows of a preset of `hvae_sr.baselines` for images of `size` x `size`."""
+    """The rows of a preset of `hvae_sr.checkpoints.compared` for images of `size` x `size`."""
     recipe = Recipe.of_preset(preset)
     model = recipe.build("meta").eval()
     return list(_COUNTERS[recipe.architecture](preset, model, size))

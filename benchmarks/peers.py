@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hvae_sr.baselines.convert import convert_baseline
+from hvae_sr.checkpoints.compared import convert_baseline
 from hvae_sr.images import find_images, load_image
 from hvae_sr.pipelines import RegressionPipeline
 

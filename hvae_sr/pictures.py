@@ -9,6 +9,7 @@ import numpy as np
 import skimage
 from PIL import Image, ImageDraw, ImageFont
 
+from .evaluation.protocols import downsample
 from .images import load_image, save_image, uncertainty_to_pil
 
 if TYPE_CHECKING:
@@ -63,8 +64,9 @@ def draw_sheet(
     captions: Sequence[str] = (),
     gap: int = 8,
     block: int = 1,
+    scale: bool = True,
 ) -> Image.Image:
-    """Rows of tiles, pixel by pixel, under headings; below the last column the colours of an uncertainty map.
+    """Rows of tiles, pixel by pixel, under headings.
 
     Args:
         rows: of tiles of one size; None leaves a place empty.
@@ -72,11 +74,12 @@ def draw_sheet(
         captions: one for each row, written upwards on its left.
         gap: pixels between tiles.
         block: rows that belong together; between blocks there is more room.
+        scale: draw the colours of an uncertainty map below the last column.
     """
     width, height = next(tile.size for row in rows for tile in row if tile is not None)
     size = 14 if width >= 160 else 11
     text, small_text = ImageFont.load_default(size), ImageFont.load_default(11)  # there wherever Pillow is
-    heading, margin, bar = 24, 20 if captions else 0, 30
+    heading, margin, bar = 24, 20 if captions else 0, 30 if scale else 0
     tops = [heading + index * (height + gap) + (index // block) * 2 * gap * (block > 1) for index in range(len(rows))]
     lefts = [margin + column * (width + gap) for column in range(len(headings))]
     canvas = Image.new("RGB", (lefts[-1] + width, tops[-1] + height + gap + bar), "white")
@@ -91,6 +94,8 @@ def draw_sheet(
             label = Image.new("RGB", (height, margin), "white")
             ImageDraw.Draw(label).text((height / 2, margin / 2), captions[index], "#222", text, anchor="mm")
             canvas.paste(label.rotate(90, expand=True), (0, top))
+    if not scale:
+        return canvas
     left, top = lefts[-1], canvas.height - bar
     canvas.paste(colour_bar(width, 10), (left, top))
     for share, anchor in ((0, "lt"), (0.5, "mt"), (1, "rt")):
@@ -99,82 +104,55 @@ def draw_sheet(
     return canvas
 
 
-def _references(pipeline: "SuperResolutionPipeline", photo: Image.Image) -> tuple[Image.Image, list[Image.Image]]:
-    """The LR image by PIL's bicubic, and two tiles: it magnified pixel by pixel, and by bicubic interpolation."""
-    scale = pipeline.config.scale_factor
-    small = photo.resize((photo.width // scale, photo.height // scale), Image.Resampling.BICUBIC)
-    return small, [small.resize(photo.size, kind) for kind in (Image.Resampling.NEAREST, Image.Resampling.BICUBIC)]
-
-
-def overview(
-    pipeline: "SuperResolutionPipeline", photos: list[Image.Image], num_samples: int = 8, seed: int = 0
-) -> Image.Image:
-    """One row for each photograph: the LR image, bicubic, two samples, the mean, and the uncertainty map.
-
-    Args:
-        pipeline: makes the samples, at its default temperature.
-        photos: HR images of one size, multiples of the scale; they are made small by PIL's bicubic.
-        num_samples: of which the mean and the uncertainty map are.
-        seed: of the first sample.
-    """
-    rows = []
-    for photo in photos:
-        small, tiles = _references(pipeline, photo)
-        out = pipeline(small, num_samples=num_samples, seed=seed)
-        samples = [out.images[0], out.images[min(1, num_samples - 1)]]
-        rows.append([*tiles, *samples, out.mean[0], uncertainty_to_pil(out.std[0])])
-    return draw_sheet(rows, ("input", "bicubic", "sample 1", "sample 2", f"mean of {num_samples}", "uncertainty"))
+def references(pipeline: "SuperResolutionPipeline", photo: Image.Image) -> tuple[Image.Image, Image.Image, Image.Image]:
+    """y of a photograph by the pipeline's own kernel, in 8 bits; it magnified pixel by pixel, and by PIL's bicubic."""
+    config = pipeline.config
+    small = Image.fromarray(downsample(config.downsampling_kernel, np.asarray(photo), config.scale_factor))
+    nearest, bicubic = (small.resize(photo.size, k) for k in (Image.Resampling.NEAREST, Image.Resampling.BICUBIC))
+    return small, nearest, bicubic
 
 
 def contact_sheet(
     pipeline: "SuperResolutionPipeline",
-    photos: list[Image.Image],
+    photos: Sequence[Image.Image],
     temperatures: Sequence[float] = (0.2, 0.5, 0.8),
     num_samples: int = 8,
     seed: int = 0,
     across: int = 2,
 ) -> Image.Image:
-    """Each photograph at several temperatures, below each other: three samples, mean, standard deviation.
+    """Each photograph at several temperatures, below each other: LR, bicubic, up to three samples, mean, std, itself.
 
-    The first column has the LR image, bicubic interpolation and the photograph itself; with fewer than three
-    temperatures they are columns of their own.
+    LR image, interpolation and photograph stand once, in the row of the first temperature.
 
     Args:
         pipeline: makes the samples.
-        photos: HR images of one size, multiples of the scale; they are made small by PIL's bicubic.
+        photos: HR images of one size, multiples of the scale.
         temperatures: one row each.
-        num_samples: of which the mean and the uncertainty map are; at least 3.
+        num_samples: of which the mean and the uncertainty map are.
         seed: of the first sample.
         across: columns of photographs.
     """
-    if num_samples < 3:
-        raise ValueError(f"`num_samples` must be at least 3, got {num_samples}.")
     if not photos or not temperatures or len({photo.size for photo in photos}) > 1:
         raise ValueError("`photos` must be images of one size, at least one, and `temperatures` at least one number.")
-    stacked = len(temperatures) >= 3
-    headings = ["LR, bicubic, HR"] if stacked else ["LR", "bicubic", "HR"]
-    headings += ["sample 1", "sample 2", "sample 3", f"mean of {num_samples}", "std"]
-    blocks = []
+    shown = min(3, num_samples)
+    headings = ["LR", "bicubic", *(f"sample {j + 1}" for j in range(shown)), f"mean of {num_samples}", "std", "HR"]
+    rows: list[list[Image.Image | None]] = []
     for photo in photos:
-        small, tiles = _references(pipeline, photo)
+        small, *tiles = references(pipeline, photo)
         for row, temperature in enumerate(temperatures):
             out = pipeline(small, temperature=temperature, num_samples=num_samples, seed=seed)
-            own: list[Image.Image | None] = [*tiles, photo]
-            if stacked:
-                own = own[row : row + 1] or [None]
-            elif row:
-                own = [None] * 3
-            blocks.append([*own, *out.images[:3], out.mean[0], uncertainty_to_pil(out.std[0])])
+            made = [*out.images[:shown], out.mean[0], uncertainty_to_pil(out.std[0])]
+            rows.append([None, None, *made, None] if row else [*tiles, *made, photo])
     captions = [f"temperature {temperature:g}" for temperature in temperatures] * len(photos)
     height = -(-len(photos) // across) * len(temperatures)
     parts = [
-        draw_sheet(blocks[start : start + height], headings, captions[start : start + height], 4, len(temperatures))
-        for start in range(0, len(blocks), height)
+        draw_sheet(rows[start : start + height], headings, captions[start : start + height], 4, len(temperatures))
+        for start in range(0, len(rows), height)
     ]
     space = 24
     sheet = Image.new("RGB", (len(parts) * (parts[0].width + space) - space, parts[0].height), "white")
     for column, part in enumerate(parts):
-        sheet.paste(part, (column * (parts[0].width + space), 0))
+        sheet.paste(part, (column * (part.width + space), 0))
     return sheet
 
 
@@ -199,19 +177,20 @@ def write_pictures(
     pipeline = SuperResolutionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     photos = photographs()
-    small, _ = _references(pipeline, photos[0])
+    small, *_ = references(pipeline, photos[0])
     out = pipeline(small, num_samples=8, seed=0)
     pictures = {
         "input.png": small,
         "sample.png": out.images[0],
         "mean.png": out.mean[0],
-        "overview.png": overview(pipeline, photos),
+        "overview.png": contact_sheet(pipeline, photos, [pipeline.config.default_temperature], across=1),
     }
     target = Path(folder) / "images"
     target.mkdir(exist_ok=True)
     for name, picture in pictures.items():
         save_image(picture, target / name)
     if crops:
-        pictures[CONTACT_SHEET] = contact_sheet(pipeline, crops, temperatures)
-        save_image(pictures[CONTACT_SHEET], target / CONTACT_SHEET, quality=70)  # it is kept in the repository
+        sheet = contact_sheet(pipeline, crops, temperatures)
+        save_image(sheet, target / CONTACT_SHEET, quality=70)  # it is kept in the repository
+        return [target / name for name in (*pictures, CONTACT_SHEET)]
     return [target / name for name in pictures]

@@ -105,9 +105,7 @@ def _resampled(
         picture = to_pil(x)
         measured = lr_psnr(pipe.operator, picture, y)
         finished = photo.finish(picture) if photo is not None else picture
-        yield replace(
-            sample, index=index, x=x, image=finished, lr_psnr=measured, lr_psnr_float=measured, latents=()
-        )
+        yield replace(sample, index=index, x=x, image=finished, lr_psnr=measured, lr_psnr_float=measured, latents=())
 
 
 def _left_for_samples(bound: Bound, size: tuple[int, int], num_samples: int) -> int:

@@ -12,17 +12,18 @@ from torch import Tensor, nn
 
 from hvae_sr.checkpoints.names import resolve
 from hvae_sr.images import ImageInput, Photo, prepare_photos
-from hvae_sr.models.loading import DAMAGED, without_warning
+from hvae_sr.loading import DAMAGED, without_warning
 from hvae_sr.operators import Downsampling, cached_downsampling
 from hvae_sr.sampling import Consistency
 from hvae_sr.sampling.memory import PIXELS_PER_CHUNK
-from hvae_sr.sampling.sampler import CPU_PIXELS
 from hvae_sr.sampling.sizes import SizeRequirements
 
 from .inputs import SamplingOptions, base_seeds, check_count, check_flag, is_list
 from .output import RunningMoments, Sample, SuperResolutionOutput, collate, convert
 
 OUTPUT_TYPES = ("pil", "np", "pt")
+CPU_PIXELS = 2**18
+"""HR pixels that the samples of one evaluation have on a CPU, whose caches hold no more."""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 """What stands in for large things in tests."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from hvae_sr.evaluation import evaluate
 from hvae_sr.operators import Downsampling
 
 
@@ -31,3 +33,24 @@ class NoisyBicubic:
                 noise = np.random.default_rng(seed + j).normal(0, self.noise * temperature, up.shape)
                 outputs.append(np.clip(up + noise, 0, 1).astype(np.float32))
         return SimpleNamespace(images=outputs)
+
+
+def photo_folder(path: Path, sizes: dict[str, tuple[int, int]]) -> Path:
+    """A folder of smooth random images, `{name: (width, height)}`."""
+    rng = np.random.default_rng(0)
+    path.mkdir()
+    for name, size in sizes.items():
+        small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        small.resize(size, Image.Resampling.BICUBIC).save(path / f"{name}.png")
+    return path
+
+
+def run(folder: Any, pipeline: Any = None, **options: Any) -> dict[str, Any]:
+    """The report of an evaluation at S = 32, of three samples at t = 0.8, unless `options` say else."""
+    defaults = {"size": 32, "temperatures": (0.8,), "num_samples": 3, "progress_bar": False}
+    return evaluate(pipeline, folder, **(defaults | options))
+
+
+def by_name(report: dict[str, Any]) -> dict[str, Any]:
+    """The rows of a report."""
+    return {row["name"]: row for row in report["rows"]}

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hvae_sr.baselines import EDSR, AncestralScheduler, GuidedDiffusionUNet, HCFlow, RRDBNet, SR3UNet, SRVGGNetCompact
-from hvae_sr.baselines.convert import (
+from hvae_sr.baselines.guided_diffusion import published_options
+from hvae_sr.checkpoints.compared import (
     ARCHITECTURES,
     PRESETS,
     Recipe,
@@ -21,10 +22,9 @@ from hvae_sr.baselines.convert import (
     published_keys,
     published_shapes,
 )
-from hvae_sr.baselines.detect import identify
-from hvae_sr.baselines.guided_diffusion import published_options
-from hvae_sr.baselines.ncnn import load_ncnn
 from hvae_sr.checkpoints.convert import ConversionError
+from hvae_sr.checkpoints.detect import identify
+from hvae_sr.checkpoints.ncnn import load_ncnn
 from hvae_sr.cli import main
 
 GUIDED = dict(image_size=16, num_channels=16, num_res_blocks=1, channel_mult="2,4", attention_resolutions=8)

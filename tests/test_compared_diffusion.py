@@ -11,10 +11,10 @@ from compared_cases import COMPARED, Comparison, configuration, needs_compared, 
 from torch import Tensor
 
 from hvae_sr.baselines import AncestralScheduler, GuidedDiffusionUNet, SR3UNet
-from hvae_sr.baselines.convert import convert_baseline
 from hvae_sr.baselines.diffusion import space_timesteps
 from hvae_sr.baselines.dps import DPSStep, dps_chain, dps_step
 from hvae_sr.baselines.sr3 import SR3Step, sr3_chain, sr3_loss, sr3_step
+from hvae_sr.checkpoints.compared import convert_baseline
 from hvae_sr.operators import Downsampling
 
 pytestmark = needs_compared

@@ -8,8 +8,8 @@ from compared_cases import COMPARED, Comparison, configuration, needs_compared, 
 from torch import Tensor
 
 from hvae_sr.baselines import HCFlow
-from hvae_sr.baselines.convert import convert_baseline, published_keys
 from hvae_sr.baselines.hcflow import Level
+from hvae_sr.checkpoints.compared import convert_baseline, published_keys
 
 pytestmark = [needs_compared, pytest.mark.parametrize("name", ["hcflow_x4", "hcflow_x8_face"])]
 

@@ -12,11 +12,11 @@ from test_compared_conversion import CONFIGS
 from torch import Tensor, nn
 
 from hvae_sr.baselines import AncestralScheduler, HCFlow, SR3UNet
-from hvae_sr.baselines.convert import ARCHITECTURES
 from hvae_sr.baselines.diffusion import space_timesteps
 from hvae_sr.baselines.dps import dps_chain
 from hvae_sr.baselines.guided_diffusion import GuidedDiffusionUNet, published_options
 from hvae_sr.baselines.sr3 import sr3_chain
+from hvae_sr.checkpoints.compared import ARCHITECTURES
 from hvae_sr.noise import CounterNoise
 from hvae_sr.operators import Downsampling
 

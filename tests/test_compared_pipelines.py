@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import Swin2SRConfig, Swin2SRForImageSuperResolution
 
 from hvae_sr.baselines import EDSR, AncestralScheduler
-from hvae_sr.baselines.convert import convert_baseline
 from hvae_sr.baselines.dps import dps_chain, gradient_bytes
 from hvae_sr.baselines.sr3 import sr3_chain
+from hvae_sr.checkpoints.compared import convert_baseline
 from hvae_sr.noise import CounterNoise
 from hvae_sr.operators import Downsampling
 from hvae_sr.pipelines import DPSPipeline, HCFlowPipeline, RegressionPipeline, SR3Pipeline

@@ -7,7 +7,7 @@ import torch
 from compared_cases import COMPARED, Comparison, configuration, needs_compared, outputs_of
 
 from hvae_sr.baselines import EDSR, RRDBNet, SRVGGNetCompact
-from hvae_sr.baselines.convert import convert_baseline
+from hvae_sr.checkpoints.compared import convert_baseline
 
 pytestmark = needs_compared
 

@@ -27,23 +27,12 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def given(tmp_path: Path) -> argparse.Namespace:
-    return argparse.Namespace(
-        photographs=["p", "q"],
-        benchmarks="b",
-        output_dir=str(tmp_path),
-        updates=3,
-        train_batch_size=2,
-        seed=0,
-        learning_rate=1e-3,
-        pretrained_learning_rate=1e-4,
-        lr_warmup_steps=1,
-        document=None,
-    )
+    given = {"photographs": ["p", "q"], "benchmarks": "b", "output_dir": str(tmp_path), "updates": 3, "seed": 0}
+    given |= {"train_batch_size": 2, "learning_rate": 1e-3, "pretrained_learning_rate": 1e-4, "lr_warmup_steps": 1}
+    return argparse.Namespace(**given, document=None)
 
 
-def test_every_row_of_the_ablation_fits_the_prior_and_trains_what_it_says(
-    command: Any, given: argparse.Namespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_row_of_the_ablation_fits_the_prior_and_trains_what_it_says(command, given, monkeypatch):
     ablation, short_runs = command("ablation"), command("short_runs")
     asked: dict[str, tuple[Any, Any]] = {}
 
@@ -68,7 +57,7 @@ def test_every_row_of_the_ablation_fits_the_prior_and_trains_what_it_says(
             assert more == {"train_encoder": False, "train_decoder": decoder == "trainable"}
 
 
-def test_the_systems_have_as_many_parameters_to_train(command: Any) -> None:
+def test_the_systems_have_as_many_parameters_to_train(command):
     short_runs = command("short_runs")
     source = short_runs.SOURCE
     with torch.device("meta"):
@@ -83,9 +72,7 @@ def test_the_systems_have_as_many_parameters_to_train(command: Any) -> None:
     assert abs(count(decoder, conditioner) / count(cvdvae) - 1) < 0.05
 
 
-def test_a_run_with_other_options_is_not_taken_for_this_one(
-    command: Any, given: argparse.Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_with_other_options_is_not_taken_for_this_one(command, given, tmp_path, monkeypatch):
     short_runs = command("short_runs")
     given.photographs, given.updates = [str(tmp_path / "photos")], 2
     (tmp_path / "photos").mkdir()
@@ -127,9 +114,7 @@ def test_a_run_with_other_options_is_not_taken_for_this_one(
     assert train() == first
 
 
-def test_tables_take_their_place_in_a_document(
-    command: Any, given: argparse.Namespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tables_take_their_place_in_a_document(command, given, tmp_path, capsys):
     document = tmp_path / "document.md"
     document.write_text("before\n<!-- ablation -->\nold\n<!-- end of ablation -->\nafter\n")
     given.document = str(document)
@@ -148,21 +133,16 @@ def test_tables_take_their_place_in_a_document(
 
 
 @pytest.mark.parametrize("name", ["ablation", "equal_terms"])
-def test_the_report_has_a_place_for_each_command(name: str) -> None:
+def test_the_report_has_a_place_for_each_command(name):
     text = (ROOT / "docs" / "comparison.md").read_text()
     assert text.count(f"<!-- {name} -->\n") == text.count(f"<!-- end of {name} -->\n") == 1
 
 
-def test_swin2sr_is_scored_beside_a_model_on_the_same_pairs(
-    command: Any, make_pipeline: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_swin2sr_is_scored_beside_a_model_on_the_same_pairs(command, make_pipeline, tmp_path, capsys):
     transformers = pytest.importorskip("transformers")
-    network = transformers.Swin2SRForImageSuperResolution(
-        transformers.Swin2SRConfig(
-            image_size=16, embed_dim=12, depths=[1], num_heads=[2], window_size=8, upscale=4, upsampler="pixelshuffle"
-        )
-    )
-    network.save_pretrained(tmp_path / "weights")
+    config = {"image_size": 16, "embed_dim": 12, "depths": [1], "num_heads": [2], "window_size": 8, "upscale": 4}
+    config = transformers.Swin2SRConfig(**config, upsampler="pixelshuffle")
+    transformers.Swin2SRForImageSuperResolution(config).save_pretrained(tmp_path / "weights")
     pad = {"image_processor_type": "Swin2SRImageProcessor", "do_pad": True, "do_rescale": True, "size_divisor": 8}
     (tmp_path / "weights" / "preprocessor_config.json").write_text(json.dumps({**pad, "rescale_factor": 1 / 255}))
     make_pipeline("vdvae-sr").save_pretrained(tmp_path / "ours")

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from hvae_sr.checkpoints.convert import (
     PRESETS,
@@ -57,7 +56,7 @@ HPARAMS_SR = {
 }
 
 
-def published_block(state: dict[str, Tensor], name: str, sizes: tuple[int, int, int], kernel: int) -> None:
+def published_block(state, name, sizes, kernel):
     width_in, middle, width_out = sizes
     shapes = {"c1": (middle, width_in, 1), "c2": (middle, middle, kernel), "c3": (middle, middle, kernel)}
     for layer, (o, i, k) in (shapes | {"c4": (width_out, middle, 1)}).items():
@@ -65,7 +64,7 @@ def published_block(state: dict[str, Tensor], name: str, sizes: tuple[int, int, 
         state[f"{name}.{layer}.bias"] = torch.randn(o)
 
 
-def published_state(widths: dict[int, int]) -> dict[str, Tensor]:
+def published_state(widths):
     """Random weights of a VD-VAE with `HPARAMS`, named and shaped as openai/vdvae does."""
     torch.manual_seed(0)
     state = {"encoder.in_conv.weight": torch.randn(8, 3, 3, 3), "encoder.in_conv.bias": torch.randn(8)}
@@ -88,7 +87,7 @@ def published_state(widths: dict[int, int]) -> dict[str, Tensor]:
     return state
 
 
-def published_lr_blocks(prefix: str) -> dict[str, Tensor]:
+def published_lr_blocks(prefix):
     state = {f"{prefix}.in_conv.weight": torch.randn(8, 3, 3, 3), f"{prefix}.in_conv.bias": torch.randn(8)}
     for i, kernel in enumerate((3, 3, 1)):
         published_block(state, f"{prefix}.enc_blocks.{i}", (8, 2, 8), kernel)
@@ -96,12 +95,12 @@ def published_lr_blocks(prefix: str) -> dict[str, Tensor]:
 
 
 @pytest.fixture
-def vdvae_state() -> dict[str, Tensor]:
+def vdvae_state():
     return published_state({8: 8, 4: 12, 1: 12})
 
 
 @pytest.fixture
-def cvdvae_state() -> dict[str, Tensor]:
+def cvdvae_state():
     state = published_state({8: 8, 4: 8, 1: 8}) | published_lr_blocks("encoder_y")
     for i, kernel in enumerate((1, 3, 3)):
         published_block(state, f"decoder.dec_blocks.{i}.enc_y", (16, 2, 4), kernel)
@@ -109,20 +108,20 @@ def cvdvae_state() -> dict[str, Tensor]:
 
 
 @pytest.fixture
-def sr_state() -> dict[str, Tensor]:
+def sr_state():
     state = {f"vae.{key}": value for key, value in published_state({8: 8, 4: 8, 1: 8}).items()}
     state |= {f"vae.decoder.dec_blocks.{i}.gate_param": torch.randn(1, 8, 1, 1) for i in range(4)}
     return state | published_lr_blocks("vae_sr.encoder")
 
 
-def saved(state: Any, path: Path) -> Path:
+def saved(state, path):
     torch.save(state, path)
     return path
 
 
 @needs_reference
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_every_published_vdvae_converts_by_name_and_shape(name: str) -> None:
+def test_every_published_vdvae_converts_by_name_and_shape(name):
     facts = PUBLISHED[name]
     with torch.device("meta"):
         state = {key: torch.empty(shape) for key, shape in facts["state_dict"].items()}
@@ -139,7 +138,7 @@ def test_every_published_vdvae_converts_by_name_and_shape(name: str) -> None:
 
 @needs_reference
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_preset_of_a_published_vdvae_is_its_configuration(name: str) -> None:
+def test_the_preset_of_a_published_vdvae_is_its_configuration(name):
     preset = json.loads(HUB_CONFIGS.joinpath(PRESETS[name], "config.json").read_text("utf-8"))
     assert preset["_class_name"] == "VDVAE"
     config = config_from_hparams(PUBLISHED[name])
@@ -149,7 +148,7 @@ def test_the_preset_of_a_published_vdvae_is_its_configuration(name: str) -> None
 
 
 @pytest.mark.parametrize("name", [name for name, folder in PRESETS.items() if name == folder])
-def test_the_parts_of_a_pipeline_preset_fit_together(name: str) -> None:
+def test_the_parts_of_a_pipeline_preset_fit_together(name):
     folder = HUB_CONFIGS.joinpath(name)
     index, vdvae, lr = (
         json.loads(folder.joinpath(*path.split("/")).read_text("utf-8"))
@@ -166,29 +165,26 @@ def test_the_parts_of_a_pipeline_preset_fit_together(name: str) -> None:
     assert max(model.resolutions) <= lr["image_size"]
 
 
-def test_shift_and_scale_for_images_on_0_to_1_are_brought_to_0_to_255() -> None:
-    config = config_from_hparams(HPARAMS | {"shift": -0.4, "scale": 4.0})
+def test_hparams_are_completed_or_refused_by_name():
+    config = config_from_hparams(HPARAMS | {"shift": -0.4, "scale": 4.0})  # for images on 0..1
     assert (config["input_shift"], config["input_scale"]) == (-102.0, 4 / 255)
-
-
-def test_hparams_that_lack_names_are_refused_by_name() -> None:
     with pytest.raises(ConversionError, match="enc_blocks, dec_blocks"):
         config_from_hparams({"width": 8, "image_size": 8})
     with pytest.raises(ConversionError, match="shift and scale"):
         config_from_hparams({key: value for key, value in HPARAMS.items() if key != "shift"})
 
 
+@pytest.mark.parametrize("wrapper", ["", "module."], ids=["plain", "DataParallel"])
 @pytest.mark.parametrize("suffix", [".th", ".safetensors", ".h5"])
-def test_a_vdvae_round_trips(vdvae_state: dict[str, Tensor], tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"weights{suffix}"
-    save_file(vdvae_state, path) if suffix == ".safetensors" else torch.save(vdvae_state, path)
+def test_a_vdvae_round_trips(vdvae_state, tmp_path, suffix, wrapper):
+    path, file = tmp_path / f"weights{suffix}", {f"{wrapper}{key}": value for key, value in vdvae_state.items()}
+    save_file(file, path) if suffix == ".safetensors" else torch.save(file, path)
     convert(path, tmp_path / "out", hparams=HPARAMS)
     model = VDVAE.from_pretrained(tmp_path / "out")
     assert model.config.custom_widths == HPARAMS["custom_width_str"]
     expected = convert_vdvae_state_dict(vdvae_state, config_from_hparams(HPARAMS))
     assert model.state_dict().keys() == expected.keys()
-    for key, value in model.state_dict().items():
-        assert torch.equal(value, expected[key]), key
+    assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
     head = vdvae_state["decoder.dec_blocks.2.enc.c1.weight"]
     assert torch.equal(model.blocks[2].posterior_head.c1.weight, head)
     assert torch.equal(model.biases["4"].bias, vdvae_state["decoder.bias_xs.1"])
@@ -196,7 +192,7 @@ def test_a_vdvae_round_trips(vdvae_state: dict[str, Tensor], tmp_path: Path, suf
 
 @needs_reference
 @pytest.mark.parametrize("folder", sorted(path.parent for path in REFERENCE.glob("*/weights.th")), ids=str)
-def test_recorded_weights_convert_alike_from_th_and_safetensors(folder: Path, tmp_path: Path) -> None:
+def test_recorded_weights_convert_alike_from_th_and_safetensors(folder, tmp_path):
     hparams = json.loads((folder / "config.json").read_text())
     first, second = (
         convert(folder / f"weights.{suffix}", tmp_path / suffix, hparams=hparams) for suffix in ("th", "safetensors")
@@ -207,7 +203,7 @@ def test_recorded_weights_convert_alike_from_th_and_safetensors(folder: Path, tm
         assert (first / file).read_bytes() == (second / file).read_bytes()
 
 
-def test_a_lightning_checkpoint_of_a_cvdvae_becomes_a_pipeline(cvdvae_state: dict[str, Tensor], tmp_path: Path) -> None:
+def test_a_lightning_checkpoint_of_a_cvdvae_becomes_a_pipeline(cvdvae_state, tmp_path):
     lightning = {"epoch": 3, "state_dict": {f"cvae.{key}": value for key, value in cvdvae_state.items()}}
     path = saved(lightning, tmp_path / "last.ckpt")
     convert(path, tmp_path / "out", hparams=HPARAMS_CVDVAE)
@@ -220,7 +216,7 @@ def test_a_lightning_checkpoint_of_a_cvdvae_becomes_a_pipeline(cvdvae_state: dic
     VDVAE.from_pretrained(tmp_path / "out", subfolder="vdvae")
 
 
-def test_the_normalisation_in_a_cvdvae_checkpoint_wins(cvdvae_state: dict[str, Tensor], tmp_path: Path) -> None:
+def test_the_normalisation_in_a_cvdvae_checkpoint_wins(cvdvae_state, tmp_path):
     path = saved(cvdvae_state | {"shift": torch.full((1, 1, 1), -90.0)}, tmp_path / "weights.th")
     convert(path, tmp_path / "out", hparams=HPARAMS_CVDVAE)
     for part in ("vdvae", "lr_encoder"):
@@ -228,9 +224,7 @@ def test_the_normalisation_in_a_cvdvae_checkpoint_wins(cvdvae_state: dict[str, T
         assert (config["input_shift"], config["input_scale"]) == (-90.0, 0.02)
 
 
-def test_vdvae_sr_takes_the_averaged_weights_and_drops_what_is_unused(
-    sr_state: dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_vdvae_sr_takes_the_averaged_weights_and_drops_what_is_unused(sr_state, tmp_path):
     # The published files hold the trained networks (wrapped) and their averages, and a decoder nobody runs.
     file = {key.replace(".", ".module.", 1): torch.zeros_like(value) for key, value in sr_state.items()}
     file |= {f"ema_{key}": value for key, value in sr_state.items()}
@@ -245,12 +239,7 @@ def test_vdvae_sr_takes_the_averaged_weights_and_drops_what_is_unused(
     assert (vdvae.config.input_shift, conditioner.config.input_scale) == (-110.0, 0.015)
 
 
-def test_a_data_parallel_prefix_is_taken_off(vdvae_state: dict[str, Tensor], tmp_path: Path) -> None:
-    path = saved({f"module.{key}": value for key, value in vdvae_state.items()}, tmp_path / "weights.th")
-    assert load_checkpoint(path).keys() == vdvae_state.keys()
-
-
-def test_wrong_keys_are_all_named_and_nothing_is_written(vdvae_state: dict[str, Tensor], tmp_path: Path) -> None:
+def test_wrong_keys_are_all_named_and_nothing_is_written(vdvae_state, tmp_path):
     del vdvae_state["decoder.gain"]
     vdvae_state["decoder.extra"] = torch.zeros(1)
     vdvae_state["decoder.dec_blocks.1.z_proj.weight"] = torch.zeros(12, 3, 1, 1)
@@ -264,15 +253,13 @@ def test_wrong_keys_are_all_named_and_nothing_is_written(vdvae_state: dict[str, 
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_long_lists_of_wrong_keys_are_cut_and_counted(vdvae_state: dict[str, Tensor], tmp_path: Path) -> None:
+def test_long_lists_of_wrong_keys_are_cut_and_counted(vdvae_state, tmp_path):
     with pytest.raises(ConversionError, match=r"\d{4} missing: .*, \.\.\.") as error:
         convert(saved(vdvae_state, tmp_path / "weights.th"), tmp_path / "out", preset="ffhq256")
     assert len(str(error.value)) < 5000
 
 
-def test_a_checkpoint_of_another_kind_than_the_preset_is_refused(
-    vdvae_state: dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_a_checkpoint_of_another_kind_than_the_preset_is_refused(vdvae_state, tmp_path):
     with pytest.raises(ConversionError, match="CVDVAE.*VD-VAE"):
         convert(saved(vdvae_state, tmp_path / "w.th"), tmp_path / "out", preset="cvdvae-ffhq256-x4")
 
@@ -280,15 +267,15 @@ def test_a_checkpoint_of_another_kind_than_the_preset_is_refused(
 class Payload:
     """Unpickling it would create a folder."""
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target):
         self.target = target
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self):
         return os.mkdir, (str(self.target),)
 
 
 @pytest.mark.parametrize("suffix", [".th", ".ckpt", ".h5"])
-def test_a_pickle_with_code_is_refused_and_the_code_is_not_run(tmp_path: Path, suffix: str) -> None:
+def test_a_pickle_with_code_is_refused_and_the_code_is_not_run(tmp_path, suffix):
     path = saved({"weight": torch.zeros(1), "x": Payload(tmp_path / "pwned")}, tmp_path / f"evil{suffix}")
     with pytest.raises(ValueError, match="refused and nothing in it was run: it refers to .*mkdir"):
         convert(path, tmp_path / "out", hparams=HPARAMS)
@@ -297,7 +284,7 @@ def test_a_pickle_with_code_is_refused_and_the_code_is_not_run(tmp_path: Path, s
 
 @pytest.mark.parametrize("suffix", [".th", ".safetensors"])
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.9])
-def test_a_truncated_file_is_refused(vdvae_state: dict[str, Tensor], tmp_path: Path, suffix: str, share: float) -> None:
+def test_a_truncated_file_is_refused(vdvae_state, tmp_path, suffix, share):
     path = tmp_path / f"weights{suffix}"
     save_file(vdvae_state, path) if suffix == ".safetensors" else torch.save(vdvae_state, path)
     content = path.read_bytes()
@@ -308,57 +295,32 @@ def test_a_truncated_file_is_refused(vdvae_state: dict[str, Tensor], tmp_path: P
 
 
 @pytest.mark.parametrize("content", [[1, 2], {}, {"epoch": 3}, {"state_dict": {"a": "text"}}])
-def test_a_file_without_named_tensors_is_refused(tmp_path: Path, content: Any) -> None:
+def test_a_file_without_named_tensors_is_refused(tmp_path, content):
     with pytest.raises(ConversionError, match="tensor"):
         load_checkpoint(saved(content, tmp_path / "weights.th"))
 
 
-def test_a_missing_checkpoint_is_a_value_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="`checkpoint`.*is not a file"):
-        convert(tmp_path / "none.th", tmp_path / "out", preset="ffhq256")
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"width": "8"},
-        {"width": None, "hparams": [1]},
-        {"hparams": [1]},
-        {"enc_blocks": 8},
-        {"image_size": "8"},
-        {"image_size": 0},
-        {"shift": "far"},
-        {"shift": float("nan")},
-        {"scale": float("inf")},
-        {"scale": 0},
-        {"custom_width_str": "4:wide"},
-        {"width": float("inf")},
-        {"input_normalisation": 3},
+WRONG = {
+    "vdvae": [
+        {"width": "8"}, {"width": None, "hparams": [1]}, {"hparams": [1]}, {"enc_blocks": 8}, {"image_size": "8"},
+        {"image_size": 0}, {"shift": "far"}, {"shift": float("nan")}, {"scale": float("inf")}, {"scale": 0},
+        {"custom_width_str": "4:wide"}, {"width": float("inf")}, {"input_normalisation": 3},
     ],
-    ids=str,
-)
-def test_hparams_of_wrong_types_are_refused_in_one_line(
-    changes: dict[str, Any], vdvae_state: dict[str, Tensor], tmp_path: Path
-) -> None:
-    path = saved(vdvae_state, tmp_path / "weights.th")
+    "cvdvae": [{"image_size_y": "4"}, {"image_size_y": 0}, {"ky": "3"}, {"enc_blocks_y": 4}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "changes"), [(kind, one) for kind, all_ in WRONG.items() for one in all_], ids=str)
+def test_hparams_of_wrong_types_are_refused_in_one_line(kind, changes, vdvae_state, cvdvae_state, tmp_path):
+    state, hparams = {"vdvae": (vdvae_state, HPARAMS), "cvdvae": (cvdvae_state, HPARAMS_CVDVAE)}[kind]
+    path = saved(state, tmp_path / "weights.th")
     with pytest.raises(ConversionError) as caught:
-        convert(path, tmp_path / "out", hparams=HPARAMS | changes)
-    assert str(caught.value).startswith("`hparams`") and "\n" not in str(caught.value)
+        convert(path, tmp_path / "out", hparams=hparams | changes)
+    assert str(caught.value).startswith("`hparams`: ") and "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(
-    "changes", [{"image_size_y": "4"}, {"image_size_y": 0}, {"ky": "3"}, {"enc_blocks_y": 4}], ids=str
-)
-def test_hparams_of_wrong_types_for_the_lr_network_are_refused_too(
-    changes: dict[str, Any], cvdvae_state: dict[str, Tensor], tmp_path: Path
-) -> None:
-    path = saved(cvdvae_state, tmp_path / "weights.ckpt")
-    with pytest.raises(ConversionError, match="^`hparams`: "):
-        convert(path, tmp_path / "out", hparams=HPARAMS_CVDVAE | changes)
-
-
-def test_an_output_that_exists_is_left_alone(vdvae_state: dict[str, Tensor], tmp_path: Path) -> None:
+def test_an_output_that_exists_is_left_alone(vdvae_state, tmp_path):
     path = saved(vdvae_state, tmp_path / "weights.th")
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").write_text("precious")
@@ -366,14 +328,9 @@ def test_an_output_that_exists_is_left_alone(vdvae_state: dict[str, Tensor], tmp
         with pytest.raises(ValueError, match="`output_dir`"):
             convert(path, output, hparams=HPARAMS)
     assert (tmp_path / "out/mine.txt").read_text() == "precious"
-    (tmp_path / "out/mine.txt").unlink()
-    convert(path, tmp_path / "out", hparams=HPARAMS)  # an empty folder will do
-    assert (tmp_path / "out/config.json").is_file()
 
 
-def test_the_output_may_be_a_link_or_the_folder_one_is_in(
-    vdvae_state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_output_may_be_empty_or_a_link_or_the_folder_one_is_in(vdvae_state, tmp_path, monkeypatch):
     path = saved(vdvae_state, tmp_path / "weights.th")
     (tmp_path / "link").symlink_to(tmp_path / "target")
     convert(path, tmp_path / "link", hparams=HPARAMS)
@@ -384,51 +341,43 @@ def test_the_output_may_be_a_link_or_the_folder_one_is_in(
     assert (tmp_path / "here/config.json").is_file()
 
 
-def test_weights_in_eight_bits_are_refused(vdvae_state: dict[str, Tensor], tmp_path: Path) -> None:
-    name = next(iter(vdvae_state))
-    path = saved(vdvae_state | {name: vdvae_state[name].to(torch.float8_e4m3fn)}, tmp_path / "weights.th")
-    with pytest.raises(ConversionError, match="float8_e4m3fn"):
-        convert(path, tmp_path / "out", hparams=HPARAMS)
+@pytest.mark.parametrize("kind", ["vdvae", "cvdvae"])
+@pytest.mark.parametrize("error", [OSError("no space left on device"), KeyboardInterrupt("killed")], ids=repr)
+def test_what_was_being_written_is_removed_at_once_or_by_the_next(
+    error, kind, vdvae_state, cvdvae_state, tmp_path, monkeypatch
+):
+    state, hparams = {"vdvae": (vdvae_state, HPARAMS), "cvdvae": (cvdvae_state, HPARAMS_CVDVAE)}[kind]
+    path = saved(state, tmp_path / "weights.th")
 
-
-def test_nothing_is_left_when_writing_fails(
-    vdvae_state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full_disk(self: VDVAE, folder: Path) -> None:
-        Path(folder).mkdir()
-        (Path(folder) / "config.json").write_text("{}")
-        raise OSError("no space left on device")
-
-    path = saved(vdvae_state, tmp_path / "weights.th")
-    monkeypatch.setattr(VDVAE, "save_pretrained", full_disk)
-    with pytest.raises(OSError, match="no space"):
-        convert(path, tmp_path / "out", hparams=HPARAMS)
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_what_a_killed_conversion_wrote_is_removed_by_the_next(
-    vdvae_state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = saved(vdvae_state, tmp_path / "weights.th")
-
-    def killed(self: VDVAE, folder: Path) -> None:
+    def stopped(self, folder):
         Path(folder).mkdir(parents=True)
-        raise KeyboardInterrupt
+        raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(VDVAE, "save_pretrained", killed)
-        patch.setattr("shutil.rmtree", lambda *given, **options: None)  # it did not come to that
-        with pytest.raises(KeyboardInterrupt):
-            convert(path, tmp_path / "out", hparams=HPARAMS)
-    (left,) = set(tmp_path.iterdir()) - {path}
-    os.utime(left, (0, 0))  # long ago: this process, which wrote it, lives on
-    convert(path, tmp_path / "out", hparams=HPARAMS)
+        patch.setattr(VDVAE, "save_pretrained", stopped)
+        if isinstance(error, KeyboardInterrupt):  # it did not come to the end
+            patch.setattr("shutil.rmtree", lambda *given, **options: None)
+        with pytest.raises(type(error)):
+            convert(path, tmp_path / "out", hparams=hparams)
+    left = set(tmp_path.iterdir()) - {path}
+    assert len(left) == isinstance(error, KeyboardInterrupt)
+    for one in left:
+        os.utime(one, (0, 0))  # long ago: this process, which wrote it, lives on
+    convert(path, tmp_path / "out", hparams=hparams)
     assert sorted(tmp_path.iterdir()) == [tmp_path / "out", path]
 
 
-@pytest.mark.parametrize("arguments", [{}, {"preset": "ffhq256", "hparams": HPARAMS}, {"preset": "ffhq-256"}])
-def test_presets_and_hparams_are_checked_before_anything_is_read(arguments: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="`preset`"):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "`preset`"),
+        ({"preset": "ffhq256", "hparams": HPARAMS}, "`preset`"),
+        ({"preset": "ffhq-256"}, "`preset`"),
+        ({"preset": "ffhq256"}, "`checkpoint`.*is not a file"),
+    ],
+)
+def test_arguments_are_checked_before_anything_is_read(arguments, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
         convert(tmp_path / "not-there.th", tmp_path / "out", **arguments)
 
 
@@ -436,7 +385,7 @@ def test_presets_and_hparams_are_checked_before_anything_is_read(arguments: dict
 
 
 @needs_reference
-def test_averages_beside_other_weights_convert_like_the_recorded_weights(tmp_path: Path) -> None:
+def test_averages_beside_other_weights_convert_like_the_recorded_weights(tmp_path):
     folder = REFERENCE / "vdvae_sr_x2"
     hparams = json.loads((folder / "config.json").read_text())
     weights = load_checkpoint(folder / "weights.th")
@@ -452,9 +401,7 @@ def test_averages_beside_other_weights_convert_like_the_recorded_weights(tmp_pat
 
 
 @pytest.mark.parametrize("part", ["vae", "vae_sr"])
-def test_averages_of_one_network_alone_are_taken_with_a_warning(
-    sr_state: dict[str, Tensor], part: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_averages_of_one_network_alone_are_taken_with_a_warning(sr_state, part, tmp_path, caplog):
     file = sr_state | {f"ema_{k}": v + 1 for k, v in sr_state.items() if k.startswith(f"{part}.")}
     with caplog.at_level("WARNING"):
         state = load_checkpoint(saved(file, tmp_path / "model.h5"))
@@ -464,9 +411,7 @@ def test_averages_of_one_network_alone_are_taken_with_a_warning(
         assert torch.equal(value, sr_state[key] + key.startswith(f"{part}."))
 
 
-def test_averages_that_lack_a_parameter_are_not_completed_from_the_last_weights(
-    sr_state: dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_averages_that_lack_a_parameter_are_not_completed_from_the_last_weights(sr_state, tmp_path):
     file = sr_state | {f"ema_{key}": value for key, value in sr_state.items()}
     del file["ema_vae.decoder.gain"]
     with pytest.raises(ConversionError, match="1 missing: vae.decoder.gain"):
@@ -474,9 +419,7 @@ def test_averages_that_lack_a_parameter_are_not_completed_from_the_last_weights(
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_weights_of_any_floating_point_type_become_float32(
-    vdvae_state: dict[str, Tensor], dtype: torch.dtype, tmp_path: Path
-) -> None:
+def test_weights_of_any_floating_point_type_become_float32(vdvae_state, dtype, tmp_path):
     path = saved({key: value.to(dtype) for key, value in vdvae_state.items()}, tmp_path / "weights.th")
     weights = VDVAE.from_pretrained(convert(path, tmp_path / "out", hparams=HPARAMS)).state_dict()
     assert {value.dtype for value in weights.values()} == {torch.float32}
@@ -488,17 +431,16 @@ def test_weights_of_any_floating_point_type_become_float32(
     [
         (torch.zeros(1, 8, 1, 1, dtype=torch.complex64), "complex64"),
         (torch.zeros(1, 8, 1, 1, dtype=torch.int64), "int64"),
+        (torch.zeros(1, 8, 1, 1).to(torch.float8_e4m3fn), "float8_e4m3fn"),
         (torch.zeros(1, 8, 1, 1).to_sparse(), "sparse"),
         (torch.full((1, 8, 1, 1), torch.nan), "not finite in decoder.gain"),
         (torch.full((1, 8, 1, 1), torch.inf), "not finite in decoder.gain"),
         (torch.full((1, 8, 1, 1), 1e300, dtype=torch.float64), "not finite in decoder.gain"),
         (torch.zeros(1).expand(10**6, 10**6), "larger than what they hold: decoder.gain"),
     ],
-    ids=["complex", "integers", "sparse", "nan", "infinite", "beyond float32", "a view"],
+    ids=["complex", "integers", "eight bits", "sparse", "nan", "infinite", "beyond float32", "a view"],
 )
-def test_tensors_that_are_no_weights_are_refused_by_name(
-    vdvae_state: dict[str, Tensor], value: Tensor, message: str, tmp_path: Path
-) -> None:
+def test_tensors_that_are_no_weights_are_refused_by_name(vdvae_state, value, message, tmp_path):
     path = saved(vdvae_state | {"decoder.gain": value}, tmp_path / "weights.th")
     with pytest.raises(ConversionError, match=rf"`checkpoint`.*{message}") as caught:
         convert(path, tmp_path / "out", hparams=HPARAMS)
@@ -512,9 +454,7 @@ def test_tensors_that_are_no_weights_are_refused_by_name(
     [b"", b"\x89HDF\r\n\x1a\n" + bytes(64), b"not a checkpoint\n" * 9, b"\x89PNG\r\n\x1a\n" + bytes(64), b"PK\x03\x04"],
     ids=["empty", "hdf5", "text", "png", "zip"],
 )
-def test_other_files_are_refused_in_one_line(
-    suffix: str, content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_files_are_refused_in_one_line(suffix, content, tmp_path, capsys):
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(content)
     assert main(["convert", str(path), "-o", str(tmp_path / "out"), "--preset", "vdvae-sr-64"]) == 2

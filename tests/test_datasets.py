@@ -35,9 +35,10 @@ def picture(i):
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
-    """Nothing is kept in the user's home, and no network is asked."""
+    """Nothing is kept in the user's home, no network is asked, and no stream waits for its threads at the end."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.05, raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -76,17 +77,12 @@ def test_a_table_gives_the_crops_of_a_folder(kind, cache_bytes, photos, caplog):
     augmentation = Augmentation(16, rotate=True)
     table = ImageTable(kinds(photos)[kind], augmentation, crops_per_image=2, cache_bytes=cache_bytes)
     assert len(table) == len(folder) and table.num_images == folder.num_images
-    for i in range(len(table)):
-        assert torch.equal(table[i]["image"], folder[i]["image"])
+    crops = torch.stack([table[i]["image"] for i in range(len(table))])
+    assert torch.equal(crops, torch.stack([folder[i]["image"] for i in range(len(folder))]))
+    batches = [batch["image"] for batch in DataLoader(table, batch_size=5, num_workers=2)]
+    assert torch.equal(torch.cat(batches), crops)
     text = caplog.text
     assert "row 7" in text and "90x8 is smaller" in text and "row 2" in text
-
-
-def test_a_table_is_read_by_workers(photos):
-    table = ImageTable(kinds(photos)["parquet"], PLAIN, cache_bytes=0)
-    for workers in (0, 2):
-        batches = [batch["image"] for batch in DataLoader(table, batch_size=5, num_workers=workers)]
-        assert torch.equal(torch.cat(batches), torch.stack([table[i]["image"] for i in range(len(table))]))
 
 
 def source_of(crop):
@@ -109,6 +105,8 @@ def test_a_stream_shows_every_usable_image_in_each_pass_in_another_order(kind, p
     assert set(orders[:12]) == set(orders[12:]) == set(range(12)) - {2, 7}  # the next good one in their places
     assert orders[:12] != orders[12:]
     assert "is skipped" in caplog.text and "90x8 is smaller" in caplog.text
+    with pytest.raises(ValueError, match="holds no usable image"):
+        next(iter(ImageStream(kinds(photos)[kind], Augmentation(512))))
 
 
 def test_a_stream_goes_on_where_it_was(photos):
@@ -135,11 +133,6 @@ def test_processes_and_workers_share_a_stream_out(photos):
     assert all(torch.equal(a, b) for a, b in zip(whole[4:], again, strict=True))
 
 
-def test_a_stream_without_usable_images_ends_with_an_error(photos):
-    with pytest.raises(ValueError, match="holds no usable image"):
-        next(iter(ImageStream(kinds(photos)["parquet"], Augmentation(512))))
-
-
 @pytest.mark.parametrize(
     "name, column, named",
     [
@@ -164,13 +157,10 @@ def test_a_split_of_a_local_folder_is_what_its_files_are_called(photos, tmp_path
         names[split] = [row[column]["path"] for row in rows]
     assert names == {"train": [f"{i:02d}.png" for i in range(4)], "validation": [f"{i:02d}.png" for i in range(4, 8)]}
     assert len(open_dataset(str(tmp_path), split="test")[0]) == 8  # no file is called so: all are
+    assert open_dataset(str(tmp_path), image_column="picture")[1] == "image"  # the only one with images
+    assert open_dataset(kinds(photos)["tar"], streaming=True)[1] == "png"
     assert not same_files(str(tmp_path), "train", "validation")
     assert same_files(str(photos), "train", "train") and same_files(kinds(photos)["tar"], "train", "validation")
-
-
-def test_the_only_column_with_images_needs_no_name(photos):
-    assert open_dataset(kinds(photos)["parquet"], image_column="picture")[1] == "image"
-    assert open_dataset(kinds(photos)["tar"], streaming=True)[1] == "png"
 
 
 # Ready-made LR images

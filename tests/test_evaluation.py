@@ -11,51 +11,31 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from stand_ins import NoisyBicubic
+from stand_ins import NoisyBicubic, by_name, photo_folder, run
 
 from hvae_sr.cli import main
 from hvae_sr.evaluation import (
     PROTOCOLS,
     PerceptualMetrics,
-    evaluate,
     frechet_distance,
     markdown_table,
-    prepare_paper,
     prepare_thesis,
     projection_table,
     published_rows,
     read_report,
     results_document,
     temperature_table,
-    to_uint8,
     write_report,
 )
 from hvae_sr.evaluation.sources import open_source
-from hvae_sr.evaluation.storage import Partial
 from hvae_sr.evaluation.tables import command_line
 from hvae_sr.images import save_image
-from hvae_sr.operators import Downsampling
 
 
 @pytest.fixture
 def folder(tmp_path):
-    rng = np.random.default_rng(0)
-    path = tmp_path / "Set5"
-    path.mkdir()
-    for name in ("img_1", "img_10", "img_2"):
-        small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
-        small.resize((40, 36), Image.Resampling.BICUBIC).save(path / f"{name}.png")
-    return path
-
-
-def run(folder, pipeline=None, **options):
-    return evaluate(pipeline, folder, **({"size": 32, "progress_bar": False} | options))
-
-
-def by_name(report):
-    return {row["name"]: row for row in report["rows"]}
+    return photo_folder(tmp_path / "Set5", dict.fromkeys(("img_1", "img_10", "img_2"), (40, 36)))
 
 
 @pytest.fixture
@@ -120,27 +100,10 @@ def test_images_that_do_not_fit_are_errors(folder, predictions, change, message)
         run(folder, predictions=predictions)
 
 
-def test_results_of_other_predictions_are_not_reused(folder, predictions, tmp_path):
-    path = tmp_path / "report.json"
-    first = run(folder, predictions=predictions, report_path=path)
-    Image.new("RGB", (32, 32)).save(predictions / "img_2_seed1.png")
-    assert run(folder, predictions=predictions, report_path=path)["rows"] != first["rows"]
-
-
-def test_the_papers_pairs_are_by_the_antialiased_operator():
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    hr, lr = prepare_paper(Image.fromarray(pixels), 64, 8)
-    np.testing.assert_array_equal(hr, pixels)  # images of the right size are taken as they are
-    expected = Downsampling(8)(torch.from_numpy(pixels / 255).permute(2, 0, 1))
-    np.testing.assert_array_equal(lr, to_uint8(expected.permute(1, 2, 0)))
-    hr, lr = prepare_paper(Image.fromarray(pixels).resize((90, 70)), 32, 4)
-    assert hr.shape == (32, 32, 3) and lr.shape == (8, 8, 3)
-
-
 def test_the_papers_table_has_the_published_rows_of_ffhq(folder, tmp_path):
     faces = tmp_path / "ffhq-256"
     folder.rename(faces)
-    report = run(faces, NoisyBicubic(), protocol="paper", size=None, temperatures=(0.8,))
+    report = run(faces, NoisyBicubic(), protocol="paper", size=None, num_samples=None)
     assert report["size"] == 256 and report["num_samples"] == 5
     _, published = published_rows(report)
     rows = {row["name"]: row for row in published}
@@ -172,13 +135,10 @@ def test_a_data_set_of_parquet_files_gives_the_report_of_the_folder(folder, tmp_
     assert run(tmp_path / "table")["rows"] == run(folder)["rows"]
 
 
-def test_a_folder_of_images_stays_one_with_tables_below_it(folder):
+def test_data_are_a_folder_of_images_whatever_lies_below_it_or_an_error(folder, tmp_path):
     (folder / "notes").mkdir()
     (folder / "notes" / "a.parquet").write_bytes(b"no table")
     assert [image.name for image in open_source(folder).images] == ["img_1.png", "img_10.png", "img_2.png"]
-
-
-def test_data_that_is_neither_is_an_error(tmp_path):
     for data in (tmp_path / "absent", "./a/b"):
         with pytest.raises(ValueError, match="`data` must be a folder of images"):
             run(data)
@@ -288,76 +248,6 @@ def test_processes_split_the_images_and_write_one_report(folder, tmp_path):
     assert not list(tmp_path.glob("report.json.partial*"))
 
 
-def test_results_of_any_number_of_processes_are_resumed(folder, tmp_path):
-    path = tmp_path / "report.json"
-    report = run(folder, report_path=path)
-    partial = tmp_path / "report.json.partial"
-    header, *lines = partial.read_text().splitlines(keepends=True)
-    partial.write_text(header + lines[0])
-    (tmp_path / "report.json.partial.1").write_text(header + lines[1])
-    calls = []
-    import hvae_sr.evaluation.evaluator as evaluator
-
-    original = evaluator._Scorer.add_bicubic
-    evaluator._Scorer.add_bicubic = lambda self: (calls.append(self.name), original(self))
-    try:
-        assert run(folder, report_path=path) == report
-    finally:
-        evaluator._Scorer.add_bicubic = original
-    assert calls == ["img_2.png"]
-    write_report(report, path)
-    assert [file.name for file in tmp_path.iterdir() if "partial" in file.name] == []
-
-
-def test_a_stopped_evaluation_outlives_others_of_other_settings(tmp_path):
-    path, rows = tmp_path / "report.json", {"bicubic": {"psnr": 30.0}}
-    (tmp_path / "report.json.partial-of mine").write_text("not theirs")
-    for settings, before, image in [(1, "", "a"), (2, "", "b"), (1, "a", "c"), (2, "b", "d"), (1, "ac", "e")]:
-        partial = Partial(path, {"seed": settings})
-        assert sorted(name for name, _ in partial.done) == list(before)
-        partial.add((image, "sha"), rows, {})
-    write_report({"rows": []}, path)
-    names = sorted(file.name for file in tmp_path.iterdir())
-    assert names[0] == "report.json" and names[2:] == ["report.json.partial-of mine"]
-    assert sorted(name for name, _ in Partial(path, {"seed": 2}).done) == ["b", "d"]
-
-
-def test_damaged_lines_of_a_stopped_evaluation_are_measured_again(folder, tmp_path, caplog):
-    path = tmp_path / "report.json"
-    report = run(folder, report_path=path)
-    partial = tmp_path / "report.json.partial"
-    header, first, second, third = partial.read_bytes().splitlines(keepends=True)
-    partial.write_bytes(header + b"\0" * 20 + b"\n" + first[: len(first) // 2] + b"\n" + second + b"[]\n" + third)
-    assert run(folder, report_path=path) == report
-    assert [record.getMessage().split(" holds")[0] for record in caplog.records] == [str(partial)] * 3
-    assert len(partial.read_text().splitlines()) == 4
-
-
-def test_results_of_another_configuration_of_a_network_are_not_taken(folder, make_pipeline, tmp_path, caplog):
-    path, pipeline = tmp_path / "report.json", make_pipeline("cvdvae")
-    options = {"temperatures": (0.8,), "num_samples": 2, "num_images": 1, "report_path": path}
-    first = run(folder, pipeline, **options)
-    pipeline.vdvae.register_to_config(max_log_sigma=0.5)
-    second = run(folder, pipeline, **options)
-    assert "results of other settings" in caplog.text
-    assert first["pipeline"]["networks"]["vdvae"]["max_log_sigma"] == "None"
-    assert second["pipeline"]["networks"]["vdvae"]["max_log_sigma"] == "0.5"
-
-
-def test_reports_are_read_back_with_their_numbers(folder, tmp_path):
-    Image.new("RGB", (40, 40), (9, 9, 9)).save(folder / "flat.png")
-    report = run(folder)
-    write_report(report, tmp_path / "report.json")
-    assert read_report(tmp_path / "report.json") == report and report["rows"][0]["psnr"] == float("inf")
-    (tmp_path / "other.json").write_text('{"rows": []}')
-    (tmp_path / "broken.json").write_text('{"rows": [')
-    (tmp_path / "empty.json").write_text(json.dumps({**report, "images": [{}]}))
-    (tmp_path / "null.json").write_text(json.dumps({**report, "rows": [{"name": "bicubic", "psnr": None}]}))
-    for name in ("other.json", "broken.json", "absent.json", "empty.json", "null.json"):
-        with pytest.raises(ValueError, match=f"`report`.*{name}"):
-            read_report(tmp_path / name)
-
-
 def test_the_results_document_has_every_report_below_its_command(folder, predictions, tmp_path, capsys):
     reports = [
         run(folder, NoisyBicubic(), temperatures=(0.5, 1.0), num_samples=2, coverage_samples=19, name="natural-x4"),
@@ -432,37 +322,31 @@ def test_the_command_draws_the_figures_of_reports(folder, tmp_path, capsys):
     assert Path(capsys.readouterr().out.splitlines()[0]).name == "r_projection.md"
 
 
-def test_a_data_set_of_the_hub_is_evaluated_by_its_name_like_its_folder(tmp_path: Path) -> None:
+def test_a_data_set_of_the_hub_is_evaluated_by_its_name_like_its_folder(folder, tmp_path):
     """In a process of its own: the libraries read the address of the Hub when they are imported."""
     datasets = pytest.importorskip("datasets")
     from fake_hub import FakeHub, Repository
 
-    rng = np.random.default_rng(0)
-    (tmp_path / "photos").mkdir()
-    for i in range(3):
-        Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(tmp_path / "photos" / f"{i}.png")
-    rows = [{"bytes": path.read_bytes(), "path": path.name} for path in sorted((tmp_path / "photos").iterdir())]
+    rows = [{"bytes": path.read_bytes(), "path": path.name} for path in sorted(folder.iterdir())]
     features = datasets.Features({"image": datasets.Image()})
     datasets.Dataset.from_dict({"image": rows}, features=features).to_parquet(tmp_path / "rows.parquet")
-    common = ["--size", "32", "-o"]
+    table = {"data/test-00000-of-00001.parquet": (tmp_path / "rows.parquet").read_bytes()}
+    command = [
+        sys.executable,
+        "-m",
+        "hvae_sr.cli",
+        "evaluate",
+        "--data",
+        "ada/photos",
+        "--size",
+        "32",
+        "-o",
+        "hub.json",
+    ]
     with FakeHub() as hub:
         hub.repositories["ada/photos"] = Repository()
-        hub.repositories["ada/photos"].commit(
-            "main", {"data/test-00000-of-00001.parquet": (tmp_path / "rows.parquet").read_bytes()}
-        )
+        hub.repositories["ada/photos"].commit("main", table)
         environment = {**os.environ, **hub.environment(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
-        command = [
-            sys.executable,
-            "-m",
-            "hvae_sr.cli",
-            "evaluate",
-            "--data",
-            "ada/photos",
-            *common,
-            tmp_path / "hub.json",
-        ]
         found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert found.returncode == 0, found.stderr[-2000:]
-    assert main(["evaluate", "--data", str(tmp_path / "photos"), *common, str(tmp_path / "folder.json")]) == 0
-    by_name, by_folder = (json.loads((tmp_path / f"{name}.json").read_text())["rows"] for name in ("hub", "folder"))
-    assert by_name == by_folder
+    assert read_report(tmp_path / "hub.json")["rows"] == run(folder)["rows"]

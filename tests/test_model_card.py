@@ -9,9 +9,9 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from hvae_sr.checkpoints.names import bundled_checkpoints
-from hvae_sr.checkpoints.push import files_to_push
 from hvae_sr.cli import main
-from hvae_sr.model_card import model_card, write_model_card
+from hvae_sr.publishing.card import model_card, write_model_card
+from hvae_sr.publishing.push import files_to_push
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORT = {
@@ -97,31 +97,23 @@ def test_tables_show_the_rows_that_users_get_and_the_command_that_makes_them(fol
     assert "--model tiny-x4 --data Photos --protocol thesis --size 64 --temperatures 0.5 0.8" in text
 
 
-def test_results_at_two_sizes_stay_apart_in_the_metadata(folder):
-    reports = [REPORT, {**REPORT, "size": 256}]
-    index = ModelCard(model_card(folder, reports=reports)).data.to_dict()["model-index"]
+def test_the_metadata_keeps_two_sizes_apart_and_holds_the_default_temperature_alone(folder):
+    index = ModelCard(model_card(folder, reports=[REPORT, {**REPORT, "size": 256}])).data.to_dict()["model-index"]
     assert [result["dataset"]["config"] for result in index[0]["results"]] == ["thesis-64", "thesis-256"]
-
-
-def test_the_metadata_holds_the_default_temperature_alone(folder):
-    index = json.loads((folder / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(json.dumps({**index, "default_temperature": 1.0}))
+    settings = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**settings, "default_temperature": 1.0}))
     rows = [*REPORT["rows"], {"name": "mean t=1 projected", "psnr": 25.0, "ssim": 0.6}]
     results = ModelCard(model_card(folder, reports=[{**REPORT, "rows": rows}])).data.eval_results
-    assert {result.metric_name for result in results} == {
-        f"{metric}, mean of 8 samples, temperature 1" for metric in ("PSNR", "SSIM")
-    }
+    names = {result.metric_name for result in results}
+    assert names == {f"{metric}, mean of 8 samples, temperature 1" for metric in ("PSNR", "SSIM")}
 
 
 def test_a_card_is_written_beside_its_curve_and_uploaded(folder, tmp_path):
+    assert files_to_push(folder)["README.md"] == model_card(folder).encode()  # it has none yet
     Image.new("RGB", (4, 4)).save(tmp_path / "loss.png")
     path = write_model_card(folder, curve=tmp_path / "loss.png")
     assert path == folder / "README.md" and "![Training curves](images/loss.png)" in path.read_text()
     assert {"README.md", "images/loss.png"} <= set(files_to_push(folder))
-
-
-def test_a_folder_without_a_card_is_uploaded_with_one(folder):
-    assert files_to_push(folder)["README.md"] == model_card(folder).encode()
 
 
 def test_the_command_draws_pictures_that_the_hub_shows(folder, tmp_path, monkeypatch):
@@ -144,13 +136,7 @@ def test_without_notes_the_card_describes_the_model_by_its_configuration(make_pi
     assert kind in ModelCard(text).data.tags
 
 
-CHECKPOINTS = sorted(
-    {
-        path.parent
-        for path in (ROOT / "hub_configs").glob("*/*.json")
-        if path.name in ("model_index.json", "config.json")
-    }
-)
+CHECKPOINTS = sorted({path.parent for n in ("model_index", "config") for path in ROOT.glob(f"hub_configs/*/{n}.json")})
 
 
 @pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: path.name)
@@ -191,18 +177,9 @@ def test_a_card_is_made_again_the_same(tmp_path):
     assert model_card(source) == (source / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        ({"reports": ["nowhere.json"]}, "`reports`.*nowhere.json"),
-        ({"notes": "nowhere.md"}, "`notes`.*nowhere.md"),
-    ],
-)
-def test_what_cannot_be_read_is_named(folder, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        model_card(folder, **arguments)
-
-
-def test_a_folder_without_a_model_is_refused(tmp_path):
+def test_what_cannot_be_read_is_named(folder, tmp_path):
+    for argument, value in (("reports", ["nowhere.json"]), ("notes", "nowhere.md")):
+        with pytest.raises(ValueError, match=f"`{argument}`.*nowhere"):
+            model_card(folder, **{argument: value})
     with pytest.raises(ValueError, match="`folder`"):
         model_card(tmp_path)

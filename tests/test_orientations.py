@@ -12,7 +12,6 @@ from PIL import Image
 from hvae_sr import SuperResolutionPipeline
 from hvae_sr.evaluation import evaluate
 from hvae_sr.evaluation.tables import command_line
-from hvae_sr.pipelines.explore import redraw_region
 from hvae_sr.sampling.memory import MIN_PIXELS, budget, bytes_per_pixel
 from hvae_sr.sampling.orientations import NUM_ORIENTATIONS, orient, restore
 
@@ -69,7 +68,7 @@ def test_what_has_one_orientation_is_refused(make_pipeline: MakePipeline) -> Non
         with pytest.raises(ValueError, match="`self_ensemble`.*latents"):
             pipe(y, self_ensemble=True, **options)
     with pytest.raises(ValueError, match="`self_ensemble`.*region"):
-        redraw_region(pipe, y, np.ones((16, 16), bool), 0, 1, self_ensemble=True)
+        pipe.redraw_region(y, np.ones((16, 16), bool), 0, 1, self_ensemble=True)
     with pytest.raises(ValueError, match="`self_ensemble`.*one orientation"):
         make_pipeline("cvdvae", bias_type="spatial")(y, self_ensemble=True)
 

@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from hvae_sr.checkpoints.push import files_to_push
+from hvae_sr import SuperResolutionPipeline
 from hvae_sr.cli import main
 from hvae_sr.images import load_image, save_image, uncertainty_to_pil
-from hvae_sr.pictures import BENCHMARK_CROPS, CONTACT_SHEET, benchmark_crops, contact_sheet, draw_sheet
+from hvae_sr.operators import Downsampling
+from hvae_sr.pictures import BENCHMARK_CROPS, CONTACT_SHEET, benchmark_crops, contact_sheet, draw_sheet, references
+from hvae_sr.publishing.push import files_to_push
 
 SIDE, GAP, HEADING, MARGIN = 16, 4, 24, 20
 
@@ -21,39 +24,41 @@ def photo(seed, side=SIDE):
 def tile(sheet, row, column, temperatures, left=0):
     """The tile at a row and column of a contact sheet's part that begins at `left`."""
     x = left + MARGIN + column * (SIDE + GAP)
-    y = HEADING + row * (SIDE + GAP) + row // temperatures * 2 * GAP
+    y = HEADING + row * (SIDE + GAP) + row // temperatures * 2 * GAP * (temperatures > 1)
     return np.asarray(sheet.crop((x, y, x + SIDE, y + SIDE)))
 
 
-def test_a_contact_sheet_has_references_samples_mean_and_std_at_every_temperature(make_pipeline):
-    pipe, photos = make_pipeline("cvdvae"), [photo(seed) for seed in range(3)]
-    temperatures = (0.2, 0.5, 1.0)
-    sheet = contact_sheet(pipe, photos, temperatures, num_samples=4, seed=5)
+@pytest.mark.parametrize(("temperatures", "num_samples"), [((0.2, 0.5, 1.0), 4), ((0.8,), 2)])
+def test_a_contact_sheet_has_references_once_and_samples_at_every_temperature(make_pipeline, temperatures, num_samples):
+    pipe, photos, rows = make_pipeline("cvdvae"), [photo(seed) for seed in range(3)], len(temperatures)
+    sheet = contact_sheet(pipe, photos, temperatures, num_samples, seed=5)
     right = (sheet.width - 24) // 2 + 24  # two photographs on the left, the third on the right
-    for left, row, truth in ((0, 0, photos[0]), (0, 3, photos[1]), (right, 0, photos[2])):
-        small = truth.resize((4, 4), Image.Resampling.BICUBIC)
-        references = [small.resize((SIDE, SIDE), kind) for kind in (Image.Resampling.NEAREST, Image.Resampling.BICUBIC)]
-        for index, (temperature, reference) in enumerate(zip(temperatures, [*references, truth], strict=True)):
-            out = pipe(small, temperature=temperature, num_samples=4, seed=5)
-            expected = [reference, *out.images[:3], out.mean[0], uncertainty_to_pil(out.std[0])]
+    for left, row, truth in ((0, 0, photos[0]), (0, rows, photos[1]), (right, 0, photos[2])):
+        small, nearest, bicubic = references(pipe, truth)
+        for index, temperature in enumerate(temperatures):
+            out = pipe(small, temperature=temperature, num_samples=num_samples, seed=5)
+            made = [*out.images[:3], out.mean[0], uncertainty_to_pil(out.std[0])]
+            empty = Image.new("RGB", (SIDE, SIDE), "white")
+            expected = [empty, empty, *made, empty] if index else [nearest, bicubic, *made, truth]
             for column, picture in enumerate(expected):
-                found = tile(sheet, row + index, column, 3, left)
+                found = tile(sheet, row + index, column, rows, left)
                 np.testing.assert_array_equal(found, np.asarray(picture), err_msg=f"{row + index}, {column}")
 
 
-def test_with_few_temperatures_the_references_are_columns(make_pipeline):
-    pipe, truth = make_pipeline("cvdvae"), photo(0)
-    sheet = contact_sheet(pipe, [truth], (0.2, 0.8), num_samples=3)
-    np.testing.assert_array_equal(tile(sheet, 0, 2, 2), np.asarray(truth))
-    assert (tile(sheet, 1, 2, 2) == 255).all()  # they stand in the first row
-    sample = pipe(truth.resize((4, 4), Image.Resampling.BICUBIC), temperature=0.8, num_samples=3, seed=0).images[0]
-    np.testing.assert_array_equal(tile(sheet, 1, 3, 2), np.asarray(sample))
+@pytest.mark.parametrize("kernel", ["bicubic", "box"])
+def test_references_are_y_by_the_pipelines_own_kernel(make_vdvae, make_lr_network, kernel):
+    pipe, truth = SuperResolutionPipeline(make_vdvae(), make_lr_network("cvdvae"), downsampling_kernel=kernel), photo(0)
+    small, nearest, bicubic = references(pipe, truth)
+    planes = torch.from_numpy(np.asarray(truth) / 255).permute(2, 0, 1)
+    y = Downsampling(4, kernel=kernel)(planes).permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(np.asarray(small) / 255, y.clip(0, 1), atol=0.501 / 255)
+    assert nearest == small.resize(truth.size, Image.Resampling.NEAREST)
+    assert bicubic == small.resize(truth.size, Image.Resampling.BICUBIC)
 
 
 @pytest.mark.parametrize(
     ("photos", "options", "message"),
     [
-        ([photo(0)], {"num_samples": 2}, "`num_samples` must be at least 3, got 2"),
         ([], {}, "`photos` must be images of one size"),
         ([photo(0), photo(1, 32)], {}, "`photos` must be images of one size"),
         ([photo(0)], {"temperatures": ()}, "`temperatures`"),
@@ -64,9 +69,9 @@ def test_sheets_that_cannot_be_drawn_are_errors(make_pipeline, photos, options, 
         contact_sheet(make_pipeline("cvdvae"), photos, **options)
 
 
-def test_empty_places_stay_white():
-    sheet = np.asarray(draw_sheet([[photo(0), None]], ["a", "b"], gap=4))
-    assert (sheet[24 : 24 + SIDE, SIDE + 4 :] == 255).all() and not (sheet[24 : 24 + SIDE, :SIDE] == 255).all()
+def test_the_colours_of_the_uncertainty_are_drawn_where_they_are_asked_for():
+    plain, scale = (draw_sheet([[photo(0), None]], ["a", "b"], scale=scale) for scale in (False, True))
+    assert scale.height == plain.height + 30 and (np.asarray(plain)[24 : 24 + SIDE, SIDE + GAP :] == 255).all()
 
 
 @pytest.fixture

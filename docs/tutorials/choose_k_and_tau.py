@@ -18,7 +18,7 @@ from hvae_sr.evaluation.analyses import (
     group_information,
     low_resolution_distance,
 )
-from hvae_sr.evaluation.figures import distance_figure, save_figure, temperature_figure
+from hvae_sr.evaluation.plots import distance_figure, save_figure, temperature_figure
 from hvae_sr.evaluation.sources import open_source
 from hvae_sr.evaluation.tables import sample_rows
 

@@ -22,7 +22,7 @@ from hvae_sr.evaluation import (
     results_document,
     write_report,
 )
-from hvae_sr.evaluation.figures import calibration_figure, plane_figure, save_figure
+from hvae_sr.evaluation.plots import calibration_figure, plane_figure, save_figure
 from hvae_sr.evaluation.sources import open_source
 
 

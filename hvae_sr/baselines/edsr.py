@@ -8,7 +8,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from ..models.loading import StrictLoading
+from ..loading import StrictLoading
 from .common import ImageOutput, check_choice, check_images, check_whole
 
 DIV2K_MEAN = (0.4488, 0.4371, 0.404)

@@ -11,7 +11,7 @@ from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  # diffuser
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor
 
-from ..models.loading import StrictLoading
+from ..loading import StrictLoading
 
 _DEFAULT_MULTIPLES = {
     512: "0.5,1,1,2,2,4,4",

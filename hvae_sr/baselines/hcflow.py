@@ -17,7 +17,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from ..models.loading import StrictLoading, entry_point
+from ..loading import StrictLoading
+from ..models.hooks import entry_point
 from ..noise import NoiseSource, as_noise_source
 from .common import check_images, check_whole
 from .flow import FlowStep, ZeroConv, cross_split, initialising

@@ -15,7 +15,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from ..models.loading import StrictLoading
+from ..loading import StrictLoading
 from ..noise import NoiseSource
 from .common import ImageOutput, check_images, check_whole
 from .diffusion import AncestralScheduler

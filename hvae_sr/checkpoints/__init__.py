@@ -1,1 +1,1 @@
-"""Weights: their names, published ones brought into this package's form, and uploads to the Hub."""
+"""Weights: their names, published ones in this package's form, and those of one configuration in another."""

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .common import add_model, check_writable, load_pipeline, say
+from ..files import check_writable
+from .common import add_model, load_pipeline, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,10 +1,17 @@
 """What several commands share: the options that choose a model, loading it, and lines for the terminal."""
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+    from ..pipelines import SuperResolutionPipeline
 
 
 def add_model(
@@ -15,7 +22,56 @@ def add_model(
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, xpu, mps, ...")
 
 
-def load_pipeline(options: argparse.Namespace, fast: bool = False) -> Any:
+def add_data(parser: argparse.ArgumentParser, required: bool = True, more: str = "") -> None:
+    """The options that choose the images of `hvae_sr.evaluation.sources.open_source`."""
+    what = f"folder of high-resolution images, or a Hub id{more}"
+    parser.add_argument("--data", required=required, metavar="DATA", help=what)
+    parser.add_argument("--split", default="test", help="of a data set of the Hub (default test)")
+    parser.add_argument("--image_column", default="image", help="of a data set of the Hub (default image)")
+
+
+class Output:
+    """The folder of --output_dir: texts, JSON, figures, and pictures (as PNG), whose files are printed.
+
+    Raises ValueError: matplotlib is not installed.
+    """
+
+    def __init__(self, options: argparse.Namespace):
+        try:
+            from ..evaluation import plots  # noqa: F401
+        except ImportError as error:
+            raise ValueError(str(error)) from None
+        self.folder, self.format = Path(options.output_dir), options.format
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("-o", "--output_dir", required=True, metavar="DIR")
+        what = "of the figures (default png)"
+        parser.add_argument("--format", default="png", choices=["png", "pdf", "svg"], help=what)
+
+    def draw(self, name: str, figure: "Figure") -> None:
+        from ..evaluation.plots import save_figure
+
+        save_figure(figure, self.folder / f"{name}.{self.format}")
+        print(self.folder / f"{name}.{self.format}")
+
+    def save(self, name: str, picture: "Image") -> None:
+        from ..images import save_image
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_image(picture, self.folder / f"{name}.png")
+        print(self.folder / f"{name}.png")
+
+    def write(self, name: str, content: str | dict[str, Any]) -> None:
+        from ..evaluation.storage import strict
+        from ..files import write_atomically
+
+        text = content if isinstance(content, str) else json.dumps(strict(content), indent=1) + "\n"
+        write_atomically(text, self.folder / name)
+        print(self.folder / name)
+
+
+def load_pipeline(options: argparse.Namespace, fast: bool = False) -> "SuperResolutionPipeline":
     """The pipeline that --model, --dtype and --device ask for.
 
     Args:
@@ -43,13 +99,6 @@ def load_pipeline(options: argparse.Namespace, fast: bool = False) -> Any:
         return pipeline
     dtype = torch.float32 if options.dtype == "auto" else getattr(torch, options.dtype)
     return SuperResolutionPipeline.from_pretrained(options.model, dtype=dtype, load_encoder=not fast).to(device)
-
-
-def check_writable(folder: Path, option: str) -> None:
-    """Raises a ValueError that names `option` where a folder can neither be written to nor be made."""
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise ValueError(f"`{option}`: cannot write to {folder}")
 
 
 def fail(error: Exception) -> int:

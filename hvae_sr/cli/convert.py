@@ -14,8 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..baselines.convert import PRESETS as COMPARED
-    from ..baselines.convert import convert_baseline
+    from ..checkpoints.compared import PRESETS as COMPARED
+    from ..checkpoints.compared import convert_baseline
     from ..checkpoints.convert import PRESETS, convert
 
     hparams = None

@@ -3,15 +3,12 @@
 import argparse
 import os
 from pathlib import Path
-from typing import Any
 
-from .common import add_model, load_pipeline
+from .common import add_data, add_model, load_pipeline
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", required=True, metavar="DATA", help="folder of high-resolution images, or a Hub id")
-    parser.add_argument("--split", default="test", help="of a data set of the Hub (default test)")
-    parser.add_argument("--image_column", default="image", help="of a data set of the Hub (default image)")
+    add_data(parser)
     parser.add_argument("--protocol", default="thesis", help="thesis (default), paper or standard")
     parser.add_argument("--size", type=int, default=256, help="thesis, paper: side S of the images (default 256)")
     parser.add_argument("-o", "--output", required=True, metavar="REPORT.json")
@@ -40,8 +37,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+_OPTIONS = (
+    "data", "protocol", "size", "temperatures", "num_samples", "seed", "num_images", "batch_size", "coverage_samples",
+    "self_ensemble", "scale_factor", "predictions", "split", "image_column",
+)  # fmt: skip
+"""Those that `evaluate` has under the same names."""
+
+
 def run(options: argparse.Namespace) -> int:
-    from ..evaluation import PROTOCOLS, evaluate, load_perceptual, markdown_table, write_report
+    from ..evaluation import evaluate, load_perceptual, markdown_table, write_report
+    from ..evaluation.protocols import protocol_named
     from ..processes import process_state
 
     if options.write_pairs:
@@ -54,40 +59,18 @@ def run(options: argparse.Namespace) -> int:
         return _write_pairs(options)
     # In bfloat16 as `hvae-sr upscale` computes it, with float32 weights.
     pipeline = load_pipeline(options, fast=options.dtype == "bfloat16") if options.model else None
-    names = options.metrics
-    if names is None:
-        names = PROTOCOLS[options.protocol].perceptual if options.protocol in PROTOCOLS else ()
-    report = evaluate(
-        pipeline,
-        options.data,
-        options.protocol,
-        size=options.size,
-        temperatures=tuple(options.temperatures),
-        num_samples=options.num_samples,
-        seed=options.seed,
-        num_images=options.num_images,
-        batch_size=options.batch_size,
-        coverage_samples=options.coverage_samples,
-        self_ensemble=options.self_ensemble,
-        scale_factor=options.scale_factor,
-        predictions=options.predictions,
-        perceptual=load_perceptual(names, pipeline.device if pipeline is not None else "cpu"),
-        split=options.split,
-        image_column=options.image_column,
-        name=_model_name(options.model),
-        report_path=options.output,
-    )
+    names = protocol_named(options.protocol).perceptual if options.metrics is None else options.metrics
+    given = {name: getattr(options, name) for name in _OPTIONS}
+    perceptual = load_perceptual(names, pipeline.device if pipeline is not None else "cpu")
+    # What the report calls the model: a folder by its name alone.
+    model = options.model and (Path(options.model).resolve().name if Path(options.model).is_dir() else options.model)
+    report = evaluate(pipeline, perceptual=perceptual, name=model, report_path=options.output, **given)
     state = process_state()
     if state.is_main_process:
         write_report(report, options.output)
         print(markdown_table(report))
     state.destroy_process_group()
     return 0
-
-
-def _model_name(model: str | None) -> str | None:
-    """What the report calls the model: a folder by its name alone."""
-    return Path(model).resolve().name if model is not None and Path(model).is_dir() else model
 
 
 def _write_pairs(options: argparse.Namespace) -> int:
@@ -99,12 +82,11 @@ def _write_pairs(options: argparse.Namespace) -> int:
     import numpy as np
     from PIL import Image
 
-    from ..evaluation import PROTOCOLS
+    from ..evaluation.protocols import protocol_named
     from ..evaluation.sources import open_source
     from ..images import load_image, save_image
 
-    if options.protocol not in PROTOCOLS:
-        raise ValueError(f"`protocol` must be one of {sorted(PROTOCOLS)}, got {options.protocol!r}.")
+    protocol = protocol_named(options.protocol)
     source = open_source(options.data, options.split, options.image_column, options.num_images)
     folders = [Path(options.write_pairs) / kind for kind in ("HR", "LR")]
     owners: dict[str, str] = {}
@@ -115,9 +97,7 @@ def _write_pairs(options: argparse.Namespace) -> int:
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
     for image in source.images:
-        pair: tuple[Any, Any] = PROTOCOLS[options.protocol].prepare(
-            image.load(), options.size, options.scale_factor or 4
-        )
+        pair = protocol.prepare(image.load(), options.size, options.scale_factor or 4)
         for folder, pixels in zip(folders, pair, strict=True):
             path = folder / f"{image.stem}.png"
             if not os.path.lexists(path):

@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .common import add_model, check_writable, fail, load_pipeline, say, warn
+from ..files import check_writable
+from .common import add_model, fail, load_pipeline, say, warn
 from .jobs import FORMATS, Job, plan, remove_leftovers, state
 from .settings import facts_about, like, weights_fingerprint
 

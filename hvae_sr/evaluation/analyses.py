@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,16 +19,22 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..models import VDVAE, LRConditioner
+from ..models.lr_encoder import Condition
 from ..noise import CounterNoise
 from ..operators import Downsampling
 from .evaluator import quiet
 from .metrics import psnr, to_planes, to_uint8
+from .tables import markdown_lines
 
-_PIXELS_PER_BATCH = 2**19
-_NATS_PER_BIT = math.log(2)
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    from ..pipelines import SuperResolutionPipeline
+
+    Model: TypeAlias = VDVAE | SuperResolutionPipeline
 
 
-def _seed(base: int, code: int, image: int = 0) -> int:
+def code_seed(base: int, code: int, image: int = 0) -> int:
     """Addresses the noise of one latent code, or of one image that goes on from it.
 
     Noise knows 64 bits of a seed; the odd factor, far from 1, keeps the codes of neighbouring seeds apart.
@@ -47,6 +53,7 @@ def low_resolution_distance(
     sample_pixels: bool = False,
     seed: int = 0,
     progress_bar: bool = True,
+    pixels_per_batch: int = 2**19,
 ) -> dict[str, Any]:
     """U_k^s, how far apart images with the same first k groups are at 1/s of the resolution (paper, eq. 15-18).
 
@@ -62,6 +69,7 @@ def low_resolution_distance(
         sample_pixels: draws x from p(x|z) instead of taking E[x|z]; then U_L^1 is that of the pixels' white noise.
         seed: of the codes; the same images' noise serves every k.
         progress_bar: show one.
+        pixels_per_batch: of the images that are computed at a time.
 
     Returns:
         ``groups`` (k = 0..L), ``scales``, ``distance`` (U_k^s by str(s)), its ``standard_error`` over the codes, and
@@ -82,37 +90,28 @@ def low_resolution_distance(
     operators = {scale: Downsampling(scale, kernel=kernel) for scale in scales}
     groups = list(range(vdvae.num_groups + 1))
     found = {scale: np.zeros((len(groups), num_codes)) for scale in scales}
-    step = max(1, _PIXELS_PER_BATCH // (size[0] * size[1] * num_images))
+    step = max(1, pixels_per_batch // (size[0] * size[1] * num_images))
     pairs = list(combinations(range(num_images), 2))
     for start in tqdm(range(0, num_codes, step), desc="latent codes", disable=not progress_bar):
         codes = range(start, min(start + step, num_codes))
-        fixed = vdvae.sample(len(codes), size, CounterNoise([_seed(seed, code) for code in codes])).latents
-        noise = CounterNoise([_seed(seed, code, 1 + j) for code in codes for j in range(num_images)])
+        fixed = vdvae.sample(len(codes), size, CounterNoise([code_seed(seed, code) for code in codes])).latents
+        noise = CounterNoise([code_seed(seed, code, 1 + j) for code in codes for j in range(num_images)])
         for k in groups:
             latents = [z.repeat_interleave(num_images, dim=0) for z in fixed[:k]]
-            out = vdvae.sample(
-                len(codes) * num_images,
-                size,
-                noise,
-                latents=latents,
-                sample_pixels=sample_pixels,
-                return_latents=False,
-            )
+            options: dict[str, Any] = {"latents": latents, "sample_pixels": sample_pixels, "return_latents": False}
+            out = vdvae.sample(len(codes) * num_images, size, noise, **options)
             images = (out.sample.float().clamp(-1, 1) + 1) * 127.5
             for scale, operator in operators.items():
                 low = (operator(images) if scale > 1 else images).double().unflatten(0, (len(codes), num_images))
                 errors = [(low[:, i] - low[:, j]).square().mean(dim=(1, 2, 3)).sqrt() for i, j in pairs]
                 found[scale][k, start : codes.stop] = torch.stack(errors).mean(dim=0).cpu().numpy()
-    root = math.sqrt(num_codes)
+    root, ddof = math.sqrt(num_codes), min(1, num_codes - 1)
     return {
         "analysis": "low-resolution distance",
         "groups": groups,
         "scales": list(scales),
         "distance": {str(scale): values.mean(axis=1).tolist() for scale, values in found.items()},
-        "standard_error": {
-            str(scale): (values.std(axis=1, ddof=1) / root).tolist() if num_codes > 1 else [0.0] * len(groups)
-            for scale, values in found.items()
-        },
+        "standard_error": {str(s): (values.std(axis=1, ddof=ddof) / root).tolist() for s, values in found.items()},
         "strides": [vdvae.stride(group) for group in range(vdvae.num_groups)],
         "num_codes": num_codes,
         "num_images": num_images,
@@ -142,7 +141,7 @@ def choose_num_groups(analysis: Mapping[str, Any], scale: int, threshold: float 
 
 
 def expected_consistency(
-    pipeline: Any,
+    pipeline: SuperResolutionPipeline,
     images: Iterable[Any],
     groups: Sequence[int] | None = None,
     num_samples: int = 5,
@@ -167,22 +166,14 @@ def expected_consistency(
     if not inputs:
         raise ValueError("`images` must hold at least one image, got none.")
     chosen = list(range(pipeline.vdvae.num_groups + 1)) if groups is None else list(groups)
+    options: dict[str, Any] = {"temperature": temperature, "num_samples": num_samples, "seed": seed}
+    options |= {"enforce_consistency": False, "output_type": "np"}
     values = []
-    for k in tqdm(chosen, desc="conditioned groups", disable=not progress_bar):
-        decibels: list[float] = []
-        for image in inputs:
-            with quiet(pipeline):
-                out = pipeline(
-                    image,
-                    num_conditioned_groups=k,
-                    temperature=temperature,
-                    num_samples=num_samples,
-                    seed=seed,
-                    enforce_consistency=False,
-                    output_type="np",
-                )
-            decibels += out.lr_psnr_unprojected
-        values.append(float(np.mean([255 * 10 ** (-decibel / 20) for decibel in decibels])))
+    with quiet(pipeline):
+        for k in tqdm(chosen, desc="conditioned groups", disable=not progress_bar):
+            outs = [pipeline(image, num_conditioned_groups=k, **options) for image in inputs]
+            decibels = np.concatenate([out.lr_psnr_unprojected for out in outs])
+            values.append(float(np.mean(255 * 10 ** (-decibels / 20))))
     return {
         "analysis": "expected consistency",
         "groups": chosen,
@@ -195,29 +186,31 @@ def expected_consistency(
     }
 
 
-def _prepare(model: Any, image: Image.Image) -> tuple[VDVAE, Tensor, Tensor | None]:
-    """The VD-VAE of a model or pipeline, x ``[1, 3, H, W]`` on [-1, 1] from the image's centre, and a pipeline's y."""
-    vdvae: VDVAE = model if isinstance(model, VDVAE) else model.vdvae
+def _prepare(model: Model, image: Image.Image) -> tuple[VDVAE, Tensor, Condition | None, Condition | None]:
+    """The VD-VAE of a model or pipeline, x ``[1, 3, H, W]`` on [-1, 1] from the image's centre, and y as a condition.
+
+    VDVAE-SR's comes first, whose posterior sees y; then CVDVAE's.
+    """
+    vdvae = model if isinstance(model, VDVAE) else model.vdvae
     multiple = vdvae.size_multiple
-    if model is not vdvae:
+    if not isinstance(model, VDVAE):
         multiple = math.lcm(multiple, model.lr_encoder.size_multiple * model.operator.scale_factor)
-    width, height = (
-        vdvae.config.image_size if vdvae.config.bias_type == "spatial" else side // multiple * multiple
-        for side in image.size
-    )
-    if width < 1 or height < 1 or width > image.width or height > image.height:
+    fixed = vdvae.config.image_size if vdvae.config.bias_type == "spatial" else None
+    width, height = (fixed or side // multiple * multiple for side in image.size)
+    if not (0 < width <= image.width and 0 < height <= image.height):
         raise ValueError(f"`images` must be at least as large as the model's {multiple} pixels, got {image.size}.")
     left, top = (image.width - width) // 2, (image.height - height) // 2
     pixels = np.asarray(image.convert("RGB").crop((left, top, left + width, top + height)))
-    x = (to_planes(pixels[None] / 127.5 - 1)).to(vdvae.device)
-    if model is vdvae:
-        return vdvae, x, None
-    y = (model.operator((x + 1) * 127.5).clamp(0, 255).round() / 127.5) - 1
-    return vdvae, x, y
+    x = to_planes(pixels[None] / 127.5 - 1).to(vdvae.device)
+    if isinstance(model, VDVAE):
+        return vdvae, x, None, None
+    condition = model.lr_encoder.encode((model.operator((x + 1) * 127.5).clamp(0, 255).round() / 127.5) - 1)
+    sees_y = isinstance(model.lr_encoder, LRConditioner)
+    return vdvae, x, condition if sees_y else None, None if sees_y else condition
 
 
 @torch.no_grad()
-def group_information(model: Any, images: Iterable[Image.Image], seed: int = 0) -> dict[str, Any]:
+def group_information(model: Model, images: Iterable[Image.Image], seed: int = 0) -> dict[str, Any]:
     """Bits per dimension of x that each group carries: KL(q(z_l|z_<l, x) || p(z_l|z_<l)), mean over images.
 
     For a pipeline of VDVAE-SR, posterior and prior see y, so it is what y does not say. For a pipeline of CVDVAE also
@@ -236,34 +229,32 @@ def group_information(model: Any, images: Iterable[Image.Image], seed: int = 0) 
     Raises ValueError: no images, or a model that has neither an encoder of x nor q_psi.
     """
     found: dict[str, list[list[float]]] = {"from_x": [], "from_y": []}
-    vdvae: VDVAE | None = None
-    for number, image in enumerate(images):
-        vdvae, x, y = _prepare(model, image)
-        size, noise = (x.shape[-2], x.shape[-1]), CounterNoise([_seed(seed, number)])
-        unit = 3 * size[0] * size[1] * _NATS_PER_BIT
-        condition = model.lr_encoder.encode(y) if y is not None else None
-        is_conditioner = y is not None and isinstance(model.lr_encoder, LRConditioner)
-        if vdvae.encoder is not None or condition is None or is_conditioner:
-            posterior = vdvae(x, noise=noise, condition=condition if is_conditioner else None)
-            found["from_x"].append([float(kl.sum()) / unit for kl in posterior.group_kl])
-        if condition is not None and not is_conditioner:
-            out = vdvae.top_down(1, size, noise, condition=condition)
-            kls = [group.lr_posterior.kl(group.prior) if group.lr_posterior else None for group in out.groups]
-            found["from_y"].append([0.0 if kl is None else float(kl.sum()) / unit for kl in kls])
-    if vdvae is None:
+    inputs = list(images)
+    if not inputs:
         raise ValueError("`images` must hold at least one image, got none.")
+    for number, image in enumerate(inputs):
+        vdvae, x, seen, condition = _prepare(model, image)
+        size, noise = (x.shape[-2], x.shape[-1]), CounterNoise([code_seed(seed, number)])
+        bit = x.numel() * math.log(2)  # per dimension, in nats
+        if vdvae.encoder is not None or condition is None:
+            group_kl = vdvae(x, noise=noise, condition=seen).group_kl
+            found["from_x"].append([float(kl.sum()) / bit for kl in group_kl])
+        if condition is not None:
+            groups = vdvae.top_down(1, size, noise, condition=condition).groups
+            kls = [group.lr_posterior.kl(group.prior) if group.lr_posterior else torch.zeros(1) for group in groups]
+            found["from_y"].append([float(kl.sum()) / bit for kl in kls])
     return {
         "analysis": "group information",
         "strides": [vdvae.stride(group) for group in range(vdvae.num_groups)],
         **{name: np.mean(values, axis=0).tolist() for name, values in found.items() if values},
-        "num_images": number + 1,
+        "num_images": len(inputs),
         "seed": seed,
     }
 
 
 @torch.no_grad()
 def reconstructions(
-    model: Any, image: Image.Image, groups: Sequence[int] | None = None
+    model: Model, image: Image.Image, groups: Sequence[int] | None = None
 ) -> tuple[list[NDArray[np.uint8]], NDArray[np.uint8], list[float]]:
     """E[x|z] with the first k groups at the mean of q(z_l|z_<l, x) and the others at the prior's mean, for each k.
 
@@ -277,12 +268,10 @@ def reconstructions(
 
     Raises ValueError: the model was made without an encoder, or k is not between 0 and L.
     """
-    vdvae, x, y = _prepare(model, image)
+    vdvae, x, condition, _ = _prepare(model, image)
     chosen = list(range(vdvae.num_groups + 1)) if groups is None else list(groups)
     if not all(0 <= k <= vdvae.num_groups for k in chosen):
         raise ValueError(f"`groups` must lie between 0 and {vdvae.num_groups}, got {chosen}.")
-    is_conditioner = y is not None and isinstance(model.lr_encoder, LRConditioner)
-    condition = model.lr_encoder.encode(y) if is_conditioner else None
     size = (x.shape[-2], x.shape[-1])
     activations = vdvae.encode(x)
     means = vdvae.top_down(1, size, _no_noise, activations=activations, condition=condition).groups
@@ -303,15 +292,12 @@ def distance_table(analysis: Mapping[str, Any], consistency: Mapping[str, Any] |
     """U_k^s by k and s as Markdown, with CE(k) beside it."""
     scales = [str(scale) for scale in analysis["scales"]]
     heads = ["k", "stride of group k - 1", *(f"U_k^{scale}" for scale in scales)]
-    ce: dict[int, float] = {}
+    rows = [
+        [str(k), str(analysis["strides"][k - 1]) if k else "", *(f"{analysis['distance'][s][i]:.2f}" for s in scales)]
+        for i, k in enumerate(analysis["groups"])
+    ]
     if consistency is not None:
         heads.append(f"CE(k), s = {consistency['scale_factor']}")
         ce = dict(zip(consistency["groups"], consistency["consistency"], strict=True))
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---:|" * len(heads)]
-    for index, k in enumerate(analysis["groups"]):
-        cells = [str(k), str(analysis["strides"][k - 1]) if k else ""]
-        cells += [f"{analysis['distance'][scale][index]:.2f}" for scale in scales]
-        if consistency is not None:
-            cells.append(f"{ce[k]:.2f}" if k in ce else "")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", "Grey levels of 0..255.", ""])
+        rows = [[*row, f"{ce[k]:.2f}" if k in ce else ""] for k, row in zip(analysis["groups"], rows, strict=True)]
+    return "\n".join([*markdown_lines(heads, rows, "---:|" * len(heads)), "", "Grey levels of 0..255.", ""])

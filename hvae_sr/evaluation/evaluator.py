@@ -8,13 +8,14 @@ import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL
 import skimage
 import torch
 from accelerate.utils import gather_object
+from numpy.typing import NDArray
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -22,12 +23,17 @@ from ..images import ImageError
 from ..processes import process_state
 from . import metrics, posterior
 from .perceptual import PerceptualMetrics, frechet_distance
-from .protocols import PROTOCOLS, EvaluationProtocol, Float, operator
+from .protocols import EvaluationProtocol, operator, protocol_named
 from .sources import PathLike, Predictions, SourceImage, open_source
 from .storage import Features, Key, Partial, Rows
 from .tables import mean_rows
 
+if TYPE_CHECKING:
+    from ..pipelines import SuperResolutionPipeline
+
 logger = logging.getLogger(__name__)
+
+Float = NDArray[np.floating[Any]]
 
 _VALUES_PER_CALL = 2**22
 """Pixel values that a pipeline is asked for at a time: 21 samples of 256x256. They are copied, so that memory holds
@@ -45,40 +51,49 @@ def _naming(name: str) -> Iterator[None]:
         raise ValueError(f"{name}: {error}") from error
 
 
-class _Scorer:
-    """The measurements on the (HR, LR) pair of one image."""
+class Scorer:
+    """The measurements on the (HR, LR) pair of one image: `rows` by name, and `features` for FID.
+
+    Args:
+        protocol, size, scale: how the pair is made and measured.
+        image: HR, as it is in the data.
+        perceptual: further metrics.
+    """
 
     def __init__(
         self, protocol: EvaluationProtocol, image: SourceImage, size: int, scale: int, perceptual: PerceptualMetrics
     ):
         self.name, self.protocol, self.scale, self.perceptual = image.name, protocol, scale, perceptual
-        with _naming(image.name):
-            self.hr, self.lr = protocol.prepare(image.load(), size, scale)
-        self.operator, self.y = operator(protocol.kernel, scale), metrics.to_planes(self.lr / 255)
         self.rows: Rows = {}
         self.features: Features = {}
-        self._keep_features("truth", self.hr)
+        with _naming(image.name):
+            self.hr, self.lr = protocol.prepare(image.load(), size, scale)
+            self.operator, self.y = operator(protocol.kernel, scale), metrics.to_planes(self.lr / 255)
+            self._keep_features("truth", self.hr)
+            bicubic = protocol.upsample(self.lr, scale) / 255
+            self._add("bicubic", bicubic)
+            self._add("bicubic projected", self._project(bicubic))
 
-    def _keep_features(self, name: str, image: Any) -> None:
+    def _keep_features(self, name: str, image: metrics.Uint8) -> None:
         if self.perceptual.features is not None:
             self.features[name] = np.asarray(self.perceptual.features(image), dtype=np.float32)
 
-    def project(self, images: Float) -> Float:
-        """The images nearest to `images` ``[N, H, W, 3]`` that are consistent with y."""
-        return np.moveaxis(self.operator.project(metrics.to_planes(images), self.y).numpy(), -3, -1)
+    def _project(self, image: Float) -> Float:
+        """The image nearest to `image` ``[H, W, 3]`` that is consistent with y."""
+        return np.moveaxis(self.operator.project(metrics.to_planes(image), self.y).numpy(), -3, -1)
 
-    def psnr(self, estimate: Float) -> float:
+    def _psnr(self, estimate: Float) -> float:
         """PSNR of one estimate, in 8 bits."""
         return self.protocol.psnr(self.hr, metrics.to_uint8(estimate), self.scale)
 
-    def quality(self, estimate: Float) -> dict[str, float]:
+    def _quality(self, estimate: Float) -> dict[str, float]:
         """Distortion, consistency and perceptual quality of one estimate in [0, 1], before clamping and rounding."""
         image = metrics.to_uint8(estimate)
         row = {
             "psnr": self.protocol.psnr(self.hr, image, self.scale),
             "ssim": self.protocol.ssim(self.hr, image, self.scale),
-            "lr_psnr": metrics.lr_psnr(metrics.to_planes(image / 255), self.y, self.operator),
-            "lr_psnr_float": metrics.lr_psnr(metrics.to_planes(estimate), self.y, self.operator),
+            "lr_psnr": metrics.lr_psnr(self.operator, metrics.to_planes(image / 255), self.y),
+            "lr_psnr_float": metrics.lr_psnr(self.operator, metrics.to_planes(estimate), self.y),
         }
         if self.perceptual.lpips is not None:
             row["lpips"] = float(self.perceptual.lpips(self.hr, image))
@@ -86,98 +101,66 @@ class _Scorer:
             row["brisque"] = float(self.perceptual.brisque(image))
         return row
 
-    def add(self, name: str, estimate: Float) -> None:
+    def _add(self, name: str, estimate: Float, **more: float) -> None:
         """The row of one estimate."""
-        self.rows[name] = self.quality(estimate)
+        self.rows[name] = self._quality(estimate) | more
         self._keep_features(name, metrics.to_uint8(estimate))
 
-    def add_bicubic(self) -> None:
-        with _naming(self.name):
-            estimate = self.protocol.upsample(self.lr, self.scale) / 255
-            self.add("bicubic", estimate)
-            self.add("bicubic projected", self.project(estimate[None])[0])
+    def add_samples(
+        self, samples: Float, label: str, kept: int, calibrate: bool = False, temperature: float | None = None
+    ) -> None:
+        """Rows of samples ``[N, H, W, 3]`` as they are, and projected; those of a pipeline tell their temperature.
 
-    def add_samples(self, samples: Float, names: tuple[str, str | None], kept: int, calibrate: bool) -> None:
-        """Rows of samples ``[N, H, W, 3]``: means over the first `kept`, and their mean image.
-
-        Args:
-            samples: of the posterior; overwritten.
-            names: of the row of the samples, and of that of their mean, or None for none.
-            kept: samples that the row is of; all N serve curves over the number of samples, and the calibration.
-            calibrate: whether the calibration is measured.
+        Rows are of the first `kept`, and of their mean image. All N projected ones serve curves over their number and,
+        if `calibrate`, the calibration. A method of one image has one row: its sample is its mean.
         """
-        each = [self.quality(sample) for sample in samples[:kept]]
+        with _naming(self.name):
+            more = {} if temperature is None else {"temperature": temperature}
+            projected = np.stack([self._project(sample) for sample in samples])
+            for images, name in ((samples[:kept], label), (projected, f"{label} projected")):
+                alone = kept == 1 and temperature is None
+                means: dict[str, float] = {}
+                row = self._set_of(images, kept, means)
+                self._keep_features(name if alone else f"sample {name}", metrics.to_uint8(images[0]))
+                self.rows[name if alone else f"sample {name}"] = row
+                if not alone:
+                    self._add(f"mean {name}", images[:kept].mean(axis=0), **means, **more)
+                np.clip(images, 0, 1, out=images)
+                row |= self._spread(images, kept) if kept > 1 else {}
+                row |= self._calibration(images) if calibrate and images is projected else {}
+                row |= more
+
+    def _set_of(self, images: Float, kept: int, means: dict[str, float]) -> dict[str, float]:
+        """Means over the first `kept` images, and curves over the number n of all: the best of, and the mean of n."""
+        each = [self._quality(image) for image in images[:kept]]
         row = {key: float(np.mean([values[key] for values in each])) for key in each[0]}
-        self._keep_features(names[0], metrics.to_uint8(samples[0]))
-        means: dict[str, float] = {}
-        if len(samples) > 1:
-            psnrs = [values["psnr"] for values in each] + [self.psnr(sample) for sample in samples[kept:]]
-            for n in [2**i for i in range(len(samples).bit_length())]:
+        if len(images) > 1:
+            psnrs = [values["psnr"] for values in each] + [self._psnr(image) for image in images[kept:]]
+            for n in [2**i for i in range(len(images).bit_length())]:
                 row[f"best_psnr@{n}"] = posterior.best_of_n(psnrs, n)
-                groups = psnrs if n == 1 else [self.psnr(mean) for mean in posterior.mean_of_n(samples, n)]
+                groups = psnrs if n == 1 else [self._psnr(mean) for mean in posterior.mean_of_n(images, n)]
                 means[f"psnr@{n}"] = float(np.mean(groups))
-        if names[1] is not None:
-            self.add(names[1], samples[:kept].mean(axis=0))
-            self.rows[names[1]] |= means
-        np.clip(samples, 0, 1, out=samples)
-        if kept > 1:
-            row |= posterior.spread(samples[:kept], self.hr / 255)
-            if self.perceptual.lpips is not None:
-                eight_bit = [metrics.to_uint8(sample) for sample in samples[:kept]]
-                row["apd_lpips"] = posterior.average_pairwise_distance(np.stack(eight_bit), self.perceptual.lpips)
-        if calibrate:
-            curve = posterior.calibration_curve(samples, self.hr / 255)
-            for level, covered, width in zip(*curve.values(), strict=True):
-                row |= {f"coverage@{level:g}": covered, f"width@{level:g}": width}
-            row |= {"coverage": row["coverage@0.9"], "interval_width": row["width@0.9"]}
-        self.rows[names[0]] = row
-        if names[1] is not None:
-            self.rows[names[1]] = self.rows.pop(names[1])  # below its samples
+        return row
 
+    def _spread(self, images: Float, kept: int) -> dict[str, float]:
+        found = posterior.spread(images[:kept], self.hr / 255)
+        if self.perceptual.lpips is not None:
+            eight_bit = metrics.to_uint8(images[:kept])
+            found["apd_lpips"] = posterior.average_pairwise_distance(eight_bit, self.perceptual.lpips)
+        return found
 
-def _add_pipeline_rows(
-    pipeline: Any, scorers: Sequence[_Scorer], settings: dict[str, Any], batch_size: int | None
-) -> None:
-    """Rows of the pipeline for some images: one network run per temperature, projected here."""
-    kept = settings["num_samples"]
-    for temperature in settings["temperatures"]:
-        covered = (settings["coverage_samples"] or 0) if temperature == 1 else 0
-        drawn = _draw(pipeline, scorers, temperature, max(kept, covered), settings, batch_size)
-        for scorer, samples in zip(scorers, drawn, strict=True):
-            _add_projected(scorer, samples, f"t={temperature:g}", kept, bool(covered), temperature)
-
-
-def _add_projected(
-    scorer: _Scorer, samples: Float, label: str, kept: int, calibrate: bool, temperature: float | None = None
-) -> None:
-    """Rows of samples as they are, and projected; those of a pipeline tell their temperature."""
-    with _naming(scorer.name):
-        projected = np.concatenate([scorer.project(sample[None]) for sample in samples])
-        # A method of one image has one row: its sample is its mean.
-        alone = kept == 1 and temperature is None
-        for images, name, all_of_them in (
-            (samples[:kept], label, False),
-            (projected, f"{label} projected", calibrate),
-        ):
-            names = (name, None) if alone else (f"sample {name}", f"mean {name}")
-            scorer.add_samples(images, names, kept, all_of_them)
-            if temperature is not None:
-                for row in names:
-                    scorer.rows[str(row)]["temperature"] = temperature
+    def _calibration(self, images: Float) -> dict[str, float]:
+        curve = posterior.calibration_curve(images, self.hr / 255)
+        row: dict[str, float] = {}
+        for level, covered, width in zip(*curve.values(), strict=True):
+            row |= {f"coverage@{level:g}": covered, f"width@{level:g}": width}
+        return row | {"coverage": row["coverage@0.9"], "interval_width": row["width@0.9"]}
 
 
 def _draw(
-    pipeline: Any,
-    scorers: Sequence[_Scorer],
-    temperature: float,
-    count: int,
-    settings: dict[str, Any],
-    batch_size: int | None,
+    pipeline: SuperResolutionPipeline, scorers: Sequence[Scorer], temperature: float, count: int, seed: int, **more: Any
 ) -> list[Float]:
     """Unprojected samples of each image, ``[count, H, W, 3]``: sample j has the seed `seed` + j."""
-    options: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
-    if settings.get("self_ensemble"):
-        options["self_ensemble"] = True
     drawn: list[Float] = [np.empty((count, *scorer.hr.shape), dtype=np.float32) for scorer in scorers]
     step = max(1, _VALUES_PER_CALL // sum(scorer.hr.size for scorer in scorers))
     for start in range(0, count, step):
@@ -186,44 +169,34 @@ def _draw(
             [Image.fromarray(scorer.lr) for scorer in scorers],
             temperature=temperature,
             num_samples=number,
-            seed=settings["seed"] + start,
+            seed=seed + start,
             enforce_consistency=False,
             output_type="np",
-            **options,
+            **more,
         ).images
-        if len(images) != number * len(scorers):
-            raise ValueError(f"`pipeline` must return {number * len(scorers)} images, got {len(images)}.")
         for index, samples in enumerate(drawn):
-            for j in range(number):
-                samples[start + j] = images[index * number + j]
+            samples[start : start + number] = images[index * number : (index + 1) * number]
     return drawn
 
 
-def _describe_pipeline(pipeline: Any) -> dict[str, Any]:
+def _describe_pipeline(pipeline: SuperResolutionPipeline) -> dict[str, Any]:
     """Class, configurations, dtype and, as a fingerprint of the weights, the sum of their magnitudes (CPU, fp64)."""
-    networks = {
-        name: module
-        for name, module in getattr(pipeline, "components", {}).items()
-        if isinstance(module, torch.nn.Module)
-    }
-    weights = {
-        name: f"{sum(float(p.detach().cpu().abs().sum(dtype=torch.float64)) for p in module.parameters()):.9e}"
-        for name, module in networks.items()
-    }
-    dtype = str(getattr(pipeline, "inference_dtype", torch.float32)).removeprefix("torch.")
+
+    def config(owner: Any) -> dict[str, str]:  # but for where it was loaded from, which changes nothing
+        values = dict(getattr(owner, "config", {}))
+        return {key: str(value) for key, value in sorted(values.items()) if key != "_name_or_path"}
+
+    def magnitude(module: torch.nn.Module) -> str:
+        return f"{sum(float(p.detach().cpu().abs().sum(dtype=torch.float64)) for p in module.parameters()):.9e}"
+
+    components = getattr(pipeline, "components", {}).items()
+    networks = {name: module for name, module in components if isinstance(module, torch.nn.Module)}
     return {
         "class": type(pipeline).__name__,
-        "config": _describe_config(pipeline),
-        "networks": {name: _describe_config(module) for name, module in networks.items()},
-        "weights": weights,
-        "dtype": dtype,
-    }
-
-
-def _describe_config(owner: Any) -> dict[str, str]:
-    """A configuration, but for where it was loaded from, which changes nothing."""
-    return {
-        key: str(value) for key, value in sorted(dict(getattr(owner, "config", {})).items()) if key != "_name_or_path"
+        "config": config(pipeline),
+        "networks": {name: config(module) for name, module in networks.items()},
+        "weights": {name: magnitude(module) for name, module in networks.items()},
+        "dtype": str(getattr(pipeline, "inference_dtype", torch.float32)).removeprefix("torch."),
     }
 
 
@@ -233,12 +206,12 @@ def _versions() -> dict[str, str | None]:
     return {"python": platform.python_version(), "torch": str(torch.__version__), **versions}
 
 
-def _check_settings(settings: dict[str, Any]) -> None:
-    protocol, temperatures, covered = (settings[k] for k in ("protocol", "temperatures", "coverage_samples"))
+def _check_settings(settings: dict[str, Any], full_images: bool) -> None:
+    temperatures, covered = settings["temperatures"], settings["coverage_samples"]
     if len(set(temperatures)) != len(temperatures) or not all(0 <= t < float("inf") for t in temperatures):
         raise ValueError(f"`temperatures` must be different, finite and not negative, got {tuple(temperatures)}.")
-    if settings["size"] is None and not PROTOCOLS[protocol].full_images:
-        raise ValueError(f"`size` must be given for the {protocol} protocol, got None.")
+    if settings["size"] is None and not full_images:
+        raise ValueError(f"`size` must be given for the {settings['protocol']} protocol, got None.")
     for name in ("num_samples", "batch_size", "scale_factor"):
         if settings[name] is not None and settings[name] < 1:
             raise ValueError(f"`{name}` must be at least 1, got {settings[name]}.")
@@ -247,7 +220,7 @@ def _check_settings(settings: dict[str, Any]) -> None:
 
 
 def evaluate(
-    pipeline: Any,
+    pipeline: SuperResolutionPipeline | None,
     data: PathLike,
     protocol: str = "thesis",
     size: int | None = None,
@@ -295,22 +268,19 @@ def evaluate(
         perceptual: LPIPS, BRISQUE and FID, from `load_perceptual`.
         split, image_column: of a data set of the Hub.
         name: of the model, for the report.
-        report_path: results are kept in ``REPORT_PATH.partial``, and taken from there by a later call with
-            equal settings. `write_report` removes that file.
+        report_path: results are kept beside it, as ``REPORT_PATH.partial-`` and a hash of the settings, and taken from
+            there by a later call with equal settings. `write_report` removes that file.
         progress_bar: show one.
 
     Returns a report for `write_report` and `markdown_table`: settings, ``rows`` (means), ``images`` (values).
     Raises ValueError if a setting is out of range, there are no images, the pipeline does not fit, or an image (it
     is named) cannot be read or scored.
     """
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"`protocol` must be one of {sorted(PROTOCOLS)}, got {protocol!r}.")
+    chosen, perceptual = protocol_named(protocol), perceptual or PerceptualMetrics()
     if pipeline is not None and predictions is not None:
         raise ValueError("`pipeline` and `predictions` were both given; one report is about one method.")
-    chosen, perceptual = PROTOCOLS[protocol], perceptual or PerceptualMetrics()
     if scale_factor is None:
         scale_factor = pipeline.operator.scale_factor if pipeline is not None else 4
-    sampled = pipeline is not None
     settings: dict[str, Any] = {
         "protocol": protocol,
         "dataset": None,
@@ -318,12 +288,11 @@ def evaluate(
         "scale_factor": scale_factor,
         "seed": seed,
         "num_samples": chosen.num_samples if num_samples is None else num_samples,
-        "temperatures": [float(t) for t in temperatures] if sampled else [],
-        "coverage_samples": coverage_samples if sampled else None,
+        "temperatures": [float(t) for t in temperatures] if pipeline is not None else [],
+        "coverage_samples": coverage_samples if pipeline is not None else None,
+        **({"self_ensemble": True} if self_ensemble and pipeline is not None else {}),
     }
-    if self_ensemble and sampled:
-        settings["self_ensemble"] = True
-    _check_settings(settings | {"batch_size": batch_size})
+    _check_settings(settings | {"batch_size": batch_size}, chosen.full_images)
     source = open_source(data, split, image_column, num_images)
     settings |= {"dataset": source.name, "downsampling_kernel": chosen.kernel, "pipeline": None, "name": name}
     settings |= {"predictions": None, "metrics": perceptual.names, "absent": perceptual.absent, "versions": _versions()}
@@ -338,24 +307,27 @@ def evaluate(
     elif predictions is not None:
         others = Predictions(predictions, source.images)
         settings |= {"predictions": {"name": others.name, "sha256": others.sha256}, "num_samples": others.num_samples}
+    kept = settings["num_samples"]
+    options = {"batch_size": batch_size} if batch_size is not None else {}
+    options |= {"self_ensemble": True} if "self_ensemble" in settings else {}
 
-    def score(images: Sequence[SourceImage]) -> list[_Scorer]:
-        scorers = [_Scorer(chosen, image, settings["size"] or 0, scale_factor, perceptual) for image in images]
-        for scorer in scorers:
-            scorer.add_bicubic()
-        if pipeline is not None:
-            _add_pipeline_rows(pipeline, scorers, settings, batch_size)
+    def score(images: Sequence[SourceImage]) -> list[Scorer]:
+        scorers = [Scorer(chosen, image, settings["size"] or 0, scale_factor, perceptual) for image in images]
+        for tau in settings["temperatures"] if pipeline is not None else ():
+            covered = (coverage_samples or 0) if tau == 1 else 0
+            drawn = _draw(pipeline, scorers, tau, max(kept, covered), seed, **options)
+            for scorer, samples in zip(scorers, drawn, strict=True):
+                scorer.add_samples(samples, f"t={tau:g}", kept, bool(covered), tau)
         for scorer, image in zip(scorers, images, strict=True):
             if others is not None:
-                samples = others.load(image, *scorer.hr.shape[:2])
-                _add_projected(scorer, samples, others.name, len(samples), calibrate=False)
+                scorer.add_samples(others.load(image, *scorer.hr.shape[:2]), others.name, kept)
         return scorers
 
-    step = max(1, (batch_size or 1) // settings["num_samples"])
     with quiet(pipeline):  # one bar, over the images
-        done = _score_all(source.images, score, Partial(report_path, settings), step, source.name, progress_bar)
+        partial, step = Partial(report_path, settings), max(1, (batch_size or 1) // kept)
+        done = _score_all(source.images, score, partial, step, source.name, progress_bar)
     keys = [(image.name, image.sha256) for image in source.images]
-    rows = mean_rows([done[key][0] for key in keys], settings["num_samples"])
+    rows = mean_rows([done[key][0] for key in keys], kept)
     if perceptual.features is not None:
         _add_fid(rows, [done[key][1] for key in keys])
     return {
@@ -368,7 +340,7 @@ def evaluate(
 
 
 @contextmanager
-def quiet(pipeline: Any) -> Iterator[None]:
+def quiet(pipeline: SuperResolutionPipeline | None) -> Iterator[None]:
     """Hides the progress bar of a pipeline, if it is one, and leaves its settings as they were."""
     before = getattr(pipeline, "_progress_bar_config", {})
     if pipeline is not None:
@@ -382,7 +354,7 @@ def quiet(pipeline: Any) -> Iterator[None]:
 
 def _score_all(
     images: Sequence[SourceImage],
-    score: Callable[[Sequence[SourceImage]], list[_Scorer]],
+    score: Callable[[Sequence[SourceImage]], list[Scorer]],
     partial: Partial,
     step: int,
     title: str,

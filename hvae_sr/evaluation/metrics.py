@@ -16,9 +16,9 @@ from skimage.metrics import structural_similarity
 
 Array = NDArray[Any]
 ArrayLike = Array | torch.Tensor
+Uint8 = NDArray[np.uint8]
 
 _ssim: Callable[..., Any] = structural_similarity
-
 _LUMA = np.array([65.481, 128.553, 24.966]) / 255
 
 
@@ -32,21 +32,21 @@ def as_array(name: str, value: ArrayLike) -> Array:
         raise ValueError(f"`{name}` must be a numeric array, got dtype {array.dtype}.")
     if array.size == 0:
         raise ValueError(f"`{name}` must not be empty, got shape {array.shape}.")
-    if array.dtype.kind == "f":
-        nans = int(np.isnan(array).sum())
-        if nans:
-            raise ValueError(f"`{name}` must not contain NaN, got {nans} of {array.size} values.")
+    nans = int(np.isnan(array).sum()) if array.dtype.kind == "f" else 0
+    if nans:
+        raise ValueError(f"`{name}` must not contain NaN, got {nans} of {array.size} values.")
     return array
 
 
-def _pair(a: ArrayLike, b: ArrayLike, names: tuple[str, str] = ("a", "b")) -> tuple[Array, Array]:
+def as_pair(a: ArrayLike, b: ArrayLike, names: tuple[str, str] = ("a", "b")) -> tuple[Array, Array]:
+    """Two arrays of one shape."""
     left, right = as_array(names[0], a), as_array(names[1], b)
     if left.shape != right.shape:
         raise ValueError(f"`{names[0]}` and `{names[1]}` must have one shape, got {left.shape} and {right.shape}.")
     return left, right
 
 
-def as_rgb(name: str, value: ArrayLike) -> NDArray[np.uint8]:
+def as_rgb(name: str, value: ArrayLike) -> Uint8:
     """`value` as an 8-bit RGB image ``[H, W, 3]``."""
     image = as_array(name, value)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
@@ -54,17 +54,18 @@ def as_rgb(name: str, value: ArrayLike) -> NDArray[np.uint8]:
     return image
 
 
-def _rgb_pair(a: ArrayLike, b: ArrayLike, crop_border: int = 0) -> tuple[Array, Array]:
-    """Two 8-bit RGB images of one size, without their borders."""
-    left, right = _pair(a, b)
-    left, right = as_rgb("a", left), as_rgb("b", right)
+def as_rgb_pair(a: ArrayLike, b: ArrayLike, crop_border: int = 0, least: int = 1) -> tuple[Uint8, Uint8]:
+    """Two 8-bit RGB images of one size, without their borders, of `least` pixels a side."""
+    left, right = (as_rgb(name, image) for name, image in zip("ab", as_pair(a, b), strict=True))
     if crop_border < 0 or 2 * crop_border >= min(left.shape[:2]):
         raise ValueError(f"`crop_border` must leave pixels of a {left.shape[:2]} image, got {crop_border}.")
-    inner = (slice(crop_border, left.shape[0] - crop_border), slice(crop_border, left.shape[1] - crop_border))
+    inner = tuple(slice(crop_border, side - crop_border) for side in left.shape[:2])
+    if min(left[inner].shape[:2]) < least:
+        raise ValueError(f"`a` must be at least {least}x{least} inside its border, got {left[inner].shape[:2]}.")
     return left[inner], right[inner]
 
 
-def to_uint8(image: ArrayLike) -> NDArray[np.uint8]:
+def to_uint8(image: ArrayLike) -> Uint8:
     """An image in [0, 1] as 8 bits: clipped, then rounded.
 
     >>> to_uint8(np.array([-0.1, 0.5, 2.0])).tolist()
@@ -97,10 +98,8 @@ def psnr(a: ArrayLike, b: ArrayLike, data_range: float) -> float:
 
     >>> psnr(np.zeros((2, 2)), np.full((2, 2), 0.1), data_range=1.0)
     20.0
-    >>> psnr(np.zeros((2, 2)), np.zeros((2, 2)), data_range=1.0)
-    inf
     """
-    left, right = _pair(a, b)
+    left, right = as_pair(a, b)
     if not data_range > 0:
         raise ValueError(f"`data_range` must be positive, got {data_range}.")
     mse = float(np.mean((left.astype(np.float64) - right.astype(np.float64)) ** 2))
@@ -114,64 +113,35 @@ def psnr_y(a: ArrayLike, b: ArrayLike, crop_border: int = 0) -> float:
     >>> round(psnr_y(a, a + np.uint8(10)), 4)   # 20 log10(255 / (10 * 219 / 255))
     29.4527
     """
-    left, right = _rgb_pair(a, b, crop_border)
+    left, right = as_rgb_pair(a, b, crop_border)
     return psnr(luma(left), luma(right), data_range=255)
 
 
 def psnr_rgb(a: ArrayLike, b: ArrayLike) -> float:
-    """PSNR over all three channels of two 8-bit RGB images, peak 255.
-
-    >>> a = np.zeros((4, 4, 3), dtype=np.uint8)
-    >>> round(psnr_rgb(a, a + np.uint8(10)), 4)   # 20 log10(255 / 10)
-    28.1308
-    """
-    left, right = _rgb_pair(a, b)
-    return psnr(left, right, data_range=255)
+    """PSNR over all three channels of two 8-bit RGB images, peak 255."""
+    return psnr(*as_rgb_pair(a, b), data_range=255)
 
 
 def ssim_rgb(a: ArrayLike, b: ArrayLike) -> float:
-    """Structural similarity of two 8-bit RGB images: uniform window of 7, mean over the channels.
-
-    >>> a = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
-    >>> ssim_rgb(a, a)
-    1.0
-    """
-    left, right = _rgb_pair(a, b)
-    if min(left.shape[:2]) < 7:
-        raise ValueError(f"`a` must be at least 7x7, got {left.shape[:2]}.")
-    return float(_ssim(left, right, channel_axis=2, win_size=7, data_range=255))
+    """Structural similarity of two 8-bit RGB images: uniform window of 7, mean over the channels."""
+    return float(_ssim(*as_rgb_pair(a, b, least=7), channel_axis=2, win_size=7, data_range=255))
 
 
 def ssim_y(a: ArrayLike, b: ArrayLike, crop_border: int = 0) -> float:
-    """Structural similarity of Y (Wang et al. 2004): Gaussian window of 11, sigma 1.5, full windows only.
-
-    >>> a = np.zeros((16, 16, 3), dtype=np.uint8)
-    >>> ssim_y(a, a, crop_border=2)
-    1.0
-    """
-    left, right = _rgb_pair(a, b, crop_border)
-    if min(left.shape[:2]) < 11:
-        raise ValueError(f"`a` must be at least 11x11 inside its border, got {left.shape[:2]}.")
-    return float(
-        _ssim(
-            luma(left),
-            luma(right),
-            gaussian_weights=True,
-            sigma=1.5,
-            use_sample_covariance=False,
-            data_range=255,
-        )
-    )
+    """Structural similarity of Y (Wang et al. 2004): Gaussian window of 11, sigma 1.5, full windows only."""
+    left, right = (luma(image) for image in as_rgb_pair(a, b, crop_border, least=11))
+    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    return float(_ssim(left, right, data_range=255, **window))
 
 
-def lr_psnr(x: ArrayLike, y: ArrayLike, operator: Callable[[torch.Tensor], torch.Tensor]) -> float:
+def lr_psnr(operator: Callable[[torch.Tensor], torch.Tensor], x: ArrayLike, y: ArrayLike) -> float:
     """Consistency of an HR estimate with its LR image: PSNR(H x, y) in dB, both in [0, 1].
 
     `x` is ``[..., H, W]`` and `y`, as `operator` makes it of such a tensor, ``[..., h, w]``.
 
     >>> x = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
-    >>> round(lr_psnr(x, x[:, ::2, ::2] + 0.01, lambda t: t[:, ::2, ::2]), 3)
+    >>> round(lr_psnr(lambda t: t[:, ::2, ::2], x, x[:, ::2, ::2] + 0.01), 3)
     40.0
     """
     degraded = operator(torch.as_tensor(np.ascontiguousarray(as_array("x", x))))
-    return psnr(*_pair(degraded, y, ("operator(x)", "y")), data_range=1.0)
+    return psnr(*as_pair(degraded, y, ("operator(x)", "y")), data_range=1.0)

@@ -13,13 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from .metrics import ArrayLike, as_array, as_rgb, to_planes
+from .metrics import ArrayLike, Uint8, as_array, as_rgb_pair, to_planes
 from .no_reference import brisque
 
-Uint8 = NDArray[np.uint8]
 Distance = Callable[[Uint8, Uint8], float]
 NAMES = ("brisque", "lpips", "fid")
 
@@ -43,11 +41,8 @@ def lpips(
     >>> lpips(image, image, lambda x: [x])
     0.0
     """
-    images = [as_rgb(name, image) for name, image in (("a", a), ("b", b))]
-    if images[0].shape != images[1].shape:
-        raise ValueError(f"`a` and `b` must have one shape, got {images[0].shape} and {images[1].shape}.")
     with torch.no_grad():
-        layers = network(to_planes(np.stack(images) / 127.5 - 1))
+        layers = network(to_planes(np.stack(as_rgb_pair(a, b)) / 127.5 - 1))
     factors = [None] * len(layers) if weights is None else list(weights)
     if len(factors) != len(layers):
         raise ValueError(f"`weights` must be one array for each of {len(layers)} layers, got {len(factors)}.")

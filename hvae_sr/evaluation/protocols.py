@@ -10,17 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from ..operators import Downsampling
 from . import metrics
-
-Uint8 = NDArray[np.uint8]
-Float = NDArray[np.floating[Any]]
+from .metrics import Uint8
 
 
 @cache
@@ -29,7 +25,12 @@ def operator(kernel: str, scale_factor: int) -> Downsampling:
     return Downsampling(scale_factor, kernel=kernel)
 
 
-def _check_image(image: Image.Image, size: int, scale_factor: int) -> Image.Image:
+def downsample(kernel: str, hr: Uint8, scale_factor: int) -> Uint8:
+    """LR of an 8-bit image ``[H, W, 3]`` by `Downsampling`, rounded to 8 bits."""
+    return metrics.to_uint8(operator(kernel, scale_factor)(metrics.to_planes(hr / 255)).permute(1, 2, 0))
+
+
+def _check(image: Image.Image, size: int, scale_factor: int) -> Image.Image:
     if scale_factor < 1:
         raise ValueError(f"`scale_factor` must be at least 1, got {scale_factor}.")
     if size < scale_factor or size % scale_factor:
@@ -46,9 +47,9 @@ def prepare_thesis(image: Image.Image, size: int, scale_factor: int = 4) -> tupl
     >>> [part.shape for part in prepare_thesis(Image.new("RGB", (300, 200)), 64)]
     [(64, 64, 3), (16, 16, 3)]
     """
-    image = _check_image(image, size, scale_factor)
-    short, long = min(image.size), int(size * max(image.size) / min(image.size))
-    width, height = (size, long) if image.width == short else (long, size)
+    image = _check(image, size, scale_factor)
+    long = int(size * max(image.size) / min(image.size))
+    width, height = (size, long) if image.width < image.height else (long, size)
     left, top = round((width - size) / 2), round((height - size) / 2)
     hr = image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
     lr = hr.resize((size // scale_factor, size // scale_factor), Image.Resampling.BICUBIC)
@@ -60,16 +61,12 @@ def prepare_paper(image: Image.Image, size: int = 256, scale_factor: int = 4) ->
 
     FFHQ-256 is taken as it is. Of other images the centre square is cut out and resized to S by PIL's bicubic. LR by
     the antialiased bicubic `Downsampling`, rounded to 8 bits: without rounding in between, unlike PIL's.
-
-    >>> [part.shape for part in prepare_paper(Image.new("RGB", (300, 256)), scale_factor=8)]
-    [(256, 256, 3), (32, 32, 3)]
     """
-    image, side = _check_image(image, size, scale_factor), min(image.size)
+    image, side = _check(image, size, scale_factor), min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     square = image.crop((left, top, left + side, top + side))
     hr = np.asarray(square if side == size else square.resize((size, size), Image.Resampling.BICUBIC))
-    lr = operator("bicubic", scale_factor)(metrics.to_planes(hr / 255))
-    return hr, metrics.to_uint8(lr.permute(1, 2, 0))
+    return hr, downsample("bicubic", hr, scale_factor)
 
 
 def prepare_standard(image: Image.Image, scale_factor: int = 4) -> tuple[Uint8, Uint8]:
@@ -81,17 +78,12 @@ def prepare_standard(image: Image.Image, scale_factor: int = 4) -> tuple[Uint8, 
     [(40, 48, 3), (10, 12, 3)]
     """
     width, height = (side // scale_factor * scale_factor for side in image.size)
-    hr = np.asarray(_check_image(image, min(width, height), scale_factor))[:height, :width]
-    lr = operator("matlab-bicubic", scale_factor)(metrics.to_planes(hr / 255))
-    return hr, metrics.to_uint8(lr.permute(1, 2, 0))
+    hr = np.asarray(_check(image, min(width, height), scale_factor))[:height, :width]
+    return hr, downsample("matlab-bicubic", hr, scale_factor)
 
 
 def upsample_pil(lr: Uint8, scale_factor: int = 4) -> Uint8:
-    """PIL's bicubic interpolation of an 8-bit image.
-
-    >>> upsample_pil(np.full((4, 4, 3), 7, np.uint8)).shape
-    (16, 16, 3)
-    """
+    """PIL's bicubic interpolation of an 8-bit image."""
     size = (lr.shape[1] * scale_factor, lr.shape[0] * scale_factor)
     return np.asarray(Image.fromarray(lr).resize(size, Image.Resampling.BICUBIC))
 
@@ -135,20 +127,25 @@ class EvaluationProtocol:
     perceptual: tuple[str, ...] = ()
 
 
+def _whole(metric: Callable[[Uint8, Uint8], float]) -> Callable[[Uint8, Uint8, int], float]:
+    """Without a border that is cropped."""
+    return lambda hr, estimate, scale: metric(hr, estimate)
+
+
 PROTOCOLS: dict[str, EvaluationProtocol] = {
     "thesis": EvaluationProtocol(
         kernel="bicubic",
         prepare=prepare_thesis,
         upsample=upsample_pil,
-        psnr=lambda hr, estimate, scale: metrics.psnr_y(hr, estimate),
-        ssim=lambda hr, estimate, scale: metrics.ssim_rgb(hr, estimate),
+        psnr=_whole(metrics.psnr_y),
+        ssim=_whole(metrics.ssim_rgb),
     ),
     "paper": EvaluationProtocol(
         kernel="bicubic",
         prepare=prepare_paper,
         upsample=upsample_pil,
-        psnr=lambda hr, estimate, scale: metrics.psnr_rgb(hr, estimate),
-        ssim=lambda hr, estimate, scale: metrics.ssim_rgb(hr, estimate),
+        psnr=_whole(metrics.psnr_rgb),
+        ssim=_whole(metrics.ssim_rgb),
         size=256,
         num_samples=5,
         perceptual=("brisque", "lpips"),
@@ -157,8 +154,15 @@ PROTOCOLS: dict[str, EvaluationProtocol] = {
         kernel="matlab-bicubic",
         prepare=lambda image, size, scale: prepare_standard(image, scale),
         upsample=upsample_matlab,
-        psnr=lambda hr, estimate, scale: metrics.psnr_y(hr, estimate, crop_border=scale),
-        ssim=lambda hr, estimate, scale: metrics.ssim_y(hr, estimate, crop_border=scale),
+        psnr=metrics.psnr_y,
+        ssim=metrics.ssim_y,
         full_images=True,
     ),
 }
+
+
+def protocol_named(name: str) -> EvaluationProtocol:
+    """One of `PROTOCOLS`; a ValueError for another name."""
+    if name not in PROTOCOLS:
+        raise ValueError(f"`protocol` must be one of {sorted(PROTOCOLS)}, got {name!r}.")
+    return PROTOCOLS[name]

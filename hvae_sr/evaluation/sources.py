@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -49,13 +50,12 @@ class ImageSource:
     available: int
 
 
-def _digest(data: bytes) -> str:
+def _digest(data: bytes | Path) -> str:
+    """The shortened SHA-256 of bytes, or of a file's."""
+    if isinstance(data, Path):
+        with open_file(data) as file:
+            data = file.read()
     return hashlib.sha256(data).hexdigest()[:16]
-
-
-def _bytes(path: Path) -> bytes:
-    with open_file(path) as file:
-        return file.read()
 
 
 def list_images(folder: PathLike, argument: str = "data") -> list[Path]:
@@ -86,14 +86,11 @@ def open_source(
     holds_images = folder.is_dir() and any(file.suffix.lower() in IMAGE_SUFFIXES for file in folder.iterdir())
     holds_data = folder.is_dir() and not holds_images and any(folder.rglob("*.parquet"))
     is_hub_id = not folder.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", os.fspath(data)) is not None
-    if not (holds_data or is_hub_id):
-        files = list_images(data)
-        images = [
-            SourceImage(file.name, _digest(_bytes(file)), lambda file=file: load_image(file))  # type: ignore[misc]
-            for file in files[:num_images]
-        ]
-        return ImageSource(folder.resolve().name, images, len(files))
-    return _open_dataset(data, split, image_column, num_images)
+    if holds_data or is_hub_id:
+        return _open_dataset(data, split, image_column, num_images)
+    files = list_images(data)
+    images = [SourceImage(file.name, _digest(file), partial(load_image, file)) for file in files[:num_images]]
+    return ImageSource(folder.resolve().name, images, len(files))
 
 
 def _open_dataset(data: PathLike, split: str, column: str, num_images: int | None) -> ImageSource:
@@ -103,8 +100,7 @@ def _open_dataset(data: PathLike, split: str, column: str, num_images: int | Non
         table, column = open_dataset(os.fspath(data), split=split, image_column=column)
     except ValueError as error:
         raise ValueError(f"`data`: {error}") from error
-    count = len(table) if num_images is None else min(num_images, len(table))
-    if not count:
+    if not len(table):
         raise ValueError(f"`data`: {os.fspath(data)!r} has no images in its split {split!r}.")
 
     def read(index: int) -> bytes:
@@ -117,10 +113,8 @@ def _open_dataset(data: PathLike, split: str, column: str, num_images: int | Non
         except (OSError, ValueError) as error:
             raise ImageError(f"{name}: {error}") from error
 
-    images = []
-    for index in range(count):
-        name = f"{split}-{index:06d}"
-        images.append(SourceImage(name, _digest(read(index)), lambda i=index, name=name: load(i, name)))  # type: ignore[misc]
+    names = [f"{split}-{index:06d}" for index in range(min(num_images or len(table), len(table)))]
+    images = [SourceImage(name, _digest(read(i)), partial(load, i, name)) for i, name in enumerate(names)]
     return ImageSource(Path(data).name, images, len(table))
 
 
@@ -138,7 +132,8 @@ class Predictions:
         stems = sorted({image.stem for image in images}, key=len, reverse=True)
         self.files: dict[str, list[Path]] = {stem: [] for stem in stems}
         for file in list_images(folder, "predictions"):
-            owner = next((stem for stem in stems if _belongs(file.stem, stem)), None)
+            own = (stem for stem in stems if file.stem == stem or file.stem.startswith(tuple(stem + c for c in "_-. ")))
+            owner = next(own, None)
             if owner is not None and "what" not in read_metadata(file):
                 self.files[owner].append(file)
         missing = [stem for stem, files in self.files.items() if not files]
@@ -153,7 +148,7 @@ class Predictions:
                 f"{counts[most]} of {most!r}."
             )
         self.name = Path(folder).resolve().name
-        content = "".join(_digest(_bytes(file)) for stem in sorted(stems) for file in self.files[stem])
+        content = "".join(_digest(file) for stem in sorted(stems) for file in self.files[stem])
         self.sha256 = _digest(content.encode())
 
     def load(self, image: SourceImage, height: int, width: int) -> NDArray[np.float32]:
@@ -168,7 +163,3 @@ class Predictions:
                 )
             samples.append(sample)
         return np.stack(samples)
-
-
-def _belongs(stem: str, owner: str) -> bool:
-    return stem == owner or (stem.startswith(owner) and stem[len(owner)] in "_-. ")

@@ -24,6 +24,9 @@ Key = tuple[str, str]
 Rows = dict[str, dict[str, float]]
 Features = dict[str, NDArray[np.float32]]
 
+_RESULTS = ("num_images", "num_images_available", "rows", "images")
+"""What a report holds beside the settings that it was made with."""
+
 
 def strict(value: Any) -> Any:
     """JSON has no infinity: non-finite floats become strings, which `float` reads."""
@@ -37,7 +40,7 @@ def strict(value: Any) -> Any:
 def write_report(report: dict[str, Any], path: str | os.PathLike[str]) -> None:
     """Write the report as JSON, whole or not at all, and remove the partial results, which it replaces."""
     write_atomically(json.dumps(strict(report), indent=1) + "\n", Path(path))
-    for partial in partial_paths(Path(path)):
+    for partial in partial_paths(Path(path), {key: value for key, value in report.items() if key not in _RESULTS}):
         partial.unlink(missing_ok=True)
 
 
@@ -50,33 +53,37 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"`report`: cannot read {os.fspath(path)!r}: {error}") from None
-    if not isinstance(report, dict) or not {"protocol", "dataset", "rows", "images"} <= report.keys():
-        raise ValueError(f"`report`: {os.fspath(path)!r} is no report of `hvae-sr evaluate`.")
     try:
-        for rows in (report["rows"], *(image["rows"].values() for image in report["images"])):
-            for row in rows:
-                row |= {key: float(value) for key, value in row.items() if key != "name"}
+        _, _, means, images = (report[key] for key in ("protocol", "dataset", "rows", "images"))
+        for row in (*means, *(row for image in images for row in image["rows"].values())):
+            row |= {key: float(value) for key, value in row.items() if key != "name"}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"`report`: {os.fspath(path)!r} is no report of `hvae-sr evaluate`: {error!r}") from None
     return report
 
 
-def partial_paths(report_path: Path) -> list[Path]:
+def _header(settings: dict[str, Any]) -> str:
+    return json.dumps(strict(settings)) + "\n"
+
+
+def _partial_path(report_path: Path, settings: dict[str, Any]) -> Path:
+    digest = hashlib.sha256(_header(settings).encode()).hexdigest()[:8]
+    return report_path.with_name(f"{report_path.name}.partial-{digest}")
+
+
+def partial_paths(report_path: Path, settings: dict[str, Any]) -> list[Path]:
     """Where the results of an evaluation are kept until its report is written: one file for each process."""
-    return _matching(report_path, r"\.partial(\.\d+)?")
-
-
-def _matching(report_path: Path, suffix: str) -> list[Path]:
-    folder, pattern = report_path.parent, re.compile(re.escape(report_path.name) + suffix)
-    return sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name)) if folder.is_dir() else []
+    path = _partial_path(report_path, settings)
+    pattern = re.compile(re.escape(path.name) + r"(\.\d+)?")
+    return sorted(p for p in path.parent.iterdir() if pattern.fullmatch(p.name)) if path.parent.is_dir() else []
 
 
 class Partial:
-    """Per-image results in ``REPORT.json.partial``: one line of settings, then one line per image.
+    """Per-image results in ``REPORT.json.partial-HASH``: one line of settings, then one line per image.
 
-    A second process writes ``REPORT.json.partial.1`` and so on; all are read, whatever the number of processes. What an
-    evaluation with other settings has left is kept aside as ``REPORT.json.partial-`` and a hash of them, where it goes
-    on with those settings: a mistyped option loses nothing.
+    A second process writes ``REPORT.json.partial-HASH.1`` and so on; all are read, whatever the number of processes.
+    The hash is of the settings: what an evaluation with others has left stays beside it, and is gone on with when they
+    are given again. A mistyped option loses nothing.
 
     Raises ValueError if `report_path` is a folder, or nothing can be written beside it.
     """
@@ -86,55 +93,34 @@ class Partial:
         self.done: dict[Key, tuple[Rows, Features]] = {}
         if report_path is None:
             return
-        report = Path(report_path)
+        report, rank = Path(report_path), process_state().process_index
         if report.is_dir():
             raise ValueError(f"`report_path` must be a file, got the folder {os.fspath(report_path)!r}.")
-        rank = process_state().process_index
-        self.path = report.with_name(f"{report.name}.partial" + (f".{rank}" if rank else ""))
+        path = _partial_path(report, settings)
+        self.path = path.with_name(path.name + (f".{rank}" if rank else ""))
         try:
-            self._resume(report, json.dumps(strict(settings)) + "\n")
+            kept = [_header(settings)]
+            for path in partial_paths(report, settings):
+                lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+                whole = [line for line in lines[1:] if line.endswith("\n")]  # the last one may be cut off
+                sound = [line for line in whole if self._read(line, path)]
+                kept += sound if path == self.path else []
+            process_state().wait_for_everyone()
+            write_atomically("".join(kept), self.path)
         except OSError as error:
             raise ValueError(f"`report_path` {os.fspath(report_path)!r} cannot be written: {error}") from error
-
-    def _resume(self, report: Path, header: str) -> None:
-        assert self.path is not None
-        process = self.path.name.removeprefix(f"{report.name}.partial")
-        aside = self._aside(report, header, process)
-        kept, other = [header], None
-        for path in [*partial_paths(report), *_matching(report, r"\.partial-[0-9a-f]{8}(\.\d+)?")]:
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-            if lines[:1] != [header]:
-                if path == self.path and len(lines) > 1:
-                    other = self._aside(report, lines[0], process)
-                    logger.warning("%s holds results of other settings: they are kept as %s.", path, other.name)
-                continue
-            whole = [line for line in lines if line.endswith("\n")]  # the last one may be cut off
-            sound = [line for line in whole[1:] if self._read(line, path)]
-            if path in (self.path, aside):
-                kept += sound
-        process_state().wait_for_everyone()
-        if other is not None:
-            os.replace(self.path, other)
-        write_atomically("".join(kept), self.path)
-        aside.unlink(missing_ok=True)
-
-    def _aside(self, report: Path, header: str, process: str) -> Path:
-        """Where results of the settings of `header` wait for their evaluation to go on."""
-        return report.with_name(f"{report.name}.partial-{hashlib.sha256(header.encode()).hexdigest()[:8]}{process}")
 
     def _read(self, line: str, path: Path) -> bool:
         """Takes the results of one image; False, with a warning, if the line is damaged: it is measured again."""
         try:
             record = json.loads(line)
             rows = {name: {k: float(v) for k, v in row.items()} for name, row in record["rows"].items()}
-            features = {
-                name: np.frombuffer(b64decode(text), np.float32) for name, text in record.get("features", {}).items()
-            }
-            key = str(record["image"]), str(record["sha256"])
+            texts = record.get("features", {}).items()
+            features = {name: np.frombuffer(b64decode(text), np.float32) for name, text in texts}
+            self.done[str(record["image"]), str(record["sha256"])] = rows, features
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             logger.warning("%s holds a damaged line, which is not used: %r", path, error)
             return False
-        self.done[key] = rows, features
         return True
 
     def add(self, key: Key, rows: Rows, features: Features) -> None:

@@ -43,7 +43,7 @@ CURVES = {
     "coverage@": ("Coverage of intervals", "level", ".3f"),
     "width@": ("Width of intervals", "level", ".4f"),
 }
-_FACTORS = {"apd_mse": 1e4, "apd_lpips": 1e3}
+FACTORS = {"apd_mse": 1e4, "apd_lpips": 1e3}
 
 
 def mean_rows(images: Sequence[Mapping[str, Mapping[str, float]]], num_samples: int = 1) -> list[dict[str, Any]]:
@@ -105,17 +105,23 @@ def published_rows(report: Mapping[str, Any]) -> tuple[str, list[dict[str, Any]]
     return (entry["source"] if rows else ""), rows
 
 
-def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, tuple[str, str]]) -> list[str]:
+def markdown_lines(heads: Sequence[str], rows: Sequence[Sequence[str]], rule: str = "") -> list[str]:
+    """Lines of a Markdown table; the first column is to the left, the others to the right, unless `rule` says else."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (heads, *rows)]
+    return [lines[0], "|" + (rule or "---|" + "---:|" * (len(heads) - 1)), *lines[1:]]
+
+
+def table(
+    rows: Sequence[Mapping[str, Any]], columns: Mapping[str, tuple[str, str]], title: str = "Method"
+) -> list[str]:
     """Lines of a Markdown table: a line for each row, a column for each metric that a row has."""
     used = {key: column for key, column in columns.items() if any(key in row for row in rows)}
-    lines = [" | ".join(["| Method", *(head for head, _ in used.values())]) + " |", "|---|" + "---:|" * len(used)]
-    for row in rows:
-        cells = [
-            format(float(row[key]) * _FACTORS.get(key, 1), spec) if key in row else ""
-            for key, (_, spec) in used.items()
-        ]
-        lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
-    return lines
+
+    def cell(row: Mapping[str, Any], key: str, spec: str) -> str:
+        return format(float(row[key]) * FACTORS.get(key, 1), spec) if key in row else ""
+
+    cells = [[str(row["name"]), *(cell(row, key, spec) for key, (_, spec) in used.items())] for row in rows]
+    return markdown_lines([title, *(head for head, _ in used.values())], cells)
 
 
 def markdown_table(report: Mapping[str, Any]) -> str:
@@ -157,13 +163,10 @@ def temperature_table(report: Mapping[str, Any], projected: bool = True) -> str:
 def projection_table(report: Mapping[str, Any]) -> str:
     """Effect of the projection (CVDVAE slides) as Markdown: each row without it and with it."""
     by_name = {row["name"]: row for row in report["rows"]}
-    rows = []
-    for name, row in by_name.items():
-        if f"{name} projected" in by_name:
-            rows += [row, by_name[f"{name} projected"]]
+    pairs = [(row, by_name.get(f"{name} projected")) for name, row in by_name.items()]
     kept = ("psnr", "ssim", "lpips", "brisque", "fid", "lr_psnr", "lr_psnr_float", "apd_mse", "apd_lpips")
     columns = {key: column for key, column in {**QUALITY, **SPREAD}.items() if key in kept}
-    return "\n".join([*table(rows, columns), ""])
+    return "\n".join([*table([row for pair in pairs if pair[1] for row in pair if row], columns), ""])
 
 
 def sample_rows(report: Mapping[str, Any], projected: bool = True) -> list[Mapping[str, Any]]:
@@ -182,28 +185,29 @@ def sample_rows(report: Mapping[str, Any], projected: bool = True) -> list[Mappi
 
 def command_line(report: Mapping[str, Any], output: str = "report.json") -> str:
     """The `hvae-sr evaluate` command that makes such a report; folders by their names."""
+    pipeline, predictions = report.get("pipeline"), report.get("predictions")
+    dtype = (pipeline or {}).get("dtype", "float32")
+    first = report["num_images"] < report["num_images_available"]
+    options: dict[str, Any] = {
+        "model": (report.get("name") or "MODEL") if pipeline else None,
+        "predictions": predictions["name"] if predictions else None,
+        "data": report["dataset"],
+        "protocol": report["protocol"],
+        "size": report["size"],
+        "temperatures": [f"{tau:g}" for tau in report["temperatures"]] if pipeline else None,
+        "num_samples": report["num_samples"] if pipeline else None,
+        "coverage_samples": report["coverage_samples"] if pipeline else None,
+        "self_ensemble": [] if pipeline and report.get("self_ensemble") else None,
+        "seed": (report["seed"] or None) if pipeline else None,
+        "dtype": dtype if dtype != "float32" else None,
+        "scale_factor": report["scale_factor"] if report["scale_factor"] != 4 and not pipeline else None,
+        "num_images": report["num_images"] if first else None,
+        "metrics": [*report.get("metrics", []), *report.get("absent", {})] or None,
+    }
     words = ["hvae-sr", "evaluate"]
-    if report.get("pipeline"):
-        words += ["--model", report.get("name") or "MODEL"]
-    if report.get("predictions"):
-        words += ["--predictions", report["predictions"]["name"]]
-    words += ["--data", report["dataset"], "--protocol", report["protocol"]]
-    if report["size"]:
-        words += ["--size", str(report["size"])]
-    if report.get("pipeline"):
-        words += ["--temperatures", *(f"{tau:g}" for tau in report["temperatures"])]
-        words += ["--num_samples", str(report["num_samples"])]
-        words += ["--coverage_samples", str(report["coverage_samples"])] if report["coverage_samples"] else []
-        words += ["--self_ensemble"] if report.get("self_ensemble") else []
-        words += ["--seed", str(report["seed"])] if report["seed"] else []
-        dtype = report["pipeline"].get("dtype", "float32")
-        words += ["--dtype", dtype] if dtype != "float32" else []
-    elif report["scale_factor"] != 4:
-        words += ["--scale_factor", str(report["scale_factor"])]
-    if report["num_images"] < report["num_images_available"]:
-        words += ["--num_images", str(report["num_images"])]
-    metrics = [*report.get("metrics", []), *report.get("absent", {})]
-    words += ["--metrics", *metrics] if metrics else []
+    for name, value in options.items():
+        if value is not None:
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return shlex.join([*words, "-o", output])
 
 
@@ -215,9 +219,8 @@ def summary_table(reports: Sequence[Mapping[str, Any]]) -> str:
     rows: list[dict[str, Any]] = []
     columns: dict[str, tuple[str, str]] = {}
     for report in (report for report in reports if report.get("pipeline")):
-        size = f", S={report['size']}" if report["size"] else ""
         part = f", first {report['num_images']}" if report["num_images"] < report["num_images_available"] else ""
-        row = {"name": f"{method_name(report)}, {report['dataset']}, {report['protocol']}{size}{part}"}
+        row = {"name": f"{method_name(report)}, {report['dataset']}, {report['protocol']}{size_of(report)}{part}"}
         for found in report["rows"]:
             name = str(found["name"]).removesuffix(" projected")
             if name != found["name"]:
@@ -227,6 +230,11 @@ def summary_table(reports: Sequence[Mapping[str, Any]]) -> str:
         rows.append(row)
     ordered = dict(sorted(columns.items(), key=lambda column: ("mean" not in column[0], column[0])))
     return "\n".join(table(rows, {**ordered, "coverage": SPREAD["coverage"]})) if rows else ""
+
+
+def size_of(report: Mapping[str, Any]) -> str:
+    """ ", S=256", or nothing where whole images were taken."""
+    return f", S={report['size']}" if report.get("size") else ""
 
 
 def method_name(report: Mapping[str, Any]) -> str:
@@ -243,33 +251,19 @@ def results_document(reports: Sequence[Mapping[str, Any]], names: Sequence[str] 
     Args:
         reports: of `evaluate`.
         names: of their files; "report-1.json" and so on where None.
-
-    >>> row = {"name": "bicubic", "psnr": 28.4, "ssim": 0.8, "psnr_gain": 0.0, "ssim_gain": 0.0}
-    >>> report = {"protocol": "standard", "dataset": "X", "size": None, "scale_factor": 4, "num_images": 1,
-    ...     "num_images_available": 1, "rows": [row], "images": []}
-    >>> print(results_document([report]).splitlines()[0])
-    # Results
     """
     if not reports:
         raise ValueError("`reports` must hold at least one report, got none.")
     files = list(names) if names is not None else [f"report-{i + 1}.json" for i in range(len(reports))]
-    lines = [
-        "# Results",
-        "",
-        "Everything here is printed by the commands shown; `docs/evaluation.md` says what the columns are. Made of the",
-        "reports by",
-        "",
-        "```",
-        f"hvae-sr results {shlex.join(files)} -o docs/results.md",
-        "```",
-    ]
+    what = "Everything here is printed by the commands shown; `docs/evaluation.md` says what the columns are."
+    lines = ["# Results", "", f"{what} Made of the", "reports by", ""]
+    lines += ["```", f"hvae-sr results {shlex.join(files)} -o docs/results.md", "```"]
     summary = summary_table(reports)
-    if summary:
-        lines += ["", "Gains in PSNR over bicubic, dB, after the projection:", "", summary]
+    lines += ["", "Gains in PSNR over bicubic, dB, after the projection:", "", summary] if summary else []
     for report, file in zip(reports, files, strict=True):
-        size = f", S={report['size']}" if report["size"] else ""
-        lines += ["", f"## {method_name(report)} on {report['dataset']}, {report['protocol']} protocol{size}", ""]
-        lines += ["```", command_line(report, file), "```", "", markdown_table(report).rstrip("\n")]
+        title = f"{method_name(report)} on {report['dataset']}, {report['protocol']} protocol{size_of(report)}"
+        lines += ["", f"## {title}", "", "```", command_line(report, file), "```", ""]
+        lines.append(markdown_table(report).rstrip("\n"))
         versions = {name: version for name, version in report.get("versions", {}).items() if version}
         if versions:
             lines += ["", "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + "."]

@@ -7,10 +7,11 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from ..loading import StrictLoading
 from .blocks import Bottleneck, kernel_size_at, parse_widths
 from .condition import Condition, LRFeatures, LRNetwork
 from .distributions import DiagonalGaussian
-from .loading import StrictLoading, entry_point
+from .hooks import entry_point
 
 
 class LRHead(Bottleneck):
@@ -18,7 +19,7 @@ class LRHead(Bottleneck):
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:  # type: ignore[override]
         """`[B or 1, width, h, w]` and `[B or 1, width', h, w]` -> mean and log_sigma, `[B, 2 C, h, w]`."""
-        rows = max(len(x), len(features))
+        rows = x.shape[0] if features.shape[0] == 1 else features.shape[0]
         parts = (part.expand(rows, -1, -1, -1) for part in (x, features.to(x)))
         return super().forward(torch.cat(tuple(parts), dim=1))
 

@@ -14,6 +14,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..loading import StrictLoading
 from ..noise import NoiseSource, as_noise_source, uniform_source
 from .blocks import (
     BottomUp,
@@ -27,7 +28,7 @@ from .blocks import (
 )
 from .condition import Condition
 from .distributions import DiscretizedLogisticMixture, half_bin_shift, quantise
-from .loading import PerGroup, StrictLoading, entry_point, execution_device, per_group
+from .hooks import UNSET, PerGroup, entry_point, execution_device, per_group
 
 STRIP = 2**15
 """Positions of the stream that the likelihood's mean is computed of at a time: its parameters take many times that."""
@@ -46,11 +47,10 @@ class VDVAEOutput(BaseOutput):
     """
 
     sample: Tensor
-    # The defaults are never seen: accelerate's hooks rebuild an output from a dictionary, which needs them.
-    loss: Tensor = None  # type: ignore[assignment]
-    distortion: Tensor = None  # type: ignore[assignment]
-    rate: Tensor = None  # type: ignore[assignment]
-    group_kl: PerGroup = None  # type: ignore[assignment]
+    loss: Tensor = UNSET
+    distortion: Tensor = UNSET
+    rate: Tensor = UNSET
+    group_kl: PerGroup = UNSET
 
 
 @dataclass
@@ -63,14 +63,21 @@ class VDVAESample(BaseOutput):
     """
 
     sample: Tensor
-    latents: PerGroup = None  # type: ignore[assignment]  # as in `VDVAEOutput`
+    latents: PerGroup = UNSET
 
 
 @dataclass
 class TopDownOutput:
-    """The end of a top-down pass: the stream at the finest resolution, and what happened in each group."""
+    """The end of a top-down pass.
+
+    Args:
+        stream: at the finest resolution, `[B, width, h, w]`, or of one row if all are the same.
+        latents: the values z of every group, `[B, C, h, w]` each, if they are kept.
+        groups: what happened in each group, if it is kept.
+    """
 
     stream: Tensor
+    latents: list[Tensor] = field(default_factory=list)
     groups: list[GroupStatistics] = field(default_factory=list)
 
 
@@ -213,7 +220,8 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         self.out_conv = Convolution(widths[finest], 10 * num_mixtures * patch_size**2)
         with torch.no_grad():
             # Rows of the bias: the logits, then mean, log-scale and coupling of each colour.
-            self.out_conv.bias.view(10, -1)[[2, 5, 8]] = initial_log_scale  # type: ignore[union-attr]
+            assert self.out_conv.bias is not None
+            self.out_conv.bias.view(10, -1)[[2, 5, 8]] = initial_log_scale
         self.resolutions = [spec.resolution for spec in specs]
         self.num_groups = len(specs)
         self.compute_dtype: torch.dtype | None = None
@@ -228,7 +236,8 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         """Drops the bottom-up network and the posterior heads, which only training and reconstruction need."""
         self.encoder = None
         for block in self.blocks:
-            block.posterior_head = None  # type: ignore[assignment]
+            assert isinstance(block, TopDownBlock)
+            block.posterior_head = None
         self.register_to_config(encoder_blocks=None)
 
     def leaves_out(self, key: str) -> bool:
@@ -320,9 +329,6 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             num_groups: stops after so many groups.
             record: what is kept of each group: "distributions", "latents", or "nothing", which saves memory.
 
-        Returns:
-            The last stream, of B rows, or of one if all rows are the same; and the groups.
-
         Raises:
             ValueError: sizes, latents, noise or temperatures that do not fit the model.
         """
@@ -343,29 +349,31 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             lr_tau = group_temperatures(lr_posterior_temperature, self.num_groups, "lr_posterior_temperature")
 
         streams: dict[int, Tensor] = {}
-        groups: list[GroupStatistics] = []
-        for l, block in enumerate(self.blocks[:stop]):
+        out = TopDownOutput(torch.empty(0))
+        for group, block in enumerate(self.blocks[:stop]):
+            assert isinstance(block, TopDownBlock)
             x = self._start(block, streams, 1 if activations is None else batch_size, size)
-            step = {
-                "condition": condition if l < conditioned_groups else None,
+            step: dict[str, Any] = {
+                "condition": condition if group < conditioned_groups else None,
                 "activation": None if activations is None else activations[block.resolution],
-                "z": given[l],
+                "z": given[group],
                 "noise": None,
-                "temperature": tau[l],
-                "lr_temperature": lr_tau[l],
+                "temperature": tau[group],
+                "lr_temperature": lr_tau[group],
             }
-            if given[l] is None and (activations is not None or tau[l] or lr_tau[l]):
-                step["noise"] = source(l, self.stride(l), self.latent_shape(l, batch_size, size), x.device)
+            if given[group] is None and (activations is not None or tau[group] or lr_tau[group]):
+                step["noise"] = source(group, self.stride(group), self.latent_shape(group, batch_size, size), x.device)
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x, group = checkpoint(block, x, l, use_reentrant=False, **step)
+                x, statistics = checkpoint(block, x, group, use_reentrant=False, **step)
             else:
-                x, group = block(x, l, **step)
+                x, statistics = block(x, group, **step)
             streams[block.resolution] = x
+            if record != "nothing":
+                out.latents.append(statistics.z.expand(batch_size, -1, -1, -1))
             if record == "distributions":
-                groups.append(group.expand(batch_size))
-            elif record == "latents":
-                groups.append(GroupStatistics(group.z).expand(batch_size))
-        return TopDownOutput(x, groups)
+                out.groups.append(statistics.expand(batch_size))
+        out.stream = x
+        return out
 
     def _start(self, block: TopDownBlock, streams: dict[int, Tensor], rows: int, size: tuple[int, int]) -> Tensor:
         """The stream of the block's resolution, started from its bias or zero, with the coarser stream mixed in."""
@@ -403,18 +411,22 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         Raises:
             ValueError: too many, or another shape; the message names the argument and the group.
         """
-        if values is not None and not isinstance(values, (list, tuple)):
-            raise ValueError(f"`{name}` must be a list of tensors, one for each group; got {type(values).__name__}")
-        given = list(values or ())
-        if len(given) > self.num_groups:
-            raise ValueError(f"`{name}` has {len(given)} entries; the model has {self.num_groups} groups")
+        given: list[Tensor | None] = list(values) if isinstance(values, (list, tuple)) else []
+        if len(given) > self.num_groups or not isinstance(values, (list, tuple, type(None))):
+            found = len(given) or type(values).__name__
+            raise ValueError(
+                f"`{name}` must be a list of at most {self.num_groups} tensors, one for each group; got {found}"
+            )
         for group, z in enumerate(given):
             if z is None:
                 continue
-            shapes = [self.latent_shape(group, count, size) for count in rows]
-            if not isinstance(z, Tensor) or tuple(z.shape) not in shapes:
-                found = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
-                raise ValueError(f"`{name}[{group}]` must have shape {shapes[0]}, got {found}")
+            _, *shape = self.latent_shape(group, 1, size)
+            if not isinstance(z, Tensor) or z.ndim != 4 or list(z.shape[1:]) != shape or len(z) not in rows:
+                counts = " or ".join(str(count) for count in dict.fromkeys(rows))
+                got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+                raise ValueError(
+                    f"`{name}[{group}]` must have shape [N, {', '.join(map(str, shape))}] with N = {counts}, got {got}"
+                )
             given[group] = z.float()
         return [*given, *[None] * (self.num_groups - len(given))]
 
@@ -468,9 +480,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             x = torch.cat([self.likelihood(part).mean() for part in out.stream.split(rows, dim=2)], dim=2)
             x = x if condition is None or condition.location is None else x + condition.location.float()
             x = x.expand(batch_size, -1, -1, -1).contiguous()
-        return VDVAESample(
-            sample=x + half_bin_shift(self.config.output_bits), latents=per_group(group.z for group in out.groups)
-        )
+        return VDVAESample(sample=x + half_bin_shift(self.config.output_bits), latents=per_group(out.latents))
 
     def forward(
         self,
@@ -539,10 +549,12 @@ def group_temperatures(
     Raises:
         ValueError: not one number or `num_groups` of them, finite and >= 0; the message names `argument`.
     """
-    several = isinstance(temperature, (Sequence, np.ndarray)) and not isinstance(temperature, str)
-    values: list[Any] = list(temperature) if several and np.ndim(temperature) else [temperature] * num_groups
+    given: Any = temperature
+    several = isinstance(given, Sequence) and not isinstance(given, str)
+    several = several or (isinstance(given, np.ndarray) and given.ndim > 0)
+    values = list(given) if several else [given] * num_groups
     if len(values) != num_groups:
-        raise ValueError(f"`{argument}` must be a number or one for each of {num_groups} groups, got {values}")
+        raise ValueError(f"`{argument}` must be a number or one for each of {num_groups} groups, got {len(values)}")
     for value in values:
         if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
             raise ValueError(f"`{argument}` must be a finite number >= 0, got {value!r}")

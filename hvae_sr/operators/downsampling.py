@@ -293,13 +293,18 @@ class Downsampling:
         return BandedMatrix(inverse.row_tiles, dtype, device)
 
 
-@lru_cache(maxsize=8)
-def cached_downsampling(scale_factor: int, kernel: str | tuple[float, ...] = "bicubic") -> Downsampling:
+def cached_downsampling(scale_factor: int, kernel: str | Sequence[float] | torch.Tensor = "bicubic") -> Downsampling:
     """The operator of a factor and a kernel that all who ask for it share, and with it its matrices.
 
     Raises:
         ValueError: as `Downsampling`.
     """
+    scale_factor = _check_scale_factor(scale_factor)
+    return _shared(scale_factor, _check_kernel(kernel, scale_factor))
+
+
+@lru_cache(maxsize=8)
+def _shared(scale_factor: int, kernel: str | tuple[float, ...]) -> Downsampling:
     return Downsampling(scale_factor, kernel)
 
 

@@ -22,10 +22,12 @@ class Region:
     Args:
         mask: booleans `[H, W]` over the result.
         seed: of the noise there.
+        feather: HR pixels inside the mask over which the change grows to its full size.
     """
 
     mask: np.ndarray
     seed: int
+    feather: int = 8
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,9 @@ class Recipe:
         """The first `kept` groups as they are, the others with the noise of `seed`."""
         return Recipe((*self.group_seeds[:kept], *(seed for _ in self.group_seeds[kept:])), self.regions)
 
-    def redraw(self, mask: np.ndarray, seed: int) -> "Recipe":
-        """The noise of `seed` where `mask`, booleans `[H, W]`, is true."""
-        return Recipe(self.group_seeds, (*self.regions, Region(mask, seed)))
+    def redraw(self, mask: np.ndarray, seed: int, feather: int = 8) -> "Recipe":
+        """The noise of `seed` where `mask`, booleans `[H, W]`, is true; see `Region`."""
+        return Recipe(self.group_seeds, (*self.regions, Region(mask, seed, feather)))
 
     def check(self, num_groups: int, size: tuple[int, int]) -> None:
         """Raises a ValueError unless the recipe is for `num_groups` groups, and its masks of an image of (H, W)."""
@@ -96,7 +98,7 @@ class RecipeNoise:
         )
 
     def _elements(self, mask: np.ndarray, stride: int, shape: tuple[int, ...]) -> Tensor:
-        """Which elements of a map `[h, w]` of the window hold pixels of the mask; it may be cut, or beyond the image."""
+        """Which elements of a map `[h, w]` of the window hold pixels of the mask, which may end before it does."""
         (top, left), (height, width) = self.origin, (side * stride for side in shape)
         part = mask[top : top + height, left : left + width]
         padded = np.zeros((height, width), dtype=bool)
@@ -106,7 +108,5 @@ class RecipeNoise:
 
 def noise_of(recipes: Sequence[Recipe]) -> WindowNoise:
     """The noise of samples of these recipes, from a window's origin."""
-    seeds = [recipe.seed for recipe in recipes]
-    if all(seed is not None for seed in seeds):
-        return partial(CounterNoise, seeds)  # type: ignore[arg-type]  # none of them is None
-    return partial(RecipeNoise, recipes)
+    seeds = [recipe.seed for recipe in recipes if recipe.seed is not None]
+    return partial(CounterNoise, seeds) if len(seeds) == len(recipes) else partial(RecipeNoise, recipes)

@@ -11,13 +11,8 @@ from torch import Tensor
 from ..operators import Downsampling
 from .recipe import Recipe
 
-FEATHER = 8
-"""HR pixels inside a region over which its change grows to its full size."""
 
-
-def composite(
-    draw: Callable[[Recipe], Tensor], operator: Downsampling, recipe: Recipe, feather: int = FEATHER
-) -> Tensor:
+def composite(draw: Callable[[Recipe], Tensor], operator: Downsampling, recipe: Recipe) -> Tensor:
     """The picture of a recipe with regions.
 
     Inside a mask the latents get the noise of another seed, so that the region still fits its surroundings. The
@@ -32,7 +27,6 @@ def composite(
         draw: the plain sample of a recipe, `[3, H, W]` in [0, 1].
         operator: H.
         recipe: of the picture.
-        feather: HR pixels inside a mask over which the change grows to its full size.
 
     Returns:
         x, `[3, H, W]` in [0, 1].
@@ -40,7 +34,7 @@ def composite(
     x = draw(Recipe(recipe.group_seeds))
     for count, region in enumerate(recipe.regions, 1):
         new = draw(Recipe(recipe.group_seeds, recipe.regions[:count]))
-        weights = feather_weights(torch.from_numpy(region.mask), feather).to(x.device)
+        weights = feather_weights(torch.from_numpy(region.mask), region.feather).to(x.device)
         x = (x + unseen_change(operator, new - x, weights)).clamp(0, 1)
     return x
 

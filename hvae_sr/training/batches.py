@@ -31,11 +31,6 @@ _SEED_STRIDE = 0x9E3779B97F4A7C15
 class Batches:
     """The batches of one process; accelerate deals them out, a stream has been split already.
 
-    Args:
-        dataset: the images to train on.
-        config: the options.
-        accelerator: of the run.
-
     Raises:
         ValueError: an epoch has less than the crops of an update.
     """

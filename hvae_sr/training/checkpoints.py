@@ -5,10 +5,8 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -39,26 +37,6 @@ class Progress:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Checkpoints of earlier versions do not tell `crops_per_update`."""
         vars(self).update(state)
-
-
-def check_writable(output_dir: Path) -> None:
-    """Makes the folder, writes to it, and leaves everything as it was.
-
-    Raises:
-        ValueError: the folder cannot be made or written to.
-    """
-    missing: list[Path] = []
-    try:
-        missing = [path for path in (output_dir, *output_dir.parents) if not path.exists()]
-        output_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output_dir):
-            pass
-    except OSError as error:
-        raise ValueError(f"`output_dir`: {output_dir} cannot be written: {error}") from error
-    finally:
-        for path in missing:  # the innermost first
-            with suppress(OSError):
-                path.rmdir()
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from .batches import build_training_set, build_validation_set, crops_per_update
 from .checkpoints import find_checkpoints
 from .config import OPTIONS_FILE, TrainingConfig
 from .log import check_tracker
-from .networks import build_objective, check_gradients, check_objective
+from .networks import build_objective, check_objective
 from .objectives import ConditionalObjective, Objective
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -46,7 +46,7 @@ def measure_cost(
     """Runs one image forward and backward; checks that the networks fit and that every parameter gets a gradient.
 
     Raises:
-        ValueError: see `check_objective` and `check_gradients`.
+        ValueError: see `check_objective`.
     """
     parameters = {parameter.untyped_storage()._cdata for parameter in objective.parameters()}
     kept: dict[int, tuple[int, Tensor]] = {}  # the tensors too, or an address could be used twice
@@ -59,7 +59,7 @@ def measure_cost(
 
     with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
         with autocast:
-            check_gradients(objective, config, device, num_processes)
+            check_objective(objective, config, device, num_processes)
     return Cost(counter.get_total_flops(), sum(size for size, _ in kept.values()))
 
 
@@ -110,15 +110,11 @@ def plan(config: TrainingConfig, num_processes: int = 1) -> tuple[Objective, Cos
         objective = build_objective(config, load_weights=False)
     if isinstance(objective, ConditionalObjective):
         image = torch.zeros(1, 3, config.resolution, config.resolution)
-        for holder in (
-            objective,
-            objective.lr_network,
-        ):  # H's matrices are cut by their values: no fake ones
+        for holder in (objective, objective.lr_network):  # H's matrices are cut by their values: no fake ones
             operator = getattr(holder, "operator", None)
             if operator is not None:
                 operator.project(image, operator(image))
     with mode:
-        check_objective(objective, config, device)
         if config.gradient_checkpointing:
             for network in objective.components().values():
                 network.enable_gradient_checkpointing()

@@ -64,12 +64,7 @@ class Meter:
 
 
 class Log:
-    """`log.jsonl` in the folder of the run, and the tracker that `report_to` names, in its folder `logging_dir`.
-
-    Args:
-        config: the options.
-        accelerator: of the run, made with `log_with`.
-    """
+    """`log.jsonl` in the folder of the run, and the tracker that `report_to` names, in its folder `logging_dir`."""
 
     def __init__(self, config: TrainingConfig, accelerator: Accelerator) -> None:
         self.config = config
@@ -80,7 +75,7 @@ class Log:
         """Takes the log back to update `step`, after which the run goes on, and opens the trackers."""
         config = self.config
         if self.accelerator.is_main_process and self.path.is_file():  # later lines come again; one may be cut off
-            records = [json.dumps(record) + "\n" for record in self.read() if record["step"] <= step]
+            records = [json.dumps(record) + "\n" for record in read_log(self.path) if record["step"] <= step]
             write_atomically("".join(records), self.path)
         if config.report_to:
             folder = config.output_path / config.logging_dir
@@ -115,10 +110,6 @@ class Log:
                     import trackio
 
                     tracker.log({name: trackio.Image(picture)}, step=step)
-
-    def read(self) -> list[dict[str, Any]]:
-        """The records; a line that was cut off is left out."""
-        return read_log(self.path)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

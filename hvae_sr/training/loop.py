@@ -17,20 +17,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.crops import one_line
+from ..files import check_writable
+from ..publishing.push import push
 from .batches import Batches, build_training_set, build_validation_set
-from .checkpoints import (
-    Progress,
-    check_checkpoint,
-    check_writable,
-    find_checkpoints,
-    remove_partial,
-    save_checkpoint,
-)
+from .checkpoints import Progress, check_checkpoint, find_checkpoints, remove_partial, save_checkpoint
 from .config import OPTIONS_FILE, TrainingConfig
 from .cost import DTYPES, measure_cost, measure_peak
-from .log import Log, Meter, check_tracker
-from .networks import build_objective, check_objective
-from .publish import LOSS_FIGURES, push, repository, write_card, write_folder
+from .log import Log, Meter, check_tracker, read_log
+from .networks import build_objective
+from .objectives import STAGES
+from .publish import repository, write_card, write_folder
 from .schedule import PlateauSchedule, make_schedule
 from .sharding import Average, averaged, check_sharding, whole
 from .signals import Interrupted, stop_signals
@@ -54,8 +50,7 @@ class Trainer:
     def __init__(self, config: TrainingConfig) -> None:
         self.config = config
         self.output_dir = config.output_path
-        if self.output_dir.exists() and not self.output_dir.is_dir():
-            raise ValueError(f"`output_dir`: {self.output_dir} is not a folder")
+        check_writable(self.output_dir, "output_dir")
         self.checkpoints = find_checkpoints(config.resume_from_checkpoint, self.output_dir)
         if self.checkpoints:
             config.check_resumed(self.checkpoints[0].parent / OPTIONS_FILE)
@@ -74,13 +69,10 @@ class Trainer:
         sharded = self.accelerator.distributed_type == DistributedType.FSDP
         if sharded:
             check_sharding(self.accelerator)
-        if self.accelerator.is_main_process:
-            if config.push_to_hub:
-                repository(config)  # now, not after the last update
-            check_writable(self.output_dir)
+        if config.push_to_hub and self.accelerator.is_main_process:
+            repository(config)  # now, not after the last update
         set_seed(config.seed)
         objective = build_objective(config).to(device)
-        check_objective(objective, config, device)
         if config.gradient_checkpointing:
             for network in objective.components().values():
                 network.enable_gradient_checkpointing()
@@ -217,7 +209,7 @@ class Trainer:
             if self.validator is None:
                 self.scheduler.observe_training()
             else:
-                self.scheduler.observe(figures[f"validation_{LOSS_FIGURES[self.config.stage]}"])
+                self.scheduler.observe(figures[f"validation_{STAGES[self.config.stage].figure}"])
 
     def _save(self) -> None:
         if self.saved_step != self.progress.step:
@@ -279,9 +271,11 @@ class Trainer:
             if self.accelerator.is_main_process:
                 write_folder(objective, self.config, self.output_dir)
         if self.accelerator.is_main_process:
-            write_card(self.config, self.output_dir, self.log.read(), self.progress.step)
+            write_card(self.config, self.output_dir, read_log(self.log.path), self.progress.step)
             if self.config.push_to_hub:
-                logger.info("uploaded: %s", push(self.config, self.output_dir))
+                private = self.config.hub_private_repo or None
+                url = push(self.output_dir, repository(self.config), private=private, message="Training finished")
+                logger.info("uploaded: %s", url)
         self.accelerator.wait_for_everyone()
         return self.output_dir
 

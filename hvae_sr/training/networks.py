@@ -13,11 +13,11 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from safetensors import SafetensorError
 
+from ..checkpoints.growth import grow, transfer
 from ..data.crops import one_line
 from ..models import VDVAE, LRConditioner, LREncoder
 from ..operators import Downsampling
 from .config import TrainingConfig
-from .growth import grow, transfer
 from .objectives import ELBO, ConditionalELBO, ConditionalObjective, Distillation, EnergyScore, Joint, Objective
 
 logger = logging.getLogger(__name__)
@@ -70,17 +70,21 @@ def build_objective(config: TrainingConfig, load_weights: bool = True) -> Object
     return ConditionalELBO(vdvae, conditioner, operator)
 
 
-def check_objective(objective: Objective, config: TrainingConfig, device: torch.device) -> None:
-    """Runs one image through the objective: what does not fit shows before photographs are decoded.
+def check_objective(objective: Objective, config: TrainingConfig, device: torch.device, num_processes: int = 1) -> None:
+    """Runs one image forward and backward: what does not fit shows before photographs are decoded.
+
+    Leaves no gradients. Parameters that the loss does not depend on are named in the log.
 
     Raises:
-        ValueError: the networks do not fit each other, `resolution` or `scale_factor`.
+        ValueError: the networks do not fit each other, `resolution` or `scale_factor`; no parameter gets a gradient; or
+            one gets none and there are several processes, which would wait for it.
     """
+    named = {name: parameter for name, parameter in objective.named_parameters() if parameter.requires_grad}
+    image = torch.zeros(1, 3, config.resolution, config.resolution, dtype=torch.uint8, device=device)
     try:
         if isinstance(objective, ConditionalObjective):
             objective.lr_network.check_fit(objective.vdvae.config, objective.operator)
-        with torch.no_grad():
-            objective(_blank(config, device), [0])
+        loss, _ = objective(image, [0])
     except torch.OutOfMemoryError:
         raise
     except (ValueError, RuntimeError, KeyError, IndexError) as error:
@@ -88,16 +92,6 @@ def check_objective(objective: Objective, config: TrainingConfig, device: torch.
             f"the networks do not fit each other, or `resolution` {config.resolution} and "
             f"`scale_factor` {config.scale_factor}: {one_line(error)}"
         ) from error
-
-
-def check_gradients(objective: Objective, config: TrainingConfig, device: torch.device, num_processes: int) -> None:
-    """Looks for trainable parameters that the loss does not depend on; leaves no gradients.
-
-    Raises:
-        ValueError: there are some and several processes, which would wait for their gradients; or all are.
-    """
-    named = {name: parameter for name, parameter in objective.named_parameters() if parameter.requires_grad}
-    loss, _ = objective(_blank(config, device), [0])
     if not loss.requires_grad:
         raise ValueError("there is nothing to train: the loss depends on no trainable parameter")
     gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
@@ -109,10 +103,6 @@ def check_gradients(objective: Objective, config: TrainingConfig, device: torch.
     if num_processes > 1:
         raise ValueError(f"{message}; with {num_processes} processes all must have one")
     logger.warning("%s", message)
-
-
-def _blank(config: TrainingConfig, device: torch.device) -> torch.Tensor:
-    return torch.zeros(1, 3, config.resolution, config.resolution, dtype=torch.uint8, device=device)
 
 
 def _lr_class(config: TrainingConfig) -> type[LREncoder] | type[LRConditioner]:
@@ -146,14 +136,7 @@ def _lr_network(kind: type[_Network], config: TrainingConfig, load_weights: bool
 
 
 def _started(kind: type[_Network], folder: str, file: str, config: TrainingConfig, load_weights: bool) -> _Network:
-    """A network: trained, new, or new and started from a trained one.
-
-    Args:
-        kind: its class.
-        folder, file: options that name the folder of a trained network, and the configuration of a new one.
-        config: the options.
-        load_weights: see `build_objective`.
-    """
+    """A network: trained, if only the option `folder` is given; new, if only `file` is; or new and started from it."""
     if getattr(config, file) is None:
         return _loaded(kind, folder, config, load_weights)
     network: Any = _new(kind, file, config)

@@ -34,6 +34,11 @@ class Objective(nn.Module):
         vdvae: the prior.
     """
 
+    figure = "bits_per_dim"
+    """The figure in the log that the stage is judged by."""
+    method: str
+    """What the stage is, in a few words."""
+
     def __init__(self, vdvae: VDVAE) -> None:
         super().__init__()
         self.vdvae = vdvae
@@ -81,6 +86,8 @@ class ConditionalObjective(Objective):
 class ELBO(Objective):
     """Stage `vdvae`: the negative ELBO of x (VD-VAE, eq. 1), in nats per dimension."""
 
+    method = "VD-VAE prior (negative ELBO)"
+
     def forward(self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1, low: Tensor | None = None) -> Loss:
         x = images.float() / 127.5 - 1
         return _elbo(self.vdvae(x, noise=CounterNoise(seeds)), rate_weight)
@@ -88,6 +95,8 @@ class ELBO(Objective):
 
 class ConditionalELBO(ConditionalObjective):
     """Stage `vdvae-sr`: the negative conditional ELBO (thesis, eq. 4.5, or 5.1 where the posterior does not see y)."""
+
+    method = "VDVAE-SR: conditioned VD-VAE (conditional ELBO)"
 
     def forward(self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1, low: Tensor | None = None) -> Loss:
         x, y = self.pairs(images, low)
@@ -104,6 +113,9 @@ class Distillation(ConditionalObjective):
     Args:
         kl_reduction: "sum" or "group_mean".
     """
+
+    figure = "kl_bits_per_dim"
+    method = "CVDVAE: LR encoder distilled from a frozen VD-VAE prior"
 
     def __init__(self, vdvae: VDVAE, lr_network: LREncoder, operator: Downsampling, kl_reduction: str = "sum") -> None:
         super().__init__(vdvae, lr_network, operator)
@@ -161,6 +173,8 @@ class Joint(ConditionalObjective):
     (CVDVAE, eq. 13-14, with phi and theta of the moment), for the cost of the LR encoder alone.
     """
 
+    method = "CVDVAE: VD-VAE prior and LR encoder trained together"
+
     def forward(self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1, low: Tensor | None = None) -> Loss:
         x, y = self.pairs(images, low)
         condition = self.lr_network.encode(y)
@@ -217,6 +231,9 @@ class EnergyScore(ConditionalObjective):
         patch_sizes: p, in pixels; all must divide the sides of the crops.
         point_weight: w; 0 leaves the term out.
     """
+
+    figure = "score"
+    method = "conditioned VD-VAE decoder trained with the energy score"
 
     def __init__(
         self, vdvae: VDVAE, lr_network: LREncoder | LRConditioner, operator: Downsampling, num_samples: int = 2,
@@ -279,6 +296,12 @@ class EnergyScore(ConditionalObjective):
         squares = (one - other).square().mean(dim=1, keepdim=True)
         # The constant keeps the gradient finite where two samples agree.
         return torch.stack([(F.avg_pool2d(squares, p) + 1e-6).sqrt().mean() for p in self.patch_sizes]).mean()
+
+
+STAGES: dict[str, type[Objective]] = {
+    "vdvae": ELBO, "lr-encoder": Distillation, "joint": Joint, "vdvae-sr": ConditionalELBO, "energy-score": EnergyScore
+}  # fmt: skip
+"""A stage is an objective and its trainable parameters."""
 
 
 def _elbo(out: VDVAEOutput, rate_weight: float) -> tuple[Tensor, dict[str, Tensor]]:

@@ -15,35 +15,18 @@ from diffusers.configuration_utils import FrozenDict
 from huggingface_hub import HfApi
 
 from ..checkpoints.names import is_hub_id
-from ..checkpoints.push import push as upload
 from ..files import remove_abandoned, temporary_path
 from ..images import save_image
-from ..model_card import IMAGES_FOLDER, NOTES_FILE, write_model_card
 from ..models import VDVAE, LRConditioner, LREncoder
 from ..pipelines import SuperResolutionPipeline
+from ..publishing.card import IMAGES_FOLDER, NOTES_FILE, write_model_card
 from .config import TrainingConfig
-from .objectives import Objective
+from .objectives import STAGES, Objective
 from .plots import plot_curve
 
 logger = logging.getLogger(__name__)
 
-LOSS_FIGURES = {
-    "vdvae": "bits_per_dim",
-    "lr-encoder": "kl_bits_per_dim",
-    "joint": "bits_per_dim",
-    "vdvae-sr": "bits_per_dim",
-    "energy-score": "score",
-}
-"""The figure in the log that a stage is judged by."""
-
 _SIGNATURE = "Made by `train.py` of hvae-sr:"
-_METHODS = {
-    "vdvae": "VD-VAE prior (negative ELBO)",
-    "lr-encoder": "CVDVAE: LR encoder distilled from a frozen VD-VAE prior",
-    "joint": "CVDVAE: VD-VAE prior and LR encoder trained together",
-    "vdvae-sr": "VDVAE-SR: conditioned VD-VAE (conditional ELBO)",
-    "energy-score": "conditioned VD-VAE decoder trained with the energy score",
-}
 
 
 def write_folder(objective: Objective, config: TrainingConfig, folder: Path) -> None:
@@ -94,7 +77,7 @@ def write_card(config: TrainingConfig, folder: Path, records: list[dict[str, Any
     if path.exists() and _SIGNATURE not in path.read_text(errors="replace"):
         logger.info("%s exists and is left as it is", path)
         return
-    curve, picture = plot_curve(records, LOSS_FIGURES[config.stage]), None
+    curve, picture = plot_curve(records, STAGES[config.stage].figure), None
     if curve is not None:
         picture = folder / IMAGES_FOLDER / "curve.png"
         picture.parent.mkdir(exist_ok=True)
@@ -109,15 +92,6 @@ def write_card(config: TrainingConfig, folder: Path, records: list[dict[str, Any
             text += f"\n<!-- {_SIGNATURE} written again at the end of each run -->\n"
         notes.write_text(text, encoding="utf-8")
         write_model_card(folder, training_command=_command(config), notes=notes, curve=picture)
-
-
-def push(config: TrainingConfig, folder: Path) -> str:
-    """Uploads the folder to the Hub; returns the address of the commit.
-
-    Raises:
-        ValueError: no name for the repository, no access, or the Hub cannot be reached.
-    """
-    return upload(folder, repository(config), private=config.hub_private_repo or None, message="Training finished")
 
 
 def repository(config: TrainingConfig) -> str:
@@ -146,14 +120,14 @@ def _metadata(config: TrainingConfig) -> dict[str, Any]:
 
 def _summary(config: TrainingConfig, records: list[dict[str, Any]], updates: int) -> str:
     """How the run went, for the card."""
-    figure = LOSS_FIGURES[config.stage]
+    figure = STAGES[config.stage].figure
     last = {key: value for record in records for key, value in record.items() if isinstance(value, float)}
     shown = {key: last[key] for key in (figure, f"validation_{figure}") if key in last}
     shown |= {key: value for key, value in last.items() if "psnr" in key}
     rows = "".join(f"| {key.replace('_', ' ')} | {value:.4g} |\n" for key, value in shown.items())
     crops = config.train_batch_size * config.gradient_accumulation_steps
     text = (
-        f"{_SIGNATURE} {_METHODS[config.stage]}; {updates} updates of {crops} crops of {config.resolution} x "
+        f"{_SIGNATURE} {STAGES[config.stage].method}; {updates} updates of {crops} crops of {config.resolution} x "
         f"{config.resolution} pixels in each process, seed {config.seed}, precision {config.mixed_precision}."
     )
     return f"{textwrap.fill(text, 118)}\n\n| at the end | |\n|---|---|\n{rows}" if rows else textwrap.fill(text, 118)

@@ -10,13 +10,12 @@ from .config import TrainingConfig
 
 
 class PlateauSchedule:
-    """torch's `ReduceLROnPlateau`, with a linear warm-up before it.
+    """torch's `ReduceLROnPlateau`, with a linear warm-up before it, during which no loss is observed.
 
     Args:
         optimizer: the optimiser, at its peak rate.
-        warmup_steps: updates of linear warm-up; no loss is observed during them.
-        factor: what the rate is multiplied by.
-        patience: observations without a better loss that are borne.
+        warmup_steps: updates of linear warm-up.
+        factor, patience: as torch's.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, warmup_steps: int, factor: float, patience: int) -> None:

@@ -8,12 +8,7 @@ from typing import Any
 
 
 class Interrupted(Exception):
-    """The run was asked to stop (SIGINT or SIGTERM) and has left a checkpoint.
-
-    Args:
-        signum: the signal.
-        step: updates done.
-    """
+    """The run was asked to stop by the signal `signum` and has left a checkpoint after update `step`."""
 
     def __init__(self, signum: int, step: int) -> None:
         super().__init__(f"stopped by signal {signum} after step {step}")

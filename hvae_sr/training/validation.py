@@ -21,11 +21,6 @@ from .plots import plot_groups, sheet
 class Validator:
     """Measures an objective on held-out images. Every image has one fixed crop and fixed noise, so that the
     validations of one run can be compared.
-
-    Args:
-        dataset: the held-out images.
-        config: the options.
-        accelerator: of the run.
     """
 
     def __init__(self, dataset: ImageCrops, config: TrainingConfig, accelerator: Accelerator) -> None:
@@ -96,13 +91,7 @@ class Validator:
     def pictures(
         self, objective: Objective, step: int, figures: dict[str, Any]
     ) -> tuple[dict[str, Image.Image], dict[str, float]]:
-        """The pictures of one validation, also written to `validation/`, and what was measured on the samples.
-
-        Args:
-            objective: with the weights to look at.
-            step: updates done.
-            figures: those of the validation.
-        """
+        """The pictures of one validation, also written to `validation/`, and what was measured on the samples."""
         pictures: dict[str, Image.Image] = {}
         measured: dict[str, float] = {}
         if self.config.validation_images:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoints.convert import ConversionError
+from .convert import ConversionError
 
 _MAGIC = "7767517"
 _HALF = 0x01306B47

@@ -20,21 +20,23 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
-from ..checkpoints.convert import LISTED_KEYS, ConversionError, load_checkpoint
+from ..baselines import (
+    EDSR,
+    AncestralScheduler,
+    GuidedDiffusionUNet,
+    HCFlow,
+    RRDBNet,
+    SR3UNet,
+    SRVGGNetCompact,
+    guided_diffusion,
+)
 from ..files import remove_abandoned, temporary_path
-from . import guided_diffusion
+from .convert import LISTED_KEYS, ConversionError, load_checkpoint
 from .detect import READABLE, Finding, identify
-from .diffusion import AncestralScheduler
-from .edsr import EDSR
-from .guided_diffusion import GuidedDiffusionUNet
-from .hcflow import HCFlow
 from .ncnn import load_ncnn
-from .rrdb import RRDBNet
-from .sr3 import SR3UNet
-from .srvgg import SRVGGNetCompact
 
 PRESETS: dict[str, dict[str, Any]] = json.loads(
-    importlib.resources.files(__package__).joinpath("presets.json").read_text("utf-8")
+    importlib.resources.files(__package__).joinpath("compared.json").read_text("utf-8")
 )
 """Published configurations by name: `architecture`, `config` or `published_options`, and `scheduler` of diffusion."""
 ARCHITECTURES: dict[str, type[ModelMixin]] = {
