@@ -44,7 +44,7 @@ _STYLE: dict[Any, Any] = {
     "savefig.dpi": 200,
     "pdf.fonttype": 42,
 }
-PERCEPTION = ("fid", "lpips", "brisque")
+PERCEPTION = ("fid", "lpips", "lpips_vgg", "brisque")
 """Metrics for the second axis of the plane of distortion and perception, the first that is there."""
 
 P = ParamSpec("P")
