@@ -36,7 +36,7 @@ SPREAD = {
     "diversity_score": ("NTIRE score", ".2f"),
     "diversity_score_lpips": ("NTIRE score, LPIPS", ".2f"),
     "exchangeability_mse": ("exchangeability, MSE", ".2f"),
-    "exchangeability_lpips": ("LPIPS", ".2f"),
+    "exchangeability_lpips": ("exchangeability, LPIPS", ".2f"),
     "mse_ratio": ("MSE ratio", ".3f"),
     "mse_ratio_expected": ("expected", ".3f"),
     "mse_ratio_true": ("MSE ratio, true mean", ".3f"),
