@@ -6,7 +6,7 @@ OUT ?= upscaled
 # A photograph in the public domain (CC0) that comes with scikit-image.
 PHOTO ?= $$($(BIN)/python -c "import skimage, pathlib; print(pathlib.Path(skimage.__file__).parent / 'data/chelsea.png')")
 
-.PHONY: install upscale test lint clean
+.PHONY: install upscale test slow lint clean
 
 install: $(VENV)/.installed
 
@@ -28,6 +28,10 @@ lint: install
 # One process for each core, one thread in each: small networks gain little from threads.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+# What `test` leaves out because it takes longer.
+slow: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m slow
 
 clean:
 	rm -rf $(VENV) $(OUT) build *.egg-info

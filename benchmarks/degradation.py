@@ -1,4 +1,4 @@
-"""How often the warnings of `hvae_sr.pipelines.degradation` are given, for clean and for degraded inputs.
+"""How often the warnings of `hvae_sr.images.degradation` are given, for clean and for degraded inputs.
 
 python benchmarks/degradation.py FOLDER... [--num_images 200]
 
@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from hvae_sr import Downsampling
 from hvae_sr.images import find_images, load_image, to_pil, to_tensor
-from hvae_sr.pipelines.degradation import MAX_MISSING, MAX_NOISE, MIN_SHARPNESS, inspect
+from hvae_sr.images.degradation import MAX_MISSING, MAX_NOISE, MIN_SHARPNESS, inspect
 
 
 def jpeg(levels: np.ndarray, quality: int) -> np.ndarray:

@@ -27,7 +27,7 @@ import tifffile
 from PIL import Image
 
 from hvae_sr.images import ImageError, count_frames, load_image, read_metadata, read_photo, save_image
-from hvae_sr.pipelines.memory import parse_bytes
+from hvae_sr.sampling.memory import parse_bytes
 
 
 def originals() -> dict[str, bytes]:

@@ -20,7 +20,7 @@ import time
 import numpy as np
 
 from hvae_sr import VDVAE, LRConditioner, SuperResolutionPipeline
-from hvae_sr.pipelines.memory import parse_bytes
+from hvae_sr.sampling.memory import parse_bytes
 
 
 def resident() -> int:

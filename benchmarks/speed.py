@@ -29,11 +29,11 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from hvae_sr import VDVAE, LRConditioner, LREncoder, SuperResolutionPipeline
-from hvae_sr.export import export_onnx
 from hvae_sr.models.fast import fast_dtype, prepared_weights
 from hvae_sr.noise import CounterNoise
 from hvae_sr.operators import Downsampling
-from hvae_sr.pipelines.compiled import CompiledNetworks
+from hvae_sr.pipelines.computing import CompiledNetworks
+from hvae_sr.pipelines.onnx import export_onnx
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPERATURE = 0.8

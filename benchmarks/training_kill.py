@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from hvae_sr.training.progress import read_log  # noqa: E402
+from hvae_sr.training.log import read_log  # noqa: E402
 
 PROCESSES = multiprocessing.get_context("forkserver")  # one import of torch for all runs
 PROCESSES.set_forkserver_preload(["train", "hvae_sr.pipelines"])

@@ -29,6 +29,7 @@ def main() -> None:
     options = parser.parse_args()
     from hvae_sr.training import Trainer, parse_arguments
     from hvae_sr.training.cost import measure_peak, memory_estimate
+    from hvae_sr.training.loop import arithmetic
 
     with tempfile.TemporaryDirectory() as out:
         config = parse_arguments(
@@ -48,19 +49,20 @@ def main() -> None:
                 torch.cuda.synchronize()
             return clock()
 
-        batches = trainer._epoch()
-        for _ in range(options.updates):
-            begun = now()
-            batch, epoch, index = next(batches)
-            trainer._step(batch, epoch, index)
-            trainer.progress.step += 1
-            loop.append(now() - begun)
-            begun = now()
-            with trainer.accelerator.autocast():
-                loss, _ = trainer.objective(batch["image"], list(range(len(batch["image"]))))
-            loss.backward()
-            bare.append(now() - begun)
-            trainer.optimizer.zero_grad()
+        batches = trainer.batches.epoch(0)
+        with arithmetic(config):
+            for _ in range(options.updates):
+                begun = now()
+                batch, seeds = next(batches)
+                trainer.step(batch, seeds)
+                trainer.progress.step += 1
+                loop.append(now() - begun)
+                begun = now()
+                with trainer.accelerator.autocast():
+                    loss, _ = trainer.objective(batch["image"], seeds)
+                loss.backward()
+                bare.append(now() - begun)
+                trainer.optimizer.zero_grad()
         images = len(batch["image"])
         dtype = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
         peak = measure_peak(trainer.accelerator.device, dtype)

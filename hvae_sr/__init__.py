@@ -1,31 +1,70 @@
-"""Diverse super-resolution with a hierarchical VAE prior: one network evaluation for each sample of p(x|y)."""
+"""Diverse super-resolution with a hierarchical VAE prior: one network evaluation for each sample of p(x|y).
 
+Public names are imported when they are first used, so that a command that needs none of them answers at once.
+"""
+
+import importlib
+import importlib.util
 import sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import diffusers
-from diffusers.pipelines import pipeline_loading_utils as _loading
+__version__ = "0.2.0"
 
-__version__ = "0.1.0"
-
+_PUBLIC = {
+    "VDVAE": "models",
+    "LREncoder": "models",
+    "LRConditioner": "models",
+    "Downsampling": "operators",
+    "SuperResolutionPipeline": "pipelines",
+    "SuperResolutionOutput": "pipelines",
+}
 _HERE = Path(__file__).resolve().parent
+
+
+class _Checkout(MetaPathFinder):
+    """Finds the packages that a checkout keeps beside this folder, by their names and no others.
+
+    An installation has them inside it.
+    """
+
+    names = ("pipelines", "hub_configs", "demo")
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        package, _, name = fullname.rpartition(".")
+        folder = _HERE.parent / name
+        if package != __name__ or name not in self.names or not (folder / "__init__.py").is_file():
+            return None
+        return importlib.util.spec_from_file_location(
+            fullname, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+
+
 if not (_HERE / "pipelines").is_dir():
-    # A checkout keeps pipelines/ and hub_configs/ beside this folder; an installation has them inside it.
-    __path__.append(str(_HERE.parent))
+    sys.meta_path.insert(0, _Checkout())
 
-# diffusers writes and finds ["hvae_sr", "VDVAE"] in model_index.json only for libraries registered with its loader.
-_CLASSES = {name: ["save_pretrained", "from_pretrained"] for name in ("VDVAE", "LREncoder", "LRConditioner")}
-_loading.LOADABLE_CLASSES["hvae_sr"] = _CLASSES
-_loading.ALL_IMPORTABLE_CLASSES.update(_CLASSES)
+if TYPE_CHECKING:
+    from .models import VDVAE, LRConditioner, LREncoder
+    from .operators import Downsampling
+    from .pipelines import SuperResolutionOutput, SuperResolutionPipeline
 
-from .models import VDVAE, LRConditioner, LREncoder  # noqa: E402
-from .operators import Downsampling  # noqa: E402
-from .pipelines import SuperResolutionOutput, SuperResolutionPipeline  # noqa: E402
 
-# `DiffusionPipeline.from_pretrained(folder)` looks the class of model_index.json up here, and those of its components
-# in `diffusers.pipelines`, before it would run a file of that name in a repository.
-diffusers.SuperResolutionPipeline = SuperResolutionPipeline  # type: ignore[attr-defined]
-diffusers.pipelines.hvae_sr = sys.modules[__name__]
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})
+
+
+if "diffusers" in sys.modules:  # or else as soon as a pipeline is asked for
+    importlib.import_module(".pipelines", __name__)
 
 __all__ = [
     "VDVAE",

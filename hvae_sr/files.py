@@ -60,6 +60,13 @@ def write_atomically(text: str, path: Path) -> None:
         file.write(text.encode())
 
 
+def check_writable(folder: Path, argument: str) -> None:
+    """Raises a ValueError that names `argument` where a folder can neither be written to nor be made."""
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise ValueError(f"`{argument}`: cannot write to {folder}")
+
+
 def remove_abandoned(folder: Path) -> int:
     """Removes files and folders of `temporary_path` in `folder` (not below it) whose process was killed.
 

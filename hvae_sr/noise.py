@@ -39,10 +39,14 @@ def _finalise(word: int) -> int:
 
 
 def _key(*parts: int) -> int:
-    """A 64-bit key of several integers."""
+    """A 64-bit key of several integers of any size and sign."""
     key = 0
     for part in parts:
-        key = _finalise((key ^ (part & _MASK64)) + _GOLDEN)
+        rest = part >> 64  # 0 for most, so that it adds no word; -1 for small negative ones
+        while rest not in (0, -1):
+            key = _finalise((key ^ (rest & _MASK64)) + _GOLDEN)
+            rest >>= 64
+        key = _finalise((key ^ (part & _MASK64)) + _GOLDEN ^ (_MASK64 if part < 0 else 0))
     return key
 
 
@@ -101,10 +105,6 @@ class CounterNoise:
             device: where the tensor is made.
         """
         return self._draw(_normals, group, stride, shape, device)
-
-    def rows(self, start: int, stop: int) -> "CounterNoise":
-        """The noise of the rows `start:stop` of the batch."""
-        return CounterNoise(self.seeds[start:stop], self.origin)
 
     def uniform(self, number: int, shape: tuple[int, int, int, int], device: torch.device) -> Tensor:
         """Uniforms in (0, 1) for pixels `[B, C, H, W]`; `number` tells apart the draws of one image."""
@@ -176,69 +176,27 @@ class GeneratorNoise:
         return draws.clamp(1e-5, 1 - 1e-5).to(device)
 
 
-class WholeNoise:
-    """Draws for a whole batch, each made once, in order, and handed out a few rows at a time.
-
-    Args:
-        source: of the batch.
-        generator: of the likelihood's uniforms, where the source has none.
-        batch_size: B.
-    """
-
-    def __init__(self, source: NoiseSource, generator: torch.Generator | None, batch_size: int) -> None:
-        self.source, self.batch_size = source, batch_size
-        self.source_uniform = uniform_source(source, generator)
-        self._draws: dict[int, Tensor] = {}
-        self._uniforms: dict[int, Tensor] = {}
-
-    def rows(self, start: int, stop: int) -> "RowsOfNoise":
-        """The noise of the rows `start:stop`."""
-        return RowsOfNoise(self, slice(start, stop))
-
-    def draw(self, group: int, stride: int, shape: tuple[int, int, int, int], device: torch.device) -> Tensor:
-        """The draw of a group for all rows; `shape` is that of some of them."""
-        if group not in self._draws:
-            _, channels, height, width = shape
-            self._draws[group] = self.source(group, stride, (self.batch_size, channels, height, width), device)
-        return self._draws[group]
-
-    def uniform(self, number: int, shape: tuple[int, int, int, int], device: torch.device) -> Tensor:
-        """The uniforms for all rows; `shape` is that of some of them."""
-        if number not in self._uniforms:
-            _, channels, height, width = shape
-            self._uniforms[number] = self.source_uniform(number, (self.batch_size, channels, height, width), device)
-        return self._uniforms[number]
-
-
-class RowsOfNoise:
-    """Some rows of `WholeNoise`; a `NoiseSource`."""
-
-    def __init__(self, whole: WholeNoise, chosen: slice) -> None:
-        self.whole, self.chosen = whole, chosen
-
-    def __call__(self, group: int, stride: int, shape: tuple[int, int, int, int], device: torch.device) -> Tensor:
-        return self.whole.draw(group, stride, shape, device)[self.chosen]
-
-    def uniform(self, number: int, shape: tuple[int, int, int, int], device: torch.device) -> Tensor:
-        """Uniforms in (0, 1) for pixels `[B, C, H, W]`."""
-        return self.whole.uniform(number, shape, device)[self.chosen]
-
-
 def uniform_source(source: NoiseSource, generator: torch.Generator | None = None) -> UniformSource:
     """Where the likelihood's uniforms come from: the source of the latents' noise if it has some."""
     return getattr(source, "uniform", None) or GeneratorNoise(generator).uniform
 
 
 def as_noise_source(
-    noise: NoiseSource | Sequence[Tensor] | None, generator: torch.Generator | None = None
+    noise: NoiseSource | Sequence[Tensor] | None,
+    generator: torch.Generator | None = None,
+    num_groups: int | None = None,
 ) -> NoiseSource:
     """Given tensors, a noise source, or None for draws from `generator`.
 
     Raises:
-        ValueError: both `noise` and `generator` are given.
+        ValueError: both `noise` and `generator` are given, or more tensors than `num_groups`.
     """
     if noise is None:
         return GeneratorNoise(generator)
     if generator is not None:
         raise ValueError("`noise` and `generator` were both given; the generator would not be used")
-    return noise if callable(noise) else TensorNoise(noise)
+    if callable(noise):
+        return noise
+    if num_groups is not None and len(noise) > num_groups:
+        raise ValueError(f"`noise` has {len(noise)} tensors; the model has {num_groups} groups")
+    return TensorNoise(noise)

@@ -1,40 +1,26 @@
 """Any final factor: the model applied as often as needed, and its result resampled."""
 
-import itertools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from numbers import Real
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from hvae_sr.images import ImageInput, Photo, prepare_photos, to_pil, to_tensor
-from hvae_sr.operators import Downsampling
-from hvae_sr.resizers import interpolate
+from hvae_sr.operators import Downsampling, interpolate
+from hvae_sr.sampling import decibels, format_bytes
+from hvae_sr.sampling import lr_psnr as lr_psnr_once
+from hvae_sr.sampling.memory import Bound, memory_bound
 
-from .finishing import lr_psnr_of_image, psnr
-from .inputs import check_count, sample_seeds
-from .memory import Bound, format_bytes, memory_bound
-from .output import RunningMoments, Sample
+from .inputs import check_count
+from .output import Sample
+from .super_resolution import SuperResolutionPipeline
 
 MAX_ENLARGEMENT = 1.5
 """What interpolation may add to the model's factor before the model is applied once more."""
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What is known of all samples of one image, when they have been handed on.
-
-    Args:
-        mean: PIL image, their mean.
-        std: `[H, W, 3]` array or `[3, H, W]` tensor, their standard deviation in units of [0, 1].
-    """
-
-    mean: Any
-    std: Any
 
 
 def num_passes(scale_factor: int, outscale: float) -> int:
@@ -46,99 +32,84 @@ def num_passes(scale_factor: int, outscale: float) -> int:
     return math.ceil(math.log(outscale / MAX_ENLARGEMENT) / math.log(scale_factor) - 1e-9)
 
 
-def upscale(
-    pipe: Any,
+def samples_at(
+    pipe: SuperResolutionPipeline,
     image: ImageInput | Photo,
-    on_sample: Callable[[Sample], None],
+    seeds: Sequence[int],
     outscale: float | None = None,
-    num_samples: int = 1,
-    seed: int = 0,
-    **options: Any,
-) -> Summary:
-    """Samples of one image at `outscale` times its size, handed to `on_sample` one after the other, none of them kept.
+    **named: Any,
+) -> Iterator[Sample]:
+    """Samples of one image at `outscale` times its size, one after the other.
 
     A factor that is a power of the model's is reached by applying the model so often, each result the next input; any
-    other by resampling the nearest such result with antialiased bicubic interpolation. Sample j has the seed
-    `seed + j` in every pass.
+    other by resampling the nearest such result with antialiased bicubic interpolation. A sample has its seed in every
+    pass.
 
     Args:
         pipe: the pipeline.
         image: one image, as the pipeline takes it.
-        on_sample: called with each finished `Sample`, whose image is a PIL image. Its LR-PSNR is that of the final
-            image: of H applied as often as the model, or, of resampled ones, of antialiased bicubic downsampling to the
-            size of `image`.
+        seeds: of the samples.
         outscale: final factor; None means the model's.
-        num_samples, seed: as for the pipeline.
-        **options: others of the pipeline's.
+        **named: others of `SuperResolutionPipeline.samples`.
+
+    Returns:
+        Samples whose LR-PSNR is that of the final image: of H applied as often as the model, or, of resampled ones, of
+        antialiased bicubic downsampling to the size of `image`.
 
     Raises:
-        ValueError: as the pipeline.
+        ValueError: as the pipeline, before the first sample.
     """
-    scale = pipe.config.scale_factor
+    scale = pipe.operator.scale_factor
     passes = 1 if outscale is None else num_passes(scale, outscale)
     if passes == 1 and outscale in (None, scale):
-        out = pipe(
-            image,
-            num_samples=num_samples,
-            seed=seed,
-            callback_on_sample_end=lambda _, sample: on_sample(sample),
-            keep_images=False,
-            **options,
-        )
-        return Summary(out.mean[0], out.std[0])
-
+        return pipe.samples(image, seeds, **named)
     assert outscale is not None
+    output_type = named.get("output_type", "pil")
+    if output_type not in ("pil", "pt"):
+        raise ValueError(f"`output_type` must be 'pil' or 'pt' where results are resampled, got {output_type!r}")
     prepared = prepare_photos(image)
     if len(prepared) != 1:
         raise ValueError(f"`image` must be one image, got {len(prepared)}")
-    check_count("num_samples", num_samples, 1)
-    seeds = sample_seeds(seed, None, 1, num_samples)
     y, photo = prepared[0]
     size = (max(round(y.shape[-2] * outscale), 1), max(round(y.shape[-1] * outscale), 1))
-    bound = memory_bound(options.get("max_memory"), math.prod(size), pipe._execution_device)
+    given = named.get("max_memory")
+    check_count("max_memory", given, 1, optional=True)
+    bound = memory_bound(given, math.prod(size), pipe._execution_device)
     if bound is not None:  # what is made here is beyond what the pipeline knows of
-        left = _left_for_samples(bound, size, num_samples)
-        if options.get("max_memory") is not None:
-            options["max_memory"] = left
-    moments = RunningMoments()
-    single: list[Any] = []
-    index = itertools.count()
+        left = _left_for_samples(bound, size, len(seeds))
+        named |= {} if given is None else {"max_memory": left}
+    named["output_type"] = "pt"
+    first = pipe.samples(y, seeds, **named)  # checks everything
+    return _resampled(pipe, y, photo, seeds, passes, size, first, output_type, named)
 
-    def finish(x: Tensor, sample: Sample) -> None:
+
+def _resampled(
+    pipe: SuperResolutionPipeline,
+    y: Tensor,
+    photo: Photo | None,
+    seeds: Sequence[int],
+    passes: int,
+    size: tuple[int, int],
+    first: Iterator[Sample],
+    output_type: str,
+    named: dict[str, Any],
+) -> Iterator[Sample]:
+    """`samples_at`, of a factor that is not the model's."""
+    if passes > 1:  # one by one, so that nothing of the first pass takes room from the larger ones
+        first = (sample for seed in seeds for sample in pipe.samples(y, [seed], **named))
+    for index, sample in enumerate(first):
+        x, z = sample.x, sample.latents if passes == 1 else ()
+        assert x is not None
+        for _ in range(passes - 1):
+            (last,) = pipe.samples(x, [seeds[index]], **named)
+            assert last.x is not None
+            x = last.x
         if tuple(x.shape[-2:]) != size:
             x = interpolate(x[None], size)[0].clamp_(0, 1)
-        picture = to_pil(x)
-        finished = photo.finish(picture) if photo is not None else picture
-        if num_samples > 1:
-            moments.add(x)
-        else:
-            single.append(finished)
-        del x
-        decibels = lr_psnr(pipe.operator, picture, y)
-        on_sample(Sample(next(index), finished, sample.seed, decibels, decibels, sample.lr_psnr_unprojected))
-
-    def again(_: Any, sample: Sample) -> None:
-        x = sample.image
-        for _number in range(passes - 1):
-            x = pipe(x, seed=sample.seed, output_type="pt", **options).images[0]
-        finish(x, sample)
-
-    # One by one where there are several passes, so that nothing of the first one takes room from the larger ones.
-    calls = [(seeds[0], num_samples)] if passes == 1 else [(one, 1) for one in seeds]
-    for first, count in calls:
-        pipe(
-            y,
-            num_samples=count,
-            seed=first,
-            output_type="pt",
-            callback_on_sample_end=again,
-            keep_images=False,
-            **options,
-        )
-    if num_samples == 1:
-        return Summary(single[0], np.zeros((*size, 3), np.float32))  # which takes no memory until it is written to
-    mean = to_pil(moments.mean)
-    return Summary(photo.finish(mean) if photo is not None else mean, moments.std_().permute(1, 2, 0).cpu().numpy())
+        picture = to_pil(x) if output_type == "pil" else x
+        measured = lr_psnr(pipe.operator, picture, y)
+        finished = photo.finish(picture) if photo is not None and isinstance(picture, Image.Image) else picture
+        yield replace(sample, index=index, x=x, image=finished, lr_psnr=measured, lr_psnr_float=measured, latents=z)
 
 
 def _left_for_samples(bound: Bound, size: tuple[int, int], num_samples: int) -> int:
@@ -157,24 +128,26 @@ def _left_for_samples(bound: Bound, size: tuple[int, int], num_samples: int) -> 
     return bound.bytes - taken
 
 
-def lr_psnr(operator: Downsampling, image: Image.Image, y: Tensor) -> float:
+def lr_psnr(operator: Downsampling, image: Image.Image | Tensor, y: Tensor) -> float:
     """PSNR in dB between y and an image brought to its size: by H, as often as it fits, or else bicubic downsampling.
 
     Args:
         operator: H.
-        image: RGB.
+        image: RGB, or `[3, H, W]` in [0, 1].
         y: `[3, h, w]` in [0, 1].
     """
     y = y.cpu()
     factor, times = operator.scale_factor, 0
-    while factor > 1 and y.shape[-1] * factor ** (times + 1) <= image.width:
+    size = image.size if isinstance(image, Image.Image) else (image.shape[-1], image.shape[-2])
+    while factor > 1 and y.shape[-1] * factor ** (times + 1) <= size[0]:
         times += 1
-    fits = times > 0 and image.size == (y.shape[-1] * factor**times, y.shape[-2] * factor**times)
+    fits = times > 0 and size == (y.shape[-1] * factor**times, y.shape[-2] * factor**times)
     if fits and times == 1:
-        return lr_psnr_of_image(operator, image, y)
-    x = to_tensor(image)
-    if not fits:
-        return psnr(interpolate(x[None], (y.shape[-2], y.shape[-1]))[0], y)
-    for _ in range(times):
-        x = operator(x)
-    return psnr(x, y)
+        return lr_psnr_once(operator, image, y)
+    x = to_tensor(image).cpu()
+    if fits:
+        for _ in range(times):
+            x = operator(x)
+    else:
+        x = interpolate(x[None], (y.shape[-2], y.shape[-1]))[0]
+    return decibels((x - y).square().mean().item())

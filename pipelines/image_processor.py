@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -10,12 +10,14 @@ from torch import Tensor
 from transformers import BatchFeature, ImageProcessingMixin
 
 from hvae_sr.images import ImageError, ImageInput, Photo, prepare_photos
-from hvae_sr.operators import Downsampling
+from hvae_sr.operators import cached_downsampling
+from hvae_sr.sampling import Consistency
 
-from .finishing import Finisher
 from .inputs import check_count
-from .output import OUTPUT_TYPES, Sample
-from .sampling import size_multiple
+from .output import OUTPUT_TYPES, Sample, convert
+
+if TYPE_CHECKING:
+    from .super_resolution import SuperResolutionPipeline
 
 
 class _Settings(TypedDict, total=False):
@@ -50,20 +52,23 @@ class SuperResolutionImageProcessor(ImageProcessingMixin):
     valid_kwargs = _Settings  # what `from_pretrained` may be given besides
 
     def __init__(
-        self, scale_factor: int = 4, downsampling_kernel: str = "bicubic", size_multiple: int = 1, **kwargs: Any
+        self,
+        scale_factor: int = 4,
+        downsampling_kernel: str | Sequence[float] = "bicubic",
+        size_multiple: int = 1,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         check_count("size_multiple", size_multiple, 1)
-        Downsampling(scale_factor, downsampling_kernel)  # raises for values that it does not have
+        cached_downsampling(scale_factor, downsampling_kernel)  # raises for values that it does not have
         self.scale_factor = scale_factor
         self.downsampling_kernel = downsampling_kernel
         self.size_multiple = size_multiple
 
     @classmethod
-    def from_pipeline(cls, pipe: Any) -> "SuperResolutionImageProcessor":
+    def from_pipeline(cls, pipe: "SuperResolutionPipeline") -> "SuperResolutionImageProcessor":
         """The image processor that fits the networks of a `SuperResolutionPipeline`."""
-        scale = pipe.operator.scale_factor
-        return cls(scale, pipe.operator.kernel, size_multiple(pipe.vdvae, pipe.lr_encoder, scale))
+        return cls(pipe.operator.scale_factor, pipe.operator.kernel, pipe.networks.sizes.multiple)
 
     def __call__(self, images: ImageInput | Photo | Sequence[ImageInput | Photo], **kwargs: Any) -> BatchFeature:
         """See `preprocess`."""
@@ -128,7 +133,7 @@ class SuperResolutionImageProcessor(ImageProcessingMixin):
             raise ValueError(f"`samples` must be a tensor [N, 3, H, W], got {shape}")
         if len(samples) % len(photos):
             raise ValueError(f"`samples` must be as many for each of {len(photos)} images, got {shape}")
-        operator = Downsampling(self.scale_factor, self.downsampling_kernel)
+        operator = cached_downsampling(self.scale_factor, self.downsampling_kernel)
         each = len(samples) // len(photos)
         finished = []
         for i, (y, photo) in enumerate(photos):
@@ -136,8 +141,14 @@ class SuperResolutionImageProcessor(ImageProcessingMixin):
             if tuple(samples.shape[-2:]) != expected:
                 raise ValueError(f"`samples` must have sides {expected} for `images[{i}]`, got {tuple(samples.shape)}")
             y = y.to(samples.device)
-            finisher = Finisher(operator, y, photo, output_type, each, enforce_consistency)
-            finished += [finisher.add(samples[index].clone(), index, None) for index in range(i * each, (i + 1) * each)]
+            consistency = Consistency(operator, y, enforce_consistency)
+            for index in range(i * each, (i + 1) * each):
+                x, exact, unprojected = consistency(samples[index].clone())
+                image = convert(x, output_type)
+                returned = consistency.lr_psnr(image if output_type == "pil" else x)
+                if photo is not None and output_type == "pil":
+                    image = photo.finish(image)
+                finished.append(Sample(index, x, image, None, returned, exact, unprojected))
         return finished
 
     def _padded(self, side: int) -> int:

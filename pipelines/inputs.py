@@ -1,8 +1,10 @@
 """Checks of what callers pass to `SuperResolutionPipeline`; every error names the argument and its value."""
 
+import difflib
 import math
 import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -10,9 +12,92 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hvae_sr.models import VDVAE
+from hvae_sr.sampling.sampler import MARGIN
 
 _COMPONENTS = {"vdvae": ("VDVAE",), "lr_encoder": ("LREncoder", "LRConditioner")}
+_ELSEWHERE = {
+    "num_images_per_prompt": "`num_samples`",
+    "num_images": "`num_samples`",
+    "callback": "`pipe.samples(...)`, which yields samples as they are drawn",
+    "callback_on_step_end": "`pipe.samples(...)`, which yields samples as they are drawn",
+    "callback_on_sample_end": "`pipe.samples(...)`, which yields samples as they are drawn",
+    "num_inference_steps": "nothing in its place: a sample is one network evaluation",
+    "guidance_scale": "`temperature`",
+    "prompt": "`image` alone",
+}
+"""Arguments of other pipelines, and what stands for them here."""
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """The rare arguments of `SuperResolutionPipeline`; a call takes them by name too.
+
+    Args:
+        lr_posterior_temperature: the temperature of the groups drawn from q_psi (CVDVAE), if it is to differ; the
+            published CVDVAE code leaves it at 1.
+        noise: standard normal draws instead of seeds, one `[N, C, h, w]` tensor for each group, N = images x samples
+            (images of one size only).
+        num_fixed_groups: keeps the first so many groups of `latents` and draws the others anew.
+        sample_pixels: draws pixels from p(x|z) instead of returning E[x|z]; adds white noise.
+        self_ensemble: draws the sample of seed s from y in orientation s mod 8 (mirrored, turned) and turns it back: a
+            sampler that does not depend on how y is turned, and a more accurate mean of several samples
+            (`SelfEnsemble`), best of a multiple of eight. y is encoded again whenever the orientation changes.
+        window_size: side, in pixels of y, of the windows that larger images are sampled in, margins left out; None
+            chooses windows of a million HR pixels, or as many as `max_memory` allows. A window sees the noise of the
+            whole, and the projection is that of the whole.
+        window_margin: HR pixels around a window that the networks see and that are not kept; at 96, windows and whole
+            of the bundled models differ by less than 0.01 grey levels in float32.
+        max_memory: bytes that the process (on a GPU: the device) may take, for which windows and chunks are made small
+            enough; None means half of what is available beyond what is used already.
+        tile: lets a model of one image size work on images of any other, in blended tiles of its size.
+        return_latents: also returns z.
+        keep_images: whether samples are returned; if not, `images` is empty and memory does not grow with their number:
+            where mean and standard deviation are all that is wanted.
+    """
+
+    lr_posterior_temperature: float | Sequence[float] | None = None
+    noise: Sequence[Tensor] | None = None
+    num_fixed_groups: int | None = None
+    sample_pixels: bool = False
+    self_ensemble: bool = False
+    window_size: int | None = None
+    window_margin: int = MARGIN
+    max_memory: int | None = None
+    tile: bool = False
+    return_latents: bool = False
+    keep_images: bool = True
+
+    @classmethod
+    def gather(cls, options: "SamplingOptions | None", named: Mapping[str, Any]) -> "SamplingOptions":
+        """Options, with those that were given by name put in.
+
+        Raises:
+            ValueError: an argument that does not exist; the message says what there is instead.
+        """
+        if options is not None and not isinstance(options, cls):
+            raise ValueError(f"`options` must be SamplingOptions, got {options!r}")
+        known = [field.name for field in fields(cls)]
+        for name in named:
+            if name in _ELSEWHERE:
+                raise ValueError(f"`{name}` is no argument of this pipeline, which has {_ELSEWHERE[name]}")
+            if name not in known:
+                near = difflib.get_close_matches(name, [*known, "temperature", "num_samples", "seed", "batch_size"], 1)
+                raise ValueError(f"`{name}` is no argument" + (f"; did you mean `{near[0]}`?" if near else ""))
+        return replace(options or cls(), **named)
+
+    def check(self) -> None:
+        """Raises a ValueError that names the argument and its value."""
+        for name in ("sample_pixels", "self_ensemble", "tile", "return_latents", "keep_images"):
+            check_flag(name, getattr(self, name))
+        for name in ("window_size", "max_memory"):
+            check_count(name, getattr(self, name), 1, optional=True)
+        check_count("window_margin", self.window_margin, 0)
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raises a ValueError unless `value` is True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"`{name}` must be True or False, got {value!r}")
 
 
 def check_count(name: str, value: Any, minimum: int, maximum: float = math.inf, optional: bool = False) -> None:
@@ -24,63 +109,30 @@ def check_count(name: str, value: Any, minimum: int, maximum: float = math.inf, 
         raise ValueError(f"`{name}` must be a whole number {allowed}, got {value!r}")
 
 
-def check_temperature(name: str, value: Any, num_groups: int) -> None:
-    """Raises a ValueError unless `value` is None, a finite number >= 0, or one for each group."""
-    values = list(value) if _is_list(value) else [0.0 if value is None else value]
-    for tau in values:
-        if isinstance(tau, bool) or not isinstance(tau, Real) or not 0 <= float(tau) < math.inf:
-            raise ValueError(f"`{name}` must be a finite number >= 0, got {tau!r}")
-    if _is_list(value) and len(values) != num_groups:
-        raise ValueError(f"`{name}` must be a number or one for each of {num_groups} groups, got {len(values)}")
-
-
-def check_groups(
-    name: str, values: Any, vdvae: VDVAE, size: tuple[int, int], rows: tuple[int, ...], optional: bool
-) -> None:
-    """Raises a ValueError unless `values` is None or a list of `[N, C, h, w]` tensors, one for each group.
-
-    Args:
-        name: of the argument.
-        values: what was given.
-        vdvae: the model whose groups they are.
-        size: (H, W) of the padded HR image.
-        rows: what N may be.
-        optional: whether entries may be None.
-    """
-    if values is None:
-        return
-    groups = vdvae.num_groups
-    if not isinstance(values, (list, tuple)) or len(values) > groups:
-        given = len(values) if isinstance(values, (list, tuple)) else type(values).__name__
-        raise ValueError(f"`{name}` must be a list of at most {groups} tensors, one for each group; got {given}")
+def check_finite(name: str, values: Sequence[Tensor | None]) -> None:
+    """Raises a ValueError for NaN or infinite values."""
     for group, value in enumerate(values):
-        if value is None and optional:
-            continue
-        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        if found not in [vdvae.latent_shape(group, count, size) for count in rows]:
-            count = " or ".join(str(number) for number in dict.fromkeys(rows))
-            shape = ", ".join(str(side) for side in vdvae.latent_shape(group, 1, size)[1:])
-            raise ValueError(f"`{name}[{group}]` must be [N, {shape}] with N = {count}, got {found}")
-        if not value.isfinite().all():
+        if value is not None and not value.isfinite().all():
             raise ValueError(f"`{name}[{group}]` holds NaN or infinite values")
 
 
-def sample_seeds(
+def base_seeds(
     seed: int | Sequence[int] | None,
     generator: torch.Generator | Sequence[torch.Generator] | None,
     num_images: int,
-    num_samples: int,
 ) -> list[int]:
-    """The seed of every sample, image-major: sample j of an image has the image's base seed + j.
+    """The base seed of every image: `seed` (one for all, or a list), or drawn from `generator` (or each of a list).
 
-    Base seeds are `seed` (one for all images, or a list), or are drawn from `generator` (or from each of a list), or
-    from torch's global generator.
+    Without either they are drawn from torch's global generator.
 
     Raises:
-        ValueError: seeds that are not whole numbers, generators that are none, or a wrong number of either.
+        ValueError: both; seeds that are not whole numbers, generators that are none, or a wrong number of either.
     """
+    if seed is not None and generator is not None:
+        raise ValueError("`seed` and `generator` were both given; a generator only supplies seeds")
     if seed is not None:
-        given: list[Any] = list(seed) if _is_list(seed) else [seed] * num_images  # type: ignore[arg-type]
+        one_or_more: Any = seed
+        given = list(one_or_more) if is_list(seed) else [one_or_more] * num_images
         try:
             if any(isinstance(base, bool) for base in given):
                 raise TypeError
@@ -88,16 +140,16 @@ def sample_seeds(
         except TypeError:
             raise ValueError(f"`seed` must be a whole number or a list of them, got {seed!r}") from None
         _check_length("seed", bases, num_images)
-    else:
-        generators = list(generator) if isinstance(generator, (list, tuple)) else [generator] * num_images
-        if generator is not None and not all(isinstance(one, torch.Generator) for one in generators):
-            raise ValueError(f"`generator` must be a torch.Generator or a list of them, got {generator!r}")
-        _check_length("generator", generators, num_images)
-        bases = [_draw_seed(one) for one in generators]  # type: ignore[arg-type]
-    return [base + j for base in bases for j in range(num_samples)]
+        return bases
+    generators: list[Any] = list(generator) if isinstance(generator, (list, tuple)) else [generator] * num_images
+    if generator is not None and not all(isinstance(one, torch.Generator) for one in generators):
+        raise ValueError(f"`generator` must be a torch.Generator or a list of them, got {generator!r}")
+    _check_length("generator", generators, num_images)
+    return [_draw_seed(one) for one in generators]
 
 
-def _is_list(value: Any) -> bool:
+def is_list(value: Any) -> bool:
+    """Whether a value stands for several."""
     return isinstance(value, (list, tuple, range)) or (isinstance(value, np.ndarray) and value.ndim > 0)
 
 

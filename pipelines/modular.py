@@ -8,16 +8,17 @@ from typing import Any
 from diffusers.modular_pipelines import ComponentSpec, InputParam, ModularPipeline, ModularPipelineBlocks, OutputParam
 from diffusers.modular_pipelines.modular_pipeline_utils import ConfigSpec
 
-from hvae_sr.hub import resolve
+from hvae_sr.checkpoints.names import resolve
 from hvae_sr.models import VDVAE, LRConditioner
 
-from .inputs import check_components
+from .inputs import SamplingOptions, check_components
 from .output import SuperResolutionOutput
 from .super_resolution import SuperResolutionPipeline
 
 _CALL = inspect.signature(SuperResolutionPipeline.__call__).parameters
 _INIT = inspect.signature(SuperResolutionPipeline.__init__).parameters
-_NOT_INPUTS = ("self", "return_dict", "callback_on_sample_end")
+_NOT_INPUTS = ("self", "return_dict", "options", "named")
+_OPTIONS = {field.name: field for field in dataclasses.fields(SamplingOptions)}
 
 
 class SuperResolutionBlock(ModularPipelineBlocks):
@@ -62,17 +63,17 @@ class SuperResolutionBlock(ModularPipelineBlocks):
     @property
     def inputs(self) -> list[InputParam]:
         """The arguments of the pipeline's call."""
+        given = [(name, _CALL[name].annotation, _CALL[name].default) for name in _CALL if name not in _NOT_INPUTS]
+        given += [(name, field.type, field.default) for name, field in _OPTIONS.items()]
         return [
             InputParam(
                 name,
-                type_hint=_CALL[name].annotation,
-                default=None if required else _CALL[name].default,
-                required=required,
+                type_hint=annotation,
+                default=None if default is inspect.Parameter.empty else default,
+                required=default is inspect.Parameter.empty,
                 description=f"`{name}` of `SuperResolutionPipeline`",
             )
-            for name in _CALL
-            if name not in _NOT_INPUTS
-            for required in [_CALL[name].default is inspect.Parameter.empty]
+            for name, annotation, default in given
         ]
 
     @property

@@ -1,26 +1,33 @@
 """What `SuperResolutionPipeline` returns, and how it is gathered sample by sample."""
 
+import base64
+import io
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers.utils import BaseOutput
+from PIL import Image
 from torch import Tensor
 
 from hvae_sr.images import row_strips, to_pil
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+_SHOWN = 8
+"""Entries of a list that are shown."""
 
 
-@dataclass
+@dataclass(repr=False)
 class SuperResolutionOutput(BaseOutput):
     """Samples of p(x|y) for each image, image-major: sample j of image i is `images[i * num_samples + j]`.
 
     Args:
         images: the samples in the output type: a list of PIL images; `[N, H, W, 3]` or `[N, 3, H, W]` floats in
             [0, 1] ("np", "pt"; a list where sizes differ); for "latent" the same as `latents`.
-        mean: the mean of each image's samples, in the output type; of one sample that sample itself, the same object.
+        mean: the mean of each image's samples, in the output type; of one sample that sample itself. As `std`, it is
+            indexed by image, also where there is only one: `mean[0]`, `std[0]`.
         std: the standard deviation of each image's samples (population), `[H, W, 3]` array or, for "pt", `[3, H, W]`
             tensor, in units of the range [0, 1]: the uncertainty map.
         lr_psnr: PSNR in dB between H x and y for every sample, x as returned, in its output type.
@@ -39,6 +46,45 @@ class SuperResolutionOutput(BaseOutput):
     lr_psnr_unprojected: list[float] | None = None
     seeds: list[int] | None = None
     latents: Any = None
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={_brief(value)}" for name, value in self.items())
+        return f"{type(self).__name__}({fields})"
+
+    def _repr_html_(self) -> str:
+        """The samples as pictures, for notebooks; those of large images made smaller."""
+        pictures = self.images if isinstance(self.images, list) else []
+        cells = [_figure(picture, index, self) for index, picture in enumerate(pictures[:_SHOWN])]
+        return "".join(cells) or f"<pre>{escape(repr(self))}</pre>"
+
+
+def _brief(value: Any) -> str:
+    """A value for people: shapes instead of arrays, sizes instead of pictures."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return f"{type(value).__name__}{tuple(value.shape)}"
+    if isinstance(value, Image.Image):
+        return f"{value.mode} {value.width}x{value.height}"
+    if isinstance(value, float):
+        return f"{value:.1f}"
+    if isinstance(value, (list, tuple)):
+        shown = ", ".join(_brief(one) for one in value[:_SHOWN])
+        return f"[{shown}{f', ... {len(value)} in all' if len(value) > _SHOWN else ''}]"
+    return repr(value)
+
+
+def _figure(picture: Image.Image, index: int, output: SuperResolutionOutput) -> str:
+    small = picture.copy()
+    small.thumbnail((384, 384))
+    buffer = io.BytesIO()
+    small.save(buffer, "PNG")
+    caption = f"seed {output.seeds[index]}" if output.seeds else f"sample {index}"
+    if output.lr_psnr:
+        caption += f", LR-PSNR {output.lr_psnr[index]:.1f} dB"
+    source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return (
+        '<figure style="display:inline-block;margin:4px">'
+        f'<img src="{source}"/><figcaption>{caption}</figcaption></figure>'
+    )
 
 
 def convert(image: Tensor, output_type: str) -> Any:
@@ -70,21 +116,25 @@ def collate(items: list[Any], output_type: str) -> Any:
 
 @dataclass(frozen=True)
 class Sample:
-    """One finished sample, as `callback_on_sample_end` gets it.
+    """One finished sample.
 
     Args:
-        index: of the sample among all of the call: image * num_samples + j.
-        image: in the output type.
-        seed: None where `noise` was given.
+        index: of the sample among those of its photograph.
+        x: `[3, H, W]` in [0, 1], float, on the device of the networks; None for `output_type="latent"`.
+        image: x in the output type: of "pil" 8 bit, with the photograph's alpha and profile.
+        seed: None where `noise` was given, or a recipe of several seeds.
         lr_psnr, lr_psnr_float, lr_psnr_unprojected: as in `SuperResolutionOutput`.
+        latents: the values z of every group, `[1, C, h, w]` each; empty unless asked for.
     """
 
     index: int
+    x: Tensor | None
     image: Any
     seed: int | None
     lr_psnr: float
     lr_psnr_float: float
     lr_psnr_unprojected: float
+    latents: tuple[Tensor, ...] = ()
 
 
 class RunningMoments:

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from stand_ins import random_weights
 
+from hvae_sr.checkpoints.names import bundled_checkpoints
 from hvae_sr.cli import main
 from hvae_sr.evaluation import analyses
 from hvae_sr.evaluation.perceptual import LPIPS
-from hvae_sr.hub import bundled_checkpoints
 from hvae_sr.noise import CounterNoise
 from hvae_sr.operators import Downsampling
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hvae_sr.export import Sampler, example_inputs, export_onnx
+from hvae_sr.pipelines.onnx import Sampler, example_inputs, export_onnx
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra browser)")
 pytest.importorskip("onnxscript", reason="the extra `onnx` is not installed")

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from hvae_sr import Downsampling
 from hvae_sr.images import find_images, load_image, to_pil, to_tensor
-from hvae_sr.pipelines.degradation import inspect
+from hvae_sr.images.degradation import inspect
 
 
 @pytest.fixture(scope="module", params=["chelsea", "astronaut", "coffee"])

@@ -14,12 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 from hvae_sr import VDVAE, LRConditioner, SuperResolutionPipeline
-from hvae_sr.checkpoints import model_card
 from hvae_sr.models import DiagonalGaussian
 from hvae_sr.models.lr_conditioner import CONDITIONINGS
 from hvae_sr.noise import CounterNoise
+from hvae_sr.publishing.card import model_card
 from hvae_sr.training import parse_arguments
-from hvae_sr.training.build import build_objective, check_gradients, check_objective
+from hvae_sr.training.networks import build_objective, check_objective
 from hvae_sr.training.objectives import GROUPS, EnergyScore
 
 over_rows = pytest.mark.parametrize("conditioning", CONDITIONINGS)
@@ -385,7 +385,7 @@ def test_every_parameter_of_a_trained_row_gets_a_gradient(
     objective, config = training(conditioning)
     update(objective)  # away from the zeros that hold gradients back
     with caplog.at_level(logging.WARNING):
-        check_gradients(objective, config, torch.device("cpu"), num_processes=2)
+        check_objective(objective, config, torch.device("cpu"), num_processes=2)
     assert "no gradient" not in caplog.text
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from hvae_sr.pipelines.chaining import upscale
-from hvae_sr.pipelines.memory import parse_bytes
+from hvae_sr.pipelines.chaining import samples_at
 from hvae_sr.pipelines.output import collate
+from hvae_sr.sampling.memory import parse_bytes
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "memory.py"
 
@@ -40,7 +40,7 @@ def test_the_bound_holds_and_one_that_cannot_is_refused() -> None:
 
 def test_a_bound_that_has_no_room_for_the_resampled_result_is_refused(make_pipeline: Any) -> None:
     with pytest.raises(ValueError, match="`max_memory` = 1 MB is too little: 1 samples of 600x300"):
-        upscale(make_pipeline(), np.zeros((100, 200, 3), np.uint8), print, outscale=3, max_memory=2**20)
+        samples_at(make_pipeline(), np.zeros((100, 200, 3), np.uint8), [0], outscale=3, max_memory=2**20)
 
 
 def test_a_result_that_memory_cannot_hold_is_refused_before_the_first_pass(make_pipeline: Any) -> None:
@@ -48,7 +48,7 @@ def test_a_result_that_memory_cannot_hold_is_refused_before_the_first_pass(make_
     pipe.vdvae.register_forward_hook(lambda *_: called.append(1))
     pipe.lr_encoder.register_forward_pre_hook(lambda *_: called.append(1))
     with pytest.raises(ValueError, match="memory.*too little: 1 samples of 20000000x10000000"):
-        upscale(pipe, np.zeros((100, 200, 3), np.uint8), print, outscale=np.float64(100_000))
+        samples_at(pipe, np.zeros((100, 200, 3), np.uint8), [0], outscale=np.float64(100_000))
     assert not called
     with pytest.raises(ValueError, match="`max_memory`"):
         parse_bytes("9" * 400)

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from hvae_sr.operators import CACHE_ENTRIES, Downsampling
+from hvae_sr.operators import Downsampling
+from hvae_sr.operators.downsampling import CACHE_ENTRIES
 
 NAMED_KERNELS = ["bicubic", "matlab-bicubic", "box", "gaussian"]
 KERNELS = [*NAMED_KERNELS, "custom"]

@@ -12,9 +12,8 @@ from PIL import Image
 from hvae_sr import SuperResolutionPipeline
 from hvae_sr.evaluation import evaluate
 from hvae_sr.evaluation.tables import command_line
-from hvae_sr.pipelines.explore import redraw_region
-from hvae_sr.pipelines.memory import MIN_PIXELS, budget, bytes_per_pixel
-from hvae_sr.pipelines.orientations import NUM_ORIENTATIONS, orient, restore
+from hvae_sr.sampling.memory import MIN_PIXELS, budget, bytes_per_pixel
+from hvae_sr.sampling.orientations import NUM_ORIENTATIONS, orient, restore
 
 MakePipeline = Callable[..., SuperResolutionPipeline]
 
@@ -69,7 +68,7 @@ def test_what_has_one_orientation_is_refused(make_pipeline: MakePipeline) -> Non
         with pytest.raises(ValueError, match="`self_ensemble`.*latents"):
             pipe(y, self_ensemble=True, **options)
     with pytest.raises(ValueError, match="`self_ensemble`.*region"):
-        redraw_region(pipe, y, np.ones((16, 16), bool), 0, 1, self_ensemble=True)
+        pipe.redraw_region(y, np.ones((16, 16), bool), 0, 1, self_ensemble=True)
     with pytest.raises(ValueError, match="`self_ensemble`.*one orientation"):
         make_pipeline("cvdvae", bias_type="spatial")(y, self_ensemble=True)
 
@@ -87,7 +86,7 @@ def test_a_report_tells_that_its_samples_are_of_eight_orientations(make_pipeline
 
 def test_the_copies_of_samples_are_counted_in_the_bound_of_memory(make_pipeline: MakePipeline, monkeypatch) -> None:
     vdvae, size = make_pipeline("vdvae-sr").vdvae, (2048, 2048)
-    monkeypatch.setattr("hvae_sr.pipelines.memory.used_and_available", lambda device: (0, 2**40))
+    monkeypatch.setattr("hvae_sr.sampling.memory.used_and_available", lambda device: (0, 2**40))
     least = {}
     for name, options in {"plain": {}, "turned": {"self_ensemble": True}, "four": {"batch_size": 4}}.items():
         low, high = 0, 2**34

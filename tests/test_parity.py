@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hvae_sr.conversion import convert
+from hvae_sr.checkpoints.convert import convert
 from hvae_sr.models import VDVAE, LRConditioner, LREncoder
 from hvae_sr.models.distributions import half_bin_shift, quantise
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hvae_sr import SuperResolutionPipeline
-from hvae_sr.pipelines.windows import tiles
+from hvae_sr.sampling.windows import tiles
 
 
 @pytest.mark.parametrize(("size", "side", "blend"), [((64, 64), 64, 16), ((65, 200), 64, 16), ((33, 63), 32, 10)])

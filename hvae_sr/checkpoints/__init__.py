@@ -1,5 +1,1 @@
-"""Folders of trained models: their cards."""
-
-from .card import IMAGES_FOLDER, NOTES_FILE, model_card, write_model_card
-
-__all__ = ["IMAGES_FOLDER", "NOTES_FILE", "model_card", "write_model_card"]
+"""Weights: their names, published ones in this package's form, and those of one configuration in another."""

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .common import say
+from .terminal import print_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..checkpoints import write_model_card
+    from ..publishing.card import write_model_card
 
     if options.benchmarks and not options.pictures:
         raise ValueError(f"`benchmarks` is of --pictures, which was not given, got {options.benchmarks!r}.")
@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
         from ..pictures import write_pictures
 
         for path in write_pictures(Path(options.folder), options.benchmarks, options.temperatures):
-            say(str(path))
+            print_line(str(path))
     path = write_model_card(
         options.folder,
         training_command=options.training_command,
@@ -38,5 +38,5 @@ def run(options: argparse.Namespace) -> int:
         notes=options.notes,
         curve=options.curve,
     )
-    say(str(path))
+    print_line(str(path))
     return 0

@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..conversion import convert
+    from ..checkpoints.convert import convert
 
     hparams = None
     if options.hparams:

@@ -2,7 +2,7 @@
 
 from .augmentation import DEFAULT_SCALES, Augmentation
 from .crops import ImageCrops, ImageFolder
-from .hub import ImageStream, ImageTable, open_dataset
+from .datasets import ImageStream, ImageTable, open_dataset
 from .pairs import convert_pairs, make_pairs
 
 __all__ = [

@@ -180,7 +180,7 @@ class ImageCrops(Dataset[dict[str, torch.Tensor]]):
             return decoded
         except Exception as error:  # Pillow's readers raise nearly every type on damaged files
             self._undecodable.add(image)
-            name, text = str(self.name(number)), str(error) if isinstance(error, ImageError) else _one_line(error)
+            name, text = str(self.name(number)), str(error) if isinstance(error, ImageError) else one_line(error)
             text = text if text.startswith(name) else f"{name}: {text}"
             logger.warning("Another image takes the place of one that cannot be decoded: %s", text)
             return None
@@ -222,7 +222,7 @@ class ImageCrops(Dataset[dict[str, torch.Tensor]]):
                     return f"its LR image is {found[0]}x{found[1]}, not {expected[0]}x{expected[1]}"
             return size
         except Exception as error:  # as in `_decode`
-            return _one_line(error)
+            return one_line(error)
 
     def _fill_cache(self, cache_bytes: int) -> None:
         """Decode everything into one buffer, if it fits."""
@@ -356,7 +356,8 @@ def _size(source: _Source) -> tuple[int, int]:
         return image.size
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """The type and the message of an error, without its line breaks."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 

@@ -94,7 +94,7 @@ def open_source(
 
 
 def _open_dataset(data: PathLike, split: str, column: str, num_images: int | None) -> ImageSource:
-    from ..data.hub import open_dataset
+    from ..data.datasets import open_dataset
 
     try:
         table, column = open_dataset(os.fspath(data), split=split, image_column=column)

@@ -1,10 +1,10 @@
 """The networks: VD-VAE, the LR networks that condition it, and their distributions."""
 
+from .condition import Condition
 from .distributions import DiagonalGaussian, DiscretizedLogisticMixture
 from .lr_conditioner import LRConditioner
-from .lr_encoder import Condition, LREncoder
-from .outputs import VDVAEOutput, VDVAESample
-from .vdvae import VDVAE
+from .lr_encoder import LREncoder
+from .vdvae import VDVAE, VDVAEOutput, VDVAESample
 
 __all__ = [
     "VDVAE",

@@ -8,13 +8,12 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from ..operators import Downsampling
+from ..loading import StrictLoading
+from ..operators import cached_downsampling
+from .blocks import Convolution, parse_widths
+from .condition import Condition, LinearFeatures, LRFeatures, LRNetwork
 from .distributions import DiagonalGaussian
-from .fast import add_gated
-from .layers import convolution, parse_widths
-from .loading import StrictLoading, entry_point
-from .lr_encoder import Condition, LRNetwork
-from .lr_features import LinearFeatures, LRFeatures
+from .hooks import entry_point
 
 CONDITIONINGS = ("trivial", "lr_encoder", "posterior", "final")
 """The rows of table 5.1 of the VDVAE-SR thesis, as `LRConditioner` names them."""
@@ -28,7 +27,27 @@ class Gate(nn.Module):
         self.gate = nn.Parameter(torch.full((1, channels, 1, 1), initial))
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:
-        return add_gated(x, features, self.gate)
+        return torch.addcmul(x, features.to(x), self.gate.to(x.dtype))
+
+
+class LRConditionerCondition(Condition):
+    """y in the stream, in the posteriors' activations or in the top group's prior, as `LRConditioner` says."""
+
+    def add_to_stream(self, group: int, x: Tensor) -> Tensor:
+        """x + gate_l * features of y at the group's resolution ("final")."""
+        return self.network.add_to_stream(self.features, group, x)
+
+    def add_to_activation(self, group: int, activation: Tensor) -> Tensor:
+        """The activation of x plus the features of y at the group's resolution ("posterior")."""
+        if self.network.config.conditioning != "posterior" or group not in self.network.added:
+            return activation
+        return activation + self.features[self.network.resolutions[group]].to(activation)
+
+    def prior(self, group: int, prior: DiagonalGaussian) -> DiagonalGaussian:
+        """p(z_0 | y) of the top group, of any conditioning but "final"."""
+        if group > 0 or self.network.config.conditioning == "final":
+            return prior
+        return self.network.prior(self.features, prior)
 
 
 class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
@@ -122,28 +141,25 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
                     f"`blocks`: no features of y at resolution {self.resolutions[0]} of the top group, which "
                     f"conditioning={conditioning!r} needs, in {self.config.blocks!r}"
                 )
-            self.top = convolution(self.network.widths[self.resolutions[0]], 2 * latent_channels, zero_weights=True)
-        self.operator = Downsampling(scale_factor, downsampling_kernel)
+            self.top = Convolution(self.network.widths[self.resolutions[0]], 2 * latent_channels, zero_weights=True)
+        self.operator = cached_downsampling(scale_factor, downsampling_kernel)
         self.register_to_config(downsampling_kernel=self.operator.kernel)  # as JSON can hold it
 
     def _check_conditioning(self) -> None:
         """Raises a ValueError for options that do not go with `conditioning`."""
         c = self.config
+        given = f"conditioning={c.conditioning!r}"
         if c.conditioning not in CONDITIONINGS:
             raise ValueError(f"`conditioning` must be one of {', '.join(CONDITIONINGS)}; got {c.conditioning!r}")
         if c.conditioning != "final" and c.gate_init:
-            raise ValueError(f"`gate_init` must be 0 for conditioning={c.conditioning!r}: no gates; got {c.gate_init}")
-        if c.conditioning in ("trivial", "lr_encoder"):
-            if c.num_conditioned_groups not in (None, 1):
-                raise ValueError(
-                    f"`num_conditioned_groups` must be None or 1 for conditioning={c.conditioning!r}, which conditions "
-                    f"the top group; got {c.num_conditioned_groups}"
-                )
-            if c.upsampling_blocks and c.conditioning == "lr_encoder":
-                raise ValueError(
-                    f"`upsampling_blocks` must be None for conditioning='lr_encoder': nothing would read their "
-                    f"features; got {c.upsampling_blocks!r}"
-                )
+            raise ValueError(f"`gate_init` must be 0 for {given}, which has no gates; got {c.gate_init}")
+        if c.conditioning in ("trivial", "lr_encoder") and c.num_conditioned_groups not in (None, 1):
+            k = c.num_conditioned_groups
+            raise ValueError(f"`num_conditioned_groups` must be None or 1 for {given}: the top group alone; got {k}")
+        if c.conditioning == "lr_encoder" and c.upsampling_blocks:
+            raise ValueError(
+                f"`upsampling_blocks` must be None for {given}, which reads none; got {c.upsampling_blocks!r}"
+            )
 
     def _build_network(self) -> None:
         if self.config.conditioning != "trivial":
@@ -161,7 +177,7 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         Raises:
             ValueError: not [B, 3, h, w], or sides that are no multiples of `size_multiple`.
         """
-        return Condition(self, self._features(sample), self._location(sample.float()))
+        return LRConditionerCondition(self, self._features(sample), self._location(sample.float()))
 
     def _location(self, y: Tensor) -> Tensor | None:
         if self.config.likelihood_location is None:
@@ -178,20 +194,10 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
             return x
         return self.gates[str(group)](x, features[self.resolutions[group]]).to(x.device)
 
-    def add_to_activation(self, features: dict[int, Tensor], group: int, activation: Tensor) -> Tensor:
-        """The activation of x plus the features of y at the group's resolution, where there are any ("posterior")."""
-        if self.config.conditioning != "posterior" or group not in self.added:
-            return activation
-        return activation + features[self.resolutions[group]].to(activation)
-
-    def has_prior(self, group: int) -> bool:
-        """Whether it is the top group of any conditioning but "final"."""
-        return group == 0 and self.config.conditioning != "final"
-
     @entry_point
-    def prior(self, features: dict[int, Tensor], group: int, prior: DiagonalGaussian) -> DiagonalGaussian:
+    def prior(self, features: dict[int, Tensor], prior: DiagonalGaussian) -> DiagonalGaussian:
         """p(z_0 | y): mean and log_sigma of p(z_0) plus what the features of y make of them."""
-        parameters = features[self.resolutions[group]]
+        parameters = features[self.resolutions[0]]
         if self.top is not None:
             parameters = self.top(parameters)
         moved = DiagonalGaussian.from_parameters(parameters.to(prior.mean.device))

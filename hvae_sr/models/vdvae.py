@@ -1,34 +1,107 @@
 """VD-VAE (Child, "Very deep VAEs generalize autoregressive models", ICLR 2021): the hierarchical image prior."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
-from functools import partial
+from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..noise import CounterNoise, NoiseSource, WholeNoise, as_noise_source, uniform_source
-from .distributions import DiscretizedLogisticMixture, half_bin_shift, quantise
-from .fast import Affine, convolve_scaled, exact_sums, observed, prepared_weights, stream_dtype, strips
-from .layers import BottomUp, convolution, parse_blocks, parse_widths, set_channels
-from .loading import StrictLoading, entry_point, execution_device, per_group
-from .lr_encoder import Condition
-from .outputs import VDVAEOutput, VDVAESample
-from .parts import rows_at_once, sample_in_parts
-from .top_down import (
-    Bias,
-    GroupInputs,
+from ..loading import StrictLoading
+from ..noise import NoiseSource, as_noise_source, uniform_source
+from .blocks import (
+    BottomUp,
+    Convolution,
     GroupStatistics,
     TopDownBlock,
-    TopDownOutput,
-    check_latent,
-    group_temperatures,
+    parse_blocks,
+    parse_widths,
+    set_channels,
+    set_compute_dtype,
 )
+from .condition import Condition
+from .distributions import DiscretizedLogisticMixture, half_bin_shift, quantise
+from .hooks import UNSET, PerGroup, entry_point, execution_device, per_group
+
+STRIP = 2**15
+"""Positions of the stream that the likelihood's mean is computed of at a time: its parameters take many times that."""
+
+
+@dataclass
+class VDVAEOutput(BaseOutput):
+    """What `VDVAE.forward` returns.
+
+    Args:
+        sample: `[B, 3, H, W]` on [-1, 1]: E[x|z], the reconstruction.
+        loss: `[B]`, the negative ELBO = distortion + rate, nats per dimension.
+        distortion: `[B]`, -log p(x|z), nats per dimension.
+        rate: `[B]`, KL(q(z|x) || p(z)), nats per dimension.
+        group_kl: one `[B]` tensor for each group, nats.
+    """
+
+    sample: Tensor
+    loss: Tensor = UNSET
+    distortion: Tensor = UNSET
+    rate: Tensor = UNSET
+    group_kl: PerGroup = UNSET
+
+
+@dataclass
+class VDVAESample(BaseOutput):
+    """What `VDVAE.sample` returns.
+
+    Args:
+        sample: `[B, 3, H, W]`, nominally on [-1, 1], fp32, not clamped.
+        latents: the values z of every group, one `[B, latent_channels, h, w]` tensor each.
+    """
+
+    sample: Tensor
+    latents: PerGroup = UNSET
+
+
+@dataclass
+class TopDownOutput:
+    """The end of a top-down pass.
+
+    Args:
+        stream: at the finest resolution, `[B, width, h, w]`, or of one row if all are the same.
+        latents: the values z of every group, `[B, C, h, w]` each, if they are kept.
+        groups: what happened in each group, if it is kept.
+    """
+
+    stream: Tensor
+    latents: list[Tensor] = field(default_factory=list)
+    groups: list[GroupStatistics] = field(default_factory=list)
+
+
+class Bias(nn.Module):
+    """The learned start of the stream of one resolution: `[1, C, h, w]` of a fixed size, or `[1, C, 1, 1]`."""
+
+    def __init__(self, channels: int, side: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(1, channels, side, side))
+
+    def forward(self, batch_size: int, height: int, width: int) -> Tensor:
+        return self.bias.expand(batch_size, -1, height, width)
+
+
+class Affine(nn.Module):
+    """x * gain + bias for each channel, before the likelihood's convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(1, channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gain.to(x.dtype) + self.bias.to(x.dtype)
 
 
 class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
@@ -90,12 +163,8 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             raise ValueError(f"`bias_type` must be 'spatial' or 'channel', got {bias_type!r}")
         if output_bits not in (5, 8):
             raise ValueError(f"`output_bits` must be 5 or 8, got {output_bits}")
-        counts = {
-            "image_size": image_size,
-            "latent_channels": latent_channels,
-            "num_mixtures": num_mixtures,
-            "patch_size": patch_size,
-        }
+        counts = {"image_size": image_size, "latent_channels": latent_channels}
+        counts |= {"num_mixtures": num_mixtures, "patch_size": patch_size}
         for name, value in counts.items():
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}")
@@ -108,23 +177,25 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             raise ValueError(
                 f"`decoder_blocks` must end at image_size / patch_size = {image_size // patch_size}, ends at {finest}"
             )
+        met: set[int] = set()
         for spec in specs:
             if finest % spec.resolution or spec.resolution % (spec.mixin or 1):
                 raise ValueError(
                     f"`decoder_blocks`: {spec.resolution} must divide {finest}, and be a multiple of what is mixed in"
                 )
+            if spec.mixin is not None and spec.mixin not in met:
+                raise ValueError(f"`decoder_blocks`: resolution {spec.mixin} is mixed in before it has a block")
+            met.add(spec.resolution)
         self.encoder = (
             BottomUp(encoder_blocks, widths, bottleneck_multiple, patch_size, activation=activation)
             if encoder_blocks
             else None
         )
-        if self.encoder is not None:
-            lacking = {spec.resolution for spec in specs} - self.encoder.widths.keys()
-            if self.encoder.resolution != finest or lacking:
-                raise ValueError(
-                    f"`encoder_blocks` must begin at {finest} and reach every resolution of decoder_blocks, got "
-                    f"{encoder_blocks!r}"
-                )
+        if self.encoder is not None and (self.encoder.resolution != finest or met - self.encoder.widths.keys()):
+            raise ValueError(
+                f"`encoder_blocks` must begin at {finest} and reach every resolution of decoder_blocks, got "
+                f"{encoder_blocks!r}"
+            )
         self.blocks = nn.ModuleList(
             TopDownBlock(
                 spec,
@@ -138,28 +209,35 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             )
             for spec in specs
         )
-        resolutions = sorted({spec.resolution for spec in specs} | {spec.mixin for spec in specs if spec.mixin})
         self.biases = nn.ModuleDict(
             {
                 str(resolution): Bias(widths[resolution], resolution if bias_type == "spatial" else 1)
-                for resolution in resolutions
+                for resolution in sorted(met)
                 if resolution <= no_bias_above
             }
         )
         self.affine = Affine(widths[finest])
-        self.out_conv = convolution(widths[finest], 10 * num_mixtures * patch_size**2)
+        self.out_conv = Convolution(widths[finest], 10 * num_mixtures * patch_size**2)
         with torch.no_grad():
             # Rows of the bias: the logits, then mean, log-scale and coupling of each colour.
-            self.out_conv.bias.view(10, -1)[[2, 5, 8]] = initial_log_scale  # type: ignore[union-attr]
+            assert self.out_conv.bias is not None
+            self.out_conv.bias.view(10, -1)[[2, 5, 8]] = initial_log_scale
         self.resolutions = [spec.resolution for spec in specs]
         self.num_groups = len(specs)
+        self.compute_dtype: torch.dtype | None = None
         self.gradient_checkpointing = False
+
+    def set_compute_dtype(self, dtype: torch.dtype | None) -> None:
+        """Residual blocks convolve in `dtype`, None in that of the weights; see `blocks.set_compute_dtype`."""
+        self.compute_dtype = dtype
+        set_compute_dtype(self, dtype)
 
     def remove_encoder(self) -> None:
         """Drops the bottom-up network and the posterior heads, which only training and reconstruction need."""
         self.encoder = None
         for block in self.blocks:
-            block.posterior_head = None  # type: ignore[assignment]
+            assert isinstance(block, TopDownBlock)
+            block.posterior_head = None
         self.register_to_config(encoder_blocks=None)
 
     def leaves_out(self, key: str) -> bool:
@@ -249,136 +327,116 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             lr_posterior_temperature: the same for the groups drawn from q_psi; None means `temperature`.
             num_conditioned_groups: lets the condition into the first so many groups only; None means all.
             num_groups: stops after so many groups.
-            record: what is kept of each group: "distributions", then every one that exists is computed whether or not
-                it is drawn from; "latents"; or "nothing", which saves memory.
-
-        Returns:
-            The last stream, of B rows, or of one if all rows are the same; and the groups.
+            record: what is kept of each group: "distributions", "latents", or "nothing", which saves memory.
 
         Raises:
-            ValueError: sizes, latents or temperatures that do not fit the model.
+            ValueError: sizes, latents, noise or temperatures that do not fit the model.
         """
         self.check_size(size, "size")
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
         if record not in ("distributions", "latents", "nothing"):
             raise ValueError(f"`record` must be 'distributions', 'latents' or 'nothing', got {record!r}")
-        for name, count, least in (
-            ("num_conditioned_groups", num_conditioned_groups, 0),
-            ("num_groups", num_groups, 1),
-        ):
-            if count is not None and not least <= count <= self.num_groups:
-                raise ValueError(f"`{name}` must lie between {least} and {self.num_groups}, got {count}")
-        source = as_noise_source(noise)
-        temperatures = group_temperatures(temperature, self.num_groups, "temperature")
-        lr_temperatures = (
-            temperatures
-            if lr_posterior_temperature is None
-            else group_temperatures(lr_posterior_temperature, self.num_groups, "lr_posterior_temperature")
-        )
-        given = list(latents) if latents is not None else []
-        if len(given) > self.num_groups:
-            raise ValueError(f"`latents` has {len(given)} entries; the model has {self.num_groups} groups")
-        conditioned_groups = self.num_groups if num_conditioned_groups is None else num_conditioned_groups
+        stop = self._count("num_groups", num_groups, 1)
+        conditioned_groups = self._count("num_conditioned_groups", num_conditioned_groups, 0)
         if condition is not None:
             condition.check_batch_size(batch_size)
-        rows = 1 if activations is None else batch_size
-        networks: list[Any] = [self] if condition is None else [self, condition.network]
-        watched = any(observed(module) for network in networks for module in network.modules())
+        source = as_noise_source(noise, num_groups=self.num_groups)
+        given = self.check_latents("latents", latents, size, (batch_size, 1))
+        tau = group_temperatures(temperature, self.num_groups)
+        lr_tau = tau
+        if lr_posterior_temperature is not None:
+            lr_tau = group_temperatures(lr_posterior_temperature, self.num_groups, "lr_posterior_temperature")
 
         streams: dict[int, Tensor] = {}
-        groups: list[GroupStatistics] = []
-        x = torch.empty(0)
-        for index, block in enumerate(self.blocks[:num_groups]):
+        out = TopDownOutput(torch.empty(0))
+        for group, block in enumerate(self.blocks[:stop]):
             assert isinstance(block, TopDownBlock)
-            start = self._start(block, streams, rows, size)
-            conditioned = condition if index < conditioned_groups else None
-            x = start if conditioned is None else conditioned.add_to_stream(index, start)
-            activation = activations[block.resolution] if activations is not None else None
-            if conditioned is not None and activation is not None:
-                activation = conditioned.add_to_activation(index, activation)
-            inputs = GroupInputs(
-                activation=activation,
-                lr_posterior=(
-                    partial(conditioned.posterior, index)
-                    if conditioned is not None and conditioned.has_posterior(index)
-                    else None
-                ),
-                needs_prior=conditioned is not None and conditioned.needs_prior,
-                lr_prior=(
-                    partial(conditioned.prior, index)
-                    if conditioned is not None and conditioned.has_prior(index)
-                    else None
-                ),
-                temperature=temperatures[index],
-                lr_temperature=lr_temperatures[index],
-                record=record == "distributions",
-                # A bias is a view of the parameter; all else is made here, and nobody but a hook can have kept it.
-                overwrite=not watched and (x is not start or block.mixin is not None or block.resolution in streams),
-                observed=watched,
-            )
-            shape = self.latent_shape(index, batch_size, size)
-            if index < len(given) and given[index] is not None:
-                inputs = inputs._replace(z=check_latent(given[index], index, shape))
-            elif activations is not None or inputs.temperature or inputs.lr_temperature:
-                # Not in the block: checkpointing runs the block twice, but not a generator.
-                inputs = inputs._replace(noise=source(index, self.stride(index), shape, x.device))
+            x = self._start(block, streams, 1 if activations is None else batch_size, size)
+            step: dict[str, Any] = {
+                "condition": condition if group < conditioned_groups else None,
+                "activation": None if activations is None else activations[block.resolution],
+                "z": given[group],
+                "noise": None,
+                "temperature": tau[group],
+                "lr_temperature": lr_tau[group],
+            }
+            if given[group] is None and (activations is not None or tau[group] or lr_tau[group]):
+                step["noise"] = source(group, self.stride(group), self.latent_shape(group, batch_size, size), x.device)
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x, statistics = checkpoint(block, x, inputs, use_reentrant=False)
+                x, statistics = checkpoint(block, x, group, use_reentrant=False, **step)
             else:
-                x, statistics = block(x, inputs)
-            if record != "nothing":
-                groups.append(statistics.expand(batch_size))
+                x, statistics = block(x, group, **step)
             streams[block.resolution] = x
-        return TopDownOutput(x, groups)
+            if record != "nothing":
+                out.latents.append(statistics.z.expand(batch_size, -1, -1, -1))
+            if record == "distributions":
+                out.groups.append(statistics.expand(batch_size))
+        out.stream = x
+        return out
 
     def _start(self, block: TopDownBlock, streams: dict[int, Tensor], rows: int, size: tuple[int, int]) -> Tensor:
         """The stream of the block's resolution, started from its bias or zero, with the coarser stream mixed in."""
-        coarse = streams.get(block.mixin) if block.mixin is not None else None
-        if block.mixin is not None and coarse is None:
-            raise ValueError(f"`decoder_blocks`: resolution {block.mixin} is mixed in before it has a block")
+        stride = self.config.image_size // block.resolution
         x = streams.get(block.resolution)
-        if x is None and (coarse is None or str(block.resolution) in self.biases):
-            x = self._bias(block, rows, size)
-        if coarse is None:
-            assert x is not None
-            return x
-        coarse = set_channels(coarse, block.width)
-        factor = block.resolution // block.mixin  # type: ignore[operator]
-        if x is not None and x.shape[-2:] == (1, 1) and block.resolution not in streams:
-            return F.interpolate(coarse + x.to(coarse.device), scale_factor=factor)  # one bias for all positions
-        upsampled = F.interpolate(coarse, scale_factor=factor)
-        return upsampled if x is None else x.to(coarse.device) + upsampled
+        if x is None and str(block.resolution) in self.biases:
+            x = self.biases[str(block.resolution)](rows, size[0] // stride, size[1] // stride)
+            x = x.to(_stream_dtype(x), memory_format=torch.channels_last)
+        if block.mixin is not None:
+            coarse = set_channels(streams[block.mixin], block.width)
+            coarse = F.interpolate(coarse, scale_factor=block.resolution // block.mixin)
+            x = coarse if x is None else x.to(coarse.device) + coarse
+        if x is None:
+            device = execution_device(self)
+            x = torch.zeros(rows, block.width, size[0] // stride, size[1] // stride, dtype=self.dtype, device=device)
+        return x
 
-    def _bias(self, block: TopDownBlock, rows: int, size: tuple[int, int]) -> Tensor:
-        """`[rows, width, h, w]`, or `[1, width, 1, 1]` where it is the same everywhere and a coarser stream is not."""
-        resolution = block.resolution
-        stride = self.config.image_size // resolution
-        height, columns = size[0] // stride, size[1] // stride
-        if str(resolution) not in self.biases:
-            x = torch.zeros(rows, block.width, height, columns, dtype=self.dtype, device=execution_device(self))
-        elif self.config.bias_type == "channel" and block.mixin is not None:
-            x = self.biases[str(resolution)](1, 1, 1)
-        else:
-            x = self.biases[str(resolution)](rows, height, columns)
-        # The stream's dtype is decided here: an fp32 start would promote every sum under autocast to fp32.
-        return x.to(stream_dtype(x), memory_format=torch.channels_last)
+    def _count(self, name: str, value: int | None, least: int) -> int:
+        """A number of groups, all of them for None, if it is between `least` and all."""
+        if value is not None and not least <= value <= self.num_groups:
+            raise ValueError(f"`{name}` must lie between {least} and {self.num_groups}, got {value}")
+        return self.num_groups if value is None else value
+
+    def check_latents(
+        self, name: str, values: Sequence[Tensor | None] | None, size: tuple[int, int], rows: tuple[int, ...]
+    ) -> list[Tensor | None]:
+        """Given tensors of the groups, latents or noise: one entry for each group, in fp32, None where none is given.
+
+        Args:
+            name: of the argument, for errors.
+            values: at most one `[N, C, h, w]` for each group, or None.
+            size: (H, W) of the image.
+            rows: what N may be.
+
+        Raises:
+            ValueError: too many, or another shape; the message names the argument and the group.
+        """
+        given: list[Tensor | None] = list(values) if isinstance(values, (list, tuple)) else []
+        if len(given) > self.num_groups or not isinstance(values, (list, tuple, type(None))):
+            found = len(given) or type(values).__name__
+            raise ValueError(
+                f"`{name}` must be a list of at most {self.num_groups} tensors, one for each group; got {found}"
+            )
+        for group, z in enumerate(given):
+            if z is None:
+                continue
+            _, *shape = self.latent_shape(group, 1, size)
+            if not isinstance(z, Tensor) or z.ndim != 4 or list(z.shape[1:]) != shape or len(z) not in rows:
+                counts = " or ".join(str(count) for count in dict.fromkeys(rows))
+                got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+                raise ValueError(
+                    f"`{name}[{group}]` must have shape [N, {', '.join(map(str, shape))}] with N = {counts}, got {got}"
+                )
+            given[group] = z.float()
+        return [*given, *[None] * (self.num_groups - len(given))]
 
     @entry_point
     def likelihood(self, stream: Tensor, condition: Condition | None = None) -> DiscretizedLogisticMixture:
         """p(x|z) from the end of the top-down pass, `[B, width, h, w]`; centred on the condition's location, if any."""
-        parameters = convolve_scaled(self.out_conv, stream, self.affine)
         location = condition.location if condition is not None else None
         c = self.config
+        parameters = self.out_conv(self.affine(stream))
         return DiscretizedLogisticMixture(parameters, c.num_mixtures, c.output_bits, location, c.patch_size)
-
-    def _mean(self, stream: Tensor, condition: Condition | None) -> Tensor:
-        """E[x|z], `[B, 3, H, W]`: of a large map strip by strip, as its parameters take many times its memory."""
-        parts = strips(stream)
-        if parts is None:
-            return self.likelihood(stream, condition).mean()
-        x = torch.cat([self.likelihood(part).mean() for part in parts], dim=2)
-        return x if condition is None or condition.location is None else x + condition.location.float()
 
     @entry_point
     def sample(
@@ -408,34 +466,21 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             back (`half_bin_shift`).
         """
         size = (self.config.image_size, self.config.image_size) if size is None else (size[0], size[1])
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
-        source = as_noise_source(noise, generator)
+        source = as_noise_source(noise, generator, self.num_groups)
         record = "latents" if return_latents else "nothing"
-        with nullcontext() if torch.compiler.is_compiling() else prepared_weights():
-            rows = rows_at_once(self, batch_size, size)
-            if rows < batch_size:
-                whole = source if isinstance(source, CounterNoise) else WholeNoise(source, generator, batch_size)
-                options = {"sample_pixels": sample_pixels, "return_latents": return_latents, **top_down_arguments}
-                return sample_in_parts(self, batch_size, size, rows, whole, condition, options)
-            # Only models of any size are sampled in windows, which are to agree with the whole.
-            with exact_sums(execution_device(self).type) if self.config.bias_type == "channel" else nullcontext():
-                out = self.top_down(batch_size, size, source, condition=condition, record=record, **top_down_arguments)
-                if sample_pixels:
-                    # One row where all are the same, but every image draws pixels of its own.
-                    likelihood = self.likelihood(out.stream.expand(batch_size, -1, -1, -1), condition)
-                else:
-                    x = self._mean(out.stream, condition)
+        out = self.top_down(batch_size, size, source, condition=condition, record=record, **top_down_arguments)
+        # Rows that were shared until the end get memory of their own: callers change samples in place.
         if sample_pixels:
-            device = out.stream.device
-            shapes = [(batch_size, channels, *size) for channels in (self.config.num_mixtures, 3)]
             draw = uniform_source(source, generator)
-            x = likelihood.sample(*(draw(number, shape, device) for number, shape in enumerate(shapes)))
-        return VDVAESample(
-            # Rows that were shared get memory of their own: callers change samples in place.
-            sample=(x + half_bin_shift(self.config.output_bits)).expand(batch_size, -1, -1, -1).contiguous(),
-            latents=per_group(group.z for group in out.groups),
-        )
+            shapes = [(batch_size, channels, *size) for channels in (self.config.num_mixtures, 3)]
+            uniforms = [draw(number, shape, out.stream.device) for number, shape in enumerate(shapes)]
+            x = self.likelihood(out.stream.expand(batch_size, -1, -1, -1), condition).sample(*uniforms)
+        else:
+            rows = max(STRIP // out.stream.shape[-1], 1)
+            x = torch.cat([self.likelihood(part).mean() for part in out.stream.split(rows, dim=2)], dim=2)
+            x = x if condition is None or condition.location is None else x + condition.location.float()
+            x = x.expand(batch_size, -1, -1, -1).contiguous()
+        return VDVAESample(sample=x + half_bin_shift(self.config.output_bits), latents=per_group(out.latents))
 
     def forward(
         self,
@@ -456,14 +501,9 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             ValueError: sides that do not fit, or a wrong number of channels.
         """
         activations = self.encode(sample)
-        batch_size, _, height, width = sample.shape
-        out = self.top_down(
-            batch_size,
-            (height, width),
-            as_noise_source(noise, generator),
-            activations=activations,
-            condition=condition,
-        )
+        source = as_noise_source(noise, generator, self.num_groups)
+        size = (sample.shape[-2], sample.shape[-1])
+        out = self.top_down(len(sample), size, source, activations=activations, condition=condition)
         output = self.elbo(sample, out, condition)
         return output if return_dict else output.to_tuple()
 
@@ -492,3 +532,30 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             rate=rate,
             group_kl=group_kl,
         )
+
+
+def _stream_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of a stream that starts at x: its own, or autocast's, where an fp32 start would promote every sum."""
+    kind = x.device.type
+    enabled = kind != "meta" and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if enabled else x.dtype
+
+
+def group_temperatures(
+    temperature: float | Sequence[float], num_groups: int, argument: str = "temperature"
+) -> list[float]:
+    """The temperature of each group, from one for all or one for each.
+
+    Raises:
+        ValueError: not one number or `num_groups` of them, finite and >= 0; the message names `argument`.
+    """
+    given: Any = temperature
+    several = isinstance(given, Sequence) and not isinstance(given, str)
+    several = several or (isinstance(given, np.ndarray) and given.ndim > 0)
+    values = list(given) if several else [given] * num_groups
+    if len(values) != num_groups:
+        raise ValueError(f"`{argument}` must be a number or one for each of {num_groups} groups, got {len(values)}")
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
+            raise ValueError(f"`{argument}` must be a finite number >= 0, got {value!r}")
+    return [float(value) for value in values]

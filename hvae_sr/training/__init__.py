@@ -1,10 +1,10 @@
 """Training: objectives, the loop, checkpoints and options."""
 
 from .config import TrainingConfig, parse_arguments
-from .dry_run import describe
+from .cost import describe
 from .loop import Trainer
 from .objectives import ELBO, ConditionalELBO, Distillation, EnergyScore, Joint, Objective
-from .progress import Interrupted
+from .signals import Interrupted
 
 __all__ = [
     "ELBO",

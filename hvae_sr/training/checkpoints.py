@@ -5,10 +5,8 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -21,24 +19,24 @@ _PARTIAL = ".partial"
 _MANIFEST = "files.json"
 
 
-def check_writable(output_dir: Path) -> None:
-    """Makes the folder, writes to it, and leaves everything as it was.
+class Progress:
+    """What a checkpoint must remember beside weights, optimiser, average and schedule.
 
-    Raises:
-        ValueError: the folder cannot be made or written to.
+    Args:
+        crops_per_update: of all processes together; the place in an epoch is counted in such updates.
     """
-    missing: list[Path] = []
-    try:
-        missing = [path for path in (output_dir, *output_dir.parents) if not path.exists()]
-        output_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output_dir):
-            pass
-    except OSError as error:
-        raise ValueError(f"`output_dir`: {output_dir} cannot be written: {error}") from error
-    finally:
-        for path in missing:  # the innermost first
-            with suppress(OSError):
-                path.rmdir()
+
+    def __init__(self, crops_per_update: int) -> None:
+        self.step = 0
+        self.skipped = 0
+        self.crops_per_update = crops_per_update
+
+    def state_dict(self) -> dict[str, int]:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Checkpoints of earlier versions do not tell `crops_per_update`."""
+        vars(self).update(state)
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -95,10 +93,11 @@ def _attempt(accelerator: Accelerator, target: Path, partial: Path, work: Callab
     if float(failed):
         if accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
-        kept_ones = [path.name for path in list_checkpoints(target.parent)]
+        left = ", ".join(path.name for path in list_checkpoints(target.parent)) or "none"
+        free = shutil.disk_usage(target.parent).free / 2**20
         raise OSError(
             f"{target.name} could not be written ({' '.join(str(failure or 'on another process').split())}); "
-            f"{_free(target.parent)} are free; checkpoints that are left: {', '.join(kept_ones) or 'none'}"
+            f"{free:,.0f} MiB of {target.parent} are free; checkpoints that are left: {left}"
         ) from failure
 
 
@@ -107,15 +106,12 @@ def _finish(partial: Path, target: Path) -> None:
     files = sorted(path for path in partial.rglob("*") if path.is_file())
     manifest = {str(path.relative_to(partial)): (path.stat().st_size, _checksum(path)) for path in files}
     (partial / _MANIFEST).write_text(json.dumps(manifest))
-    _sync_folder(partial)
+    for path in (*sorted(partial.rglob("*")), partial):
+        _sync(path)
     if target.exists():
         _discard(target)
     os.replace(partial, target)
     _sync(target.parent)
-
-
-def _free(folder: Path) -> str:
-    return f"{shutil.disk_usage(folder).free / 2**20:,.0f} MiB of {folder}"
 
 
 def remove_partial(output_dir: Path) -> None:
@@ -202,9 +198,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    for path in sorted(folder.rglob("*")):
-        _sync(path)
-    _sync(folder)

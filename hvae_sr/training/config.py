@@ -26,47 +26,21 @@ _CHOICES = {
     "saved_dtype": ("float32", "float16"),
 }
 _RESUMED = (
-    "learning_rate",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_weight_decay",
-    "adam_epsilon",
-    "use_ema",
-    "ema_decay",
-    "plateau_patience",
-    "plateau_factor",
-)
+    "learning_rate", "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon", "use_ema", "ema_decay",
+    "plateau_patience", "plateau_factor",
+)  # fmt: skip
 """Options that a checkpoint holds: a run that goes on from it cannot have others."""
 _RELATIVE = ("vdvae_config", "lr_config")
 """Files that a recipe names relative to its own folder."""
 _FREEZE = {"train_decoder": ("vdvae-sr", "energy-score"), "train_encoder": ("vdvae-sr",)}
 """Options that freeze weights where they are false, and the stages that read them."""
-_AT_LEAST = {  # lowest value that is allowed
-    "resolution": 1,
-    "crops_per_image": 1,
-    "train_batch_size": 1,
-    "gradient_accumulation_steps": 1,
-    "max_train_steps": 1,
-    "scale_factor": 1,
-    "score_samples": 1,
-    "score_point_weight": 0,
-    "checkpointing_steps": 1,
-    "checkpoints_total_limit": 1,
-    "logging_steps": 1,
-    "validation_steps": 1,
-    "seed": 0,
-    "lr_warmup_steps": 0,
-    "dataloader_num_workers": 0,
-    "learning_rate": 0,
-    "adam_weight_decay": 0,
-    "adam_epsilon": 0,
-    "default_temperature": 0,
-    "max_grad_norm": 0,
-    "skip_threshold": 0,
-    "plateau_patience": 0,
-    "cache_gib": 0,
-    "validation_images": 0,
+_AT_LEAST = {
+    0: "score_point_weight seed lr_warmup_steps dataloader_num_workers learning_rate adam_weight_decay adam_epsilon "
+    "default_temperature max_grad_norm skip_threshold plateau_patience cache_gib validation_images",
+    1: "resolution crops_per_image train_batch_size gradient_accumulation_steps max_train_steps num_train_epochs "
+    "scale_factor score_samples checkpointing_steps checkpoints_total_limit logging_steps validation_steps",
 }
+"""Lowest values that are allowed, and the options that they are of."""
 
 
 def option(default: Any, help: str) -> Any:
@@ -80,19 +54,12 @@ def option(default: Any, help: str) -> Any:
 class TrainingConfig:
     """Options of `train.py`. Names are those of diffusers' training scripts where they mean the same."""
 
-    stage: str = option(
-        "vdvae",
-        "vdvae (ELBO), lr-encoder (distillation), joint (both at once), vdvae-sr (conditional ELBO) or energy-score.",
-    )
+    stage: str = option("vdvae", "vdvae (ELBO), lr-encoder (distillation), joint (both), vdvae-sr or energy-score.")
     train_data_dir: list[str] = option([], "Folders of photographs, searched recursively.")
     validation_data_dir: list[str] = option([], "Folders of photographs held out, to measure the loss on.")
-    train_lr_dir: list[str] = option(
-        [], "Ready-made LR images, one folder for each of train_data_dir; else downsampling_kernel makes them."
-    )
+    train_lr_dir: list[str] = option([], "Folders of ready-made LR images, one for each of train_data_dir.")
     validation_lr_dir: list[str] = option([], "The same for validation_data_dir.")
-    dataset_name: str | None = option(
-        None, "Instead of train_data_dir: a dataset on the Hub, or local .parquet or webdataset .tar files."
-    )
+    dataset_name: str | None = option(None, "Instead of folders: a dataset on the Hub, or .parquet or .tar files.")
     dataset_config_name: str | None = option(None, "Configuration of the dataset.")
     dataset_split: str = option("train", "Split of the dataset to train on.")
     validation_split: str | None = option(None, "Split of the dataset held out, instead of validation_data_dir.")
@@ -104,30 +71,20 @@ class TrainingConfig:
     validation_temperatures: list[float] = option([0.2, 0.8, 1.0], "Temperatures of those samples.")
     output_dir: str = option("", "Where checkpoints and, at the end, the trained folder are written.")
     vdvae_config: str | None = option(None, "JSON configuration of a new VDVAE.")
-    pretrained_vdvae: str | None = option(
-        None, "Folder or Hub id of a trained VDVAE (needed for lr-encoder); with vdvae_config, that starts from it."
-    )
+    pretrained_vdvae: str | None = option(None, "A trained VDVAE; with vdvae_config, the new one starts from it.")
     lr_config: str | None = option(None, "JSON configuration of the LREncoder or LRConditioner.")
     pretrained_lr_encoder: str | None = option(
-        None,
-        "Folder of a trained LR network to go on from; with lr_config, it grows to that larger configuration, or, for "
-        "another decoder, gives that what fits.",
+        None, "A trained LR network; with lr_config, it grows to that, or for another decoder gives it what fits."
     )
     scale_factor: int = option(4, "Sides of x over sides of y.")
     downsampling_kernel: str = option("bicubic", "Kernel that makes y from x (see Downsampling).")
-    saved_dtype: str = option(
-        "float32", "Of the weights in the folder at the end: float32, or float16 at half the size; loaded as float32."
-    )
+    saved_dtype: str = option("float32", "Of the saved weights: float32, or float16 at half the size.")
     default_temperature: float = option(0.8, "Temperature that the saved pipeline uses by default.")
     kl_reduction: str = option("sum", "lr-encoder: sum (the paper's eq. 14) or group_mean (the published code).")
     rate_weights: list[str] = option(
-        [],
-        "Weight of the rate in an ELBO at given updates, linear between them and constant after the last, such as "
-        "0:0.1 1000:1; none: 1 throughout. Weights below 1 bring silent latents to life.",
+        [], "Weight of the rate in an ELBO at updates, linear between them, such as 0:0.1 1000:1; none: 1 throughout."
     )
-    lr_from_vdvae: str | None = option(
-        None, "Folder of a VDVAE whose encoder the LR network's bottom-up part starts from (as in VDVAE-SR 256)."
-    )
+    lr_from_vdvae: str | None = option(None, "A VDVAE whose encoder the LR network's bottom-up part starts from.")
     train_encoder: bool = option(True, "vdvae-sr: whether the VDVAE's encoder of x is trained; the thesis froze it.")
     train_decoder: bool = option(True, "vdvae-sr, energy-score: whether the VDVAE is trained with the LR network.")
     score_samples: int = option(2, "energy-score: samples of each crop; 1 is the regression of a point estimate.")
@@ -147,10 +104,7 @@ class TrainingConfig:
     learning_rate: float = option(1e-3, "Peak learning rate.")
     lr_scheduler: str = option("cosine", "constant, constant_with_warmup, linear, cosine or plateau.")
     lr_warmup_steps: int = option(100, "Updates of linear warm-up.")
-    plateau_patience: int = option(
-        10, "plateau: the rate is lowered after more than so many validations (or spans of as many updates) in a row "
-        "without a better loss."
-    )  # fmt: skip
+    plateau_patience: int = option(10, "plateau: validations in a row without a better loss that are borne.")
     plateau_factor: float = option(0.5, "plateau: what the rate is multiplied by.")
     adam_beta1: float = option(0.9, "AdamW.")
     adam_beta2: float = option(0.95, "AdamW.")
@@ -166,9 +120,7 @@ class TrainingConfig:
     dataloader_num_workers: int = option(0, "Processes that read images.")
     checkpointing_steps: int = option(500, "Updates between checkpoints.")
     checkpoints_total_limit: int = option(2, "Checkpoints kept.")
-    resume_from_checkpoint: str | None = option(
-        None, "Folder of a checkpoint, or latest: the newest in output_dir, a fresh start when there is none."
-    )
+    resume_from_checkpoint: str | None = option(None, "A checkpoint, or latest: the newest in output_dir, if any.")
     logging_steps: int = option(50, "Updates between lines in output_dir/log.jsonl.")
     report_to: str | None = option(None, "Trackers of accelerate: tensorboard, wandb, trackio.")
     logging_dir: str = option("logs", "Folder of the trackers, below output_dir.")
@@ -179,76 +131,76 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
+            _check(
+                getattr(self, name) in allowed, name, f"must be one of {', '.join(allowed)}; got", getattr(self, name)
+            )
         self._check_data()
-        if not self.output_dir:
-            raise ValueError("`output_dir` must be given")
-        for name, lowest in _AT_LEAST.items():
-            if not (getattr(self, name) >= lowest and math.isfinite(getattr(self, name))):
-                raise ValueError(f"`{name}` must be at least {lowest} and finite, got {getattr(self, name)}")
+        _check(self.output_dir, "output_dir", "must be given")
+        for lowest, names in _AT_LEAST.items():
+            for name in names.split():
+                value = getattr(self, name)
+                sound = value is None or (value >= lowest and math.isfinite(value))
+                _check(sound, name, f"must be at least {lowest} and finite, got", value)
         for name in ("adam_beta1", "adam_beta2", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must lie in [0, 1), got {getattr(self, name)}")
+            _check(0 <= getattr(self, name) < 1, name, "must lie in [0, 1), got", getattr(self, name))
+        _check(0 < self.plateau_factor < 1, "plateau_factor", "must lie between 0 and 1, got", self.plateau_factor)
         updates = [_parse_point(entry)[0] for entry in self.rate_weights]
-        if updates != sorted(updates):
-            raise ValueError(f"`rate_weights` must name ascending updates, got {' '.join(self.rate_weights)}")
-        if self.seed >= 2**32:
-            raise ValueError(f"`seed` must be below 2**32, got {self.seed}")
-        if self.stage != "vdvae" and self.resolution % self.scale_factor:
-            raise ValueError(f"`resolution` must be a multiple of scale_factor {self.scale_factor}: {self.resolution}")
-        sizes = self.score_patch_sizes
-        if self.stage == "energy-score" and (not sizes or any(p < 1 or self.resolution % p for p in sizes)):
-            raise ValueError(f"`score_patch_sizes` must divide resolution {self.resolution}: {sizes}")
-        if self.vdvae_config is None and self.pretrained_vdvae is None:
-            raise ValueError("`vdvae_config` or `pretrained_vdvae` must be given")
+        _check(updates == sorted(updates), "rate_weights", "must name ascending updates, got", self.rate_weights)
+        _check(self.seed < 2**32, "seed", "must be below 2**32, got", self.seed)
+        temperatures = self.validation_temperatures
+        sound = all(0 <= t < math.inf for t in temperatures)
+        _check(sound, "validation_temperatures", "must be finite and >= 0, got", temperatures)
+        self._check_stage()
+
+    def _check_stage(self) -> None:
+        """Raises a ValueError unless the stage has what it needs."""
+        stage, side = self.stage, self.resolution
+        multiple = stage == "vdvae" or side % self.scale_factor == 0
+        _check(multiple, "resolution", f"must be a multiple of scale_factor {self.scale_factor}:", side)
+        if stage == "energy-score":
+            sizes = self.score_patch_sizes
+            sound = bool(sizes) and all(p >= 1 and side % p == 0 for p in sizes)
+            _check(sound, "score_patch_sizes", f"must divide resolution {side}:", sizes)
+        pretrained = self.pretrained_vdvae is not None
+        _check(pretrained or self.vdvae_config, "vdvae_config", "or `pretrained_vdvae` must be given")
         for name, stages in _FREEZE.items():
-            if self.stage in stages and self.pretrained_vdvae is None and not getattr(self, name):
-                raise ValueError(f"`{name}` false needs `pretrained_vdvae`: random weights would be frozen")
-        if self.num_train_epochs is not None and self.num_train_epochs < 1:
-            raise ValueError(f"`num_train_epochs` must be at least 1, got {self.num_train_epochs}")
-        if not 0 < self.plateau_factor < 1:
-            raise ValueError(f"`plateau_factor` must lie between 0 and 1, got {self.plateau_factor}")
-        if not all(0 <= t < math.inf for t in self.validation_temperatures):
-            raise ValueError(f"`validation_temperatures` must be finite and >= 0, got {self.validation_temperatures}")
-        if self.stage == "lr-encoder" and self.pretrained_vdvae is None:
-            raise ValueError("`pretrained_vdvae` must be given for stage lr-encoder: the prior stays frozen")
-        if self.stage != "vdvae" and self.lr_config is None and self.pretrained_lr_encoder is None:
-            raise ValueError(f"`lr_config` or `pretrained_lr_encoder` must be given for stage {self.stage}")
+            sound = pretrained or stage not in stages or getattr(self, name)
+            _check(sound, name, "false needs `pretrained_vdvae`: random weights would be frozen")
+        sound = pretrained or stage != "lr-encoder"
+        _check(sound, "pretrained_vdvae", "must be given for stage lr-encoder: the prior stays frozen")
+        sound = stage == "vdvae" or bool(self.lr_config or self.pretrained_lr_encoder)
+        _check(sound, "lr_config", f"or `pretrained_lr_encoder` must be given for stage {stage}")
+
+    def _check_data(self) -> None:
+        """Raises a ValueError unless exactly one source of images is named, with options that it has."""
+        if bool(self.train_data_dir) == bool(self.dataset_name):
+            raise ValueError(
+                "`train_data_dir` must name at least one folder of photographs, or else `dataset_name` a dataset; "
+                f"got {'both' if self.train_data_dir else 'neither'}"
+            )
+        wrong = {
+            "train_lr_dir": self.train_lr_dir and self.dataset_name,
+            "validation_lr_dir": self.validation_lr_dir and not self.validation_data_dir,
+            "streaming": self.streaming and not self.dataset_name,
+            "validation_split": self.validation_split and (self.validation_data_dir or not self.dataset_name),
+            "num_train_epochs": self.streaming and self.num_train_epochs is not None,
+        }
+        for name, is_wrong in wrong.items():
+            _check(not is_wrong, name, "does not go with the other sources of images given; got", getattr(self, name))
+        for name in ("train_data_dir", "validation_data_dir", "train_lr_dir", "validation_lr_dir"):
+            folders = [Path(folder).resolve() for folder in getattr(self, name)]
+            sound = self.output_path.resolve() not in folders
+            _check(
+                sound, "output_dir", f"is `{name}` too: its pictures would become images of the run", self.output_dir
+            )
+        for name in ("train_lr_dir", "validation_lr_dir"):
+            given = getattr(self, name)
+            _check(not given or self.scale_factor > 1, name, "needs a `scale_factor` above 1; got", given)
 
     @property
     def output_path(self) -> Path:
         """`output_dir` as a path."""
         return Path(self.output_dir)
-
-    def _check_data(self) -> None:
-        """Raises a ValueError unless exactly one source of images is named, with options that it has."""
-        if bool(self.train_data_dir) == bool(self.dataset_name):
-            given = "both" if self.train_data_dir else "neither"
-            raise ValueError(
-                "`train_data_dir` must name at least one folder of photographs, or else `dataset_name` a dataset; "
-                f"got {given}"
-            )
-        wrong = {
-            "train_lr_dir": bool(self.train_lr_dir and self.dataset_name),
-            "validation_lr_dir": bool(self.validation_lr_dir and not self.validation_data_dir),
-            "streaming": self.streaming and not self.dataset_name,
-            "validation_split": bool(self.validation_split and (self.validation_data_dir or not self.dataset_name)),
-            "num_train_epochs": self.streaming and self.num_train_epochs is not None,
-        }
-        for name, is_wrong in wrong.items():
-            if is_wrong:
-                value = getattr(self, name)
-                raise ValueError(f"`{name}` does not go with the other sources of images given; got {value!r}")
-        for name in ("train_data_dir", "validation_data_dir", "train_lr_dir", "validation_lr_dir"):
-            for folder in getattr(self, name):
-                if Path(folder).resolve() == self.output_path.resolve():
-                    raise ValueError(
-                        f"`output_dir` {self.output_dir!r} is `{name}` too: its pictures would become images of the run"
-                    )
-        for name in ("train_lr_dir", "validation_lr_dir"):
-            if getattr(self, name) and self.scale_factor == 1:
-                raise ValueError(f"`{name}` needs a `scale_factor` above 1; got {getattr(self, name)!r}")
 
     def rate_weight(self, step: int) -> float:
         """The rate's weight in the loss of update `step`, interpolated in `rate_weights`."""
@@ -268,12 +220,14 @@ class TrainingConfig:
         """
         try:
             before = json.loads(path.read_text())
-            found = {name: before[name] for name in _RESUMED}
-            scheduler = before["lr_scheduler"]
+            found = {name: before[name] for name in (*_RESUMED, "lr_scheduler")}
         except (OSError, ValueError, KeyError, TypeError):
             return
-        unused = set() if self.use_ema else {"ema_decay"}
-        unused |= set() if self.lr_scheduler == "plateau" else {"plateau_patience", "plateau_factor"}
+        plateau = self.lr_scheduler == "plateau"
+        scheduler = found.pop("lr_scheduler")
+        if (scheduler == "plateau") != plateau:
+            raise ValueError(f"`lr_scheduler` {self.lr_scheduler!r} cannot go on from a checkpoint of {scheduler!r}")
+        unused = (() if self.use_ema else ("ema_decay",)) + (() if plateau else ("plateau_patience", "plateau_factor"))
         for name, value in found.items():
             if name not in unused and value != getattr(self, name):
                 raise ValueError(
@@ -281,15 +235,10 @@ class TrainingConfig:
                     "another, begin a new run with `pretrained_vdvae` and `pretrained_lr_encoder`"
                 )
 
-        if (scheduler == "plateau") != (self.lr_scheduler == "plateau"):
-            raise ValueError(f"`lr_scheduler` {self.lr_scheduler!r} cannot go on from a checkpoint of {scheduler!r}")
-
     @property
     def arguments(self) -> list[str]:
         """A command line that gives the options: the stage, and those that are not at their defaults."""
-        plain = {entry.name: entry.default_factory() if callable(entry.default_factory) else entry.default
-                 for entry in fields(self)}  # fmt: skip
-        changed = {name: value for name, value in asdict(self).items() if value != plain[name]}
+        changed = {name: value for name, value in asdict(self).items() if value != _DEFAULTS[name]}
         return _as_arguments({"stage": self.stage, **changed})
 
     def save(self, path: Path) -> None:
@@ -301,10 +250,16 @@ class TrainingConfig:
         write_atomically(json.dumps(options, indent=2) + "\n", path)
 
 
-_EMPTY = {
-    entry.name for entry in fields(TrainingConfig) if callable(entry.default_factory) and not entry.default_factory()
+_DEFAULTS = {
+    entry.name: entry.default_factory() if callable(entry.default_factory) else entry.default
+    for entry in fields(TrainingConfig)
 }
-"""Lists that are empty by default."""
+
+
+def _check(sound: Any, name: str, must: str, *value: Any) -> None:
+    """Raises a ValueError about the option `name` unless it is sound."""
+    if not sound:
+        raise ValueError(" ".join([f"`{name}` {must}", *map(repr, value)]))
 
 
 def _parse_point(entry: str) -> tuple[int, float]:
@@ -360,7 +315,7 @@ def _as_arguments(options: dict[str, Any]) -> list[str]:
     arguments = []
     for name, value in options.items():
         if isinstance(value, list):
-            if value or name not in _EMPTY:  # an option without values is an error
+            if value or _DEFAULTS[name]:  # an option without values is an error
                 arguments += [f"--{name}", *map(str, value)]
         elif value is not None:
             arguments.append(f"--{name}={value}")

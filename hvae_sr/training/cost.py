@@ -1,20 +1,27 @@
-"""What training costs: arithmetic, memory, and the arithmetic that the machine can do."""
+"""What training costs: arithmetic, memory, the arithmetic that the machine can do; and `--dry_run`, which tells."""
 
 import functools
+import json
 import time
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..operators import Downsampling
-from .build import build_objective, check_gradients, check_objective
-from .config import TrainingConfig
-from .objectives import Objective
+from ..data import ImageStream
+from .batches import build_training_set, build_validation_set, crops_per_update
+from .checkpoints import find_checkpoints
+from .config import OPTIONS_FILE, TrainingConfig
+from .log import check_tracker
+from .networks import build_objective, check_objective
+from .objectives import ConditionalObjective, Objective
 
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What `mixed_precision` computes convolutions in."""
 _SINGLE_PRECISION = 4  # bytes: parameters, gradients and the optimiser are fp32 also under autocast
 
 
@@ -39,7 +46,7 @@ def measure_cost(
     """Runs one image forward and backward; checks that the networks fit and that every parameter gets a gradient.
 
     Raises:
-        ValueError: see `check_objective` and `check_gradients`.
+        ValueError: see `check_objective`.
     """
     parameters = {parameter.untyped_storage()._cdata for parameter in objective.parameters()}
     kept: dict[int, tuple[int, Tensor]] = {}  # the tensors too, or an address could be used twice
@@ -52,7 +59,7 @@ def measure_cost(
 
     with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
         with autocast:
-            check_gradients(objective, config, device, num_processes)
+            check_objective(objective, config, device, num_processes)
     return Cost(counter.get_total_flops(), sum(size for size, _ in kept.values()))
 
 
@@ -80,10 +87,9 @@ def memory_estimate(objective: Objective, config: TrainingConfig, cost: Cost, nu
 
     With gradient checkpointing the activations of the block being recomputed are not counted.
     """
-    everything = sum(parameter.numel() for parameter in objective.parameters())
-    trained = sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad)
+    trained = _count(objective, trained=True)
     found = {
-        "parameters": everything,
+        "parameters": _count(objective),
         "gradients": trained * (2 if num_processes > 1 else 1),  # several processes: and the buckets they meet in
         "Adam's moments": 2 * trained,
         "averaged weights": trained if config.use_ema else 0,
@@ -98,20 +104,62 @@ def plan(config: TrainingConfig, num_processes: int = 1) -> tuple[Objective, Cos
     Raises:
         ValueError: networks that do not fit each other or the options.
     """
-    device = torch.device("cpu")
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.mixed_precision)
+    device, dtype = torch.device("cpu"), DTYPES[config.mixed_precision]
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         objective = build_objective(config, load_weights=False)
-    image = torch.zeros(1, 3, config.resolution, config.resolution)
-    for holder in (objective, objective.lr_network):  # the matrices of H are cut by their values: these must be real
-        operator = getattr(holder, "operator", None)
-        if isinstance(operator, Downsampling):
-            operator.project(image, operator(image))
+    if isinstance(objective, ConditionalObjective):
+        image = torch.zeros(1, 3, config.resolution, config.resolution)
+        for holder in (objective, objective.lr_network):  # H's matrices are cut by their values: no fake ones
+            operator = getattr(holder, "operator", None)
+            if operator is not None:
+                operator.project(image, operator(image))
     with mode:
-        check_objective(objective, config, device)
         if config.gradient_checkpointing:
             for network in objective.components().values():
                 network.enable_gradient_checkpointing()
-        autocast = torch.autocast("cpu", dtype=dtype, enabled=dtype is not None)
+        autocast = torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32)
         return objective, measure_cost(objective, config, device, num_processes, autocast)
+
+
+def describe(config: TrainingConfig) -> str:
+    """Networks, parameters, cost, memory, images and options of a run; reads the images, computes and writes nothing.
+
+    Raises:
+        ValueError: what would also end the run itself before its first update.
+    """
+    check_tracker(config.report_to)
+    checkpoints = find_checkpoints(config.resume_from_checkpoint, config.output_path)
+    if checkpoints:
+        config.check_resumed(checkpoints[0].parent / OPTIONS_FILE)
+    sizes_only = replace(config, cache_gib=0.0)  # no image is decoded
+    state = PartialState()
+    objective, cost = plan(config, state.num_processes)
+    lines = [f"stage: {config.stage}"]
+    for name, network in objective.components().items():
+        total, trained = _count(network), _count(network, trained=True)
+        lines.append(f"{name}: {type(network).__name__}, {total:,} parameters, {trained:,} of them trained")
+    lines.append(f"computation: {cost.flops / 1e9:.2f} GFLOPs per image, forward and backward")
+    memory = memory_estimate(objective, config, cost, state.num_processes)
+    parts = ", ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in memory.items() if size)
+    lines.append(f"memory (estimate, each process): {sum(memory.values()) / 2**20:,.0f} MiB: {parts}")
+    dataset = build_training_set(sizes_only, 0, 1)
+    crops = None if isinstance(dataset, ImageStream) else len(dataset)
+    update = crops_per_update(config, state.num_processes, crops)
+    if isinstance(dataset, ImageStream):
+        lines.append("images: streamed, not counted")
+    else:
+        lines.append(f"images: {dataset.num_images}, {crops} crops in an epoch, {len(dataset) // update} updates")
+        lines.append(f"images skipped: {len(dataset.skipped)}")
+    validation = build_validation_set(sizes_only)
+    if validation is not None:
+        lines.append(f"held-out images: {validation.num_images}")
+    epochs = config.num_train_epochs
+    length = f"{config.max_train_steps} updates" if epochs is None else f"{epochs} epochs"
+    lines.append(f"run: {length} of {update} crops, {state.num_processes} process(es) on {state.device.type}")
+    lines.append(f"options: {json.dumps(asdict(config), indent=2)}")
+    return "\n".join(lines)
+
+
+def _count(network: torch.nn.Module, trained: bool = False) -> int:
+    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad or not trained)

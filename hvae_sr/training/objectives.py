@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ..data import convert_pairs, make_pairs
 from ..models import VDVAE, Condition, LRConditioner, LREncoder, VDVAEOutput
 from ..models.distributions import DiagonalGaussian
-from ..models.layers import Stream
 from ..noise import CounterNoise
 from ..operators import Downsampling
 
@@ -24,76 +23,88 @@ _SAMPLE_STRIDE = 0xD1B54A32D192ED03
 """Between the noise addresses of one crop's samples: odd and far from 1, like the stride between seeds of runs."""
 
 
+Loss = tuple[Tensor, dict[str, Tensor]]
+"""The loss to minimise, a scalar, and figures to log: scalars, and one vector with a number for each group."""
+
+
 class Objective(nn.Module):
     """A loss over a batch of photographs, and the networks it trains.
 
     Args:
         vdvae: the prior.
-        lr_network: the LR network, for the stages that have one.
-        operator: H, makes y from x; the same operator as at inference.
     """
 
-    def __init__(
-        self,
-        vdvae: VDVAE,
-        lr_network: LREncoder | LRConditioner | None = None,
-        operator: Downsampling | None = None,
-    ) -> None:
+    figure = "bits_per_dim"
+    """The figure in the log that the stage is judged by."""
+    method: str
+    """What the stage is, in a few words."""
+
+    def __init__(self, vdvae: VDVAE) -> None:
         super().__init__()
         self.vdvae = vdvae
-        self.lr_network = lr_network
-        self.operator = operator
 
-    def forward(
-        self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1.0, low: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to minimise, a scalar, and figures to log: scalars, and one vector with a number for each group.
+    def forward(self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1, low: Tensor | None = None) -> Loss:
+        """The loss and its figures.
 
         Args:
             images: `[B, 3, H, W]` uint8.
             seeds: one integer for each image, addresses the noise of its latents.
             rate_weight: factor of the rate in an ELBO; below 1 it lets latents come alive (Sønderby et al., 2016).
-            low: `[B, 3, h, w]` uint8, the LR images where they are given; else `operator` makes them.
+            low: `[B, 3, h, w]` uint8, the LR images where they are given; else the degradation makes them.
         """
         raise NotImplementedError
 
-    def pairs(self, images: Tensor, low: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x and y on [-1, 1], from 8-bit images."""
-        if low is not None:
-            return convert_pairs(images, low)
-        assert self.operator is not None
-        return make_pairs(images, self.operator)
-
     def components(self) -> dict[str, VDVAE | LREncoder | LRConditioner]:
         """The networks under the names that a pipeline gives them."""
-        networks: dict[str, VDVAE | LREncoder | LRConditioner] = {"vdvae": self.vdvae}
-        if self.lr_network is not None:
-            networks["lr_encoder"] = self.lr_network
-        return networks
+        return {"vdvae": self.vdvae}
+
+
+class ConditionalObjective(Objective):
+    """An objective with an LR network.
+
+    Args:
+        vdvae: the prior.
+        lr_network: the LR network.
+        operator: H, makes y from x; the same operator as at inference.
+    """
+
+    lr_network: LREncoder | LRConditioner
+
+    def __init__(self, vdvae: VDVAE, lr_network: LREncoder | LRConditioner, operator: Downsampling) -> None:
+        super().__init__(vdvae)
+        self.lr_network = lr_network
+        self.operator = operator
+
+    def pairs(self, images: Tensor, low: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x and y on [-1, 1], from 8-bit images."""
+        return make_pairs(images, self.operator) if low is None else convert_pairs(images, low)
+
+    def components(self) -> dict[str, VDVAE | LREncoder | LRConditioner]:
+        return {"vdvae": self.vdvae, "lr_encoder": self.lr_network}
 
 
 class ELBO(Objective):
     """Stage `vdvae`: the negative ELBO of x (VD-VAE, eq. 1), in nats per dimension."""
 
-    def forward(
-        self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1.0, low: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    method = "VD-VAE prior (negative ELBO)"
+
+    def forward(self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1, low: Tensor | None = None) -> Loss:
         x = images.float() / 127.5 - 1
         return _elbo(self.vdvae(x, noise=CounterNoise(seeds)), rate_weight)
 
 
-class ConditionalELBO(Objective):
+class ConditionalELBO(ConditionalObjective):
     """Stage `vdvae-sr`: the negative conditional ELBO (thesis, eq. 4.5, or 5.1 where the posterior does not see y)."""
 
-    def forward(
-        self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1.0, low: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    method = "VDVAE-SR: conditioned VD-VAE (conditional ELBO)"
+
+    def forward(self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1, low: Tensor | None = None) -> Loss:
         x, y = self.pairs(images, low)
-        condition = self.lr_network.encode(y)  # type: ignore[union-attr]
-        return _elbo(self.vdvae(x, noise=CounterNoise(seeds), condition=condition), rate_weight)
+        out = self.vdvae(x, noise=CounterNoise(seeds), condition=self.lr_network.encode(y))
+        return _elbo(out, rate_weight)
 
 
-class Distillation(Objective):
+class Distillation(ConditionalObjective):
     """Stage `lr-encoder`: KL(q_phi(z_<k|x) || q_psi(z_<k|y)), VD-VAE frozen (CVDVAE, eq. 13-14).
 
     z is drawn from q_phi. The sum runs over groups and elements and is averaged over the batch; with
@@ -103,6 +114,9 @@ class Distillation(Objective):
         kl_reduction: "sum" or "group_mean".
     """
 
+    figure = "kl_bits_per_dim"
+    method = "CVDVAE: LR encoder distilled from a frozen VD-VAE prior"
+
     def __init__(self, vdvae: VDVAE, lr_network: LREncoder, operator: Downsampling, kl_reduction: str = "sum") -> None:
         super().__init__(vdvae, lr_network, operator)
         if kl_reduction not in ("sum", "group_mean"):
@@ -110,9 +124,7 @@ class Distillation(Objective):
         self.kl_reduction = kl_reduction
         self.vdvae.requires_grad_(False)
 
-    def forward(
-        self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1.0, low: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1, low: Tensor | None = None) -> Loss:
         x, y = self.pairs(images, low)
         group_kl = self.group_kl(x, y, CounterNoise(seeds))
         group_nats = torch.stack([kl.sum(dim=(1, 2, 3)).mean() for kl in group_kl])
@@ -141,7 +153,7 @@ class Distillation(Objective):
         with torch.no_grad():
             activations = self.vdvae.encode(x)
         out = self.vdvae.top_down(
-            x.shape[0],
+            len(x),
             (x.shape[-2], x.shape[-1]),
             noise,
             activations=activations,
@@ -152,7 +164,7 @@ class Distillation(Objective):
         return [posterior.kl(lr_posterior) for posterior, lr_posterior in pairs if posterior and lr_posterior]
 
 
-class Joint(Objective):
+class Joint(ConditionalObjective):
     """Stage `joint`: the negative ELBO of x, and q_psi(z_l | z_<l, y) distilled from it in the same top-down pass.
 
         -ELBO(x) + KL(sg[q_phi(z_<k|x)] || q_psi(z_<k | sg[z_<k], y)),  nats per dimension,
@@ -161,40 +173,43 @@ class Joint(Objective):
     (CVDVAE, eq. 13-14, with phi and theta of the moment), for the cost of the LR encoder alone.
     """
 
-    def forward(
-        self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1.0, low: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    method = "CVDVAE: VD-VAE prior and LR encoder trained together"
+
+    def forward(self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1, low: Tensor | None = None) -> Loss:
         x, y = self.pairs(images, low)
-        condition = self.lr_network.encode(y)  # type: ignore[union-attr]
-        out = self.vdvae.top_down(
-            len(x),
-            (x.shape[-2], x.shape[-1]),
-            CounterNoise(seeds),
-            activations=self.vdvae.encode(x),
-            condition=_Follower(**{field.name: getattr(condition, field.name) for field in fields(condition)}),
-        )
+        condition = self.lr_network.encode(y)
+        follower = _Follower(condition.network, condition.features, condition.location, condition)
+        size, activations = (x.shape[-2], x.shape[-1]), self.vdvae.encode(x)
+        out = self.vdvae.top_down(len(x), size, CounterNoise(seeds), activations=activations, condition=follower)
         loss, figures = _elbo(self.vdvae.elbo(x, out), rate_weight)
-        kl = torch.stack(
-            [
-                DiagonalGaussian(*(part.detach() for part in group.posterior)).kl(group.lr_posterior).sum()
-                for group in out.groups
-                if group.posterior is not None and group.lr_posterior is not None
-            ]
-        ).sum()
-        kl = kl / x.numel()
+        pairs = [(group.posterior, group.lr_posterior) for group in out.groups]
+        nats = [_detached(q).kl(lr_posterior).sum() for q, lr_posterior in pairs if q and lr_posterior]
+        kl = torch.stack(nats).sum() / x.numel()
         figures["kl_bits_per_dim"] = kl.detach() / NATS_PER_BIT
         return loss + kl, figures
 
 
+@dataclass(frozen=True)
 class _Follower(Condition):
-    """A condition whose q_psi sends no gradient into the prior."""
+    """A condition whose q_psi sends no gradient into the prior.
 
-    def posterior(self, group: int, stream: Stream, prior: DiagonalGaussian | None) -> DiagonalGaussian:
-        fixed = None if prior is None else DiagonalGaussian(*(part.detach() for part in prior))
-        return super().posterior(group, Stream(stream.x.detach()), fixed)
+    Args:
+        followed: the condition that it stands for.
+    """
+
+    followed: Condition | None = None
+
+    def posterior(self, group: int, x: Tensor, prior: DiagonalGaussian) -> DiagonalGaussian | None:
+        """q_psi(z_l | sg[z_<l], y)."""
+        assert self.followed is not None
+        return self.followed.posterior(group, x.detach(), _detached(prior))
 
 
-class EnergyScore(Objective):
+def _detached(gaussian: DiagonalGaussian) -> DiagonalGaussian:
+    return DiagonalGaussian(*(part.detach() for part in gaussian))
+
+
+class EnergyScore(ConditionalObjective):
     """Stage `energy-score`: a proper scoring rule of the sampler that the pipeline runs; there is no encoder of x.
 
     Samples x_1..x_n ~ p(x|y), E[x|z] each, projected on {x : Hx = y} as at inference, are compared with the
@@ -217,15 +232,13 @@ class EnergyScore(Objective):
         point_weight: w; 0 leaves the term out.
     """
 
+    figure = "score"
+    method = "conditioned VD-VAE decoder trained with the energy score"
+
     def __init__(
-        self,
-        vdvae: VDVAE,
-        lr_network: LREncoder | LRConditioner,
-        operator: Downsampling,
-        num_samples: int = 2,
-        patch_sizes: Sequence[int] = (1, 4),
-        point_weight: float = 0.0,
-    ) -> None:
+        self, vdvae: VDVAE, lr_network: LREncoder | LRConditioner, operator: Downsampling, num_samples: int = 2,
+        patch_sizes: Sequence[int] = (1, 4), point_weight: float = 0.0,
+    ) -> None:  # fmt: skip
         super().__init__(vdvae, lr_network, operator)
         if num_samples < 1:
             raise ValueError(f"`num_samples` must be at least 1, got {num_samples}")
@@ -237,18 +250,14 @@ class EnergyScore(Objective):
         self.patch_sizes = tuple(patch_sizes)
         self.point_weight = point_weight
 
-    def forward(
-        self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1.0, low: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1, low: Tensor | None = None) -> Loss:
         x, y = self.pairs(images, low)
         size = (x.shape[-2], x.shape[-1])
-        condition = self.lr_network.encode(y)  # type: ignore[union-attr]
+        condition = self.lr_network.encode(y)
         samples = self.samples(y, size, seeds, condition)
         error = torch.stack([self._distance(sample, x) for sample in samples]).mean()
-        spread = torch.zeros_like(error)
-        pairs = list(itertools.combinations(samples, 2))
-        if pairs:
-            spread = torch.stack([self._distance(one, other) for one, other in pairs]).mean()
+        apart = [self._distance(one, other) for one, other in itertools.combinations(samples, 2)]
+        spread = torch.stack(apart).mean() if apart else torch.zeros_like(error)
         loss = score = error - 0.5 * spread
         figures = {"score": score, "error": error, "spread": spread}
         if self.point_weight:
@@ -269,19 +278,17 @@ class EnergyScore(Objective):
             condition: what the LR network made of y, where it is known.
         """
         n = self.num_samples
-        condition = condition or self.lr_network.encode(y)  # type: ignore[union-attr]
+        condition = condition or self.lr_network.encode(y)
         noise = CounterNoise([seed + j * _SAMPLE_STRIDE for j in range(n) for seed in seeds])
         drawn = self._draw(size, noise, condition.repeat(n), float(n > 1))
         with torch.autocast(y.device.type, enabled=False):
-            return self.operator.project(drawn, y.repeat(n, 1, 1, 1)).chunk(n)  # type: ignore[union-attr]
+            return self.operator.project(drawn, y.repeat(n, 1, 1, 1)).chunk(n)
 
     def _draw(
         self, size: tuple[int, int], noise: CounterNoise | None, condition: Condition, temperature: float
     ) -> Tensor:
         """One sample for each row of the condition, not projected."""
-        out = self.vdvae.sample(
-            condition.batch_size, size, noise, condition=condition, temperature=temperature, return_latents=False
-        )
+        out = self.vdvae.sample(condition.batch_size, size, noise, condition=condition, temperature=temperature)
         return out.sample.float()
 
     def _distance(self, one: Tensor, other: Tensor) -> Tensor:
@@ -289,6 +296,12 @@ class EnergyScore(Objective):
         squares = (one - other).square().mean(dim=1, keepdim=True)
         # The constant keeps the gradient finite where two samples agree.
         return torch.stack([(F.avg_pool2d(squares, p) + 1e-6).sqrt().mean() for p in self.patch_sizes]).mean()
+
+
+STAGES: dict[str, type[Objective]] = {
+    "vdvae": ELBO, "lr-encoder": Distillation, "joint": Joint, "vdvae-sr": ConditionalELBO, "energy-score": EnergyScore
+}  # fmt: skip
+"""A stage is an objective and its trainable parameters."""
 
 
 def _elbo(out: VDVAEOutput, rate_weight: float) -> tuple[Tensor, dict[str, Tensor]]:

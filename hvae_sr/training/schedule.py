@@ -4,19 +4,18 @@ from typing import Any
 
 import torch
 from diffusers.optimization import get_scheduler
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from .config import TrainingConfig
 
 
 class PlateauSchedule:
-    """torch's `ReduceLROnPlateau`, with a linear warm-up before it.
+    """torch's `ReduceLROnPlateau`, with a linear warm-up before it, during which no loss is observed.
 
     Args:
         optimizer: the optimiser, at its peak rate.
-        warmup_steps: updates of linear warm-up; no loss is observed during them.
-        factor: what the rate is multiplied by.
-        patience: observations without a better loss that are borne.
+        warmup_steps: updates of linear warm-up.
+        factor, patience: as torch's.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, warmup_steps: int, factor: float, patience: int) -> None:
@@ -34,6 +33,10 @@ class PlateauSchedule:
         self.steps += 1
         if self.steps <= self.warmup_steps:
             self._warm_up()
+
+    def _warm_up(self) -> None:
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * min(1.0, self.steps / self.warmup_steps) if self.warmup_steps else peak
 
     def add(self, loss: float) -> None:
         """The training loss of an update, for `observe_training`."""
@@ -64,15 +67,27 @@ class PlateauSchedule:
         self.plateau.load_state_dict(state.pop("plateau"))
         vars(self).update(state)
 
-    def _warm_up(self) -> None:
-        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * min(1.0, self.steps / self.warmup_steps) if self.warmup_steps else peak
+
+class StepSchedule(LambdaLR):
+    """A schedule of the step alone, whose state is the step: a resumed run may have another length or shape."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to the step of `state`. The rate there is this schedule's: that of a finished run may have been 0."""
+        super().load_state_dict(state)
+        self._last_lr = [
+            base * factor(self.last_epoch) for base, factor in zip(self.base_lrs, self.lr_lambdas, strict=True)
+        ]
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate
 
 
-def make_schedule(config: TrainingConfig, optimizer: torch.optim.Optimizer, max_steps: int) -> Any:
+def make_schedule(
+    config: TrainingConfig, optimizer: torch.optim.Optimizer, max_steps: int
+) -> PlateauSchedule | StepSchedule:
     """The schedule that `config.lr_scheduler` names, for a run of so many updates."""
     if config.lr_scheduler == "plateau":
         return PlateauSchedule(optimizer, config.lr_warmup_steps, config.plateau_factor, config.plateau_patience)
-    return get_scheduler(
+    named = get_scheduler(
         config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=max_steps
     )
+    return StepSchedule(optimizer, named.lr_lambdas)

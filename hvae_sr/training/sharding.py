@@ -1,5 +1,7 @@
-"""Parameters that are shared out over processes (FSDP): what the loop needs beside accelerate's own support."""
+"""The averaged weights, and parameters that are shared out over processes (FSDP)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from accelerate import Accelerator
@@ -7,8 +9,8 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from .build import build_objective
 from .config import TrainingConfig
+from .networks import build_objective
 from .objectives import Objective
 
 
@@ -50,18 +52,30 @@ class Average(EMAModel):
         self.shadow_params = [
             distribute_tensor(new.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
             if isinstance(like, DTensor)
-            else new
+            else new.to(like.device)  # accelerate loads it to the CPU
             for new, like in zip(self.shadow_params, old, strict=True)
         ]
 
 
-def gathered(objective: Objective, average: Average | None, config: TrainingConfig) -> Objective:
-    """A whole copy of a shared-out objective on this process's device, with the averaged weights if there are any.
+@contextmanager
+def averaged(objective: Objective, average: Average | None, config: TrainingConfig) -> Iterator[Objective]:
+    """The objective with the averaged weights if there are any, whole on every process. A collective operation.
 
-    A collective operation.
+    Of one whose parameters are shared out it is a copy.
     """
-    trained = [name for name, parameter in objective.named_parameters() if parameter.requires_grad]
-    averages = dict(zip(trained, average.shadow_params, strict=True)) if average is not None else {}
-    copy = build_objective(config, load_weights=False)
-    copy.load_state_dict({name: whole(averages.get(name, x)) for name, x in objective.state_dict().items()})
-    return copy.to(next(objective.parameters()).device).requires_grad_(False)
+    trained = {name: x for name, x in objective.named_parameters() if x.requires_grad}
+    if any(isinstance(x, DTensor) for x in objective.parameters()):
+        averages = dict(zip(trained, average.shadow_params, strict=True)) if average is not None else {}
+        copy = build_objective(config, load_weights=False)
+        copy.load_state_dict({name: whole(averages.get(name, x)) for name, x in objective.state_dict().items()})
+        yield copy.to(next(objective.parameters()).device).requires_grad_(False)
+        return
+    if average is None:
+        yield objective
+        return
+    average.store(trained.values())
+    average.copy_to(trained.values())
+    try:
+        yield objective
+    finally:
+        average.restore(trained.values())

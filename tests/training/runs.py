@@ -18,15 +18,9 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import train
+from hvae_sr.training.objectives import STAGES
 
-STAGES = ["vdvae", "lr-encoder", "vdvae-sr", "energy-score", "joint"]
-FIGURES = {
-    "vdvae": "bits_per_dim",
-    "lr-encoder": "kl_bits_per_dim",
-    "vdvae-sr": "bits_per_dim",
-    "energy-score": "score",
-    "joint": "bits_per_dim",
-}
+FIGURES = {stage: objective.figure for stage, objective in STAGES.items()}
 """What a stage logs of its loss."""
 DECODER = {"decoder_blocks": "8x1,16m8,16x1", "latent_channels": 4}
 VDVAE_CONFIG = {

@@ -8,16 +8,16 @@ from runs import LR_CONFIGS, VDVAE_CONFIG
 
 import train
 from hvae_sr import VDVAE, LRConditioner, LREncoder
-from hvae_sr.training.growth import _same_resolution, grow, transfer
+from hvae_sr.checkpoints.growth import grow, transfer
 
 NETWORKS = [(VDVAE, "vdvae"), (LRConditioner, "lr_encoder")]
 KINDS = {"lr-encoder": LREncoder, "vdvae-sr": LRConditioner}
 Y = torch.linspace(-1, 1, 2 * 3 * 8 * 16).view(2, 3, 8, 16)
 
 
-def trained(stage, **changes):
+def trained(stage, seed=0, **changes):
     """A network whose weights are all other than at the start."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     network = KINDS[stage](**{**LR_CONFIGS[stage], **changes})
     with torch.no_grad():
         for parameter in network.parameters():
@@ -126,19 +126,6 @@ def test_what_has_its_place_at_another_scale_factor_is_taken_over(options, tmp_p
     assert train.main(options("energy-score", tmp_path / "third", **changes)) == 2
 
 
-@pytest.mark.parametrize(
-    "blocks, others, expected",
-    [
-        ("8x2,16m8,16x2", "8x3,16m8,16x1", [(0, 0), (1, 1), (2, 3), (3, 4)]),
-        ("4x1,8m4,8x2,16m8", "8x2,16m8", [(1, 0), (2, 1), (4, 2)]),
-        ("16x2,16d2,8x1", "16x1,16d2,8x2", [(0, 0), (2, 1), (3, 2)]),
-        (None, "8x1", []),
-    ],
-)
-def test_blocks_have_their_places_among_those_of_their_resolution(blocks, others, expected):
-    assert list(_same_resolution(blocks, others)) == expected
-
-
 def test_networks_without_a_common_part_are_refused():
     small = trained("vdvae-sr")
     other = LRConditioner(**{**LR_CONFIGS["vdvae-sr"], "width": 24, "decoder_width": 24})
@@ -146,21 +133,16 @@ def test_networks_without_a_common_part_are_refused():
         transfer(small, other)
 
 
-@pytest.mark.parametrize("kind", [LRConditioner, LREncoder])
-def test_blocks_at_another_distance_from_x_are_those_at_the_same_distance_from_y(kind):
+@pytest.mark.parametrize("stage", KINDS)
+def test_blocks_at_another_distance_from_x_are_those_at_the_same_distance_from_y(stage):
     """As from x4 to x8: what lay at y's resolution and above does so again, one resolution further from x's."""
-    stage = next(stage for stage, one in KINDS.items() if one is kind)
-    first = LR_CONFIGS[stage] | {
-        "decoder_blocks": "4x1,8m4,8x1,16m8",
-        "blocks": "8x1,8d2,4x1",
-        "num_conditioned_groups": None,
-    }
+    first = {"decoder_blocks": "4x1,8m4,8x1,16m8", "blocks": "8x1,8d2,4x1", "num_conditioned_groups": None}
     other = first | {"decoder_blocks": "8x1,16m8,16x1", "upsampling_blocks": "16m8,16x1"}
-    small, new = (trained_by(kind, changes, seed) for seed, changes in enumerate((first, other)))
+    small, new = (trained(stage, seed, **changes) for seed, changes in enumerate((first, other)))
     before = {name: value.clone() for name, value in new.state_dict().items()}
     assert transfer(small, new)  # some keep their random weights
     old, now = small.state_dict(), new.state_dict()
-    groups = "gates" if kind is LRConditioner else "heads"
+    groups = "gates" if stage == "vdvae-sr" else "heads"
     # 4x1: 0, 8m4: 1, 8x1: 2, 16m8: 3, of which 1 and 3 are the first at 8 and at 16.
     for source, place in ((1, 0), (3, 1)):
         names = [name for name in old if name.startswith(f"{groups}.{source}.")]
@@ -172,15 +154,6 @@ def test_blocks_at_another_distance_from_x_are_those_at_the_same_distance_from_y
             assert torch.equal(value, before[name]), name  # nothing of the old network is here
         elif name.startswith("network."):
             assert torch.equal(value, old[name]), name
-
-
-def trained_by(kind, config, seed):
-    torch.manual_seed(seed)
-    network = kind(**{name: value for name, value in config.items() if not name.startswith("_")})
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    return network
 
 
 def test_weights_that_would_mean_something_else_are_refused():

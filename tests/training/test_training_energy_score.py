@@ -8,7 +8,6 @@ import torch
 from runs import LR_CONFIGS, VDVAE_CONFIG
 
 from hvae_sr import VDVAE, Downsampling, LRConditioner, LREncoder, SuperResolutionPipeline
-from hvae_sr.noise import CounterNoise
 from hvae_sr.training import EnergyScore
 
 NETWORKS = {
@@ -144,48 +143,8 @@ def test_the_gradient_reaches_both_networks(kind, n):
         assert math.isfinite(total) and total > 0
 
 
-def test_a_prior_without_its_encoder_survives_saving(tmp_path):
-    torch.manual_seed(0)
-    whole = VDVAE(**VDVAE_CONFIG).eval()
-    before = sum(parameter.numel() for parameter in whole.parameters())
-    draws = {"noise": CounterNoise([3]), "temperature": 0.7}
-    expected = whole.sample(1, **draws).sample
-    whole.remove_encoder()
-    assert whole.config.encoder_blocks is None
-    assert sum(parameter.numel() for parameter in whole.parameters()) < before
-    assert torch.equal(whole.sample(1, **draws).sample, expected)
-    whole.save_pretrained(tmp_path)
-    again = VDVAE.from_pretrained(tmp_path)
-    assert again.encoder is None and all(block.posterior_head is None for block in again.blocks)
-    assert torch.equal(again.sample(1, **draws).sample, expected)
-    with pytest.raises(ValueError, match="without an encoder"):
-        again(torch.zeros(1, 3, 32, 32))
-
-
 @pytest.mark.parametrize("wrong, named", [({"num_samples": 0}, "num_samples"), ({"patch_sizes": ()}, "patch_sizes"),
                                           ({"patch_sizes": (0,)}, "patch_sizes")])  # fmt: skip
 def test_wrong_arguments_are_named(wrong, named):
     with pytest.raises(ValueError, match=named):
         make(**wrong)
-
-
-@pytest.mark.parametrize("n", [1, 2])
-def test_gradients_of_the_streams_keep_their_channels_last(make_vdvae, make_lr_network, n):
-    """A gradient whose planes lie apart makes that of all blocks before it so, and they are copied at each of them."""
-    widths = "4:16,8:12"  # truncated from one resolution to the next, as in the bundled models
-    vdvae = make_vdvae(encoder_blocks=None, custom_widths=widths)
-    network = make_lr_network("vdvae-sr", custom_widths=widths, decoder_custom_widths=widths)
-    objective = EnergyScore(vdvae, network, OPERATOR, num_samples=n, point_weight=1.0)
-    objective.to(memory_format=torch.channels_last)
-    found = []
-
-    def look(_, __, out):
-        out = out[0] if isinstance(out, tuple) else out
-        out.register_hook(lambda grad: found.append(grad.is_contiguous(memory_format=torch.channels_last)))
-
-    for block in (*vdvae.blocks, *network.network.bottom_up.blocks):
-        block.register_forward_hook(look)
-    with torch.autocast("cpu", torch.bfloat16):
-        loss, _ = objective(photographs(), [3, 10])
-    loss.backward()
-    assert len(found) == 2 * len(vdvae.blocks) + len(network.network.bottom_up.blocks) and all(found)

@@ -1,0 +1,159 @@
+"""Networks that start from trained ones: larger ones that compute the same, and those of another decoder."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..models import VDVAE, LRConditioner, LREncoder
+from ..models.blocks import BlockSpec, parse_blocks
+
+logger = logging.getLogger(__name__)
+
+_LRNetwork = TypeVar("_LRNetwork", LREncoder, LRConditioner)
+
+_MAY_DIFFER = ("blocks", "bottleneck_multiple", "gate_init")
+
+
+def grow(trained: _LRNetwork, larger: _LRNetwork) -> None:
+    """Gives `larger` the weights of `trained`, so that both compute the same (Net2Net; Chen et al., 2016).
+
+    `larger` may have more blocks at a resolution of `blocks`, and a larger `bottleneck_multiple`. A new block's last
+    convolution is zero, so that the residual stream passes it unchanged; new middle channels keep their random weights,
+    but what was there before reads them with zeros. New blocks lie evenly between the old ones.
+
+    Args:
+        trained: the network whose weights are taken.
+        larger: a new network, changed in place.
+
+    Raises:
+        ValueError: configurations that differ in anything else, or a `larger` that is smaller.
+    """
+    for name, value in trained.config.items():
+        if not name.startswith("_") and name not in _MAY_DIFFER and larger.config[name] != value:
+            raise ValueError(
+                f"`{name}` is {value!r} in the pretrained network, which cannot grow to {larger.config[name]!r}"
+            )
+    if trained.config.get("conditioning") == "trivial":  # which has no blocks
+        larger.load_state_dict(trained.state_dict())
+        return
+    places = _places(trained.config.blocks, larger.config.blocks)
+    state = larger.state_dict()
+    prefix = "network.bottom_up.blocks."
+    for name, tensor in trained.state_dict().items():
+        if name.startswith(prefix):
+            index, rest = name.removeprefix(prefix).split(".", 1)
+            name = f"{prefix}{places[int(index)]}.{rest}"
+        _copy(tensor, state[name], name)
+    larger.load_state_dict(state)
+    body: Any = larger.network
+    for index, block in enumerate(body.bottom_up.blocks):
+        if index not in places:
+            nn.init.zeros_(block.c4.weight)
+            nn.init.zeros_(block.c4.bias)
+
+
+_NUMBERED = {
+    "blocks.": "decoder_blocks",
+    "encoder.blocks.": "encoder_blocks",
+    "network.bottom_up.blocks.": "blocks",
+    "network.up_blocks.": "upsampling_blocks",
+    "gates.": "decoder_blocks",
+    "heads.": "decoder_blocks",
+}
+"""Names of parameters that a block's number follows, and the option that says what the blocks are."""
+
+
+_SAME_MEANING = ("activation", "bias_type", "conditioning", "input_shift", "input_scale", "patch_size")
+"""Options that weights of the same shape depend on."""
+
+
+def transfer(trained: VDVAE | LREncoder | LRConditioner, network: VDVAE | LREncoder | LRConditioner) -> set[str]:
+    """Starts `network` from what of `trained` has a place in it, such as for another scale factor; the rest stays.
+
+    A block's place is that of its number among the blocks of the same nominal resolution; a parameter of another shape
+    has none. With nominal sizes such that y has the same in both, blocks keep their distance from y's resolution.
+
+    Args:
+        trained: the network whose weights are taken.
+        network: a new network of the same class, changed in place.
+
+    Returns:
+        Names of the parameters of `network` that keep their random weights.
+
+    Raises:
+        ValueError: nothing of `trained` has a place in `network`, or what has would mean something else there.
+    """
+    for name in _SAME_MEANING:
+        old, new = trained.config.get(name), network.config.get(name)
+        if old != new:
+            raise ValueError(f"`{name}` is {old!r} in the pretrained network, whose weights do not fit {new!r}")
+    places = {
+        prefix: dict(_same_resolution(trained.config.get(option), network.config.get(option)))
+        for prefix, option in _NUMBERED.items()
+    }
+    state, taken = network.state_dict(), {}
+    for name, tensor in trained.state_dict().items():
+        prefix = next((prefix for prefix in _NUMBERED if name.startswith(prefix)), None)
+        if prefix is not None:
+            number, rest = name.removeprefix(prefix).split(".", 1)
+            name = f"{prefix}{places[prefix].get(int(number))}.{rest}"
+        if name in state and state[name].shape == tensor.shape:
+            taken[name] = tensor
+    count, total = (sum(x.numel() for x in tensors.values()) for tensors in (taken, state))
+    if not count:
+        raise ValueError(f"no weights of the pretrained {type(trained).__name__} have a place in the new one")
+    network.load_state_dict(taken, strict=False)
+    logger.info("%s: %d of %d parameters from the pretrained network", type(network).__name__, count, total)
+    return set(state) - set(taken)
+
+
+def _same_resolution(blocks: str | None, others: str | None) -> Iterator[tuple[int, int]]:
+    """Numbers of the blocks of one string, and of those that have their places in another."""
+    free: dict[tuple[int, bool], list[int]] = {}
+    for number, spec in enumerate(parse_blocks(others) if others else []):
+        free.setdefault((spec.resolution, spec.down_rate is not None), []).append(number)
+    for number, spec in enumerate(parse_blocks(blocks) if blocks else []):
+        left = free.get((spec.resolution, spec.down_rate is not None))
+        if left:
+            yield number, left.pop(0)
+
+
+def _places(blocks: str, larger: str) -> list[int]:
+    """Where each block of a network lies in a larger one."""
+    old, new = _runs(blocks), _runs(larger)
+    kinds = [spec for spec, _ in old]
+    if kinds != [spec for spec, _ in new] or any(few > many for (_, few), (_, many) in zip(old, new, strict=True)):
+        raise ValueError(f"`blocks` = {blocks!r} of the pretrained network cannot grow to {larger!r}")
+    places: list[int] = []
+    start = 0
+    for (spec, few), (_, many) in zip(old, new, strict=True):
+        if spec.down_rate is not None and few != many:
+            raise ValueError(f"`blocks` = {blocks!r} of the pretrained network cannot grow to {larger!r}")
+        places += [start + i * many // few for i in range(few)]
+        start += many
+    return places
+
+
+def _runs(blocks: str) -> list[tuple[BlockSpec, int]]:
+    """Equal blocks in a row, and how many they are."""
+    runs: list[tuple[BlockSpec, int]] = []
+    for spec in parse_blocks(blocks):
+        count = runs.pop()[1] if runs and runs[-1][0] == spec else 0
+        runs.append((spec, count + 1))
+    return runs
+
+
+@torch.no_grad()
+def _copy(tensor: Tensor, into: Tensor, name: str) -> None:
+    """Writes a parameter into a larger one: old outputs read nothing from new inputs."""
+    if any(few > many for few, many in zip(tensor.shape, into.shape, strict=True)):
+        raise ValueError(f"`bottleneck_multiple`: {name} has {tuple(tensor.shape)}, more than {tuple(into.shape)}")
+    rows = slice(0, tensor.shape[0])
+    if tensor.ndim > 1:
+        into[rows, tensor.shape[1] :] = 0
+        into[rows, : tensor.shape[1]] = tensor
+    else:
+        into[rows] = tensor

@@ -1,0 +1,131 @@
+"""Does y look like what the model was trained on: a clean photograph, downsampled by H?
+
+Every model here is trained on y = Hx with x a clean photograph, and the projection makes Hx̂ = y hold whatever y is. So
+noise, JPEG blocks and blur in y are kept and enlarged, and should be removed first. Three statistics of y tell them,
+with thresholds calibrated on photographs (`python benchmarks/degradation.py`):
+
+- noise: the residual (I - H⁺H) y of y taken for a high-resolution image, at factor 2, holds its finest detail. In
+  photographs that detail is common to the three channels; what of one does not follow from the other two is the noise
+  of a sensor.
+- JPEG: on the grid of 8x8 blocks, and on no other, coefficients of the cosine transform are missing between 0 and the
+  first step of the quantiser.
+- blur: the power of the highest frequencies over that of the middle ones, which natural images share at every scale.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import fft
+from torch import Tensor
+
+from ..operators import Downsampling
+from .arrays import LUMA
+
+MAX_NOISE = 2.5
+"""Grey levels of a channel that do not follow from the others; white noise of standard deviation s gives 0.7 s."""
+MAX_MISSING = 0.65
+"""Share of small coefficients that are missing on the grid of blocks; 0.65 is about JPEG quality 85."""
+MIN_SHARPNESS = -2.3
+"""log10 of the power at 0.35 to 0.5 cycles a pixel over that at 0.1 to 0.2."""
+MIN_SIDE = 32
+"""Pixels; smaller images say too little."""
+
+_CROP = 512  # pixels a side that are looked at
+_HALVING = Downsampling(2)
+
+
+@dataclass(frozen=True)
+class InputStatistics:
+    """What `inspect` measures, in the units of the thresholds of this module.
+
+    Args:
+        noise: level of noise, in grey levels.
+        missing: share of small coefficients that JPEG has taken away.
+        sharpness: power of the highest frequencies over that of the middle ones, log10.
+    """
+
+    noise: float
+    missing: float
+    sharpness: float
+
+    def warnings(self) -> list[str]:
+        """One line for each way in which the image differs from what the model expects, with what to do."""
+        found = []
+        if self.noise > MAX_NOISE:
+            found.append(
+                "the image looks noisy, and noise is enlarged with it: denoise it first, or halve it (which averages "
+                "noise) and raise `--outscale`"
+            )
+        if self.missing > MAX_MISSING:
+            found.append(
+                "the image shows the 8x8 blocks of strong JPEG compression, which are taken for detail: use a better "
+                "copy, or halve it and raise `--outscale`"
+            )
+        if self.sharpness < MIN_SHARPNESS:
+            found.append(
+                "the image is blurred, or was enlarged before: the model expects sharp pixels; shrink it until it "
+                "looks sharp and raise `--outscale`"
+            )
+        return found
+
+
+def inspect(y: Tensor) -> InputStatistics | None:
+    """The statistics of y, `[3, h, w]` in [0, 1]; None for an image too small or too flat to tell.
+
+    Of a large image the middle is looked at.
+    """
+    height, width = y.shape[-2:]
+    if min(height, width) < MIN_SIDE:
+        return None
+    top, left = (max(side - _CROP, 0) // 2 for side in (height, width))
+    levels = y[:, top : top + _CROP, left : left + _CROP].detach().cpu().double() * 255
+    luma = torch.einsum("c,chw->hw", torch.tensor(LUMA, dtype=torch.float64), levels).numpy()
+    if luma.std() < 1:
+        return None
+    return InputStatistics(_noise(levels), _missing(luma), _sharpness(luma))
+
+
+def _noise(levels: Tensor) -> float:
+    """RMS of what a linear fit of one channel's residual to the others' leaves in blocks of 8x8, in the quiet ones.
+
+    The fifth percentile over the blocks, of the channel for which it is the least.
+    """
+    size = (levels.shape[-2], levels.shape[-1])
+    residual = levels - _HALVING.pseudo_inverse(_HALVING(levels), size)
+    blocks = torch.nn.functional.unfold(residual[:, None], 8, stride=8).transpose(1, 2)  # [3, blocks, 64]
+    moments = torch.einsum("ibk,jbk->bij", blocks, blocks)
+    moments += 1e-3 * torch.eye(3)  # for grey images, whose channels follow from each other in many ways
+    # The square of what remains of channel i is 1 / (M⁻¹)_ii.
+    left = 1 / torch.linalg.inv(moments).diagonal(dim1=1, dim2=2)
+    return float(torch.quantile((left / (64 - 2)).sqrt(), 0.05, dim=0).min())
+
+
+def _missing(luma: np.ndarray) -> float:
+    """1 - (coefficients of middle frequency and size 2.5 to 10 on the best grid of blocks) / (those on the others)."""
+    luma = luma[:256, :256]
+    order = np.add.outer(np.arange(8), np.arange(8))
+    middle = (order >= 3) & (order <= 8)
+    counts = []
+    for top in range(8):
+        for left in range(8):
+            part = luma[top:, left:]
+            height, width = (side // 8 for side in part.shape)
+            blocks = part[: 8 * height, : 8 * width].reshape(height, 8, width, 8).transpose(0, 2, 1, 3)
+            size = np.abs(fft.dctn(blocks, axes=(2, 3), norm="ortho"))[:, :, middle]
+            counts.append(((size > 2.5) & (size < 10)).mean())
+    typical = float(np.median(counts))
+    return 1 - min(counts) / typical if typical > 0.005 else 0.0
+
+
+def _sharpness(luma: np.ndarray) -> float:
+    height, width = luma.shape
+    window = np.outer(np.hanning(height), np.hanning(width))
+    power = np.abs(np.fft.rfft2((luma - luma.mean()) * window)) ** 2 / (window**2).sum()
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    rounding = 1 / 12
+
+    def band(low: float, high: float) -> float:
+        return max(float(power[(frequency >= low) & (frequency < high)].mean()) - rounding, 1e-3)
+
+    return float(np.log10(band(0.35, 0.5) / band(0.1, 0.2)))

@@ -1,0 +1,387 @@
+"""VD-VAE's parts: block notation, the residual block, the bottom-up network, and the step of one latent group."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .distributions import DiagonalGaussian
+
+if TYPE_CHECKING:
+    from .condition import Condition
+
+MAX_BLOCKS, MAX_WIDTH = 10_000, 2**16
+"""Beyond these a configuration is damaged, or meant to fill the memory."""
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "silu": F.silu}
+
+
+class BlockSpec(NamedTuple):
+    """One residual block of VD-VAE's block notation: its resolution, and how it changes resolution, if it does."""
+
+    resolution: int
+    down_rate: int | None = None
+    mixin: int | None = None
+
+
+def parse_blocks(blocks: str, argument: str = "blocks") -> list[BlockSpec]:
+    """Reads VD-VAE's block notation.
+
+    "32x3" is three blocks at resolution 32; "32d2" a block at 32 followed by average pooling by 2; "32m16" a block
+    at 32 that adds the stream of resolution 16, upsampled; "32" a single block.
+
+    Args:
+        blocks: comma-separated items, such as `"1x2,4m1,4x3"`.
+        argument: the name to use in errors.
+
+    Raises:
+        ValueError: an item that does not follow the notation, or more than 10,000 blocks; the message names it.
+    """
+    specs: list[BlockSpec] = []
+    for item in (part.strip() for part in blocks.split(",")):
+        kind = next((letter for letter in "xdm" if letter in item), None)
+        try:
+            numbers = [int(number) for number in (item.split(kind) if kind else [item])]
+        except ValueError:
+            numbers = []
+        if len(numbers) != (2 if kind else 1) or any(number < 1 for number in numbers):
+            raise ValueError(f"`{argument}`: {item!r} is not block notation such as '32x3', '32d2' or '32m16'")
+        if kind == "d":
+            specs.append(BlockSpec(numbers[0], down_rate=numbers[1]))
+        elif kind == "m":
+            specs.append(BlockSpec(numbers[0], mixin=numbers[1]))
+        else:
+            count = numbers[1] if kind else 1
+            if len(specs) + count > MAX_BLOCKS:
+                raise ValueError(f"`{argument}`: {item!r} makes more than {MAX_BLOCKS} blocks")
+            specs.extend([BlockSpec(numbers[0])] * count)
+    return specs
+
+
+def parse_widths(width: int, custom_widths: str | None) -> dict[int, int]:
+    """Channels at each resolution: `width`, unless "32:64,16:96" names another.
+
+    Raises:
+        ValueError: an item that is not "resolution:width", or a width that is not between 1 and 65536.
+    """
+    widths: dict[int, int] = defaultdict(lambda: width)
+    for item in filter(None, (part.strip() for part in (custom_widths or "").split(","))):
+        try:
+            resolution, channels = (int(number) for number in item.split(":"))
+        except ValueError:
+            raise ValueError(f"`custom_widths`: {item!r} is not 'resolution:width', such as '32:64'") from None
+        widths[resolution] = channels
+    for channels in (width, *widths.values()):
+        if not 1 <= channels <= MAX_WIDTH:
+            raise ValueError(f"`width` and `custom_widths` must be between 1 and {MAX_WIDTH}, got {channels}")
+    return widths
+
+
+def set_channels(x: Tensor, channels: int) -> Tensor:
+    """Pads with zeros, or truncates, to `channels`: VD-VAE's change of width between resolutions."""
+    if x.shape[1] == channels:
+        return x
+    # Not a slice, whose gradient would have its planes apart in memory, and with it all that it is added to.
+    return F.pad(x, (0, 0, 0, 0, 0, channels - x.shape[1]))
+
+
+class Convolution(nn.Conv2d):
+    """A "same" convolution with VD-VAE's initial weights, which may compute in another dtype than that of its weights.
+
+    `compute_dtype` is set by `set_compute_dtype` of the models; None computes in the dtype of the weights.
+    """
+
+    compute_dtype: torch.dtype | None = None
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, zero_weights: bool = False) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+        assert self.bias is not None
+        nn.init.zeros_(self.bias)
+        if zero_weights:
+            nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = self.compute_dtype
+        if dtype is None or dtype == self.weight.dtype:
+            return super().forward(x)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return self._conv_forward(x.to(dtype), self.weight.to(dtype), bias)
+
+
+class Bottleneck(nn.Module):
+    """VD-VAE's block: four convolutions (1x1, kxk, kxk, 1x1), each after the activation; optional residual, pooling.
+
+    Args:
+        in_channels, middle_channels, out_channels: widths.
+        kernel_size: of the two middle convolutions: 3, or 1 where the map is too small for 3.
+        residual: whether the input is added to the output.
+        down_rate: average pooling after the block, or None.
+        zero_last: zero weights in the last convolution at the start.
+        activation: "gelu" or "silu".
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        middle_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        residual: bool = False,
+        down_rate: int | None = None,
+        zero_last: bool = False,
+        activation: str = "gelu",
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"`activation` must be one of {', '.join(ACTIVATIONS)}; got {activation!r}")
+        if middle_channels < 1:
+            raise ValueError(f"`bottleneck_multiple` leaves no channels inside a block of {in_channels}")
+        self.residual = residual
+        self.down_rate = down_rate
+        self.activation = ACTIVATIONS[activation]
+        self.c1 = Convolution(in_channels, middle_channels)
+        self.c2 = Convolution(middle_channels, middle_channels, kernel_size)
+        self.c3 = Convolution(middle_channels, middle_channels, kernel_size)
+        self.c4 = Convolution(middle_channels, out_channels, zero_weights=zero_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, in_channels, H, W]` -> `[B, out_channels, H / down_rate, W / down_rate]`, in the dtype of x."""
+        h = self.c1(self.activation(x))
+        h = self.c2(self.activation(h))
+        h = self.c3(self.activation(h))
+        h = self.c4(self.activation(h))
+        h = x + h if self.residual else h
+        if self.down_rate is not None:
+            h = F.avg_pool2d(h, kernel_size=self.down_rate, stride=self.down_rate)
+        return h
+
+
+def set_compute_dtype(network: nn.Module, dtype: torch.dtype | None) -> None:
+    """The dtype policy: residual blocks convolve in `dtype`; streams, heads, Gaussians and likelihood stay as they are.
+
+    The rounding of a coarse group is amplified by the finer ones, most of all by their heads: with these in bfloat16
+    too, a window of a large image, which sees a little less than the whole, would differ from it by more than a grey
+    level in single pixels.
+    """
+    for block in network.modules():
+        if isinstance(block, Bottleneck) and block.residual:
+            for layer in (block.c1, block.c2, block.c3, block.c4):
+                if isinstance(layer, Convolution):
+                    layer.compute_dtype = dtype
+
+
+def kernel_size_at(resolution: int) -> int:
+    """3, but 1 at resolutions 1 and 2, where a 3x3 kernel would mostly see padding (VD-VAE)."""
+    return 3 if resolution > 2 else 1
+
+
+class BottomUp(nn.Module):
+    """VD-VAE's bottom-up network: a stem and residual blocks; one feature map for each resolution.
+
+    Args:
+        blocks: block notation from the finest resolution down, such as `"32x2,32d2,16x2"`.
+        widths: channels at each nominal resolution.
+        bottleneck_multiple: inner width of a block as a share of its width.
+        patch_size: space-to-depth factor before the stem (1 as published).
+        skip: adds the stem's output after the last block at the finest resolution (EDSR's long skip).
+        activation: "gelu" or "silu".
+        argument: the name of `blocks` in errors.
+    """
+
+    def __init__(
+        self,
+        blocks: str,
+        widths: dict[int, int],
+        bottleneck_multiple: float = 0.25,
+        patch_size: int = 1,
+        skip: bool = False,
+        activation: str = "gelu",
+        argument: str = "encoder_blocks",
+    ) -> None:
+        super().__init__()
+        specs = parse_blocks(blocks, argument)
+        self.patch_size = patch_size
+        self.resolution = specs[0].resolution
+        self.resolutions_after = [spec.resolution // (spec.down_rate or 1) for spec in specs]
+        following = [*(spec.resolution for spec in specs[1:]), self.resolutions_after[-1]]
+        for spec, after, then in zip(specs, self.resolutions_after, following, strict=True):
+            if spec.mixin is not None or after != then or after < 1:
+                raise ValueError(f"`{argument}`: resolution {after} cannot be followed by {then} in {blocks!r}")
+        resolutions = [spec.resolution for spec in specs]
+        self.widths = {resolution: widths[resolution] for resolution in (*resolutions, *self.resolutions_after)}
+        last = [i for i, spec in enumerate(specs) if spec == BlockSpec(self.resolution)]
+        self.skip_after = last[-1] if skip and last else None
+        self.in_conv = Convolution(3 * patch_size**2, widths[self.resolution], 3)
+        blocks_of_specs = [
+            Bottleneck(
+                widths[spec.resolution],
+                int(widths[spec.resolution] * bottleneck_multiple),
+                widths[spec.resolution],
+                kernel_size_at(spec.resolution),
+                residual=True,
+                down_rate=spec.down_rate,
+                activation=activation,
+            )
+            for spec in specs
+        ]
+        self.blocks = nn.ModuleList(blocks_of_specs)
+        with torch.no_grad():
+            for block in blocks_of_specs:
+                block.c4.weight.mul_((1 / len(specs)) ** 0.5)
+        self.gradient_checkpointing = False
+
+    def forward(self, x: Tensor) -> dict[int, Tensor]:
+        """`[B, 3, H, W]` -> the last feature map of each nominal resolution, `{resolution: [B, width, h, w]}`."""
+        if self.patch_size > 1:
+            x = F.pixel_unshuffle(x, self.patch_size)
+        stem = x = self.in_conv(x.contiguous(memory_format=torch.channels_last))
+        features = {self.resolution: x}
+        for i, block in enumerate(self.blocks):
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+            if i == self.skip_after:
+                x = x + stem
+            x = set_channels(x, self.widths[self.resolutions_after[i]])
+            features[self.resolutions_after[i]] = x
+        return features
+
+
+@dataclass
+class GroupStatistics:
+    """One latent group of one top-down pass; a distribution is None where it does not exist.
+
+    Args:
+        z: `[B, C, h, w]`, the value that was passed on.
+        prior: p(z_l | z_<l), given y too if y conditions the prior.
+        posterior: q(z_l | z_<l, x), given y too if y conditions the stream or the posterior.
+        lr_posterior: q_psi(z_l | z_<l, y).
+    """
+
+    z: Tensor
+    prior: DiagonalGaussian
+    posterior: DiagonalGaussian | None = None
+    lr_posterior: DiagonalGaussian | None = None
+
+    def expand(self, rows: int) -> "GroupStatistics":
+        """The same for every row of the batch, where the rows shared it (a view)."""
+
+        def expand(p: DiagonalGaussian) -> DiagonalGaussian:
+            return DiagonalGaussian(*(part.expand(rows, -1, -1, -1) for part in p))
+
+        given = (None if p is None else expand(p) for p in (self.posterior, self.lr_posterior))
+        return GroupStatistics(self.z.expand(rows, -1, -1, -1), expand(self.prior), *given)
+
+
+class TopDownBlock(nn.Module):
+    """One latent group: prior and posterior heads, the projection of z, and a residual block (VD-VAE, figure 3).
+
+    Args:
+        spec: resolution, and the coarser resolution whose stream is mixed in.
+        width: channels of the stream.
+        latent_channels: channels of z.
+        bottleneck_multiple: inner width of the blocks as a share of `width`.
+        num_blocks: blocks of the whole decoder; scales the initial weights.
+        with_posterior: whether the head q(z_l | z_<l, x) is built.
+        activation: "gelu" or "silu".
+        max_log_sigma: bound of the prior's log_sigma, or None.
+    """
+
+    def __init__(
+        self,
+        spec: BlockSpec,
+        width: int,
+        latent_channels: int,
+        bottleneck_multiple: float,
+        num_blocks: int,
+        with_posterior: bool,
+        activation: str,
+        max_log_sigma: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.resolution, self.mixin, self.width = spec.resolution, spec.mixin, width
+        self.latent_channels, self.max_log_sigma = latent_channels, max_log_sigma
+        middle, kernel_size = int(width * bottleneck_multiple), kernel_size_at(spec.resolution)
+        self.posterior_head = (
+            Bottleneck(2 * width, middle, 2 * latent_channels, kernel_size, activation=activation)
+            if with_posterior
+            else None
+        )
+        self.prior_head = Bottleneck(
+            width, middle, 2 * latent_channels + width, kernel_size, zero_last=True, activation=activation
+        )
+        self.z_projection = Convolution(latent_channels, width)
+        self.resnet = Bottleneck(width, middle, width, kernel_size, residual=True, activation=activation)
+        with torch.no_grad():
+            self.z_projection.weight.mul_((1 / num_blocks) ** 0.5)
+            self.resnet.c4.weight.mul_((1 / num_blocks) ** 0.5)
+
+    def prior(self, x: Tensor) -> tuple[DiagonalGaussian, Tensor]:
+        """p(z_l | z_<l) from the stream `[B, width, h, w]`, and the deterministic residual that is added to it."""
+        parameters, residual = self.prior_head(x).split((2 * self.latent_channels, self.width), dim=1)
+        return DiagonalGaussian.from_parameters(parameters), residual
+
+    def posterior(self, x: Tensor, activation: Tensor) -> DiagonalGaussian:
+        """q(z_l | z_<l, x) from the stream and the HR activation, `[B, width, h, w]` each."""
+        if self.posterior_head is None:
+            raise ValueError("this VDVAE was made without an encoder (`encoder_blocks=None`): it has no q(z|x)")
+        return DiagonalGaussian.from_parameters(self.posterior_head(torch.cat((x, activation.to(x.dtype)), dim=1)))
+
+    def forward(
+        self,
+        x: Tensor,
+        group: int,
+        condition: "Condition | None" = None,
+        activation: Tensor | None = None,
+        z: Tensor | None = None,
+        noise: Tensor | None = None,
+        temperature: float = 1.0,
+        lr_temperature: float = 1.0,
+    ) -> tuple[Tensor, GroupStatistics]:
+        """The whole step of the group, in one call so that hooks, sharding and checkpointing can treat it as a unit.
+
+        z_l is given, or drawn from q(z_l | z_<l, x) where there is an activation of x, else from q_psi(z_l | z_<l, y)
+        where the condition gives one (CVDVAE, eq. 12), else from the prior.
+
+        Args:
+            x: the stream, `[B, width, h, w]`, or `[1, width, h, w]` where all rows share it so far.
+            group: l, for the condition.
+            condition: what an LR network's `encode` returned.
+            activation: HR activation, `[B, width, h, w]`.
+            z: the value `[B, C, h, w]`, where it is given.
+            noise: standard normals `[B, C, h, w]`; None takes the mean. Made outside, as checkpointing runs the block
+                twice.
+            temperature, lr_temperature: factors of the standard deviations of prior and q_psi; q(z|x) is not scaled.
+
+        Returns:
+            The stream after the group, and the group's statistics.
+        """
+        if condition is not None:
+            x = condition.add_to_stream(group, x)
+        prior, residual = self.prior(x)
+        if condition is not None:
+            prior = condition.prior(group, prior)
+        prior = prior.clamp(self.max_log_sigma)
+        posterior = lr_posterior = None
+        if activation is not None:
+            activation = activation if condition is None else condition.add_to_activation(group, activation)
+            posterior = self.posterior(x, activation)
+        if condition is not None:
+            lr_posterior = condition.posterior(group, x, prior)
+
+        if z is None and posterior is not None:
+            z = posterior.sample(noise)
+        elif z is None and lr_posterior is not None:
+            z = lr_posterior.sample(noise, lr_temperature)
+        elif z is None:
+            z = prior.sample(noise, temperature)
+
+        z = z.to(x.device)
+        x = x + residual + self.z_projection(z.to(residual.dtype))
+        return self.resnet(x), GroupStatistics(z, prior, posterior, lr_posterior)

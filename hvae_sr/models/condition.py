@@ -1,0 +1,244 @@
+"""How an observation y enters VD-VAE's top-down pass: features of y, and what each latent group does with them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.utils import BaseOutput
+from torch import Tensor, nn
+
+from ..operators import Downsampling
+from . import blocks as parts
+from .blocks import BlockSpec, Bottleneck, BottomUp, Convolution, kernel_size_at, parse_blocks, parse_widths
+from .distributions import DiagonalGaussian
+from .hooks import UNSET, PerGroup, per_group
+
+
+@dataclass
+class LRFeatures(BaseOutput):
+    """What the `forward` of an LR network returns.
+
+    Args:
+        sample: `[B, width, h, w]`, the finest feature map.
+        features: the feature map of each nominal resolution, coarse to fine.
+    """
+
+    sample: Tensor
+    features: PerGroup = UNSET
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Features of a batch of observations y, and what group l of a top-down pass makes of them.
+
+    This is all that a top-down pass knows of y; the LR networks' subclasses say what they change.
+
+    Args:
+        network: the LR network, whose weights the groups use.
+        features: `{nominal resolution: [B, width, h, w]}`.
+        location: `[B, 3, H, W]` on [-1, 1], what the likelihood is centred on, or None.
+    """
+
+    network: Any
+    features: dict[int, Tensor]
+    location: Tensor | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """B."""
+        return len(next(iter(self.features.values())))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all maps."""
+        return sum(x.nbytes for x in (*self.features.values(), self.location) if x is not None)
+
+    def check_batch_size(self, batch_size: int) -> None:
+        """Raises a ValueError unless the condition is of one observation, or of `batch_size`."""
+        if self.batch_size not in (1, batch_size):
+            raise ValueError(f"`condition` is of {self.batch_size} observations, for a batch of {batch_size}")
+
+    def add_to_stream(self, group: int, x: Tensor) -> Tensor:
+        """The stream `[B, width, h, w]` before the group, with what y adds to it."""
+        return x
+
+    def add_to_activation(self, group: int, activation: Tensor) -> Tensor:
+        """The HR activation `[B, width, h, w]` that q(z_l | z_<l, x) reads, with what y adds to it."""
+        return activation
+
+    def prior(self, group: int, prior: DiagonalGaussian) -> DiagonalGaussian:
+        """p(z_l | z_<l, y) from p(z_l | z_<l)."""
+        return prior
+
+    def has_posterior(self, group: int) -> bool:
+        """Whether `posterior` gives something."""
+        return False
+
+    def posterior(self, group: int, x: Tensor, prior: DiagonalGaussian) -> DiagonalGaussian | None:
+        """q_psi(z_l | z_<l, y) from the group's stream and prior, or None."""
+        return None
+
+    def select(self, index: Tensor) -> "Condition":
+        """The condition of the batch rows `index` (int64, may repeat): many samples share one bottom-up pass."""
+        return self._with_rows(lambda x: x[index])
+
+    def repeat(self, times: int) -> "Condition":
+        """The condition of the whole batch `times` over, whose gradients keep their channels last in memory."""
+        return self if times == 1 else self._with_rows(lambda x: torch.cat([x] * times))
+
+    def _with_rows(self, choose: Callable[[Tensor], Tensor]) -> "Condition":
+        features = {resolution: choose(x) for resolution, x in self.features.items()}
+        return replace(self, features=features, location=None if self.location is None else choose(self.location))
+
+
+class Upsampler(nn.Module):
+    """A 3x3 convolution and a pixel shuffle: features of y at a resolution above y's own."""
+
+    def __init__(self, in_channels: int, out_channels: int, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+        self.conv = Convolution(in_channels, out_channels * factor**2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.conv(x), self.factor)
+
+
+class LinearFeatures(nn.Module):
+    """A linear map of the pixels of y that a position of a coarser resolution covers, to `channels` that start at 0.
+
+    The encoder of VDVAE-SR's trivial version (thesis, section 5.4), where the resolution is 1.
+    """
+
+    def __init__(self, image_size: int, resolution: int, channels: int) -> None:
+        super().__init__()
+        if image_size % resolution:
+            raise ValueError(
+                f"`image_size` must be a multiple of the top group's resolution {resolution}, got {image_size}"
+            )
+        self.stride = image_size // resolution
+        self.widths = {resolution: channels}
+        self.conv = Convolution(3 * self.stride**2, channels, zero_weights=True)
+        self.gradient_checkpointing = False  # there is nothing to run again
+
+    def forward(self, y: Tensor) -> dict[int, Tensor]:
+        """`[B, 3, h, w]`, normalised -> `{resolution: [B, channels, h / stride, w / stride]}`."""
+        (resolution,) = self.widths
+        return {resolution: self.conv(F.pixel_unshuffle(y, self.stride))}
+
+
+class LRFeatureNetwork(nn.Module):
+    """Feature maps of y at its own resolution and below (`blocks`, see `BottomUp`), and above it.
+
+    `upsampling_blocks` such as `"32m16,32x1"` make resolution 32 from 16, then a block there; None makes none.
+    """
+
+    def __init__(
+        self,
+        blocks: str,
+        upsampling_blocks: str | None,
+        widths: dict[int, int],
+        bottleneck_multiple: float,
+        skip: bool,
+        activation: str,
+    ) -> None:
+        super().__init__()
+        self.bottom_up = BottomUp(blocks, widths, bottleneck_multiple, 1, skip, activation, argument="blocks")
+        self.widths = dict(self.bottom_up.widths)
+        self.up_specs = parse_blocks(upsampling_blocks, "upsampling_blocks") if upsampling_blocks else []
+        up_layers: list[nn.Module] = []
+        for spec in self.up_specs:
+            width = widths[spec.resolution]
+            if spec.mixin is not None and spec.mixin in self.widths and spec.resolution % spec.mixin == 0:
+                up_layers.append(Upsampler(self.widths[spec.mixin], width, spec.resolution // spec.mixin))
+            elif spec.mixin is None and spec.down_rate is None and spec.resolution in self.widths:
+                middle, size = int(width * bottleneck_multiple), kernel_size_at(spec.resolution)
+                up_layers.append(Bottleneck(width, middle, width, size, residual=True, activation=activation))
+            else:
+                raise ValueError(f"`upsampling_blocks`: nothing to make {spec} from in {upsampling_blocks!r}")
+            self.widths[spec.resolution] = width
+        self.up_blocks = nn.ModuleList(up_layers)
+
+    def forward(self, y: Tensor) -> dict[int, Tensor]:
+        """`[B, 3, h, w]`, normalised -> `{nominal resolution: [B, width, ...]}`."""
+        features = self.bottom_up(y)
+        for spec, block in zip(self.up_specs, self.up_blocks, strict=True):
+            features[spec.resolution] = block(features[spec.mixin if spec.mixin is not None else spec.resolution])
+        return features
+
+
+class LRNetwork:
+    """What `LREncoder` and `LRConditioner` share: normalisation, features, and the decoder they were made for."""
+
+    config: Any
+    network: LRFeatureNetwork | LinearFeatures
+    dtype: torch.dtype
+    compute_dtype: torch.dtype | None = None
+
+    def set_compute_dtype(self, dtype: torch.dtype | None) -> None:
+        """Residual blocks convolve in `dtype`, None in that of the weights; see `blocks.set_compute_dtype`."""
+        self.compute_dtype = dtype
+        parts.set_compute_dtype(self.network, dtype)
+
+    def _build_network(self) -> None:
+        """Makes the feature network from the configuration."""
+        c = self.config
+        widths = parse_widths(c.width, c.custom_widths)
+        self.network = LRFeatureNetwork(
+            c.blocks, c.upsampling_blocks, widths, c.bottleneck_multiple, c.long_skip, c.activation
+        )
+        if self.network.bottom_up.resolution != c.image_size:
+            raise ValueError(f"`blocks` must start at image_size = {c.image_size}, got {c.blocks!r}")
+
+    def _conditioned_groups(self) -> list[BlockSpec]:
+        """The blocks of the first `num_conditioned_groups` groups."""
+        c = self.config
+        specs = parse_blocks(c.decoder_blocks, "decoder_blocks")
+        k = len(specs) if c.num_conditioned_groups is None else c.num_conditioned_groups
+        if not 0 < k <= len(specs):
+            raise ValueError(f"`num_conditioned_groups` must be between 1 and {len(specs)}, got {k}")
+        return specs[:k]
+
+    def check_fit(self, vdvae: Any, operator: Downsampling) -> None:
+        """Raises a ValueError unless this network was made for a decoder, whose configuration is `vdvae`, and an H."""
+        own, scale = self.config, operator.scale_factor
+        if vdvae.image_size != own.image_size * scale:
+            sizes = f"the VDVAE works at {vdvae.image_size}, the LR network at {own.image_size}"
+            raise ValueError(f"`scale_factor` = {scale} does not fit: {sizes}")
+        expected = {
+            "decoder_blocks": vdvae.decoder_blocks,
+            "decoder_width": vdvae.width,
+            "decoder_custom_widths": vdvae.custom_widths,
+        }
+        if own.get("conditioning") != "final":  # which has no parameters of any latent
+            expected["latent_channels"] = vdvae.latent_channels
+        if own.get("likelihood_location") is not None:
+            expected |= {"scale_factor": scale, "downsampling_kernel": operator.kernel}
+        for name, value in expected.items():
+            found = own.get(name, value)
+            found = tuple(found) if isinstance(found, list) else found  # a kernel that was read from JSON
+            if (found or None) != (value or None):
+                raise ValueError(f"`lr_encoder` was made for {name} {found!r}, not {value!r}")
+
+    @property
+    def size_multiple(self) -> int:
+        """What the sides of y must be multiples of, for every feature map to have a whole size."""
+        return self.config.image_size // min(self.network.widths)
+
+    def _features(self, sample: Tensor) -> dict[int, Tensor]:
+        if sample.ndim != 4 or sample.shape[1] != 3:
+            raise ValueError(f"`sample` must be [B, 3, h, w], got {tuple(sample.shape)}")
+        if not sample.is_floating_point():
+            raise ValueError(f"`sample` must be floating point on [-1, 1], got {sample.dtype}")
+        multiple = self.size_multiple
+        if sample.shape[-2] % multiple or sample.shape[-1] % multiple or not sample.numel():
+            raise ValueError(f"`sample` must have sides that are multiples of {multiple}, got {tuple(sample.shape)}")
+        y = ((sample.float() + 1) * 127.5 + self.config.input_shift) * self.config.input_scale
+        return self.network(y.to(self.dtype))
+
+    def _output(self, sample: Tensor, return_dict: bool) -> LRFeatures | tuple[Any, ...]:
+        features = self._features(sample)
+        ordered = per_group(features[resolution] for resolution in sorted(features))
+        output = LRFeatures(sample=ordered[-1], features=ordered)
+        return output if return_dict else output.to_tuple()

@@ -1,0 +1,346 @@
+"""Model cards: metadata, prose, results of evaluation reports and pictures, written as README.md of a checkpoint.
+
+What a command can find out (architecture, results, emissions) is computed; what all cards say is in `card.md` beside
+this file. What only people know is in the folder's `card_notes.md`: YAML metadata, an introduction, and sections that
+replace or extend the others.
+"""
+
+import json
+import os
+import re
+import shutil
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..checkpoints.convert import PRESETS
+from ..evaluation import read_report
+from ..evaluation.tables import command_line, markdown_lines, table
+from ..files import write_atomically
+from ..pictures import CONTACT_SHEET
+
+NOTES_FILE = "card_notes.md"
+IMAGES_FOLDER = "images"
+
+_GRAMS_PER_KWH = 475
+"""Carbon intensity of electricity where the notes give none: the world's mean (IEA, 2019)."""
+
+_OVERVIEW = "From left: the input, bicubic, samples, their mean, where they differ, and the photograph"
+_SHEET = "Images of Set5, Set14 and BSD100 at several temperatures: three samples, their mean and standard deviation"
+_SETTINGS = ("protocol", "size", "seed", "num_samples", "self_ensemble")
+
+_FOLLOWED = ("Use", "Training", "Cost and carbon", "Results")
+"""Sections whose text is computed, and what the notes say follows it."""
+
+Report = str | os.PathLike[str] | Mapping[str, Any]
+
+
+def write_model_card(
+    folder: str | os.PathLike[str], *, curve: str | os.PathLike[str] | None = None, **options: Any
+) -> Path:
+    """Writes README.md of a checkpoint's folder; a `curve` elsewhere is copied to its `images`.
+
+    The arguments and errors are those of `model_card`.
+    """
+    root = Path(folder)
+    if curve is not None and root.resolve() not in Path(curve).resolve().parents:
+        (root / IMAGES_FOLDER).mkdir(exist_ok=True)
+        curve = shutil.copy(curve, root / IMAGES_FOLDER)
+    write_atomically(model_card(root, curve=curve, **options), root / "README.md")
+    return root / "README.md"
+
+
+def model_card(
+    folder: str | os.PathLike[str],
+    *,
+    training_command: str | None = None,
+    reports: Sequence[Report] = (),
+    notes: str | os.PathLike[str] | None = None,
+    curve: str | os.PathLike[str] | None = None,
+) -> str:
+    """The model card of a checkpoint's folder, as text.
+
+    Args:
+        folder: of a pipeline or of a VDVAE, with or without weights.
+        training_command: how the weights were made.
+        reports: of `hvae_sr.evaluation.evaluate`, or their files: become tables and the metadata's results.
+        notes: Markdown file with metadata on top; None means the folder's `card_notes.md`, if there is one. Its keys
+            are those of the Hub's card metadata, and `training` with `hours`, `watts`, `hardware` and
+            `grams_per_kwh`. Its text before the first heading introduces the model. A section "## Limits" takes the
+            place of the usual one, "Training", "Results" and "Use" follow what is computed, others come before the
+            licence.
+        curve: picture of the training curves in the folder.
+
+    Raises:
+        ValueError: a folder without a model, notes or reports that cannot be read.
+    """
+    root = Path(folder)
+    model = _describe(root)
+    is_pipeline = model["is_pipeline"]
+    found = root / NOTES_FILE
+    metadata, sections = _read_notes(Path(notes) if notes is not None else found if found.is_file() else None)
+    loaded = [_read_report(report) for report in reports]
+    emissions, cost = _emissions(metadata.pop("training", None) or {})
+    name = str(metadata.pop("model_name", root.resolve().name))
+    results = [result for report in loaded for result in _eval_results(report, model)]
+    data = ModelCardData(
+        **{
+            "license": "other",
+            "library_name": "hvae-sr",
+            "pipeline_tag": "image-to-image" if is_pipeline else "unconditional-image-generation",
+            "tags": model["tags"],
+            "metrics": ["psnr", "ssim"] if is_pipeline else None,
+            "widget": _widget(root),
+            "co2_eq_emissions": emissions,
+            **metadata,
+            "model_name": name,
+            "eval_results": results or None,
+        }
+    )
+    preset = next((preset for preset, folder in PRESETS.items() if folder == name), None)
+    _, texts = _read_notes(Path(__file__).with_suffix(".md"))
+
+    def standard(heading: str) -> str:
+        return texts[heading].format(**model, name=name, preset=preset)
+
+    def picture(file: str, text: str) -> str:
+        return f"![{text}]({IMAGES_FOLDER}/{file})" if (root / IMAGES_FOLDER / file).is_file() else ""
+
+    use = standard("Use" if is_pipeline else "Use of a prior")
+    if not model["has_weights"]:
+        use = standard("Use of a published checkpoint" if preset else "Use without weights") + "\n\n" + use
+    computed = {
+        "Use": use,
+        "What it is for": standard("What it is for" if is_pipeline else "What a prior is for"),
+        "Limits": standard("Limits") if is_pipeline else "",
+        "Bias and misuse": standard("Bias and misuse"),
+        "Training": _training(training_command, curve, root),
+        "Cost and carbon": cost,
+        "Results": "\n\n".join(part for part in (_results(loaded, name), picture(CONTACT_SHEET, _SHEET)) if part),
+        "Licence": _licence(data),
+        "Papers": standard("Papers"),
+    }
+    introduction = sections.pop("", "") or textwrap.fill(standard(f"About {model['kind']}"), 118)
+    overview = picture("overview.png", _OVERVIEW)
+    parts, headings = [f"# {name}", introduction, *([overview] if overview else [])], list(computed)
+    for heading in (*headings[:-2], *(own for own in sections if own not in computed), *headings[-2:]):
+        own, text = sections.get(heading, ""), computed.get(heading, "")
+        text = "\n\n".join(part for part in (text, own) if part) if heading in _FOLLOWED else own or text
+        if text:
+            parts.append(f"## {heading}\n\n{text}")
+    # The card's class checks the metadata, and writes it as the Hub's own tools do.
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"))
+
+
+def _describe(root: Path) -> dict[str, Any]:
+    """What configurations say: kind, size, tags."""
+    import torch
+
+    from ..models import VDVAE, LRConditioner, LREncoder
+
+    classes = {"VDVAE": VDVAE, "LREncoder": LREncoder, "LRConditioner": LRConditioner}
+    index = root / "model_index.json"
+    is_pipeline = index.is_file()
+    try:
+        settings = json.loads(index.read_text()) if is_pipeline else {}
+        models = {}
+        for name in ("vdvae", "lr_encoder") if is_pipeline else ("",):
+            config = json.loads((root / name / "config.json").read_text())
+            with torch.device("meta"):
+                models[name or "vdvae"] = classes[config["_class_name"]].from_config(config)
+    except (OSError, json.JSONDecodeError, KeyError) as error:
+        raise ValueError(f"`folder`: {root} is no folder of a pipeline or of a VDVAE: {error}") from error
+    vdvae, network = models["vdvae"], models.get("lr_encoder")
+    tags = ["hierarchical-vae", "vdvae"]
+    kind = method = "cvdvae" if isinstance(network, LREncoder) else "vdvae-sr" if network is not None else "vdvae"
+    if isinstance(network, LRConditioner):
+        conditioning = network.config.conditioning
+        kind += f", {conditioning if conditioning in ('final', 'posterior') else 'top group'}"
+    if is_pipeline:
+        tags = ["super-resolution", "diverse-super-resolution", *tags, method, "uncertainty"]
+    side = vdvae.config.image_size
+    return {
+        "is_pipeline": is_pipeline,
+        "kind": kind,
+        "tags": tags,
+        "has_weights": any(root.rglob("*.safetensors")),
+        "millions": {name: sum(p.numel() for p in model.parameters()) / 1e6 for name, model in models.items()},
+        "groups": vdvae.num_groups,
+        "strides": ", ".join(map(str, sorted({vdvae.stride(g) for g in range(vdvae.num_groups)}, reverse=True))),
+        "size": "of any size" if vdvae.config.bias_type == "channel" else f"of {side}x{side} pixels",
+        "image_size": side,
+        "conditioned": network.config.get("num_conditioned_groups") or vdvae.num_groups if network else None,
+        "scale": settings.get("scale_factor"),
+        "kernel": f"antialiased {settings.get('downsampling_kernel')}",
+        "temperature": settings.get("default_temperature"),
+    }
+
+
+def _training(command: str | None, curve: str | os.PathLike[str] | None, root: Path) -> str:
+    parts = [f"```\n{command.strip()}\n```"] if command else []
+    if curve is not None:
+        relative = os.path.relpath(Path(curve).resolve(), root.resolve()).replace(os.sep, "/")
+        parts.append(f"![Training curves]({relative})")
+    return "\n\n".join(parts)
+
+
+def _read_notes(path: Path | None) -> tuple[dict[str, Any], dict[str, str]]:
+    """(metadata, {heading: text}); the text before the first heading has the heading ""."""
+    if path is None:
+        return {}, {}
+    try:
+        text = path.read_text(encoding="utf-8")
+        match = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+        metadata = (yaml.safe_load(match[1]) or {}) if match else {}
+        if not isinstance(metadata, dict):
+            raise ValueError("the metadata is no mapping")
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"`notes`: cannot read {path}: {error}") from error
+    parts = re.split(r"^## +(.*)$", text[match.end() if match else 0 :], flags=re.MULTILINE)
+    sections = {"": parts[0].strip()}
+    for heading, body in zip(parts[1::2], parts[2::2], strict=True):
+        sections[heading.strip()] = body.strip()
+    return metadata, sections
+
+
+def _read_report(report: Report) -> dict[str, Any]:
+    try:
+        return dict(report) if isinstance(report, Mapping) else read_report(report)
+    except ValueError as error:
+        raise ValueError(str(error).replace("`report`", "`reports`")) from error
+
+
+_ROW = re.compile(r"(mean|sample) (?:t=([\d.]+)|((?:up to )?stride \d+))( projected)?")
+_SPREAD = {
+    "grey_levels": ("standard deviation, grey levels", ".1f"),
+    "lr_psnr": ("LR-PSNR in 8 bit, dB", ".1f"),
+    "lr_psnr_float": ("before rounding, dB", ".1f"),
+    "crps": ("CRPS", ".4f"),
+    "lpips": ("LPIPS", ".3f"),
+    "lpips_vgg": ("LPIPS-VGG", ".3f"),
+    "apd_lpips": ("LPIPS between samples x1e3", ".1f"),
+    "exchangeability_lpips": ("exchangeability, LPIPS", ".2f"),
+    "exchangeability_mse": ("exchangeability, MSE", ".2f"),
+    "detail": ("detail", ".2f"),
+    "detail_tail": ("detail, p99.9", ".2f"),
+    "brisque": ("BRISQUE", ".1f"),
+    "coverage": ("coverage of 90 % intervals", ".3f"),
+}
+
+
+def _chosen_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of what users get: projected ones where there are both, with names that speak for themselves."""
+    names = {row["name"] for row in report["rows"]}
+    rows = []
+    for row in report["rows"]:
+        match = _ROW.fullmatch(row["name"])
+        if match and not match[4] and f"{row['name']} projected" in names:
+            continue
+        name = row["name"]
+        if match:
+            what = f"mean of {report['num_samples']} samples" if match[1] == "mean" else "one sample"
+            name = f"{what}, temperature {match[2] or f'1 at {match[3]} and 0 elsewhere'}".replace("at up to", "up to")
+        rows.append({**row, "name": name})
+    return rows
+
+
+def _title(report: dict[str, Any]) -> str:
+    size = f" S={report['size']}" if report.get("size") else ""
+    part = report["num_images"] != report.get("num_images_available", report["num_images"])
+    share = f", first {report['num_images']} images" if part else ""
+    ensemble = ", self-ensemble" if report.get("self_ensemble") else ""
+    return f"{report['dataset']} {report['protocol']}{size}{share}{ensemble}"
+
+
+def _results(reports: list[dict[str, Any]], name: str) -> str:
+    """One line for each method, one column for each report; one table of samples; the first report's command."""
+    if not reports:
+        return ""
+    tables = [{row["name"]: row for row in _chosen_rows(report)} for report in reports]
+    titles = [_title(report) for report in reports]
+
+    def cell(row: Mapping[str, Any]) -> str:
+        gain = f" ({float(row['psnr_gain']):+.2f})" if row.get("psnr_gain") else ""
+        return f"{float(row['psnr']):.2f}{gain} / {float(row['ssim']):.4f}" if "psnr" in row else ""
+
+    names = dict.fromkeys(row for rows in tables for row in rows)
+    cells = [[row, *(cell(rows.get(row, {})) for rows in tables)] for row in names]
+    lines = markdown_lines(["PSNR (gain over bicubic) / SSIM", *titles], cells, "---|" * (len(tables) + 1))
+    samples = [
+        {**row, "name": f"{title}: {row['name']}", "grey_levels": 255 * float(row["std"])}
+        for title, rows in zip(titles, tables, strict=True)
+        for row in rows.values()
+        if "std" in row
+    ]
+    lines += ["", *table(samples, _SPREAD, "Samples")] if samples else []
+    command = command_line({**reports[0], "name": name})
+    return "\n".join([*lines, "", f"The first column is by this command, others likewise:\n\n```\n{command}\n```"])
+
+
+def _eval_results(report: dict[str, Any], model: dict[str, Any]) -> list[EvalResult]:
+    """The metadata's results: every sample and mean of a report, at the default temperature where it has that."""
+    rows = [row for row in _chosen_rows(report) if "temperature" in row["name"] and "stride" not in row["name"]]
+    usual = model["temperature"]
+    default = [row for row in rows if usual is not None and row["name"].endswith(f"temperature {usual:g}")]
+    names = {"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS", "lr_psnr": "LR-PSNR", "crps": "CRPS"}
+    ensemble = "-self-ensemble" if report.get("self_ensemble") else ""
+    return [
+        EvalResult(
+            task_type="image-to-image",
+            task_name=f"super-resolution x{report['scale_factor']}",
+            dataset_type=report["dataset"],
+            dataset_name=_title(report),
+            # Results of one configuration would be merged.
+            dataset_config=f"{report['protocol']}-{report['size'] or 'full'}{ensemble}",
+            dataset_args={key: report[key] for key in _SETTINGS if report.get(key)},
+            metric_type=metric,
+            metric_name=f"{title}, {row['name']}",
+            metric_value=round(float(row[metric]), 4),
+        )
+        for row in default or rows
+        for metric, title in names.items()
+        if metric in row
+    ]
+
+
+def _emissions(cost: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
+    """Energy and emissions of training, in the Hub's terms and in words, where hours and watts are known."""
+    if not (cost.get("hours") and cost.get("watts")):
+        return None, ""
+    kwh, intensity = (
+        float(cost["hours"]) * float(cost["watts"]) / 1000,
+        float(cost.get("grams_per_kwh", _GRAMS_PER_KWH)),
+    )
+    metadata = {
+        "emissions": round(kwh * intensity, 1),
+        "source": "hours x power x carbon intensity of electricity",
+        "training_type": cost.get("training_type", "pre-training"),
+        "hardware_used": cost.get("hardware", "unknown"),
+    }
+    text = (
+        f"{cost['hours']:g} hours on {cost.get('hardware', 'one machine')}. At {cost['watts']:g} W and {intensity:g} g "
+        f"of CO2 equivalent per kWh that is {kwh:.3g} kWh and {kwh * intensity:.3g} g: an estimate, as neither the "
+        "power nor the source of the electricity was measured."
+    )
+    return metadata, textwrap.fill(text, 118)
+
+
+def _licence(data: ModelCardData) -> str:
+    if data.license != "other":
+        return f"The weights are under the licence {data.license}, the code under the Apache License 2.0."
+    link = f" ([{data.license_name}]({data.license_link}))" if data.license_link else ""
+    return textwrap.fill(f"The weights come under terms of their own{link}. The code is under Apache 2.0.", 118)
+
+
+def _widget(root: Path) -> list[dict[str, Any]] | None:
+    """The Hub shows these pairs: an input, and what the model makes of it."""
+    pairs = [
+        {"src": f"{IMAGES_FOLDER}/input.png", "output": {"url": f"{IMAGES_FOLDER}/{name}.png"}}
+        for name in ("sample", "mean")
+        if all((root / IMAGES_FOLDER / f"{one}.png").is_file() for one in ("input", name))
+    ]
+    return pairs or None

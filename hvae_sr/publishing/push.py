@@ -1,0 +1,176 @@
+"""Uploads of a model's folder to the Hub: which files, and one commit that is whole or absent."""
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import validate_repo_id
+
+from .card import model_card
+
+logger = logging.getLogger(__name__)
+
+PIPELINE_FILE = "pipeline.py"
+PIPELINE_CODE = """# For DiffusionPipeline.from_pretrained(ID, custom_pipeline=ID, trust_remote_code=True).
+from hvae_sr import SuperResolutionPipeline as SuperResolutionPipeline  # pip install hvae-sr
+"""
+"""The whole of `pipeline.py` in a repository on the Hub: the code stays in the package."""
+
+_COMPONENT_CODE = """# diffusers asks for this file before it reads pipeline.py, and takes the class from the package.
+from hvae_sr import {name} as {name}
+"""
+
+_SUFFIXES = {".json", ".md", ".png", ".safetensors", ".svg", ".webp", ".weights", ".yaml", ".yml"}
+_SKIPPED_FILES = {"training_config.json"}
+"""Names the folders of the machine that trained; the card has the command without them."""
+
+_SKIPPED_FOLDERS = ("checkpoint-", "logs", "runs", "samples", "validation", "wandb", "__pycache__", ".")
+"""Folders that training leaves beside the result: their names begin with one of these."""
+
+
+def files_to_push(folder: str | os.PathLike[str]) -> dict[str, Path | bytes]:
+    """What `push` uploads of a folder: `{path in the repository: file, or content that push adds}`.
+
+    Configurations, safetensors, the card with its pictures, recipes and licences; neither training checkpoints and
+    logs nor pickles. A folder without a card gets one, and a pipeline the lines of Python that diffusers looks for.
+
+    Raises:
+        ValueError: no folder, or one that holds no model or no weights.
+    """
+    root = Path(folder)
+    is_pipeline = (root / "model_index.json").is_file()
+    if not is_pipeline and not (root / "config.json").is_file():
+        raise ValueError(f"`folder`: {root} holds neither model_index.json nor config.json")
+    found: dict[str, Path | bytes] = {}
+    for path in sorted(root.rglob("*")):
+        relative = path.relative_to(root)
+        if any(part.startswith(_SKIPPED_FOLDERS) for part in relative.parts[:-1]) or not path.is_file():
+            continue
+        if path.name in _SKIPPED_FILES or path.name.startswith("."):
+            continue
+        if path.suffix.lower() in _SUFFIXES or path.name.startswith("LICENSE") or relative == Path(PIPELINE_FILE):
+            found[relative.as_posix()] = path
+    if not any(name.endswith(".safetensors") for name in found):
+        raise ValueError(f"`folder`: {root} holds no weights (*.safetensors)")
+    if is_pipeline:
+        found.setdefault(PIPELINE_FILE, PIPELINE_CODE.encode())
+        for component, kind in json.loads((root / "model_index.json").read_text()).items():
+            if isinstance(kind, list) and kind[0] == "hvae_sr":
+                found[f"{component}/hvae_sr.py"] = _COMPONENT_CODE.format(name=kind[1]).encode()
+    if "README.md" not in found:
+        found["README.md"] = model_card(root).encode()
+    return dict(sorted(found.items()))
+
+
+def push(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    message: str | None = None,
+    token: str | None = None,
+    attempts: int = 4,
+) -> str:
+    """Uploads a pipeline or model folder to the Hub, as one commit: the repository is never half new.
+
+    Uploads are addressed by content. What an earlier try, killed or not, has already sent is not sent again, and files
+    that have not changed are left alone. Weights of the repository that the folder no longer has are removed, or a
+    loader would read old shards beside new ones. Failures of the network and of the server are tried again.
+
+    Args:
+        folder: what `save_pretrained` or training has written.
+        repo_id: "owner/name"; the repository is made where there is none.
+        private: visibility of a repository that is made; None leaves it to the owner's settings.
+        revision: branch; None means main.
+        message: of the commit.
+        token: None means the one that `hf auth login` has stored, or HF_TOKEN.
+        attempts: of the whole, after the retries of each request.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ValueError: a folder, id, card or token that will not do.
+        OSError: the network or the server still fails after the last attempt.
+    """
+    if repo_id.count("/") != 1:
+        raise ValueError(f"`repo_id` must be owner/name, got {repo_id!r}")
+    try:
+        validate_repo_id(repo_id)
+    except ValueError as error:
+        raise ValueError(f"`repo_id`: {error}") from None
+    content = files_to_push(folder)
+    api = HfApi(token=token)
+    for attempt in range(attempts):
+        try:
+            return _commit(api, content, repo_id, private, revision, message or f"Upload {Path(folder).name}")
+        except Exception as error:
+            failure = _of_the_hub(error)
+            if failure is None:
+                raise
+            status = _status(failure)
+            if (status in (408, 429) or status >= 500) and attempt + 1 < attempts:
+                wait = 2**attempt
+                logger.warning("%s; trying again in %d s", _first_line(error), wait)
+                time.sleep(wait)
+                continue
+            if status in (401, 403):
+                raise ValueError(
+                    f"`token`: {repo_id} cannot be written (log in with `hf auth login`): {error}"
+                ) from None
+            if isinstance(error, (ValueError, OSError)):
+                raise
+            raise OSError(f"`repo_id`: {repo_id} could not be uploaded: {_first_line(error)}") from error
+    raise ValueError(f"`attempts` must be at least 1, got {attempts}")
+
+
+def _commit(
+    api: HfApi,
+    content: dict[str, Path | bytes],
+    repo_id: str,
+    private: bool | None,
+    revision: str | None,
+    message: str,
+) -> str:
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    if revision is not None:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        CommitOperationAdd(path_in_repo=name, path_or_fileobj=source) for name, source in content.items()
+    ]
+    for name in api.list_repo_files(repo_id, revision=revision):
+        if name not in content and name.endswith((".safetensors", ".safetensors.index.json")):
+            operations.append(CommitOperationDelete(path_in_repo=name))
+    return api.create_commit(repo_id, operations, commit_message=message, revision=revision).commit_url
+
+
+def _of_the_hub(error: BaseException | None) -> BaseException | None:
+    """The failure of the Hub or the network that an error is, or was caused by; None for any other error.
+
+    Failed uploads of files come as RuntimeErrors with a cause. Other RuntimeErrors, and what ran out of memory or is
+    wrong in the program, are none of the Hub's and stay what they are.
+    """
+    libraries = ("httpx", "httpx2", "requests", "urllib3")
+    while error is not None:
+        if isinstance(error, (HfHubHTTPError, ConnectionError, TimeoutError)):
+            return error
+        if type(error).__module__.split(".")[0] in libraries:
+            return error
+        error = error.__cause__
+    return None
+
+
+def _status(failure: BaseException) -> int:
+    """The status of the server's answer; 500 where there was none, which may be tried again just so."""
+    response = getattr(failure, "response", None)
+    return int(response.status_code) if response is not None else 500
+
+
+def _first_line(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    return (str(cause).splitlines() or [type(cause).__name__])[0]

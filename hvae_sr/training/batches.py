@@ -1,0 +1,214 @@
+"""What every update sees: its crops, their order, and the addresses of its latent noise.
+
+All of it is a function of (seed, epoch, global sample index): a resumed run goes on as if it had never stopped, and n
+processes see what one with n times the batch would. Streams are an exception, whose rows are dealt out by their number.
+"""
+
+import itertools
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.data_loader import SeedableRandomSampler
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..data import DEFAULT_SCALES, Augmentation, ImageCrops, ImageFolder, ImageStream, ImageTable
+from ..data.datasets import same_files
+from .config import OPTIONS_FILE, TrainingConfig
+
+logger = logging.getLogger(__name__)
+
+_SEED_STRIDE = 0x9E3779B97F4A7C15
+"""Addresses of noise have 64 bits: odd, so that no two seeds share them; far from 1, so that no two runs overlap."""
+
+
+class Batches:
+    """The batches of one process; accelerate deals them out, a stream has been split already.
+
+    Raises:
+        ValueError: an epoch has less than the crops of an update.
+    """
+
+    def __init__(self, dataset: ImageCrops | ImageStream, config: TrainingConfig, accelerator: Accelerator) -> None:
+        self.dataset = dataset
+        self.config = config
+        self.accelerator = accelerator
+        self.sampler: SeedableRandomSampler | None = None
+        self.updates_per_epoch = sys.maxsize  # a stream has no end
+        crops, workers, persistent = None, config.dataloader_num_workers, False
+        if isinstance(dataset, ImageStream):
+            workers = min(workers, dataset.num_shards)
+        else:
+            # Kept at hand: accelerate's loaders pass the epoch on to it, but not through all their wrappers.
+            self.sampler = SeedableRandomSampler(dataset, generator=torch.Generator(), data_seed=config.seed)
+            crops, persistent = len(dataset), workers > 0
+        self.crops_per_update = crops_per_update(config, accelerator.num_processes, crops)
+        self.loader: Any = DataLoader(
+            dataset,
+            batch_size=config.train_batch_size,
+            sampler=self.sampler,
+            drop_last=True,
+            num_workers=workers,
+            persistent_workers=persistent,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+        if self.sampler is not None:
+            self.loader = accelerator.prepare(self.loader)
+            self.updates_per_epoch = len(self.loader) // config.gradient_accumulation_steps
+
+    def epoch(self, step: int) -> Iterator[tuple[dict[str, Tensor], list[int]]]:
+        """What is left of the epoch after `step` updates: batches, and an address of noise for each of their crops."""
+        epoch, updates = divmod(step, self.updates_per_epoch)
+        accumulated = self.config.gradient_accumulation_steps
+        skip = updates * accumulated
+        batches = self._stream(skip) if isinstance(self.dataset, ImageStream) else self._shuffled(epoch, skip)
+        for index, batch in enumerate(batches, skip):
+            if index >= self.updates_per_epoch * accumulated:
+                return  # fewer are left over than an update takes
+            yield batch, self.noise_seeds(epoch, index, len(batch["image"]))
+
+    def noise_seeds(self, epoch: int, index: int, count: int) -> list[int]:
+        """Addresses of the noise of batch `index` of this process, of `count` crops."""
+        # accelerate deals out whole batches in turn: those of one index are neighbours in the order of the epoch.
+        first = (index * self.accelerator.num_processes + self.accelerator.process_index) * count
+        return [self.config.seed * _SEED_STRIDE + (epoch << 32) + first + i for i in range(count)]
+
+    def _shuffled(self, epoch: int, skip: int) -> Iterator[dict[str, Tensor]]:
+        loader = self.accelerator.skip_first_batches(self.loader, skip) if skip else self.loader
+        loader.set_epoch(epoch)  # on the very loader that is iterated, or it would begin with epoch 0's order
+        assert self.sampler is not None and isinstance(self.dataset, ImageCrops)
+        self.sampler.set_epoch(epoch)
+        self.dataset.set_epoch(epoch)
+        yield from loader
+
+    def _stream(self, skip: int) -> Iterator[dict[str, Tensor]]:
+        """The batches of a stream after the first `skip`, which came from its workers in turn."""
+        assert isinstance(self.dataset, ImageStream)
+        self.dataset.start = skip
+        rounds = max(1, self.loader.num_workers)
+        for batch in itertools.islice(self.loader, skip % rounds, None):
+            yield {name: value.to(self.accelerator.device) for name, value in batch.items()}
+
+
+def crops_per_update(config: TrainingConfig, num_processes: int, crops: int | None) -> int:
+    """Crops that all processes together use for an update, of `crops` in an epoch (None: a stream's are not counted).
+
+    Raises:
+        ValueError: an epoch has fewer.
+    """
+    update = config.train_batch_size * config.gradient_accumulation_steps * num_processes
+    if crops is not None and crops < update:
+        raise ValueError(
+            f"`train_batch_size` {config.train_batch_size} x `gradient_accumulation_steps` "
+            f"{config.gradient_accumulation_steps} x {num_processes} processes = {update} must be at most the {crops} "
+            "crops of an epoch (see `crops_per_image`)"
+        )
+    return update
+
+
+def build_training_set(config: TrainingConfig, rank: int, num_processes: int) -> ImageCrops | ImageStream:
+    """The images to train on, as `config` names them.
+
+    Raises:
+        ValueError: there are none that can be used, in the words of the command line.
+    """
+    scales = tuple(config.scales)
+    if config.train_lr_dir:
+        if scales != DEFAULT_SCALES:
+            logger.warning("`scales` %s are not used: pairs of train_lr_dir keep their size", config.scales)
+        scales = (1.0,)
+    augmentation = Augmentation(config.resolution, config.horizontal_flip, False, config.rotate, scales)
+    if not config.streaming:
+        return _images(config, "train", config.dataset_split, augmentation, config.crops_per_image)
+    with _options_named("train"):
+        return ImageStream(
+            **_dataset(config, config.dataset_split),
+            augmentation=augmentation,
+            batch_size=config.train_batch_size,
+            rank=rank,
+            world_size=num_processes,
+        )
+
+
+def build_validation_set(config: TrainingConfig) -> ImageCrops | None:
+    """The images held out, or None: crops at full scale, neither mirrored nor turned.
+
+    Raises:
+        ValueError: as `build_training_set`.
+    """
+    split = config.validation_split
+    if split is None and not config.validation_data_dir:
+        return None
+    with _options_named("validation"):
+        if split is not None and same_files(config.dataset_name or "", config.dataset_split, split):
+            raise ValueError(
+                f"`validation_split` {split!r} names no other files of dataset_name {config.dataset_name!r} than those "
+                "to train on"
+            )
+    if config.train_lr_dir and config.validation_data_dir and not config.validation_lr_dir:
+        logger.warning("LR images of validation_data_dir are made by %s", config.downsampling_kernel)
+    return _images(config, "validation", split, Augmentation(config.resolution, False, scales=(1.0,)), 1)
+
+
+def _images(config: TrainingConfig, part: str, split: str | None, augmentation: Augmentation, crops: int) -> ImageCrops:
+    """The images of "train" or "validation": of a dataset's split, or of that part's folders."""
+    folders: list[str] = getattr(config, f"{part}_data_dir")
+    cache_bytes = int(config.cache_gib * 2**30)
+    with _options_named(part):
+        if not folders:
+            return ImageTable(
+                **_dataset(config, split or ""),
+                augmentation=augmentation,
+                crops_per_image=crops,
+                cache_bytes=cache_bytes,
+            )
+        return ImageFolder(
+            folders,
+            augmentation.crop_size,
+            seed=config.seed,
+            horizontal_flip=augmentation.horizontal_flip,
+            rotate=augmentation.rotate,
+            scales=augmentation.scales,
+            crops_per_image=crops,
+            cache_bytes=cache_bytes,
+            train_lr_dir=getattr(config, f"{part}_lr_dir"),
+            scale_factor=config.scale_factor,
+            leave_out=_outputs(config, folders),
+        )
+
+
+def _dataset(config: TrainingConfig, split: str) -> dict[str, Any]:
+    return {
+        "dataset_name": config.dataset_name or "",
+        "dataset_config_name": config.dataset_config_name,
+        "split": split,
+        "image_column": config.image_column,
+        "seed": config.seed,
+    }
+
+
+def _outputs(config: TrainingConfig, folders: Sequence[str]) -> list[Path]:
+    """What this run and others have left below the folders of photographs: their pictures are none of the images."""
+    roots = {Path(folder).resolve() for folder in folders}
+    others = {found.parent for folder in roots for found in folder.rglob(OPTIONS_FILE)}
+    return [config.output_path, *(others - roots)]
+
+
+@contextmanager
+def _options_named(part: str) -> Iterator[None]:
+    """Puts errors of the data into the words of the command line; `part` is "train" or "validation"."""
+    try:
+        yield
+    except ValueError as error:
+        message = str(error).replace("crop_size", "`resolution`")
+        for name in ("data_dir", "lr_dir"):
+            message = message.replace(f"train_{name}", f"`{part}_{name}`")
+        for name in ("dataset_name", "image_column"):
+            message = message.replace(name, f"`{name}`")
+        raise ValueError(message) from error

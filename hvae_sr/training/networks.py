@@ -1,0 +1,207 @@
+"""From options to an objective: networks are made or loaded, and tried on one image."""
+
+import inspect
+import json
+import logging
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from safetensors import SafetensorError
+
+from ..checkpoints.growth import grow, transfer
+from ..data.crops import one_line
+from ..models import VDVAE, LRConditioner, LREncoder
+from ..operators import Downsampling
+from .config import TrainingConfig
+from .objectives import ELBO, ConditionalELBO, ConditionalObjective, Distillation, EnergyScore, Joint, Objective
+
+logger = logging.getLogger(__name__)
+
+_NAMES_SHOWN = 5
+_CONDITIONED = ("vdvae-sr", "energy-score")
+_Network = TypeVar("_Network", bound=ModelMixin)
+_UNREADABLE = (
+    OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, SafetensorError,
+    pickle.UnpicklingError,
+)  # fmt: skip
+"""What damaged folders and configurations with wrong values raise."""
+
+
+def build_objective(config: TrainingConfig, load_weights: bool = True) -> Objective:
+    """The objective of `config.stage`, with its networks made or loaded.
+
+    Args:
+        config: the options.
+        load_weights: False makes pretrained networks from their configurations alone, for `plan`.
+
+    Raises:
+        ValueError: a configuration or a folder that cannot be read, or does not describe the network it should.
+    """
+    vdvae = _started(VDVAE, "pretrained_vdvae", "vdvae_config", config, load_weights)
+    if config.stage == "vdvae":
+        return ELBO(vdvae)
+    operator = Downsampling(config.scale_factor, config.downsampling_kernel)
+    if config.stage in ("lr-encoder", "joint"):
+        lr_encoder = _lr_network(LREncoder, config, load_weights)
+        if config.stage == "joint":
+            return Joint(vdvae, lr_encoder, operator)
+        return Distillation(vdvae, lr_encoder, operator, config.kl_reduction)
+    vdvae.requires_grad_(config.train_decoder)
+    if config.stage == "energy-score":
+        vdvae.remove_encoder()
+        network = _lr_network(_lr_class(config), config, load_weights)
+        score = (config.score_samples, config.score_patch_sizes, config.score_point_weight)
+        return EnergyScore(vdvae, network, operator, *score)
+    if vdvae.encoder is not None and not config.train_encoder:
+        vdvae.encoder.requires_grad_(False)
+    conditioner = _lr_network(LRConditioner, config, load_weights)
+    for name in ("scale_factor", "downsampling_kernel"):
+        used = conditioner.config.likelihood_location is not None
+        if used and getattr(conditioner.config, name) != getattr(config, name):
+            raise ValueError(
+                f"`{name}` is {getattr(config, name)!r}, the conditioner's configuration has "
+                f"{getattr(conditioner.config, name)!r}; its likelihood is located with the latter"
+            )
+    return ConditionalELBO(vdvae, conditioner, operator)
+
+
+def check_objective(objective: Objective, config: TrainingConfig, device: torch.device, num_processes: int = 1) -> None:
+    """Runs one image forward and backward: what does not fit shows before photographs are decoded.
+
+    Leaves no gradients. Parameters that the loss does not depend on are named in the log.
+
+    Raises:
+        ValueError: the networks do not fit each other, `resolution` or `scale_factor`; no parameter gets a gradient; or
+            one gets none and there are several processes, which would wait for it.
+    """
+    named = {name: parameter for name, parameter in objective.named_parameters() if parameter.requires_grad}
+    image = torch.zeros(1, 3, config.resolution, config.resolution, dtype=torch.uint8, device=device)
+    try:
+        if isinstance(objective, ConditionalObjective):
+            objective.lr_network.check_fit(objective.vdvae.config, objective.operator)
+        loss, _ = objective(image, [0])
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, RuntimeError, KeyError, IndexError) as error:
+        raise ValueError(
+            f"the networks do not fit each other, or `resolution` {config.resolution} and "
+            f"`scale_factor` {config.scale_factor}: {one_line(error)}"
+        ) from error
+    if not loss.requires_grad:
+        raise ValueError("there is nothing to train: the loss depends on no trainable parameter")
+    gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    idle = [name for name, gradient in zip(named, gradients, strict=True) if gradient is None]
+    if not idle:
+        return
+    more = ", ..." if len(idle) > _NAMES_SHOWN else ""
+    message = f"{len(idle)} parameters get no gradient, nothing reads them: {', '.join(idle[:_NAMES_SHOWN])}{more}"
+    if num_processes > 1:
+        raise ValueError(f"{message}; with {num_processes} processes all must have one")
+    logger.warning("%s", message)
+
+
+def _lr_class(config: TrainingConfig) -> type[LREncoder] | type[LRConditioner]:
+    """The class that the LR network's configuration names: either system's sampler has an energy score."""
+    folder = config.pretrained_lr_encoder
+    try:
+        path = Path(folder) / "config.json" if folder else Path(config.lr_config or "")
+        name = json.loads(path.read_text())["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return LRConditioner  # where it cannot be read, loading says why
+    return LREncoder if name == "LREncoder" else LRConditioner
+
+
+def _lr_network(kind: type[_Network], config: TrainingConfig, load_weights: bool) -> _Network:
+    """An LR network, its bottom-up part started from a VDVAE's encoder where that is asked for."""
+    network: Any = _started(kind, "pretrained_lr_encoder", "lr_config", config, load_weights)
+    if config.lr_from_vdvae is None:
+        return network
+    source = _loaded(VDVAE, "lr_from_vdvae", config, load_weights)
+    if source.encoder is None:
+        raise ValueError(f"`lr_from_vdvae`: {config.lr_from_vdvae} has no encoder")
+    if network.config.get("conditioning") == "trivial":
+        raise ValueError(f"`lr_from_vdvae` must be None for conditioning 'trivial', got {config.lr_from_vdvae!r}")
+    try:
+        network.network.bottom_up.load_state_dict(source.encoder.state_dict())
+    except RuntimeError as error:
+        raise ValueError(
+            f"`lr_from_vdvae`: the encoder of {config.lr_from_vdvae} does not fit: {one_line(error)}"
+        ) from error
+    return network
+
+
+def _started(kind: type[_Network], folder: str, file: str, config: TrainingConfig, load_weights: bool) -> _Network:
+    """A network: trained, if only the option `folder` is given; new, if only `file` is; or new and started from it."""
+    if getattr(config, file) is None:
+        return _loaded(kind, folder, config, load_weights)
+    network: Any = _new(kind, file, config)
+    if getattr(config, folder) is None:
+        return network
+    trained: Any = _loaded(kind, folder, config, load_weights)
+    try:
+        if kind is VDVAE:
+            _check_random(transfer(trained, network), config)
+        elif trained.config.decoder_blocks == network.config.decoder_blocks:
+            grow(trained, network)
+        else:
+            transfer(trained, network)
+    except ValueError as error:
+        raise ValueError(f"`{file}` = {getattr(config, file)!r}: {error}") from error
+    return network
+
+
+def _check_random(random: set[str], config: TrainingConfig) -> None:
+    """Raises a ValueError if parameters that are random would be frozen."""
+    prior = config.stage == "lr-encoder"
+    decoder = prior or (config.stage in _CONDITIONED and not config.train_decoder)
+    encoder = prior or (config.stage == "vdvae-sr" and not (config.train_decoder and config.train_encoder))
+    if any(encoder if name.startswith("encoder.") else decoder for name in random):
+        raise ValueError(
+            "it has weights that the pretrained VDVAE lacks, and that would stay random: they are not trained in this "
+            f"run of stage {config.stage}"
+        )
+
+
+def _loaded(kind: type[_Network], option: str, config: TrainingConfig, load_weights: bool) -> _Network:
+    """The network in the folder that an option names; without its weights where they are not to be loaded."""
+    folder, network = getattr(config, option), cast(Any, kind)
+    with _named(option, kind, folder):
+        options = network.load_config(folder)
+        _check_options(kind, options)
+        return network.from_pretrained(folder) if load_weights else network.from_config(options)
+
+
+def _new(kind: type[_Network], option: str, config: TrainingConfig) -> _Network:
+    """A network with random weights, of the JSON file that an option names."""
+    file, network = getattr(config, option), cast(Any, kind)
+    with _named(option, kind, file):
+        options = json.loads(Path(file).read_text())
+        _check_options(kind, options)
+        return network.from_config(options)
+
+
+@contextmanager
+def _named(option: str, kind: type, source: str) -> Iterator[None]:
+    """Puts what damaged folders and wrong configurations raise into the words of the command line."""
+    try:
+        yield
+    except torch.OutOfMemoryError:  # a RuntimeError, but no damage
+        raise
+    except _UNREADABLE as error:
+        raise ValueError(f"`{option}`: no {kind.__name__} from {source!r}: {one_line(error)}") from error
+
+
+def _check_options(kind: type, options: Any) -> None:
+    """diffusers ignores what it does not know: a typo would leave a default in place."""
+    if not isinstance(options, dict):
+        raise ValueError(f"expected a mapping, got {type(options).__name__}")
+    if options.get("_class_name", kind.__name__) != kind.__name__:
+        raise ValueError(f"this is the configuration of a {options['_class_name']}")
+    unknown = [key for key in options if key not in inspect.signature(kind).parameters and not key.startswith("_")]
+    if unknown:
+        raise ValueError(f"options that do not exist: {', '.join(unknown)}")

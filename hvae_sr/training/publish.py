@@ -1,0 +1,144 @@
+"""The end of a run: a folder that loads, with a card that says how it was made."""
+
+import copy
+import logging
+import os
+import shlex
+import shutil
+import tempfile
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import yaml
+from diffusers.configuration_utils import FrozenDict
+from huggingface_hub import HfApi
+
+from ..checkpoints.names import is_hub_id
+from ..files import remove_abandoned, temporary_path
+from ..images import save_image
+from ..models import VDVAE, LRConditioner, LREncoder
+from ..pipelines import SuperResolutionPipeline
+from ..publishing.card import IMAGES_FOLDER, NOTES_FILE, write_model_card
+from .config import TrainingConfig
+from .objectives import STAGES, Objective
+from .plots import plot_curve
+
+logger = logging.getLogger(__name__)
+
+_SIGNATURE = "Made by `train.py` of hvae-sr:"
+
+
+def write_folder(objective: Objective, config: TrainingConfig, folder: Path) -> None:
+    """Writes the networks with the weights they have: a VDVAE folder, or a pipeline folder with both networks.
+
+    All files are written beside their places first. While they take them, the one that a folder is loaded by is absent:
+    networks of two runs never load as one pipeline.
+
+    Raises:
+        OSError: the folder cannot be written, such as on a full disk.
+    """
+    components: dict[str, Any] = dict(objective.components())
+    for network in components.values():
+        _forget_origin(network)
+    if config.saved_dtype == "float16":  # of copies: the run's own weights stay as exact as they are
+        components = {name: copy.deepcopy(network).half() for name, network in components.items()}
+    if config.stage == "vdvae":
+        result, index = components["vdvae"], "config.json"
+    else:
+        index = "model_index.json"
+        result = SuperResolutionPipeline(
+            **components,
+            scale_factor=config.scale_factor,
+            downsampling_kernel=config.downsampling_kernel,
+            default_temperature=config.default_temperature,
+            fast_inference=config.mixed_precision == "bf16",  # what the weights were trained in
+        )
+    remove_abandoned(folder)
+    temporary = temporary_path(folder / "export")
+    try:
+        result.save_pretrained(temporary)
+        (folder / index).unlink(missing_ok=True)
+        files = [path for path in temporary.rglob("*") if path.is_file()]
+        for path in sorted(files, key=lambda path: path == temporary / index):
+            place = folder / path.relative_to(temporary)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, place)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_card(config: TrainingConfig, folder: Path, records: list[dict[str, Any]], updates: int) -> None:
+    """Writes README.md, the model card, and the curve of the loss in `images`.
+
+    A README.md that this function has not written is left alone.
+    """
+    path = folder / "README.md"
+    if path.exists() and _SIGNATURE not in path.read_text(errors="replace"):
+        logger.info("%s exists and is left as it is", path)
+        return
+    curve, picture = plot_curve(records, STAGES[config.stage].figure), None
+    if curve is not None:
+        picture = folder / IMAGES_FOLDER / "curve.png"
+        picture.parent.mkdir(exist_ok=True)
+        save_image(curve, picture)
+    own = folder / NOTES_FILE
+    with tempfile.TemporaryDirectory() as temporary:
+        notes = Path(temporary) / NOTES_FILE
+        text = own.read_text(encoding="utf-8") if own.is_file() else f"---\n{yaml.safe_dump(_metadata(config))}---\n"
+        if "\n## Training" not in text:  # what people wrote about it stands instead
+            text += f"\n## Training\n\n{_summary(config, records, updates)}\n"
+        else:
+            text += f"\n<!-- {_SIGNATURE} written again at the end of each run -->\n"
+        notes.write_text(text, encoding="utf-8")
+        write_model_card(folder, training_command=_command(config), notes=notes, curve=picture)
+
+
+def repository(config: TrainingConfig) -> str:
+    """`hub_model_id`, or the user's repository with the name of `output_dir`.
+
+    Raises:
+        ValueError: nobody is logged in, so that there is no owner to name.
+    """
+    name = config.hub_model_id or config.output_path.resolve().name
+    if "/" in name:
+        return name
+    try:
+        return f"{HfApi().whoami()['name']}/{name}"
+    except Exception as error:  # not logged in, no network, or a server's answer
+        reason = " ".join(str(error).split())
+        raise ValueError(f"`hub_model_id` {name!r} has no owner, and the Hub does not name you: {reason}") from error
+
+
+def _metadata(config: TrainingConfig) -> dict[str, Any]:
+    """What of the options is on the Hub, for the card."""
+    given = [config.pretrained_vdvae, config.pretrained_lr_encoder, config.dataset_name]
+    *bases, dataset = (name if name and is_hub_id(name) and not Path(name).exists() else None for name in given)
+    found = {"base_model": [name for name in bases if name], "datasets": [dataset] if dataset else []}
+    return {name: values for name, values in found.items() if values}
+
+
+def _summary(config: TrainingConfig, records: list[dict[str, Any]], updates: int) -> str:
+    """How the run went, for the card."""
+    figure = STAGES[config.stage].figure
+    last = {key: value for record in records for key, value in record.items() if isinstance(value, float)}
+    shown = {key: last[key] for key in (figure, f"validation_{figure}") if key in last}
+    shown |= {key: value for key, value in last.items() if "psnr" in key}
+    rows = "".join(f"| {key.replace('_', ' ')} | {value:.4g} |\n" for key, value in shown.items())
+    crops = config.train_batch_size * config.gradient_accumulation_steps
+    text = (
+        f"{_SIGNATURE} {STAGES[config.stage].method}; {updates} updates of {crops} crops of {config.resolution} x "
+        f"{config.resolution} pixels in each process, seed {config.seed}, precision {config.mixed_precision}."
+    )
+    return f"{textwrap.fill(text, 118)}\n\n| at the end | |\n|---|---|\n{rows}" if rows else textwrap.fill(text, 118)
+
+
+def _command(config: TrainingConfig) -> str:
+    """The run's options as a command line, with the last part of paths only: cards are published."""
+    parts = [part.rpartition("=") for part in ("train.py", *config.arguments)]
+    return shlex.join([head + sign + (Path(last).name if os.path.isabs(last) else last) for head, sign, last in parts])
+
+
+def _forget_origin(network: VDVAE | LREncoder | LRConditioner) -> None:
+    """diffusers would write the folder that a network was loaded from into the configuration of the new one."""
+    network._internal_dict = FrozenDict({k: v for k, v in network.config.items() if k != "_name_or_path"})

@@ -1,0 +1,348 @@
+"""How networks are evaluated: their dtype, compiled graphs, hooks; the same weights afterwards."""
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from hvae_sr import VDVAE, SuperResolutionPipeline
+from hvae_sr.models.blocks import Convolution
+from hvae_sr.noise import CounterNoise
+from hvae_sr.pipelines.computing import fast_dtype
+
+over_kinds = pytest.mark.parametrize("kind", ["cvdvae", "vdvae-sr"])
+has_bf16 = fast_dtype(torch.device("cpu")) is not None
+
+
+def photo(side: int = 8, seed: int = 0) -> Tensor:
+    return torch.rand(3, side, side, generator=torch.Generator().manual_seed(seed)) * 0.5 + 0.25
+
+
+def psnr(x: Tensor, y: Tensor) -> float:
+    return -10 * math.log10(max((x - y).square().mean().item(), 1e-20))
+
+
+@pytest.mark.parametrize(("temperature", "rows"), [(0.0, [1, 1, 1, 1]), ([0.0, 0.0, 1.0, 1.0], [1, 1, 1, 3])])
+def test_samples_share_the_stream_until_the_first_noise(make_pipeline: Any, temperature: Any, rows: list[int]) -> None:
+    pipe = make_pipeline()
+    seen: list[int] = []
+    for block in pipe.vdvae.blocks:
+        block.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    with torch.no_grad():
+        condition = pipe.lr_encoder.encode(photo()[None] * 2 - 1)
+        options = {"condition": condition, "temperature": temperature}
+        out = pipe.vdvae.sample(3, (32, 32), noise=CounterNoise([0, 1, 2]), **options)
+        assert seen == rows
+        assert len(out.sample) == 3 and all(len(z) == 3 for z in out.latents)
+        one = pipe.vdvae.sample(1, (32, 32), noise=CounterNoise([2]), **options)
+    torch.testing.assert_close(out.sample[2:], one.sample, rtol=0, atol=1e-5)
+
+
+def test_a_pipeline_computes_as_its_configuration_says(make_pipeline: Any, tmp_path: Path) -> None:
+    pipe = make_pipeline()
+    expected = pipe(photo(), seed=0, output_type="pt").images
+    pipe.save_pretrained(tmp_path / "exact")
+    loaded = SuperResolutionPipeline.from_pretrained(tmp_path / "exact")
+    assert torch.equal(loaded(photo(), seed=0, output_type="pt").images, expected)
+    loaded.register_to_config(fast_inference=True)
+    loaded.save_pretrained(tmp_path / "fast")
+    for name, load in (
+        ("own", SuperResolutionPipeline.from_pretrained),
+        ("generic", DiffusionPipeline.from_pretrained),
+    ):
+        fast = load(tmp_path / "fast")
+        assert torch.equal(fast(photo(), seed=0, output_type="pt").images, expected) is not has_bf16, name
+        fast.disable_fast_inference()
+        assert torch.equal(fast(photo(), seed=0, output_type="pt").images, expected), name
+
+
+def test_fast_inference_is_close_to_float32(make_pipeline: Any, tmp_path: Path) -> None:
+    make_pipeline().save_pretrained(tmp_path)
+    fast = SuperResolutionPipeline.from_pretrained(tmp_path)
+    fast.enable_fast_inference()
+    exact = SuperResolutionPipeline.from_pretrained(tmp_path, dtype=torch.float32)
+    assert {p.dtype for p in fast.vdvae.parameters()} == {torch.float32}
+    for temperature in (0.0, 0.8, 1.5):
+        out, expected = (
+            pipe(photo(), num_samples=2, temperature=temperature, seed=0, output_type="pt") for pipe in (fast, exact)
+        )
+        assert psnr(out.images, expected.images) >= 45
+        assert torch.equal(out.images, expected.images) is not has_bf16
+        assert min(out.lr_psnr_float) >= 100 and out.images.dtype == torch.float32
+    fast.disable_fast_inference()
+    assert torch.equal(fast(photo(), seed=0, output_type="pt").images, exact(photo(), seed=0, output_type="pt").images)
+    fast.enable_fast_inference()
+    fast.to(torch.float32)
+    assert torch.equal(fast(photo(), seed=0, output_type="pt").images, exact(photo(), seed=0, output_type="pt").images)
+
+
+@over_kinds
+@pytest.mark.parametrize("dtype", [torch.float32, "auto"], ids=str)
+def test_a_sample_is_the_same_to_the_bit_in_any_batch(make_pipeline: Any, kind: str, dtype: Any) -> None:
+    pipe = make_pipeline(kind)
+    pipe.enable_fast_inference(dtype)
+    together = pipe(photo(), num_samples=3, seed=0, output_type="pt").images
+    for seed in range(3):
+        assert torch.equal(pipe(photo(), seed=seed, output_type="pt").images[0], together[seed])
+
+
+def test_a_condition_holds_nothing_of_the_weights_that_the_groups_use(make_pipeline: Any) -> None:
+    pipe = make_pipeline("cvdvae")
+    y = photo()[None] * 2 - 1
+
+    def draw(condition: Any) -> Tensor:
+        return pipe.vdvae.sample(1, (32, 32), noise=CounterNoise([0]), condition=condition).sample
+
+    with torch.no_grad():
+        old = pipe.lr_encoder.encode(y)
+        before = draw(old)
+        for parameter in pipe.lr_encoder.heads.parameters():
+            parameter.mul_(1.3)
+        after = draw(old)
+        assert torch.equal(after, draw(pipe.lr_encoder.encode(y))) and not torch.equal(after, before)
+
+
+def test_the_compute_dtype_is_put_back_after_each_evaluation(make_pipeline: Any) -> None:
+    pipe = make_pipeline()
+    pipe.enable_fast_inference(torch.bfloat16)
+    seen = []
+    pipe.vdvae.blocks[0].register_forward_pre_hook(lambda block, _: seen.append(block.resnet.c1.compute_dtype))
+    samples = pipe.samples(photo(), [0, 1], batch_size=1)
+    next(samples)
+    assert pipe.vdvae.blocks[0].resnet.c1.compute_dtype is None is pipe.lr_encoder.compute_dtype
+    next(samples)
+    assert seen == [torch.bfloat16] * 2 and pipe.vdvae.blocks[0].prior_head.c1.compute_dtype is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", 7, torch.int8, torch.float64])
+def test_a_dtype_that_is_none_is_refused(make_pipeline: Any, dtype: Any) -> None:
+    with pytest.raises(ValueError, match="`dtype`"):
+        make_pipeline().enable_fast_inference(dtype)
+
+
+def test_a_pipeline_is_saved_as_it_was_loaded(make_pipeline: Any, tmp_path: Path) -> None:
+    make_pipeline().save_pretrained(tmp_path / "first")
+    pipe = SuperResolutionPipeline.from_pretrained(tmp_path / "first")
+    pipe(photo(), num_samples=2, seed=0)
+    pipe.save_pretrained(tmp_path / "second")
+    names = sorted(path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*") if path.is_file())
+    assert len(names) == 5
+    for name in names:
+        first, second = ((tmp_path / folder / name).read_bytes() for folder in ("first", "second"))
+        if name.suffix == ".json":  # diffusers adds where it loaded a model from
+            first, second = ({**json.loads(text), "_name_or_path": None} for text in (first, second))
+        assert first == second, name
+
+
+def test_weights_that_change_between_calls_are_used(make_pipeline: Any) -> None:
+    pipe = make_pipeline()
+    before = pipe(photo(), seed=0, output_type="pt").images
+    for parameter in pipe.vdvae.parameters():
+        parameter.data.mul_(1.1)  # as moving averages do: no version counter tells of it
+    after = pipe(photo(), seed=0, output_type="pt").images
+    assert (before - after).abs().max() > 1e-3
+    again = SuperResolutionPipeline(copy.deepcopy(pipe.vdvae), copy.deepcopy(pipe.lr_encoder))
+    assert torch.equal(again(photo(), seed=0, output_type="pt").images, after)
+
+
+def test_hooks_of_users_are_called_on_the_fast_path(make_pipeline: Any) -> None:
+    pipe = make_pipeline()
+    expected = pipe(photo(), seed=0, output_type="pt").images
+    called: set[str] = set()
+    for name, module in pipe.vdvae.named_modules():
+        if not list(module.children()) and "encoder" not in name and "posterior" not in name:
+            module.register_forward_hook(lambda _, __, ___, name=name: called.add(name))
+    torch.testing.assert_close(pipe(photo(), seed=0, output_type="pt").images, expected, rtol=0, atol=1e-5)
+    assert {"affine", "out_conv", "blocks.0.z_projection", "blocks.0.prior_head.c4"} <= called
+
+
+class Doubled(torch.nn.Module):
+    """What fine-tuning puts in the place of a convolution: the convolution, and more."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.base_layer = layer
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base_layer.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 1 + 2 * self.base_layer(x)
+
+
+@over_kinds
+@pytest.mark.parametrize("by_hook", [False, True], ids=["layers", "hooks"])
+def test_layers_and_hooks_that_change_results_do_so_with_and_without_gradients(
+    make_vdvae: Any, make_lr_network: Any, kind: str, by_hook: bool
+) -> None:
+    def draw() -> Tensor:
+        condition = network.encode(photo()[None] * 2 - 1)
+        return vdvae.sample(2, (32, 32), noise=CounterNoise([0, 1]), condition=condition).sample
+
+    vdvae, network = make_vdvae(encoder_blocks=None), make_lr_network(kind)
+    plain = draw().detach()
+    names = [
+        (model, name)
+        for model in (vdvae, network)
+        for name, module in model.named_modules()
+        if isinstance(module, Convolution) and (".0." in name or ".1." in name or "." not in name)
+    ]
+    assert len(names) > 12
+    for model, name in names:
+        parent, _, last = name.rpartition(".")
+        layer = model.get_submodule(name)
+        if by_hook:
+            handle = layer.register_forward_hook(lambda _, __, out: 1 + 2 * out)
+        else:
+            setattr(model.get_submodule(parent), last, Doubled(layer))
+        with torch.no_grad():
+            fast = draw()
+        torch.testing.assert_close(fast, draw().detach(), rtol=1e-4, atol=1e-4)
+        assert (fast - plain).abs().max() > 1e-5, name
+        if by_hook:
+            handle.remove()
+        else:
+            setattr(model.get_submodule(parent), last, layer)
+
+
+# Without the encoder.
+
+
+@over_kinds
+def test_a_pipeline_loads_without_the_encoder_and_samples_the_same(
+    make_pipeline: Any, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_pipeline(kind).save_pretrained(tmp_path)
+    whole = SuperResolutionPipeline.from_pretrained(tmp_path)
+    part = SuperResolutionPipeline.from_pretrained(tmp_path, load_encoder=False)
+    assert caplog.text == ""
+    assert whole.vdvae.encoder is not None and part.vdvae.encoder is None
+    assert torch.equal(part(photo(), seed=0, output_type="pt").images, whole(photo(), seed=0, output_type="pt").images)
+    part.save_pretrained(tmp_path / "small")
+    kept = load_file(tmp_path / "small/vdvae/diffusion_pytorch_model.safetensors")
+    assert not [name for name in kept if name.startswith("encoder.") or ".posterior_head." in name]
+
+
+def test_only_the_encoder_s_weights_may_be_left_out(make_vdvae: Any, tmp_path: Path) -> None:
+    make_vdvae(encoder_blocks="16x3,16d2,8x1,8d2,4x1").save_pretrained(tmp_path)
+    VDVAE.from_pretrained(tmp_path, encoder_blocks=None)
+    with pytest.raises(ValueError, match="unknown keys.*encoder"):
+        VDVAE.from_pretrained(tmp_path, encoder_blocks="16x1,16d2,8x1,8d2,4x1")
+
+
+# With other tools.
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_sampling_compiles_to_one_graph(make_vdvae: Any, make_lr_network: Callable[..., Any], backend: str) -> None:
+    vdvae, network = make_vdvae(), make_lr_network("cvdvae")
+    y = photo()[None] * 2 - 1
+    source = CounterNoise([0, 1])
+    noise = [
+        source(group, vdvae.stride(group), vdvae.latent_shape(group, 2, (32, 32)), y.device)
+        for group in range(vdvae.num_groups)
+    ]
+
+    def draw(y: Tensor, noise: list[Tensor]) -> Tensor:
+        out = vdvae.sample(2, (32, 32), noise=noise, condition=network.encode(y), return_latents=False)
+        return out.sample
+
+    torch.compiler.reset()
+    with torch.no_grad():
+        compiled = torch.compile(draw, backend=backend, fullgraph=True)(y, noise)
+        torch.testing.assert_close(compiled, draw(y, noise), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, "auto"], ids=str)
+def test_weights_that_are_moved_in_and_out_give_the_same_samples(make_pipeline: Any, dtype: Any) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    pipe = make_pipeline()
+    pipe.enable_fast_inference(dtype)
+    expected = pipe(photo(), num_samples=2, seed=0, output_type="pt").images
+    for model in (pipe.vdvae, pipe.lr_encoder):
+        accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    assert {parameter.device.type for parameter in pipe.vdvae.blocks.parameters()} == {"meta"}
+    out = pipe(photo(), num_samples=2, seed=0, output_type="pt").images
+    assert psnr(out, expected) >= 90  # in bfloat16 too: streams and heads are in float32 all the same
+
+
+@over_kinds
+def test_a_compiled_pipeline_makes_one_graph_for_all_seeds_and_temperatures(make_pipeline: Any, kind: str) -> None:
+    pipe = make_pipeline(kind=kind)
+    calls: list[dict[str, Any]] = [
+        {"seed": 0, "temperature": 0.8},
+        {"seed": 7, "temperature": 0.3},
+        {"seed": 7, "temperature": [0.5 + group / 10 for group in range(pipe.vdvae.num_groups)]},
+    ]
+    if kind == "cvdvae":
+        calls.append({"seed": 1, "temperature": 0.8, "lr_posterior_temperature": 1.0})
+    expected = [pipe(photo(), num_samples=2, output_type="pt", **call).images for call in calls]
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    pipe.enable_compilation(backend=counter, fullgraph=True)
+    for call, images in zip(calls, expected, strict=True):
+        drawn = pipe(photo(), num_samples=2, output_type="pt", **call)
+        torch.testing.assert_close(drawn.images, images, rtol=0, atol=1e-4)
+    assert counter.frame_count == 2  # encode, sample
+    kept = pipe(photo(), num_samples=2, seed=0, output_type="pt", return_latents=True)
+    redrawn = pipe(photo(), num_samples=2, seed=9, output_type="pt", latents=kept.latents)
+    torch.testing.assert_close(redrawn.images, kept.images, rtol=0, atol=1e-4)
+    pipe.disable_compilation()
+    assert torch.equal(pipe(photo(), num_samples=2, output_type="pt", **calls[0]).images, expected[0])
+
+
+def test_streams_of_a_compiled_model_of_any_size_stay_in_float32(make_pipeline: Any) -> None:
+    pipe = make_pipeline(bias_type="channel")
+    exact = pipe(photo(), seed=0, output_type="pt").images
+    pipe.enable_fast_inference(torch.bfloat16)
+    eager = pipe(photo(), seed=0, output_type="pt").images
+    torch.compiler.reset()
+    pipe.enable_compilation(backend="aot_eager")
+    compiled = pipe(photo(), seed=0, output_type="pt").images
+    assert (compiled - exact).square().mean() <= 2 * (eager - exact).square().mean() + 1e-10
+
+
+def test_a_compiled_pipeline_samples_with_the_networks_that_it_has_got_since(make_pipeline: Any) -> None:
+    torch.compiler.reset()
+    pipe, other = make_pipeline(), make_pipeline()
+    with torch.no_grad():
+        other.vdvae.out_conv.weight.mul_(-1)
+    pipe.enable_compilation(backend="eager")
+    before = pipe(photo(), seed=0, output_type="pt").images
+    pipe.register_modules(vdvae=other.vdvae, lr_encoder=other.lr_encoder)
+    after = pipe(photo(), seed=0, output_type="pt").images
+    assert not torch.equal(after, before)
+    torch.testing.assert_close(after, other(photo(), seed=0, output_type="pt").images, atol=1e-5, rtol=0)
+
+
+def test_a_graph_that_gives_no_finite_values_is_reported(make_pipeline: Any) -> None:
+    def broken(graph: Any, inputs: Any) -> Callable[..., Any]:
+        return lambda *args: tuple(value * torch.nan for value in graph(*args))
+
+    torch.compiler.reset()
+    pipe = make_pipeline()
+    pipe.enable_compilation(backend=broken)
+    with pytest.raises(RuntimeError, match="not finite.*disable_compilation"):
+        pipe(photo(), seed=0)
+    pipe.disable_compilation()
+    pipe(photo(), seed=0)
+
+
+@pytest.mark.parametrize(
+    "options", [{"mode": "fastest"}, {"speed": 9}, {"backend": "cudagraphs"}, {"backend": "none"}], ids=str
+)
+def test_options_that_the_compiler_does_not_have_are_refused(make_pipeline: Any, options: dict[str, Any]) -> None:
+    pipe = make_pipeline()
+    with pytest.raises(ValueError, match=str(list(options.values())[0])):
+        pipe.enable_compilation(**options)
+    pipe(photo(), seed=0)

@@ -1,0 +1,463 @@
+"""Conversion of published checkpoints: names, refusals, and folders that appear complete or not at all."""
+
+import importlib.resources
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hvae_sr.checkpoints.convert import (
+    PRESETS,
+    ConversionError,
+    config_from_hparams,
+    convert,
+    convert_vdvae_state_dict,
+    load_checkpoint,
+)
+from hvae_sr.cli import main
+from hvae_sr.models import VDVAE, LRConditioner, LREncoder
+
+REFERENCE = Path(os.environ.get("HVAE_SR_REFERENCE", Path(__file__).resolve().parents[1] / "../shared/reference"))
+FACTS = REFERENCE / "openai_checkpoints.json"
+PUBLISHED: dict[str, Any] = json.loads(FACTS.read_text()) if FACTS.is_file() else {}
+needs_reference = pytest.mark.skipif(
+    not PUBLISHED, reason=f"no openai_checkpoints.json in {REFERENCE}: set HVAE_SR_REFERENCE to its folder"
+)
+HUB_CONFIGS = importlib.resources.files("hvae_sr.hub_configs")
+
+HPARAMS = {
+    "width": 8,
+    "zdim": 2,
+    "custom_width_str": "4:12,1:12",
+    "no_bias_above": 4,
+    "num_mixtures": 2,
+    "image_size": 8,
+    "enc_blocks": "8x1,8d2,4x1,4d4,1x1",
+    "dec_blocks": "1x1,4m1,4x1,8m4",
+    "shift": -100.0,
+    "scale": 0.02,
+}
+HPARAMS_CVDVAE = HPARAMS | {
+    "custom_width_str": "",
+    "image_size_y": 4,
+    "enc_blocks_y": "4x1,4d4,1x1",
+    "width_y": 8,
+    "ky": 3,
+}
+HPARAMS_SR = {
+    "hparams": HPARAMS | {"custom_width_str": ""},
+    "hparams_lr_encoder": {"width": 8, "image_size": 4, "enc_blocks": "4x1,4d4,1x1"},
+    "input_shift": -110.0,
+    "input_scale": 0.015,
+}
+
+
+def published_block(state, name, sizes, kernel):
+    width_in, middle, width_out = sizes
+    shapes = {"c1": (middle, width_in, 1), "c2": (middle, middle, kernel), "c3": (middle, middle, kernel)}
+    for layer, (o, i, k) in (shapes | {"c4": (width_out, middle, 1)}).items():
+        state[f"{name}.{layer}.weight"] = torch.randn(o, i, k, k)
+        state[f"{name}.{layer}.bias"] = torch.randn(o)
+
+
+def published_state(widths):
+    """Random weights of a VD-VAE with `HPARAMS`, named and shaped as openai/vdvae does."""
+    torch.manual_seed(0)
+    state = {"encoder.in_conv.weight": torch.randn(8, 3, 3, 3), "encoder.in_conv.bias": torch.randn(8)}
+    for i, resolution in enumerate((8, 8, 4, 4, 1)):
+        w = widths[resolution]
+        published_block(state, f"encoder.enc_blocks.{i}", (w, w // 4, w), 3 if resolution > 2 else 1)
+    for i, resolution in enumerate((1, 4, 4, 8)):
+        w, kernel = widths[resolution], 3 if resolution > 2 else 1
+        name = f"decoder.dec_blocks.{i}"
+        published_block(state, f"{name}.enc", (2 * w, w // 4, 4), kernel)
+        published_block(state, f"{name}.prior", (w, w // 4, 4 + w), kernel)
+        published_block(state, f"{name}.resnet", (w, w // 4, w), kernel)
+        state[f"{name}.z_proj.weight"] = torch.randn(w, 2, 1, 1)
+        state[f"{name}.z_proj.bias"] = torch.randn(w)
+    for i, resolution in enumerate((1, 4)):
+        state[f"decoder.bias_xs.{i}"] = torch.randn(1, widths[resolution], resolution, resolution)
+    state |= {"decoder.gain": torch.randn(1, 8, 1, 1), "decoder.bias": torch.randn(1, 8, 1, 1)}
+    state["decoder.out_net.out_conv.weight"] = torch.randn(20, 8, 1, 1)
+    state["decoder.out_net.out_conv.bias"] = torch.randn(20)
+    return state
+
+
+def published_lr_blocks(prefix):
+    state = {f"{prefix}.in_conv.weight": torch.randn(8, 3, 3, 3), f"{prefix}.in_conv.bias": torch.randn(8)}
+    for i, kernel in enumerate((3, 3, 1)):
+        published_block(state, f"{prefix}.enc_blocks.{i}", (8, 2, 8), kernel)
+    return state
+
+
+@pytest.fixture
+def vdvae_state():
+    return published_state({8: 8, 4: 12, 1: 12})
+
+
+@pytest.fixture
+def cvdvae_state():
+    state = published_state({8: 8, 4: 8, 1: 8}) | published_lr_blocks("encoder_y")
+    for i, kernel in enumerate((1, 3, 3)):
+        published_block(state, f"decoder.dec_blocks.{i}.enc_y", (16, 2, 4), kernel)
+    return state | {"shift": torch.full((1, 1, 1), -100.0), "scale": torch.full((1, 1, 1), 0.02)}
+
+
+@pytest.fixture
+def sr_state():
+    state = {f"vae.{key}": value for key, value in published_state({8: 8, 4: 8, 1: 8}).items()}
+    state |= {f"vae.decoder.dec_blocks.{i}.gate_param": torch.randn(1, 8, 1, 1) for i in range(4)}
+    return state | published_lr_blocks("vae_sr.encoder")
+
+
+def saved(state, path):
+    torch.save(state, path)
+    return path
+
+
+@needs_reference
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_published_vdvae_converts_by_name_and_shape(name):
+    facts = PUBLISHED[name]
+    with torch.device("meta"):
+        state = {key: torch.empty(shape) for key, shape in facts["state_dict"].items()}
+    config = config_from_hparams(facts)
+    converted = convert_vdvae_state_dict(state, config)  # refuses any other name or shape
+    with torch.device("meta"):
+        model = VDVAE(**config)
+    assert {key: value.shape for key, value in converted.items()} == {
+        key: value.shape for key, value in model.state_dict().items()
+    }
+    assert sum(value.numel() for value in converted.values()) == facts["n_parameters"]
+    assert model.num_groups == facts["n_groups"]
+
+
+@needs_reference
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_preset_of_a_published_vdvae_is_its_configuration(name):
+    preset = json.loads(HUB_CONFIGS.joinpath(PRESETS[name], "config.json").read_text("utf-8"))
+    assert preset["_class_name"] == "VDVAE"
+    config = config_from_hparams(PUBLISHED[name])
+    assert {key: preset[key] for key in config} == config
+    assert config_from_hparams(PUBLISHED[name]["hparams"]) == config  # normalisation by dataset
+    assert preset["output_bits"] == (5 if PUBLISHED[name]["low_bit"] else 8)
+
+
+@pytest.mark.parametrize("name", [name for name, folder in PRESETS.items() if name == folder])
+def test_the_parts_of_a_pipeline_preset_fit_together(name):
+    folder = HUB_CONFIGS.joinpath(name)
+    index, vdvae, lr = (
+        json.loads(folder.joinpath(*path.split("/")).read_text("utf-8"))
+        for path in ("model_index.json", "vdvae/config.json", "lr_encoder/config.json")
+    )
+    assert index["lr_encoder"] == ["hvae_sr", lr["_class_name"]]
+    assert vdvae["image_size"] == index["scale_factor"] * lr["image_size"]
+    assert lr["decoder_blocks"] == vdvae["decoder_blocks"]
+    assert (lr["input_shift"], lr["input_scale"]) == (vdvae["input_shift"], vdvae["input_scale"])
+    network = {"LREncoder": LREncoder, "LRConditioner": LRConditioner}[lr["_class_name"]]
+    with torch.device("meta"):
+        model = network(**{key: value for key, value in lr.items() if not key.startswith("_")})
+    assert len(model.resolutions) == lr["num_conditioned_groups"]
+    assert max(model.resolutions) <= lr["image_size"]
+
+
+def test_hparams_are_completed_or_refused_by_name():
+    config = config_from_hparams(HPARAMS | {"shift": -0.4, "scale": 4.0})  # for images on 0..1
+    assert (config["input_shift"], config["input_scale"]) == (-102.0, 4 / 255)
+    with pytest.raises(ConversionError, match="enc_blocks, dec_blocks"):
+        config_from_hparams({"width": 8, "image_size": 8})
+    with pytest.raises(ConversionError, match="shift and scale"):
+        config_from_hparams({key: value for key, value in HPARAMS.items() if key != "shift"})
+
+
+@pytest.mark.parametrize("wrapper", ["", "module."], ids=["plain", "DataParallel"])
+@pytest.mark.parametrize("suffix", [".th", ".safetensors", ".h5"])
+def test_a_vdvae_round_trips(vdvae_state, tmp_path, suffix, wrapper):
+    path, file = tmp_path / f"weights{suffix}", {f"{wrapper}{key}": value for key, value in vdvae_state.items()}
+    save_file(file, path) if suffix == ".safetensors" else torch.save(file, path)
+    convert(path, tmp_path / "out", hparams=HPARAMS)
+    model = VDVAE.from_pretrained(tmp_path / "out")
+    assert model.config.custom_widths == HPARAMS["custom_width_str"]
+    expected = convert_vdvae_state_dict(vdvae_state, config_from_hparams(HPARAMS))
+    assert model.state_dict().keys() == expected.keys()
+    assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
+    head = vdvae_state["decoder.dec_blocks.2.enc.c1.weight"]
+    assert torch.equal(model.blocks[2].posterior_head.c1.weight, head)
+    assert torch.equal(model.biases["4"].bias, vdvae_state["decoder.bias_xs.1"])
+
+
+@needs_reference
+@pytest.mark.parametrize("folder", sorted(path.parent for path in REFERENCE.glob("*/weights.th")), ids=str)
+def test_recorded_weights_convert_alike_from_th_and_safetensors(folder, tmp_path):
+    hparams = json.loads((folder / "config.json").read_text())
+    first, second = (
+        convert(folder / f"weights.{suffix}", tmp_path / suffix, hparams=hparams) for suffix in ("th", "safetensors")
+    )
+    files = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(second) for path in second.rglob("*") if path.is_file())
+    for file in files:
+        assert (first / file).read_bytes() == (second / file).read_bytes()
+
+
+def test_a_lightning_checkpoint_of_a_cvdvae_becomes_a_pipeline(cvdvae_state, tmp_path):
+    lightning = {"epoch": 3, "state_dict": {f"cvae.{key}": value for key, value in cvdvae_state.items()}}
+    path = saved(lightning, tmp_path / "last.ckpt")
+    convert(path, tmp_path / "out", hparams=HPARAMS_CVDVAE)
+    index = json.loads((tmp_path / "out/model_index.json").read_text())
+    assert (index["vdvae"], index["lr_encoder"]) == (["hvae_sr", "VDVAE"], ["hvae_sr", "LREncoder"])
+    assert index["scale_factor"] == 2
+    lr_encoder = LREncoder.from_pretrained(tmp_path / "out", subfolder="lr_encoder")
+    head = cvdvae_state["decoder.dec_blocks.2.enc_y.c4.bias"]
+    assert torch.equal(lr_encoder.heads[2].c4.bias, head)
+    VDVAE.from_pretrained(tmp_path / "out", subfolder="vdvae")
+
+
+def test_the_normalisation_in_a_cvdvae_checkpoint_wins(cvdvae_state, tmp_path):
+    path = saved(cvdvae_state | {"shift": torch.full((1, 1, 1), -90.0)}, tmp_path / "weights.th")
+    convert(path, tmp_path / "out", hparams=HPARAMS_CVDVAE)
+    for part in ("vdvae", "lr_encoder"):
+        config = json.loads((tmp_path / "out" / part / "config.json").read_text())
+        assert (config["input_shift"], config["input_scale"]) == (-90.0, 0.02)
+
+
+def test_vdvae_sr_takes_the_averaged_weights_and_drops_what_is_unused(sr_state, tmp_path):
+    # The published files hold the trained networks (wrapped) and their averages, and a decoder nobody runs.
+    file = {key.replace(".", ".module.", 1): torch.zeros_like(value) for key, value in sr_state.items()}
+    file |= {f"ema_{key}": value for key, value in sr_state.items()}
+    file |= {"vae_sr.module.decoder.gain": torch.zeros(1), "ema_vae_sr.decoder.gain": torch.zeros(1)}
+    convert(saved(file, tmp_path / "model.h5"), tmp_path / "out", hparams=HPARAMS_SR)
+    conditioner = LRConditioner.from_pretrained(tmp_path / "out", subfolder="lr_encoder")
+    assert sorted(conditioner.gates) == ["0", "1", "2"]  # group 3 works at a resolution finer than y's
+    gate = sr_state["vae.decoder.dec_blocks.1.gate_param"]
+    assert torch.equal(conditioner.gates["1"].gate, gate)
+    vdvae = VDVAE.from_pretrained(tmp_path / "out", subfolder="vdvae")
+    assert torch.equal(vdvae.affine.gain, sr_state["vae.decoder.gain"])
+    assert (vdvae.config.input_shift, conditioner.config.input_scale) == (-110.0, 0.015)
+
+
+def test_wrong_keys_are_all_named_and_nothing_is_written(vdvae_state, tmp_path):
+    del vdvae_state["decoder.gain"]
+    vdvae_state["decoder.extra"] = torch.zeros(1)
+    vdvae_state["decoder.dec_blocks.1.z_proj.weight"] = torch.zeros(12, 3, 1, 1)
+    path = saved(vdvae_state, tmp_path / "weights.th")
+    with pytest.raises(ConversionError) as error:
+        convert(path, tmp_path / "out", hparams=HPARAMS)
+    message = str(error.value)
+    assert "1 missing: decoder.gain" in message
+    assert "1 unexpected: decoder.extra" in message
+    assert "1 misshapen: decoder.dec_blocks.1.z_proj.weight [12, 3, 1, 1] (should be [12, 2, 1, 1])" in message
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_long_lists_of_wrong_keys_are_cut_and_counted(vdvae_state, tmp_path):
+    with pytest.raises(ConversionError, match=r"\d{4} missing: .*, \.\.\.") as error:
+        convert(saved(vdvae_state, tmp_path / "weights.th"), tmp_path / "out", preset="ffhq256")
+    assert len(str(error.value)) < 5000
+
+
+def test_a_checkpoint_of_another_kind_than_the_preset_is_refused(vdvae_state, tmp_path):
+    with pytest.raises(ConversionError, match="CVDVAE.*VD-VAE"):
+        convert(saved(vdvae_state, tmp_path / "w.th"), tmp_path / "out", preset="cvdvae-ffhq256-x4")
+
+
+class Payload:
+    """Unpickling it would create a folder."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("suffix", [".th", ".ckpt", ".h5"])
+def test_a_pickle_with_code_is_refused_and_the_code_is_not_run(tmp_path, suffix):
+    path = saved({"weight": torch.zeros(1), "x": Payload(tmp_path / "pwned")}, tmp_path / f"evil{suffix}")
+    with pytest.raises(ValueError, match="refused and nothing in it was run: it refers to .*mkdir"):
+        convert(path, tmp_path / "out", hparams=HPARAMS)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("suffix", [".th", ".safetensors"])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.9])
+def test_a_truncated_file_is_refused(vdvae_state, tmp_path, suffix, share):
+    path = tmp_path / f"weights{suffix}"
+    save_file(vdvae_state, path) if suffix == ".safetensors" else torch.save(vdvae_state, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(ConversionError, match="damaged"):
+        convert(path, tmp_path / "out", hparams=HPARAMS)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("content", [[1, 2], {}, {"epoch": 3}, {"state_dict": {"a": "text"}}])
+def test_a_file_without_named_tensors_is_refused(tmp_path, content):
+    with pytest.raises(ConversionError, match="tensor"):
+        load_checkpoint(saved(content, tmp_path / "weights.th"))
+
+
+WRONG = {
+    "vdvae": [
+        {"width": "8"}, {"width": None, "hparams": [1]}, {"hparams": [1]}, {"enc_blocks": 8}, {"image_size": "8"},
+        {"image_size": 0}, {"shift": "far"}, {"shift": float("nan")}, {"scale": float("inf")}, {"scale": 0},
+        {"custom_width_str": "4:wide"}, {"width": float("inf")}, {"input_normalisation": 3},
+    ],
+    "cvdvae": [{"image_size_y": "4"}, {"image_size_y": 0}, {"ky": "3"}, {"enc_blocks_y": 4}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "changes"), [(kind, one) for kind, all_ in WRONG.items() for one in all_], ids=str)
+def test_hparams_of_wrong_types_are_refused_in_one_line(kind, changes, vdvae_state, cvdvae_state, tmp_path):
+    state, hparams = {"vdvae": (vdvae_state, HPARAMS), "cvdvae": (cvdvae_state, HPARAMS_CVDVAE)}[kind]
+    path = saved(state, tmp_path / "weights.th")
+    with pytest.raises(ConversionError) as caught:
+        convert(path, tmp_path / "out", hparams=hparams | changes)
+    assert str(caught.value).startswith("`hparams`: ") and "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_output_that_exists_is_left_alone(vdvae_state, tmp_path):
+    path = saved(vdvae_state, tmp_path / "weights.th")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine.txt").write_text("precious")
+    for output in (tmp_path / "out", path):
+        with pytest.raises(ValueError, match="`output_dir`"):
+            convert(path, output, hparams=HPARAMS)
+    assert (tmp_path / "out/mine.txt").read_text() == "precious"
+
+
+def test_the_output_may_be_empty_or_a_link_or_the_folder_one_is_in(vdvae_state, tmp_path, monkeypatch):
+    path = saved(vdvae_state, tmp_path / "weights.th")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    convert(path, tmp_path / "link", hparams=HPARAMS)
+    assert (tmp_path / "target/config.json").is_file() and (tmp_path / "link").is_symlink()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    convert(path, ".", hparams=HPARAMS)
+    assert (tmp_path / "here/config.json").is_file()
+
+
+@pytest.mark.parametrize("kind", ["vdvae", "cvdvae"])
+@pytest.mark.parametrize("error", [OSError("no space left on device"), KeyboardInterrupt("killed")], ids=repr)
+def test_what_was_being_written_is_removed_at_once_or_by_the_next(
+    error, kind, vdvae_state, cvdvae_state, tmp_path, monkeypatch
+):
+    state, hparams = {"vdvae": (vdvae_state, HPARAMS), "cvdvae": (cvdvae_state, HPARAMS_CVDVAE)}[kind]
+    path = saved(state, tmp_path / "weights.th")
+
+    def stopped(self, folder):
+        Path(folder).mkdir(parents=True)
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VDVAE, "save_pretrained", stopped)
+        if isinstance(error, KeyboardInterrupt):  # it did not come to the end
+            patch.setattr("shutil.rmtree", lambda *given, **options: None)
+        with pytest.raises(type(error)):
+            convert(path, tmp_path / "out", hparams=hparams)
+    left = set(tmp_path.iterdir()) - {path}
+    assert len(left) == isinstance(error, KeyboardInterrupt)
+    for one in left:
+        os.utime(one, (0, 0))  # long ago: this process, which wrote it, lives on
+    convert(path, tmp_path / "out", hparams=hparams)
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "out", path]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "`preset`"),
+        ({"preset": "ffhq256", "hparams": HPARAMS}, "`preset`"),
+        ({"preset": "ffhq-256"}, "`preset`"),
+        ({"preset": "ffhq256"}, "`checkpoint`.*is not a file"),
+    ],
+)
+def test_arguments_are_checked_before_anything_is_read(arguments, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        convert(tmp_path / "not-there.th", tmp_path / "out", **arguments)
+
+
+# Averaged weights, and files that are no checkpoints.
+
+
+@needs_reference
+def test_averages_beside_other_weights_convert_like_the_recorded_weights(tmp_path):
+    folder = REFERENCE / "vdvae_sr_x2"
+    hparams = json.loads((folder / "config.json").read_text())
+    weights = load_checkpoint(folder / "weights.th")
+    assert {key.split(".")[0] for key in weights} == {"vae", "vae_sr"}
+    file = {f"{key.replace('.', '.module.', 1)}": torch.randn_like(value) for key, value in weights.items()}
+    file |= {f"ema_{key.replace('.', '.module.', 1)}": value for key, value in weights.items()}
+    first = convert(folder / "weights.th", tmp_path / "plain", hparams=hparams)
+    second = convert(saved(file, tmp_path / "model.h5"), tmp_path / "averaged", hparams=hparams)
+    files = sorted(path.relative_to(first) for path in first.rglob("*.safetensors"))
+    assert len(files) == 2
+    for path in files:
+        assert (first / path).read_bytes() == (second / path).read_bytes()
+
+
+@pytest.mark.parametrize("part", ["vae", "vae_sr"])
+def test_averages_of_one_network_alone_are_taken_with_a_warning(sr_state, part, tmp_path, caplog):
+    file = sr_state | {f"ema_{k}": v + 1 for k, v in sr_state.items() if k.startswith(f"{part}.")}
+    with caplog.at_level("WARNING"):
+        state = load_checkpoint(saved(file, tmp_path / "model.h5"))
+    assert f"has averages of '{part}.' alone" in caplog.text
+    assert state.keys() == sr_state.keys()
+    for key, value in state.items():
+        assert torch.equal(value, sr_state[key] + key.startswith(f"{part}."))
+
+
+def test_averages_that_lack_a_parameter_are_not_completed_from_the_last_weights(sr_state, tmp_path):
+    file = sr_state | {f"ema_{key}": value for key, value in sr_state.items()}
+    del file["ema_vae.decoder.gain"]
+    with pytest.raises(ConversionError, match="1 missing: vae.decoder.gain"):
+        convert(saved(file, tmp_path / "model.h5"), tmp_path / "out", hparams=HPARAMS_SR)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_weights_of_any_floating_point_type_become_float32(vdvae_state, dtype, tmp_path):
+    path = saved({key: value.to(dtype) for key, value in vdvae_state.items()}, tmp_path / "weights.th")
+    weights = VDVAE.from_pretrained(convert(path, tmp_path / "out", hparams=HPARAMS)).state_dict()
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+    assert torch.equal(weights["affine.gain"], vdvae_state["decoder.gain"].to(dtype).float())
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.zeros(1, 8, 1, 1, dtype=torch.complex64), "complex64"),
+        (torch.zeros(1, 8, 1, 1, dtype=torch.int64), "int64"),
+        (torch.zeros(1, 8, 1, 1).to(torch.float8_e4m3fn), "float8_e4m3fn"),
+        (torch.zeros(1, 8, 1, 1).to_sparse(), "sparse"),
+        (torch.full((1, 8, 1, 1), torch.nan), "not finite in decoder.gain"),
+        (torch.full((1, 8, 1, 1), torch.inf), "not finite in decoder.gain"),
+        (torch.full((1, 8, 1, 1), 1e300, dtype=torch.float64), "not finite in decoder.gain"),
+        (torch.zeros(1).expand(10**6, 10**6), "larger than what they hold: decoder.gain"),
+    ],
+    ids=["complex", "integers", "eight bits", "sparse", "nan", "infinite", "beyond float32", "a view"],
+)
+def test_tensors_that_are_no_weights_are_refused_by_name(vdvae_state, value, message, tmp_path):
+    path = saved(vdvae_state | {"decoder.gain": value}, tmp_path / "weights.th")
+    with pytest.raises(ConversionError, match=rf"`checkpoint`.*{message}") as caught:
+        convert(path, tmp_path / "out", hparams=HPARAMS)
+    assert "decoder.gain" in str(caught.value) and "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("suffix", [".th", ".h5", ".ckpt", ".safetensors"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x89HDF\r\n\x1a\n" + bytes(64), b"not a checkpoint\n" * 9, b"\x89PNG\r\n\x1a\n" + bytes(64), b"PK\x03\x04"],
+    ids=["empty", "hdf5", "text", "png", "zip"],
+)
+def test_other_files_are_refused_in_one_line(suffix, content, tmp_path, capsys):
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    assert main(["convert", str(path), "-o", str(tmp_path / "out"), "--preset", "vdvae-sr-64"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("hvae-sr: error: `checkpoint`: ") and str(path) in line and len(line) < 500
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,218 @@
+"""Datasets on disk and streams give the crops that folders give; ready-made LR images go with their HR images."""
+
+import io
+import logging
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from hvae_sr.data import Augmentation, ImageFolder, ImageStream, ImageTable, open_dataset
+from hvae_sr.data.datasets import same_files
+
+datasets = pytest.importorskip("datasets")
+
+PLAIN = Augmentation(16, horizontal_flip=False, scales=(1.0,))
+
+
+def noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def png(array):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def picture(i):
+    return noise(40 + 5 * i, 70 - 3 * i, i)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """Nothing is kept in the user's home, no network is asked, and no stream waits for its threads at the end."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.05, raising=False)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Twelve rows, of which number 2 is damaged and number 7 too small, in three parquet files and three tar files."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "plain").mkdir()
+    content = [png(picture(i)) for i in range(12)]
+    content[2], content[7] = content[2][:200], png(noise(8, 90))
+    for i, each in enumerate(content):
+        (folder / "plain" / f"{i:02d}.png").write_bytes(each)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    for shard in range(3):
+        rows = range(4 * shard, 4 * shard + 4)
+        table = {"image": [{"bytes": content[i], "path": f"{i:02d}.png"} for i in rows], "label": list(rows)}
+        datasets.Dataset.from_dict(table, features=features).to_parquet(folder / f"train-{shard}.parquet")
+        (folder / "tar").mkdir(exist_ok=True)
+        with tarfile.open(folder / "tar" / f"shard-{shard}.tar", "w") as tar:
+            for i in rows:
+                for name, data in ((f"{i:02d}.png", content[i]), (f"{i:02d}.cls", b"3")):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    return folder
+
+
+def kinds(photos):
+    return {"parquet": str(photos / "train-*.parquet"), "tar": str(photos / "tar")}
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 2**30])
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_a_table_gives_the_crops_of_a_folder(kind, cache_bytes, photos, caplog):
+    folder = ImageFolder(photos / "plain", 16, rotate=True, crops_per_image=2, cache_bytes=cache_bytes)
+    caplog.clear()
+    augmentation = Augmentation(16, rotate=True)
+    table = ImageTable(kinds(photos)[kind], augmentation, crops_per_image=2, cache_bytes=cache_bytes)
+    assert len(table) == len(folder) and table.num_images == folder.num_images
+    crops = torch.stack([table[i]["image"] for i in range(len(table))])
+    assert torch.equal(crops, torch.stack([folder[i]["image"] for i in range(len(folder))]))
+    batches = [batch["image"] for batch in DataLoader(table, batch_size=5, num_workers=2)]
+    assert torch.equal(torch.cat(batches), crops)
+    text = caplog.text
+    assert "row 7" in text and "90x8 is smaller" in text and "row 2" in text
+
+
+def source_of(crop):
+    """Which picture the crop is a part of."""
+    for i in range(12):
+        whole = torch.from_numpy(picture(i)).permute(2, 0, 1)
+        if (whole.unfold(1, 16, 1).unfold(2, 16, 1).permute(1, 2, 0, 3, 4) == crop).all(-1).all(-1).all(-1).any():
+            return i
+    raise AssertionError("a crop of no picture")
+
+
+def first(stream, count):
+    return [crop["image"] for crop, _ in zip(stream, range(count), strict=False)]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_a_stream_shows_every_usable_image_in_each_pass_in_another_order(kind, photos, caplog):
+    stream = ImageStream(kinds(photos)[kind], PLAIN)
+    orders = [source_of(crop) for crop in first(stream, 24)]
+    assert set(orders[:12]) == set(orders[12:]) == set(range(12)) - {2, 7}  # the next good one in their places
+    assert orders[:12] != orders[12:]
+    assert "is skipped" in caplog.text and "90x8 is smaller" in caplog.text
+    with pytest.raises(ValueError, match="holds no usable image"):
+        next(iter(ImageStream(kinds(photos)[kind], Augmentation(512))))
+
+
+def test_a_stream_goes_on_where_it_was(photos):
+    """Also in the second pass, and beside images that cannot be used."""
+    whole = first(ImageStream(kinds(photos)["parquet"], PLAIN, batch_size=2), 20)
+    for start in (1, 7):
+        stream = ImageStream(kinds(photos)["parquet"], PLAIN, batch_size=2)
+        stream.start = start
+        for expected, found in zip(whole[2 * start :], first(stream, 6), strict=False):
+            assert torch.equal(expected, found)
+
+
+def test_processes_and_workers_share_a_stream_out(photos):
+    found = []
+    for rank in range(3):
+        stream = ImageStream(kinds(photos)["parquet"], PLAIN, rank=rank, world_size=3)
+        found.append([source_of(crop) for crop in first(stream, 3)])  # a pass of four rows, one perhaps not usable
+    assert all(set(a).isdisjoint(b) for a in found for b in found if a is not b)
+    stream = ImageStream(kinds(photos)["parquet"], PLAIN, batch_size=2)
+    assert stream.num_shards == 3
+    whole = [batch["image"] for batch, _ in zip(DataLoader(stream, 2, num_workers=2), range(9), strict=False)]
+    stream.start = 4
+    again = [batch["image"] for batch, _ in zip(DataLoader(stream, 2, num_workers=2), range(5), strict=False)]
+    assert all(torch.equal(a, b) for a, b in zip(whole[4:], again, strict=True))
+
+
+@pytest.mark.parametrize(
+    "name, column, named",
+    [
+        ("none/*.parquet", "image", "no such files"),
+        ("no-such-owner/no-such-set", "image", "cannot be read"),
+        (".", "image", "holds no .parquet files"),
+        ("PARQUET", "label", "image_column 'label' of .* holds no images"),
+    ],
+)
+def test_what_cannot_be_opened_is_named(name, column, named, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=named):
+        open_dataset(kinds(photos)["parquet"] if name == "PARQUET" else name, image_column=column)
+
+
+def test_a_split_of_a_local_folder_is_what_its_files_are_called(photos, tmp_path):
+    for name in ("train-0.parquet", "validation-0.parquet"):
+        shutil.copy(photos / ("train-0.parquet" if "train" in name else "train-1.parquet"), tmp_path / name)
+    names = {}
+    for split in ("train", "validation"):
+        rows, column = open_dataset(str(tmp_path), split=split)
+        names[split] = [row[column]["path"] for row in rows]
+    assert names == {"train": [f"{i:02d}.png" for i in range(4)], "validation": [f"{i:02d}.png" for i in range(4, 8)]}
+    assert len(open_dataset(str(tmp_path), split="test")[0]) == 8  # no file is called so: all are
+    assert open_dataset(str(tmp_path), image_column="picture")[1] == "image"  # the only one with images
+    assert open_dataset(kinds(photos)["tar"], streaming=True)[1] == "png"
+    assert not same_files(str(tmp_path), "train", "validation")
+    assert same_files(str(photos), "train", "train") and same_files(kinds(photos)["tar"], "train", "validation")
+
+
+# Ready-made LR images
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """HR images whose red and green are row and column, and LR images made of every fourth."""
+    for i, (height, width) in enumerate(((40, 60), (50, 47), (33, 64))):
+        rows, columns = np.mgrid[:height, :width]
+        image = np.stack([rows, columns, np.full_like(rows, i)], -1).astype(np.uint8)
+        for folder, array, name in (("hr", image, f"{i}.png"), ("lr", image[::4, ::4], f"{i}{'x4' if i else ''}.png")):
+            path = tmp_path / folder / "set" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 2**30])
+def test_lr_crops_are_those_of_the_hr_crops(pairs, cache_bytes):
+    dataset = ImageFolder(
+        pairs / "hr", 16, rotate=True, crops_per_image=40, cache_bytes=cache_bytes, train_lr_dir=pairs / "lr"
+    )
+    assert dataset.num_images == 3
+    turned = 0
+    for i in range(len(dataset)):
+        image, low = dataset[i]["image"], dataset[i]["low"]
+        assert image.shape == (3, 16, 16) and low.shape == (3, 4, 4)
+        assert (low[2] == i % 3).all()
+        # Each LR pixel is one of its block's corners: which one depends on the turn.
+        blocks = image.unfold(1, 4, 4).unfold(2, 4, 4)
+        assert ((blocks == low[..., None, None]).all(0).flatten(2).any(-1)).all()
+        turned += int(image[0, 0, 0] == image[0, 0, 1] and image[0, 0, 0] != image[0, 1, 0])
+    assert 10 < turned < 110
+
+
+def test_lr_images_of_other_sizes_or_none_are_skipped_by_name(pairs, caplog):
+    Image.fromarray(noise(10, 10)).save(pairs / "lr" / "set" / "0.png")
+    (pairs / "lr" / "set" / "2x4.png").unlink()
+    with caplog.at_level(logging.WARNING, logger="hvae_sr.data"):
+        dataset = ImageFolder(pairs / "hr", 16, train_lr_dir=[pairs / "lr"])
+    assert [path.name for path in dataset.paths] == ["1.png"]
+    assert "2 of 3 image files are skipped" in caplog.text
+    assert "its LR image is 10x10, not 15x10" in caplog.text and "no LR image belongs to it" in caplog.text
+    (pairs / "lr" / "set" / "1x4.png").unlink()
+    with pytest.raises(ValueError, match="no usable image.*LR image"):
+        ImageFolder(pairs / "hr", 16, train_lr_dir=pairs / "lr")
+
+
+@pytest.mark.parametrize("wrong", [{"train_lr_dir": "none"}, {"train_lr_dir": ["lr", "lr"]}, {"crop_size": 18}])
+def test_wrong_lr_folders_are_named(pairs, wrong, monkeypatch):
+    monkeypatch.chdir(pairs)
+    options = {"crop_size": 16, "train_lr_dir": "lr", **wrong}
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        ImageFolder("hr", **options)

@@ -1,0 +1,201 @@
+"""Keep, mix, redraw, rank; quantiles."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hvae_sr import Downsampling
+from hvae_sr.cli import main
+from hvae_sr.posterior import Recipe, log_density, mix, unseen_change
+from hvae_sr.sampling import Budget, WindowSampler
+
+PHOTO = np.random.default_rng(0).random((14, 17, 3), dtype=np.float32) * 0.6 + 0.2
+
+
+@pytest.fixture(params=["cvdvae", "vdvae-sr"])
+def pipe(request, make_pipeline):
+    return make_pipeline(request.param)
+
+
+def test_fixed_groups_are_kept_and_the_others_drawn(pipe):
+    first = pipe(PHOTO, seed=0, output_type="latent").latents
+    new = pipe(PHOTO, seed=9, latents=first, num_fixed_groups=2, output_type="latent").latents
+    plain = pipe(PHOTO, seed=9, latents=first[:2], output_type="latent").latents
+    assert all(torch.equal(a, b) for a, b in zip(first[:2], new[:2], strict=True))
+    assert not torch.equal(first[2], new[2]) and torch.equal(new[2], plain[2])
+    with pytest.raises(ValueError, match="num_fixed_groups"):
+        pipe(PHOTO, num_fixed_groups=2)
+
+
+def test_mixed_latents_are_coarse_ones_of_one_sample_and_fine_ones_of_another(pipe):
+    a, b = (pipe(PHOTO, seed=seed, output_type="latent").latents for seed in (0, 1))
+    mixed = mix(a, b, 2)
+    again = pipe(PHOTO, latents=mixed, output_type="latent").latents
+    for group, z in enumerate(again):
+        assert torch.equal(z, (a if group < 2 else b)[group])
+    with pytest.raises(ValueError, match="num_fixed_groups"):
+        mix(a, b, 99)
+
+
+def test_a_redrawn_region_changes_inside_only_and_stays_consistent(pipe):
+    mask = np.zeros((56, 68), dtype=bool)
+    mask[12:44, 20:52] = True
+    photo = PHOTO * 0.02 + 0.49  # far from 0 and 1: clamping is not consistent with anything
+    old = pipe(photo, seed=3, output_type="pt").images[0]
+    out = pipe.redraw_region(photo, mask, seed=3, new_seed=50, num_samples=2, output_type="pt")
+    for new in out.images:
+        difference = (new - old).abs().amax(dim=0).numpy()
+        assert difference[~mask].max() == 0 and difference[mask].max() > 0.01
+        change = (Downsampling(4)(new.double()) - Downsampling(4)(old.double())).abs()
+        clamped = torch.nn.functional.max_pool2d(((new == 0) | (new == 1)).double(), 20, 4, 8) > 0
+        assert change[~clamped].max() < 1e-5 and not clamped.all()
+    assert not torch.equal(*out.images) and out.seeds == [50, 51]
+
+
+def test_regions_are_drawn_one_over_the_other_and_what_is_outside_the_last_stays(pipe):
+    photo, masks = PHOTO * 0.02 + 0.49, [np.zeros((56, 68), dtype=bool) for _ in range(2)]
+    masks[0][4:24, 4:24] = masks[1][16:40, 16:40] = True
+    first = Recipe.of(3, pipe.vdvae.num_groups).redraw(masks[0], 50)
+    second = first.vary(1, 8).redraw(masks[1], 51)
+    seen = [
+        next(pipe.samples(photo, recipes=[recipe], output_type="pt")).x for recipe in (first, first.vary(1, 8), second)
+    ]
+    assert torch.equal(seen[0], pipe.redraw_region(photo, masks[0], 3, 50, output_type="pt").images[0])
+    assert not torch.equal(seen[0], seen[1])
+    difference = (seen[2] - seen[1]).abs().amax(dim=0).numpy()
+    assert difference[~masks[1]].max() == 0 and difference[masks[1]].max() > 0.01
+    with pytest.raises(ValueError, match="`recipes`.*groups"):
+        pipe.samples(photo, recipes=[Recipe((1,))])
+    with pytest.raises(ValueError, match="`recipes`.*mask"):
+        pipe.samples(photo, recipes=[first.redraw(masks[0][:5], 1)])
+
+
+def test_a_region_of_the_whole_image_leaves_nothing_of_the_sample(make_pipeline):
+    photo, whole = PHOTO * 0.02 + 0.49, np.ones((14, 17), dtype=bool)
+    pipe = make_pipeline()
+    new = pipe.redraw_region(photo, whole, seed=3, new_seed=50, feather=32, output_type="pt").images[0]
+    assert (new - pipe(photo, seed=50, output_type="pt").images[0]).abs().max() < 0.01  # clamping
+
+
+def test_the_unseen_change_is_unseen_and_is_the_projection_where_weights_are_one():
+    operator = Downsampling(4)
+    change = torch.randn(3, 64, 80, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weights = torch.zeros(64, 80, dtype=torch.float64)
+    weights[17:50, 20:61] = 1
+    found = unseen_change(operator, change, weights)
+    assert operator(found).abs().max() < 1e-7
+    assert (found[:, weights == 0] == 0).all() and found.abs().max() > 0.5
+    whole = unseen_change(operator, change, torch.ones_like(weights))
+    expected = operator.project(change, torch.zeros(3, 16, 20, dtype=torch.float64))
+    assert (whole - expected).abs().max() < 1e-6
+
+
+def test_a_mask_of_another_size_or_empty_is_refused(pipe):
+    with pytest.raises(ValueError, match="mask"):
+        pipe.redraw_region(PHOTO, np.ones((5, 5), dtype=bool), 0, 1)
+    with pytest.raises(ValueError, match="empty"):
+        pipe.redraw_region(PHOTO, np.zeros((14, 17), dtype=bool), 0, 1)
+
+
+@pytest.mark.parametrize("arguments", [{"seed": None}, {"new_seed": 1.5}, {"new_seed": True}, {"num_samples": None}])
+def test_a_region_needs_whole_numbers(pipe, arguments):
+    (name,) = arguments
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        pipe.redraw_region(PHOTO, np.ones((14, 17), dtype=bool), **{"seed": 0, "new_seed": 1, **arguments})
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int64, np.float32])
+def test_a_mask_may_be_of_zeros_and_ones(pipe, kind):
+    mask = np.zeros((14, 17), dtype=bool)
+    mask[3:9, 4:12] = True
+    images = [pipe.redraw_region(PHOTO, m, 0, 1, output_type="pt").images for m in (mask, mask.astype(kind))]
+    assert torch.equal(*images)
+
+
+@pytest.mark.parametrize("window_size", [None, 8])
+def test_quantiles_are_those_of_the_samples(pipe, monkeypatch, window_size):
+    photo = np.random.default_rng(1).random((40, 33, 3), dtype=np.float32) * 0.6 + 0.2
+    samples = pipe(photo, num_samples=9, seed=2, output_type="pt").images
+    expected = torch.quantile(samples, torch.tensor([0.1, 0.5]), dim=0)
+    seen, encode = [], pipe.lr_encoder.encode
+    monkeypatch.setattr(pipe.lr_encoder, "encode", lambda y: seen.append(y.shape) or encode(y))
+    found = pipe.quantiles(photo, (0.1, 0.5), num_samples=9, seed=2, window_size=window_size, window_margin=32)
+    assert found.shape == expected.shape
+    low = torch.from_numpy(photo).movedim(-1, 0)
+    windows = WindowSampler(pipe.networks, low, window_size, margin=32).windows
+    assert len(seen) == len(windows)  # once a window, not a sample
+    assert (found - expected).abs().max() < (1e-5 if window_size is None else 1 / 255)
+    with pytest.raises(ValueError, match="q"):
+        pipe.quantiles(photo, (1.5,))
+
+
+def test_quantiles_take_seeds_and_sizes_as_the_pipeline_does(make_pipeline):
+    pipe = make_pipeline()
+    assert torch.equal(pipe.quantiles(PHOTO, num_samples=2, seed=[4]), pipe.quantiles(PHOTO, num_samples=2, seed=4))
+    torch.manual_seed(0)
+    first = pipe.quantiles(PHOTO, num_samples=2, seed=None)
+    torch.manual_seed(0)
+    assert torch.equal(first, pipe.quantiles(PHOTO, num_samples=2, seed=None))
+    assert torch.equal(
+        pipe.quantiles(PHOTO, num_samples=2, seed=0, temperature=np.full(4, 0.5)),
+        pipe.quantiles(PHOTO, num_samples=2, seed=0, temperature=0.5),
+    )
+    with pytest.raises(ValueError, match="`seed` has 2 entries"):
+        pipe.quantiles(PHOTO, seed=[1, 2])
+    with pytest.raises(ValueError, match="at least 2x2"):
+        pipe.quantiles(PHOTO[:1])
+    with pytest.raises(ValueError, match="`image` must be 4x4 pixels"):
+        make_pipeline(bias_type="spatial").quantiles(PHOTO)
+
+
+def test_ranks_order_by_density_or_faithfulness(pipe):
+    out = pipe(PHOTO, seed=0, num_samples=4, return_latents=True, output_type="np")
+    for by in ("log_density", "lr_psnr_unprojected"):
+        ranks = pipe.rank(PHOTO, out, by)
+        values = [getattr(one, by) for one in ranks]
+        assert values == sorted(values, reverse=True) and {one.index for one in ranks} == {0, 1, 2, 3}
+    with pytest.raises(ValueError, match="latents"):
+        pipe.rank(PHOTO, pipe(PHOTO, seed=0))
+
+
+def test_the_density_is_highest_at_the_mean_and_the_same_in_windows(pipe, monkeypatch):
+    photo = np.random.default_rng(1).random((40, 33, 3), dtype=np.float32)
+    mean = pipe(photo, temperature=0.0, seed=0, output_type="latent").latents
+    draw = pipe(photo, temperature=1.0, seed=0, output_type="latent").latents
+    assert pipe.log_density(photo, mean)[0] > pipe.log_density(photo, draw)[0]
+    whole = pipe.log_density(photo, draw)
+    draws = pipe(photo, num_samples=3, seed=0, output_type="latent").latents
+    seen, encode = [], pipe.lr_encoder.encode
+    monkeypatch.setattr(pipe.lr_encoder, "encode", lambda y: seen.append(1) or encode(y))
+    assert len(pipe.log_density(photo, draws)) == 3 and len(seen) == 1  # once for all samples
+    y = torch.from_numpy(photo).movedim(-1, 0)
+    with torch.no_grad():
+        parts = log_density(WindowSampler(pipe.networks, y, 8, Budget(2**20, 0), margin=32), draw)
+    assert torch.allclose(parts, whole, atol=1e-4)
+    with pytest.raises(ValueError, match="`max_memory`"):
+        pipe.log_density(photo, draw, max_memory=2**20)
+
+
+@pytest.mark.parametrize("cut", [lambda z: z[:3], lambda z: [], lambda z: z[0], lambda z: [None, *z[1:]]])
+def test_a_density_needs_the_latents_of_every_group(make_pipeline, cut):
+    pipe = make_pipeline()
+    latents = pipe(PHOTO, seed=0, output_type="latent").latents
+    with pytest.raises(ValueError, match="`latents"):
+        pipe.log_density(PHOTO, cut(latents))
+
+
+@pytest.mark.parametrize("by", ["log_density", "lr_psnr_unprojected"])
+def test_the_command_line_ranks_samples(by, make_pipeline, tmp_path, capsys):
+    model = make_pipeline("vdvae-sr")
+    model.save_pretrained(tmp_path / "model")
+    Image.fromarray((255 * PHOTO).astype(np.uint8)).save(tmp_path / "photo.png")
+    options = ["-o", tmp_path / "out", "--model", tmp_path / "model", "--num_samples", 3, "--seed", 5, "--rank", by]
+    command = ["upscale", tmp_path / "photo.png", *options, "--device", "cpu", "--dtype", "float32"]
+    assert main([str(word) for word in command]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("rank ")]
+    out = model(tmp_path / "photo.png", seed=5, num_samples=3, return_latents=True)
+    expected = [5 + one.index for one in model.rank(tmp_path / "photo.png", out, by)]
+    assert [int(line.split("seed ")[1].split(",")[0]) for line in lines] == expected
+    assert main([*(str(word) for word in command), "--outscale", "16", "--overwrite"]) == 2
+    assert "--rank" in capsys.readouterr().err
