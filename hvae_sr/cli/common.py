@@ -30,6 +30,15 @@ def add_data(parser: argparse.ArgumentParser, required: bool = True, more: str =
     parser.add_argument("--image_column", default="image", help="of a data set of the Hub (default image)")
 
 
+def add_lpips(parser: argparse.ArgumentParser) -> None:
+    """The option of LPIPS' weights."""
+    parser.add_argument(
+        "--lpips_weights",
+        metavar="PATH",
+        help="folder of lpips_alexnet.safetensors and lpips_vgg16.safetensors, or one file (default: $HVAE_SR_LPIPS)",
+    )
+
+
 class Output:
     """The folder of --output_dir: texts, JSON, figures, and pictures (as PNG), whose files are printed.
 

@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from .common import add_data, add_model, load_pipeline
+from .common import add_data, add_lpips, add_model, load_pipeline
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--coverage_samples", type=int, help="also the calibration at t = 1, of so many samples")
     parser.add_argument(
-        "--metrics", nargs="*", help="brisque, lpips, fid; default: none, and those of the tables for paper"
+        "--metrics", nargs="*", help="brisque, lpips, lpips_vgg, fid; default: none, and those of the tables for paper"
+    )
+    add_lpips(parser)
+    parser.add_argument(
+        "--levels", action="store_true", help="also rows with one level of the latents at t = 1, the others at 0"
     )
     parser.add_argument("--num_images", type=int, help="only the first so many images")
     parser.add_argument("--scale_factor", type=int, help="default: the model's, or 4")
@@ -39,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 _OPTIONS = (
     "data", "protocol", "size", "temperatures", "num_samples", "seed", "num_images", "batch_size", "coverage_samples",
-    "self_ensemble", "scale_factor", "predictions", "split", "image_column",
+    "self_ensemble", "levels", "scale_factor", "predictions", "split", "image_column",
 )  # fmt: skip
 """Those that `evaluate` has under the same names."""
 
@@ -61,7 +65,8 @@ def run(options: argparse.Namespace) -> int:
     pipeline = load_pipeline(options, fast=options.dtype == "bfloat16") if options.model else None
     names = protocol_named(options.protocol).perceptual if options.metrics is None else options.metrics
     given = {name: getattr(options, name) for name in _OPTIONS}
-    perceptual = load_perceptual(names, pipeline.device if pipeline is not None else "cpu")
+    device = pipeline.device if pipeline is not None else "cpu"
+    perceptual = load_perceptual(names, device, options.lpips_weights)
     # What the report calls the model: a folder by its name alone.
     model = options.model and (Path(options.model).resolve().name if Path(options.model).is_dir() else options.model)
     report = evaluate(pipeline, perceptual=perceptual, name=model, report_path=options.output, **given)
