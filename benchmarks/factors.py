@@ -16,8 +16,7 @@ from hvae_sr import SuperResolutionPipeline
 from hvae_sr.evaluation.metrics import psnr_y
 from hvae_sr.evaluation.protocols import prepare_thesis, upsample_pil
 from hvae_sr.evaluation.sources import list_images
-from hvae_sr.pipelines.chaining import upscale
-from hvae_sr.pipelines.output import Sample
+from hvae_sr.pipelines.chaining import samples_at
 
 
 def main() -> None:
@@ -40,10 +39,9 @@ def main() -> None:
         pipe.set_progress_bar_config(disable=True)
         psnr, lr_psnr, start = [], [], time.process_time()
         for hr, lr in pairs:
-            found: list[Sample] = []
-            upscale(pipe, lr, found.append, options.factor, temperature=options.temperature)
-            psnr.append(psnr_y(hr, np.asarray(found[0].image)))
-            lr_psnr.append(found[0].lr_psnr)
+            (sample,) = samples_at(pipe, lr, [0], options.factor, temperature=options.temperature)
+            psnr.append(psnr_y(hr, np.asarray(sample.image)))
+            lr_psnr.append(sample.lr_psnr)
         seconds = (time.process_time() - start) / len(pairs)
         mean = float(np.mean(psnr))
         print(f"| {model} | {mean:.2f} | {mean - base:+.2f} | {np.mean(lr_psnr):.1f} | {seconds:.2f} |", flush=True)

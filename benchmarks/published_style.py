@@ -4,9 +4,8 @@ The published sampler evaluates the whole network once for each sample, the LR e
 contiguous NCHW tensors; and computes all parameters of the prior of every group, also where z is drawn from q_psi.
 """
 
-from collections.abc import Sequence
-from functools import wraps
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -31,28 +30,26 @@ def published_style(
     """
     scale = vdvae.config.image_size // network.config.image_size
     size = (y.shape[-2] * scale, y.shape[-1] * scale)
+    for model in (vdvae, network):
+        model.set_compute_dtype(None)
     images = []
-    _contiguous_streams(vdvae)
-    try:
-        # Where gradients are enabled, the modules do without anything that is for inference only; no parameter asks
-        # for one, so that no graph is made.
-        with torch.enable_grad():
-            for row in range(len(noise[0])):
-                condition = network.encode(y)
-                draws = [draw[row : row + 1].contiguous() for draw in noise]
-                out = vdvae.top_down(1, size, draws, condition=condition, temperature=temperature)
-                images.append(vdvae.likelihood(out.stream, condition).mean())
-    finally:
-        del vdvae._bias  # the instance's, that hid the method of the class
+    with torch.no_grad(), _contiguous_maps(vdvae, network):
+        for row in range(len(noise[0])):
+            condition = network.encode(y)
+            draws = [draw[row : row + 1].contiguous() for draw in noise]
+            out = vdvae.top_down(1, size, draws, condition=condition, temperature=temperature)
+            images.append(vdvae.likelihood(out.stream, condition).mean())
     return torch.cat(images) + half_bin_shift(vdvae.config.output_bits)
 
 
-def _contiguous_streams(vdvae: VDVAE) -> None:
-    """Streams in NCHW order instead of channels last: every map takes the order of the one that it is made from."""
-    method = vdvae._bias
-
-    @wraps(method)
-    def contiguous(*arguments: Any) -> Tensor:
-        return method(*arguments).contiguous()
-
-    vdvae._bias = contiguous  # type: ignore[method-assign]
+@contextmanager
+def _contiguous_maps(vdvae: VDVAE, network: LREncoder | LRConditioner) -> Iterator[None]:
+    """Maps in NCHW order instead of channels last: every map takes the order of the one that it is made from."""
+    start = vdvae._start
+    vdvae._start = lambda *given: start(*given).contiguous()  # type: ignore[method-assign]
+    hook = network.network.bottom_up.in_conv.register_forward_hook(lambda _, __, out: out.contiguous())
+    try:
+        yield
+    finally:
+        hook.remove()
+        del vdvae._start  # the instance's, that hid the method of the class

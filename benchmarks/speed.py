@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,9 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from hvae_sr import VDVAE, LRConditioner, LREncoder, SuperResolutionPipeline
-from hvae_sr.models.fast import fast_dtype, prepared_weights
 from hvae_sr.noise import CounterNoise
 from hvae_sr.operators import Downsampling
-from hvae_sr.pipelines.computing import CompiledNetworks
+from hvae_sr.pipelines.computing import CompiledNetworks, fast_dtype
 from hvae_sr.pipelines.onnx import export_onnx
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,18 +78,25 @@ def fast(
     """What the pipeline does between reading y and the projection; with `graphs` as after `enable_compilation`."""
     scale = vdvae.config.image_size // network.config.image_size
     size = (y.shape[-2] * scale, y.shape[-1] * scale)
-    enabled = dtype not in (None, torch.float32)
-    precision = torch.autocast(y.device.type, dtype) if enabled else nullcontext()
+    for model in (vdvae, network):
+        model.set_compute_dtype(dtype)
     encode, sample = (network.encode, vdvae.sample) if graphs is None else (graphs.encode, graphs.sample)
-    with torch.no_grad(), prepared_weights(), precision:
-        return sample(
-            samples,
-            size,
-            noise=CounterNoise(range(samples)),
-            condition=encode(y),
-            temperature=TEMPERATURE,
-            return_latents=False,
-        ).sample
+    at_once = 1 if y.device.type == "cpu" else samples  # as `WindowSampler` does
+    with torch.no_grad():
+        condition = encode(y)
+        return torch.cat(
+            [
+                sample(
+                    at_once,
+                    size,
+                    noise=CounterNoise(range(first, first + at_once)),
+                    condition=condition,
+                    temperature=TEMPERATURE,
+                    return_latents=False,
+                ).sample
+                for first in range(0, samples, at_once)
+            ]
+        )
 
 
 def onnx_sampler(vdvae: VDVAE, network: Any, y: Tensor, noise: list[Tensor]) -> Callable[[], Tensor]:

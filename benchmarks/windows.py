@@ -8,6 +8,7 @@ the next and made anew, and prints the seconds of processor of both.
 
 import argparse
 import time
+from functools import partial
 
 import numpy as np
 import skimage
@@ -15,7 +16,10 @@ import torch
 from PIL import Image
 
 from hvae_sr import SuperResolutionPipeline
-from hvae_sr.pipelines import memory, sampling
+from hvae_sr.images import to_tensor
+from hvae_sr.noise import CounterNoise
+from hvae_sr.sampling import Budget, WindowSampler
+from hvae_sr.sampling.memory import KEPT_FEATURES, PIXELS_PER_CHUNK
 
 
 def differences(pipe: SuperResolutionPipeline) -> None:
@@ -24,20 +28,23 @@ def differences(pipe: SuperResolutionPipeline) -> None:
     whole = pipe(photo, window_size=photo.width, **options).images[0]
     print("margin (HR pixels)  largest difference (grey levels)")
     for margin in (16, 32, 64, 96, 128):
-        sampling.MARGIN = margin
-        windowed = pipe(photo, window_size=48, **options).images[0]
+        windowed = pipe(photo, window_size=48, window_margin=margin, **options).images[0]
         print(f"{margin:18d}  {255 * np.abs(windowed - whole).max():.5f}")
 
 
 def times(pipe: SuperResolutionPipeline, repeats: int = 2) -> None:
     photo = Image.fromarray(skimage.data.chelsea())
+    y = to_tensor(photo)
     found: dict[str, list[float]] = {"made anew": [], "kept": []}
-    room = memory.KEPT_FEATURES
     for _ in range(repeats):
         for name, seconds in found.items():
-            memory.KEPT_FEATURES = room if name == "kept" else 0
+            sampler = WindowSampler(
+                pipe.networks, y, budget=Budget(PIXELS_PER_CHUNK, KEPT_FEATURES if name == "kept" else 0)
+            )
             start = time.process_time()
-            pipe(photo, num_samples=5, seed=0)
+            with torch.no_grad():
+                for seed in range(5):
+                    sampler.sample(1, partial(CounterNoise, [seed]), temperature=0.8, return_latents=False)
             seconds.append(time.process_time() - start)
     for name, seconds in found.items():
         shown = f"{np.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})"

@@ -64,6 +64,9 @@ def samples_at(
     if passes == 1 and outscale in (None, scale):
         return pipe.samples(image, seeds, **named)
     assert outscale is not None
+    output_type = named.get("output_type", "pil")
+    if output_type not in ("pil", "pt"):
+        raise ValueError(f"`output_type` must be 'pil' or 'pt' where results are resampled, got {output_type!r}")
     prepared = prepare_photos(image)
     if len(prepared) != 1:
         raise ValueError(f"`image` must be one image, got {len(prepared)}")
@@ -77,7 +80,7 @@ def samples_at(
         named |= {} if given is None else {"max_memory": left}
     named["output_type"] = "pt"
     first = pipe.samples(y, seeds, **named)  # checks everything
-    return _resampled(pipe, y, photo, seeds, passes, size, first, named)
+    return _resampled(pipe, y, photo, seeds, passes, size, first, output_type, named)
 
 
 def _resampled(
@@ -88,13 +91,14 @@ def _resampled(
     passes: int,
     size: tuple[int, int],
     first: Iterator[Sample],
+    output_type: str,
     named: dict[str, Any],
 ) -> Iterator[Sample]:
     """`samples_at`, of a factor that is not the model's."""
     if passes > 1:  # one by one, so that nothing of the first pass takes room from the larger ones
         first = (sample for seed in seeds for sample in pipe.samples(y, [seed], **named))
     for index, sample in enumerate(first):
-        x = sample.x
+        x, z = sample.x, sample.latents if passes == 1 else ()
         assert x is not None
         for _ in range(passes - 1):
             (last,) = pipe.samples(x, [seeds[index]], **named)
@@ -102,10 +106,10 @@ def _resampled(
             x = last.x
         if tuple(x.shape[-2:]) != size:
             x = interpolate(x[None], size)[0].clamp_(0, 1)
-        picture = to_pil(x)
+        picture = to_pil(x) if output_type == "pil" else x
         measured = lr_psnr(pipe.operator, picture, y)
-        finished = photo.finish(picture) if photo is not None else picture
-        yield replace(sample, index=index, x=x, image=finished, lr_psnr=measured, lr_psnr_float=measured, latents=())
+        finished = photo.finish(picture) if photo is not None and isinstance(picture, Image.Image) else picture
+        yield replace(sample, index=index, x=x, image=finished, lr_psnr=measured, lr_psnr_float=measured, latents=z)
 
 
 def _left_for_samples(bound: Bound, size: tuple[int, int], num_samples: int) -> int:
@@ -124,22 +128,23 @@ def _left_for_samples(bound: Bound, size: tuple[int, int], num_samples: int) -> 
     return bound.bytes - taken
 
 
-def lr_psnr(operator: Downsampling, image: Image.Image, y: Tensor) -> float:
+def lr_psnr(operator: Downsampling, image: Image.Image | Tensor, y: Tensor) -> float:
     """PSNR in dB between y and an image brought to its size: by H, as often as it fits, or else bicubic downsampling.
 
     Args:
         operator: H.
-        image: RGB.
+        image: RGB, or `[3, H, W]` in [0, 1].
         y: `[3, h, w]` in [0, 1].
     """
     y = y.cpu()
     factor, times = operator.scale_factor, 0
-    while factor > 1 and y.shape[-1] * factor ** (times + 1) <= image.width:
+    size = image.size if isinstance(image, Image.Image) else (image.shape[-1], image.shape[-2])
+    while factor > 1 and y.shape[-1] * factor ** (times + 1) <= size[0]:
         times += 1
-    fits = times > 0 and image.size == (y.shape[-1] * factor**times, y.shape[-2] * factor**times)
+    fits = times > 0 and size == (y.shape[-1] * factor**times, y.shape[-2] * factor**times)
     if fits and times == 1:
         return lr_psnr_once(operator, image, y)
-    x = to_tensor(image)
+    x = to_tensor(image).cpu()
     if fits:
         for _ in range(times):
             x = operator(x)

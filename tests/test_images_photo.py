@@ -159,15 +159,26 @@ def test_finish_gives_alpha_grey_and_profile_back():
     assert Photo(photo.image, None, True).finish(colours).mode == "RGB"
 
 
-def test_a_profile_is_kept_where_it_speaks_of_the_channels_that_are_written(tmp_path):
-    grey = SRGB[:16] + b"GRAY" + SRGB[20:]
-    Image.new("L", (4, 4)).save(tmp_path / "g.png", icc_profile=grey)
+def test_a_profile_is_fitted_to_the_channels_that_are_written(tmp_path):
+    curve = ImageCms.ImageCmsProfile(io.BytesIO(SRGB))
     Image.new("L", (4, 4)).save(tmp_path / "c.png", icc_profile=SRGB)
-    for name, profile, one_channel in (("g.png", grey, True), ("c.png", SRGB, False)):
+    photo = read_photo(tmp_path / "c.png")
+    for keep_grey, space in ((True, b"GRAY"), (False, b"RGB ")):
+        finished = photo.finish(Image.new("RGB", (8, 8), (90, 90, 90)), keep_grey)
+        profile = finished.info["icc_profile"]
+        assert profile[16:20] == space
+        seen = ImageCms.profileToProfile(finished, io.BytesIO(profile), curve, outputMode="RGB")
+        assert np.abs(np.asarray(seen).astype(int) - 90).max() <= 1
+
+
+def test_a_profile_of_other_channels_is_left_out_with_a_warning(tmp_path):
+    for name, mode, profile in (
+        ("g.png", "L", SRGB[:16] + b"Lab " + SRGB[20:]),
+        ("c.png", "RGB", SRGB[:16] + b"GRAY" + SRGB[20:]),
+    ):
+        Image.new(mode, (4, 4)).save(tmp_path / name, icc_profile=profile)
         photo = read_photo(tmp_path / name)
-        for keep_grey in (True, False):
-            written = photo.finish(Image.new("RGB", (8, 8)), keep_grey).info.get("icc_profile")
-            assert written == (profile if keep_grey == one_channel else None)
+        assert photo.icc_profile == b"" and "profile" in photo.warnings[0]
 
 
 def camera_exif() -> Image.Exif:

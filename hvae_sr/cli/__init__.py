@@ -9,28 +9,18 @@ import sys
 from collections.abc import Sequence
 
 from . import analyse, benchmark, card, convert, demo, evaluate, export, figures, push, results, upscale
-from .common import fail
+from .terminal import any_characters, fail
 
-COMMANDS = {
-    "upscale": upscale,
-    "convert": convert,
-    "evaluate": evaluate,
-    "push": push,
-    "card": card,
-    "demo": demo,
-    "analyse": analyse,
-    "figures": figures,
-    "results": results,
-    "benchmark": benchmark,
-    "export": export,
-}
+_MODULES = (upscale, convert, evaluate, push, card, demo, analyse, figures, results, benchmark, export)
+COMMANDS = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns 0, or 2 after one line on stderr if an input or option is no good."""
-    options = build_parser().parse_args(arguments)
     try:
-        return options.run(options)
+        with any_characters():
+            options = build_parser().parse_args(arguments)
+            return options.run(options)
     except (ValueError, OSError) as error:
         return fail(error)
     except RuntimeError as error:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .common import say
+from .terminal import print_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
         from ..pictures import write_pictures
 
         for path in write_pictures(Path(options.folder), options.benchmarks, options.temperatures):
-            say(str(path))
+            print_line(str(path))
     path = write_model_card(
         options.folder,
         training_command=options.training_command,
@@ -38,5 +38,5 @@ def run(options: argparse.Namespace) -> int:
         notes=options.notes,
         curve=options.curve,
     )
-    say(str(path))
+    print_line(str(path))
     return 0

@@ -1,11 +1,11 @@
-"""What several commands share: the options that choose a model, loading it, and lines for the terminal."""
+"""What several commands share: the options that choose a model, and loading it."""
 
 import argparse
 import json
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .terminal import print_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,14 +53,14 @@ class Output:
         from ..evaluation.plots import save_figure
 
         save_figure(figure, self.folder / f"{name}.{self.format}")
-        print(self.folder / f"{name}.{self.format}")
+        print_line(str(self.folder / f"{name}.{self.format}"))
 
     def save(self, name: str, picture: "Image") -> None:
         from ..images import save_image
 
         self.folder.mkdir(parents=True, exist_ok=True)
         save_image(picture, self.folder / f"{name}.png")
-        print(self.folder / f"{name}.png")
+        print_line(str(self.folder / f"{name}.png"))
 
     def write(self, name: str, content: str | dict[str, Any]) -> None:
         from ..evaluation.storage import strict
@@ -68,7 +68,7 @@ class Output:
 
         text = content if isinstance(content, str) else json.dumps(strict(content), indent=1) + "\n"
         write_atomically(text, self.folder / name)
-        print(self.folder / name)
+        print_line(str(self.folder / name))
 
 
 def load_pipeline(options: argparse.Namespace, fast: bool = False) -> "SuperResolutionPipeline":
@@ -79,6 +79,9 @@ def load_pipeline(options: argparse.Namespace, fast: bool = False) -> "SuperReso
         fast: for a command that only samples: --dtype auto is what is fast on the device, and the encoder of HR images
             stays out. Else auto is float32, so that figures are the same on every machine.
     """
+    from ..checkpoints.names import resolve
+
+    resolve(options.model)  # a typo should not wait for torch
     import torch
     from diffusers.utils import logging
 
@@ -104,27 +107,3 @@ def load_pipeline(options: argparse.Namespace, fast: bool = False) -> "SuperReso
         return pipeline
     dtype = torch.float32 if options.dtype == "auto" else getattr(torch, options.dtype)
     return SuperResolutionPipeline.from_pretrained(options.model, dtype=dtype, load_encoder=not fast).to(device)
-
-
-def fail(error: Exception) -> int:
-    """Prints the error as one line on stderr; returns the exit status 2."""
-    line = " ".join(str(error).split()) or type(error).__name__
-    print(f"hvae-sr: error: {line}", file=sys.stderr)
-    return 2
-
-
-def warn(line: str) -> None:
-    """Prints a warning as one line on stderr."""
-    print(f"hvae-sr: warning: {line}".encode(errors="replace").decode(), file=sys.stderr)
-
-
-def say(line: str) -> None:
-    """Prints a line whose file names may hold bytes that are no text.
-
-    Where nobody reads on (`| head -1`), the work goes on without words.
-    """
-    try:
-        print(line.encode(errors="replace").decode(), flush=True)
-    except BrokenPipeError:
-        # What is still in the buffer would be written, and fail, once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,7 +7,8 @@ import argparse
 import os
 from pathlib import Path
 
-from .common import add_model, say
+from .common import add_model
+from .terminal import print_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     pipe = SuperResolutionPipeline.from_pretrained(options.model, dtype=torch.float32, load_encoder=False)
     height, width = options.size[0], options.size[-1]
     export_onnx(pipe, path, (height, width))
-    say(
+    print_line(
         f"{path}  {height}x{width} -> {height * pipe.config.scale_factor}x{width * pipe.config.scale_factor}, "
         f"{os.path.getsize(path) / 2**20:.1f} MiB"
     )

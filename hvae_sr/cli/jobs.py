@@ -12,13 +12,6 @@ FORMATS = ("png", "webp", "jpg", "tiff")
 _LONGEST = {".webp": 16383, ".jpg": 65500}
 """Pixels of the longest side that the encoders of a format take."""
 
-# What an earlier result must agree in to count as finished. Device and version change nothing that is meant to be.
-_DECISIVE = (
-    "weights", "temperature", "outscale", "consistent", "dtype", "tile", "self_ensemble", "source_sha256", "frame"
-)  # fmt: skip
-_DEFAULTS = {"self_ensemble": False}
-"""Of settings that results of earlier versions do not tell."""
-
 
 @dataclass(frozen=True)
 class Job:
@@ -31,6 +24,7 @@ class Job:
         folder: below it.
         stem: of the names of the results, without the kind.
         suffix: of the format, with its dot.
+        what: the frame is, where the frames of a file are not all alike.
     """
 
     source: Path
@@ -39,11 +33,13 @@ class Job:
     folder: Path
     stem: str
     suffix: str
+    what: str = ""
 
     @property
     def name(self) -> str:
         """For people."""
-        return str(self.source) if self.frame is None else f"{self.source} (frame {self.frame})"
+        kind = f": {self.what}" if self.what else ""
+        return str(self.source) if self.frame is None else f"{self.source} (frame {self.frame}{kind})"
 
     def path(self, kind: str, outscale: float) -> Path:
         """Of a result: "seed3", "mean" or "std"."""
@@ -121,18 +117,22 @@ def plan(options: argparse.Namespace) -> tuple[list[Job], list[Exception]]:
 
 
 def _jobs(path: Path, folder: Path, output: Path, options: argparse.Namespace) -> list[Job]:
-    from ..images import ImageError, count_frames
+    from ..images import ImageError, list_frames
 
     suffix = f".{options.format}"
-    frames = 1
+    frames = [""]
     if options.all_frames:
         try:
-            frames = count_frames(path)
+            frames = list_frames(path)
         except ImageError:
             pass  # reported when its turn comes
-    if frames == 1:
+    if len(frames) == 1:
         return [Job(path, None, output, folder, path.stem, suffix)]
-    return [Job(path, number, output, folder, f"{path.stem}_frame{number:04d}", suffix) for number in range(frames)]
+    alike = len(set(frames)) == 1
+    return [
+        Job(path, number, output, folder, f"{path.stem}_frame{number:04d}", suffix, "" if alike else what)
+        for number, what in enumerate(frames)
+    ]
 
 
 def remove_leftovers(jobs: Sequence[Job]) -> None:
@@ -158,32 +158,31 @@ def _made_here(path: Path) -> bool:
         return False
 
 
-def state(job: Job, facts: dict[str, Any], seeds: Sequence[int], options: argparse.Namespace) -> str:
+def state(job: Job, settings: dict[str, Any], seeds: Sequence[int], options: argparse.Namespace) -> str:
     """ "new", "finished", "other settings" or "unfinished".
 
     Raises:
         ValueError: a file that this command did not write is in the way, and may not be replaced.
     """
     from ..images import ImageError, read_metadata
+    from .settings import agree
 
     kinds = [f"seed{seed}" for seed in seeds] + ["mean", "std"]
     paths = [job.path(kind, options.outscale) for kind in kinds]
     present = [path for path in paths if os.path.lexists(path)]
-    if not present:
-        return "new"
     same = True
     for path in present:
         try:
-            made = read_metadata(path)
+            found = read_metadata(path)
         except ImageError:
-            made = {}
+            found = {}
         if path.is_dir():
             raise ValueError(f"{job.source}: {path} is in the way, a folder")
-        if not made and not options.overwrite:
+        if not found and not options.overwrite:
             raise ValueError(f"{job.source}: {path} is in the way, and no result of this command (see --overwrite)")
-        same = same and all(made.get(name, _DEFAULTS.get(name)) == facts[name] for name in _DECISIVE)
-        if "seeds" in made:
-            same = same and made["seeds"] == list(seeds)
+        same = same and agree(found, settings) and found.get("seeds", list(seeds)) == list(seeds)
+    if not present:
+        return "new"
     if not same:
         return "other settings"
     return "finished" if len(present) == len(kinds) else "unfinished"

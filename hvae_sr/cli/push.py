@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .common import say
+from .terminal import print_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,9 +24,11 @@ def run(options: argparse.Namespace) -> int:
         content = files_to_push(folder)
         sizes = {name: len(it) if isinstance(it, bytes) else it.stat().st_size for name, it in content.items()}
         for name, size in sizes.items():
-            say(f"{size:>12,}  {name}{'  (added)' if isinstance(content[name], bytes) else ''}")
-        say(f"{sum(sizes.values()):>12,}  bytes in {len(sizes)} files for {options.repo_id}; nothing was uploaded")
+            print_line(f"{size:>12,}  {name}{'  (added)' if isinstance(content[name], bytes) else ''}")
+        print_line(
+            f"{sum(sizes.values()):>12,}  bytes in {len(sizes)} files for {options.repo_id}; nothing was uploaded"
+        )
         return 0
     url = push(folder, options.repo_id, private=options.private, revision=options.revision, message=options.message)
-    say(url)
+    print_line(url)
     return 0

@@ -1,13 +1,21 @@
-"""The settings that `upscale` writes into its results, and reads back for `--like`."""
+"""The settings of a result: written into it, compared with those of an earlier run, and taken from it by `--like`."""
 
 import argparse
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .jobs import Job
 
+if TYPE_CHECKING:
+    from ..pipelines import SuperResolutionPipeline
 
-def weights_fingerprint(pipeline: Any) -> str:
+_FOR_PEOPLE = ("model", "version", "scale_factor", "device", "source")
+"""Settings that change nothing that is meant to be."""
+_DEFAULTS = {"self_ensemble": False}
+"""Of settings that results of earlier versions do not tell."""
+
+
+def weights_fingerprint(pipeline: "SuperResolutionPipeline") -> str:
     """Sixteen hexadecimal digits of the SHA-256 of the weights that sampling uses."""
     import torch
 
@@ -21,7 +29,7 @@ def weights_fingerprint(pipeline: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def facts_about(pipeline: Any, job: Job, options: argparse.Namespace) -> dict[str, Any]:
+def settings_of(pipeline: "SuperResolutionPipeline", job: Job, options: argparse.Namespace) -> dict[str, Any]:
     """What is written into every result of one image."""
     from .. import __version__
 
@@ -30,17 +38,24 @@ def facts_about(pipeline: Any, job: Job, options: argparse.Namespace) -> dict[st
         "weights": options.weights,
         "version": __version__,
         "temperature": options.temperature,
-        "scale_factor": pipeline.config.scale_factor,
+        "scale_factor": pipeline.operator.scale_factor,
         "outscale": options.outscale,
         "consistent": not options.no_consistency,
         "tile": options.tile,
         "self_ensemble": options.self_ensemble,
+        "bits": options.bits,
         "dtype": options.dtype,
         "device": pipeline.device.type,
         "source": job.source.name,
         "source_sha256": job.source_hash(),
         "frame": job.frame,
     }
+
+
+def agree(found: dict[str, Any], settings: dict[str, Any]) -> bool:
+    """Whether the settings read from a result give what `settings` do."""
+    wanted = {name: value for name, value in settings.items() if name not in _FOR_PEOPLE}
+    return all(found.get(name, _DEFAULTS.get(name)) == value for name, value in wanted.items())
 
 
 def default_model(outscale: float | None = None) -> str:
@@ -67,52 +82,63 @@ def like(options: argparse.Namespace) -> list[str]:
             no file decides what is downloaded or loaded.
     """
     from .. import __version__
-    from ..checkpoints.names import bundled_checkpoints
-    from ..images import read_metadata
 
-    options.expected_weights = None
-    warnings = []
+    options.expected_weights, warnings = None, []
     if options.like:
-        made = read_metadata(options.like)
-        seeds: Any = made.get("seeds", [made["seed"]] if "seed" in made else None)
-        if not _plausible(made, seeds):
-            raise ValueError(f"`--like`: {options.like} does not hold the settings of this command")
-        options.seed = seeds[0] if options.seed is None else options.seed
-        options.num_samples = len(seeds) if options.num_samples is None else options.num_samples
-        options.temperature = made["temperature"] if options.temperature is None else options.temperature
-        options.outscale = made.get("outscale") if options.outscale is None else options.outscale
-        if options.no_consistency is None:
-            options.no_consistency = not made.get("consistent", True)
-        options.tile = options.tile or made.get("tile", False) is True
-        options.self_ensemble = options.self_ensemble or made.get("self_ensemble", False) is True
-        if options.dtype == "auto" and made.get("dtype") in ("float32", "bfloat16", "float16"):
-            options.dtype = made["dtype"]  # "auto" is another one on another machine
+        found = _settings_in(options.like)
+        seeds = found["seeds"]
+        taken = {
+            "seed": seeds[0],
+            "num_samples": len(seeds),
+            "temperature": found["temperature"],
+            "outscale": found.get("outscale"),
+            "no_consistency": not found.get("consistent", True),
+        }
+        for name, value in taken.items():
+            if getattr(options, name) is None:
+                setattr(options, name, value)
+        for name in ("tile", "self_ensemble"):
+            setattr(options, name, getattr(options, name) or found.get(name) is True)
+        if options.dtype == "auto" and found.get("dtype") in ("float32", "bfloat16", "float16"):
+            options.dtype = found["dtype"]  # "auto" is another one on another machine
         if options.model is None:
-            if made["model"] not in bundled_checkpoints():
-                raise ValueError(f"`--like`: {options.like} was made with {made['model']!r}: name it with `--model`")
-            options.model = made["model"]
-        options.expected_weights = made.get("weights")
+            from ..checkpoints.names import bundled_checkpoints
+
+            if found["model"] not in bundled_checkpoints():
+                raise ValueError(f"`--like`: {options.like} was made with {found['model']!r}: name it with `--model`")
+            options.model = found["model"]
+        options.expected_weights = found.get("weights")
         if options.expected_weights is None:
             warnings.append(f"{options.like} does not tell its weights: the samples may be others")
-        if made.get("version") != __version__:
+        if found.get("version") != __version__:
             warnings.append(
-                f"{options.like} is of version {made.get('version')}, this is {__version__}: samples may differ"
+                f"{options.like} is of version {found.get('version')}, this is {__version__}: samples may differ"
             )
     options.model = options.model or default_model(options.outscale)
     return warnings
 
 
-def _plausible(made: dict[str, Any], seeds: Any) -> bool:
-    """Whether settings read from a file are of the types this command writes; their values are checked as options."""
-    temperature = made.get("temperature")
+def _settings_in(path: str) -> dict[str, Any]:
+    """Settings read from a file, of the types this command writes; their values are checked as options.
+
+    Raises:
+        ValueError: they are not.
+    """
+    from ..images import read_metadata
+
+    found = read_metadata(path)
+    seeds: Any = found.setdefault("seeds", [found["seed"]] if "seed" in found else None)
+    temperature = found.get("temperature")
     temperatures = temperature if isinstance(temperature, list) else [temperature]
-    return (
+    if not (
         isinstance(seeds, list)
         and 0 < len(seeds) <= 1000
         and all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds)
         and seeds == list(range(seeds[0], seeds[0] + len(seeds)))
         and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in temperatures)
-        and isinstance(made.get("model"), str)
-        and isinstance(made.get("outscale", 1.0), (int, float))
-        and isinstance(made.get("weights", ""), str)
-    )
+        and isinstance(found.get("model"), str)
+        and isinstance(found.get("outscale", 1.0), (int, float))
+        and isinstance(found.get("weights", ""), str)
+    ):
+        raise ValueError(f"`--like`: {path} does not hold the settings of this command")
+    return found

@@ -2,60 +2,44 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..files import check_writable
-from .common import add_model, fail, load_pipeline, say, warn
+from .common import add_model, load_pipeline
 from .jobs import FORMATS, Job, plan, remove_leftovers, state
-from .settings import facts_about, like, weights_fingerprint
+from .settings import like, settings_of, weights_fingerprint
+from .terminal import fail, print_line, warn
+
+if TYPE_CHECKING:
+    from ..pipelines import SuperResolutionPipeline
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image files, or folders of them")
-    parser.add_argument("-o", "--output_dir", required=True, metavar="DIR", help="where results are written")
-    add_model(
-        parser,
-        "bundled name, folder or Hub id (default natural-x4; with --outscale, natural-x2, -x4 or -x8)",
-        default=None,
+    add = parser.add_argument
+    add("inputs", nargs="+", metavar="INPUT", help="image files, or folders of them")
+    add("-o", "--output_dir", required=True, metavar="DIR", help="where results are written")
+    add_model(parser, "bundled name, folder or Hub id (default: natural-x4, or -x2, -x4, -x8 by --outscale)", None)
+    add("--num_samples", type=int, help="samples of each image (default 5)")
+    add("--temperature", type=float, nargs="+", help="0 to about 1, or one for each group; default: the model's own")
+    add("--seed", type=int, help="sample j has the seed SEED + j (default 0)")
+    add("--outscale", type=float, metavar="F", help="final factor, any number; default: the model's")
+    flag: dict[str, Any] = {"action": "store_true"}
+    add("--no_consistency", **flag, default=None, help="leave out the projection on {x : Hx = y}")
+    add("--self_ensemble", **flag, help="draw in eight orientations in turn: a more accurate mean of 8, 16, ...")
+    what = (
+        "list samples, best first: by log p(z|y), the most typical, or LR-PSNR before the projection, the most faithful"
     )
-    parser.add_argument("--num_samples", type=int, help="samples of each image (default 5)")
-    parser.add_argument(
-        "--temperature", type=float, nargs="+", help="0 to about 1, or one for each group; default: the model's own"
-    )
-    parser.add_argument("--seed", type=int, help="sample j has the seed SEED + j (default 0)")
-    parser.add_argument("--outscale", type=float, metavar="F", help="final factor, any number; default: the model's")
-    parser.add_argument(
-        "--no_consistency",
-        action="store_true",
-        default=None,
-        help="leave out the projection on the images consistent with the input",
-    )
-    parser.add_argument(
-        "--self_ensemble",
-        action="store_true",
-        help="draw the samples in eight orientations of the input in turn, for a more accurate mean of 8, 16, ...",
-    )
-    parser.add_argument(
-        "--rank",
-        choices=["log_density", "lr_psnr_unprojected"],
-        help="also list the samples of each image, best first: by log p(z|y), the most typical, or by the LR-PSNR of "
-        "the network's own output, the most faithful before the projection",
-    )
-    parser.add_argument("--like", metavar="FILE", help="the settings of a file that this command wrote")
-    parser.add_argument(
-        "--format", default="png", choices=FORMATS, help="png, webp and tiff are lossless; jpg is not (default png)"
-    )
-    parser.add_argument("--keep_exif", action="store_true", help="copy EXIF (camera, date, place) into the results")
-    parser.add_argument("--all_frames", action="store_true", help="every frame of an animation, not the first alone")
-    parser.add_argument("--recursive", action="store_true", help="search folders below INPUT too, and keep them apart")
-    parser.add_argument("--overwrite", action="store_true", help="redo what is finished, replace what is in the way")
-    parser.add_argument("--batch_size", type=int, help="samples for each network evaluation; default: by size")
-    parser.add_argument(
-        "--max_memory", metavar="SIZE", help="bound of memory such as 2GB; default: half of what is available"
-    )
-    parser.add_argument(
-        "--tile", action="store_true", help="models of one image size: blend tiles of that size instead of refusing"
-    )
+    add("--rank", choices=["log_density", "lr_psnr_unprojected"], help=what)
+    add("--like", metavar="FILE", help="the settings of a file that this command wrote")
+    add("--format", default="png", choices=FORMATS, help="all but jpg are lossless (default png)")
+    add("--bits", type=int, choices=[8, 16], help="of each channel; png and tiff hold 16 (default: as the input)")
+    add("--keep_exif", **flag, help="copy EXIF (camera, date, place) into the results")
+    add("--all_frames", **flag, help="every frame of an animation, not the first alone")
+    add("--recursive", **flag, help="search folders below INPUT too, and keep them apart")
+    add("--overwrite", **flag, help="redo what is finished, replace what is in the way")
+    add("--batch_size", type=int, help="samples for each network evaluation; default: by size")
+    add("--max_memory", metavar="SIZE", help="bound of memory such as 2GB; default: half of what is available")
+    add("--tile", **flag, help="models of one image size: blend tiles of that size instead of refusing")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -64,16 +48,18 @@ def run(options: argparse.Namespace) -> int:
     Returns:
         0, or 1 if any image failed; one line tells how many at the end.
     """
+    if not any(Path(source).exists() for source in options.inputs):  # a typo should not wait for torch
+        raise ValueError(f"`INPUT`: no such file or folder: {', '.join(options.inputs)}")
+    folder = Path(options.output_dir)
+    check_writable(folder, "--output_dir")
     from accelerate.utils import gather_object
 
-    from ..pipelines.memory import parse_bytes
     from ..processes import process_state
+    from ..sampling import parse_bytes
 
     warnings = like(options)
     if options.max_memory is not None:
         options.max_memory = parse_bytes(options.max_memory)
-    folder = Path(options.output_dir)
-    check_writable(folder, "--output_dir")
     jobs, unreadable = plan(options)
     pipeline = load_pipeline(options, fast=True)
     _complete(options, pipeline)
@@ -81,13 +67,12 @@ def run(options: argparse.Namespace) -> int:
         warn(line)
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(jobs)
-    done, skipped, failed = 0, 0, []
-    state_of_process = process_state()
-    for error in unreadable if state_of_process.is_main_process else []:
-        fail(error)
-        failed.append(str(error))
+    done, skipped, failed = 0, 0, 0
+    process = process_state()
+    for error in unreadable if process.is_main_process else []:
+        failed += bool(fail(error))
     # In turns, so that what an interrupted run has finished is not all one process's share.
-    for job in jobs[state_of_process.process_index :: state_of_process.num_processes]:
+    for job in jobs[process.process_index :: process.num_processes]:
         try:
             if _upscale_one(pipeline, job, options):
                 done += 1
@@ -97,18 +82,19 @@ def run(options: argparse.Namespace) -> int:
             if isinstance(error, RuntimeError) and "memory" not in str(error):
                 raise
             fail(error if str(job.source) in str(error) else ValueError(f"{job.source}: {error}"))
-            failed.append(job.name)
-    counts = gather_object([(done, skipped, len(failed))])
-    done, skipped, failures = (sum(values) for values in zip(*counts, strict=True))
-    if state_of_process.is_main_process and (len(jobs) > 1 or failures or skipped):
-        say(f"{done + skipped + failures} images: {done} upscaled, {skipped} finished before, {failures} failed")
-    state_of_process.wait_for_everyone()  # a launcher stops the others when one of them has failed
-    state_of_process.destroy_process_group()
-    return 1 if failures else 0
+            failed += 1
+    counts = gather_object([(done, skipped, failed)])
+    done, skipped, failed = (sum(values) for values in zip(*counts, strict=True))
+    if process.is_main_process and (len(jobs) > 1 or failed or skipped):
+        print_line(f"{done + skipped + failed} images: {done} upscaled, {skipped} finished before, {failed} failed")
+    process.wait_for_everyone()  # a launcher stops the others when one of them has failed
+    process.destroy_process_group()
+    return 1 if failed else 0
 
 
-def _complete(options: argparse.Namespace, pipeline: Any) -> None:
+def _complete(options: argparse.Namespace, pipeline: "SuperResolutionPipeline") -> None:
     """Fills in what was not given, and checks it."""
+    from ..images import WIDE_SUFFIXES
     from ..pipelines.chaining import num_passes
 
     if options.temperature is None:
@@ -119,19 +105,24 @@ def _complete(options: argparse.Namespace, pipeline: Any) -> None:
     options.num_samples = 5 if options.num_samples is None else options.num_samples
     options.seed = options.seed or 0
     options.no_consistency = bool(options.no_consistency)
+    if options.bits == 16 and f".{options.format}" not in WIDE_SUFFIXES:
+        raise ValueError(f"`--bits` 16 goes with `--format` png or tiff; {options.format} holds 8")
     if options.outscale is None:
-        options.outscale = float(pipeline.config.scale_factor)
-    passes = num_passes(pipeline.config.scale_factor, options.outscale)
+        options.outscale = float(pipeline.operator.scale_factor)
+    passes = num_passes(pipeline.operator.scale_factor, options.outscale)
     if options.rank and passes > 1:
         raise ValueError(f"`--rank` compares samples of one pass, and `--outscale` {options.outscale:g} takes {passes}")
-    if options.rank == "log_density" and options.self_ensemble:
-        raise ValueError("`--rank` log_density needs latents, and `--self_ensemble` leaves none that can be compared")
-    pipeline.check_inputs(
-        temperature=options.temperature,
-        num_samples=options.num_samples,
-        batch_size=options.batch_size,
-        self_ensemble=options.self_ensemble,
-    )
+    options.sampling = {
+        "temperature": options.temperature,
+        "enforce_consistency": not options.no_consistency,
+        "batch_size": options.batch_size,
+        "max_memory": options.max_memory,
+        "tile": options.tile,
+        "self_ensemble": options.self_ensemble,
+        "return_latents": options.rank == "log_density",
+        "keep_images": False,
+    }
+    pipeline.check_inputs(num_samples=options.num_samples, **options.sampling)
     options.weights = weights_fingerprint(pipeline)
     if options.expected_weights not in (None, options.weights):
         raise ValueError(
@@ -140,129 +131,107 @@ def _complete(options: argparse.Namespace, pipeline: Any) -> None:
         )
 
 
-def _upscale_one(pipeline: Any, job: Job, options: argparse.Namespace) -> bool:
+def _upscale_one(pipeline: "SuperResolutionPipeline", job: Job, options: argparse.Namespace) -> bool:
     """Samples, mean and uncertainty map of one image, each written when it is finished; False if they are there."""
-    from ..images import LOSSY_SUFFIXES, load_image, read_photo, save_image, to_tensor, uncertainty_to_pil
-    from ..pipelines.chaining import lr_psnr, upscale
-    from ..pipelines.degradation import inspect
+    from tqdm import tqdm
 
-    facts = facts_about(pipeline, job, options)
+    from ..images import (
+        LOSSY_SUFFIXES,
+        WIDE_SUFFIXES,
+        load_image,
+        read_photo,
+        save_image,
+        to_tensor,
+        uncertainty_to_pil,
+    )
+    from ..images.degradation import inspect
+    from ..pipelines.chaining import lr_psnr, samples_at
+    from ..pipelines.output import RunningMoments
+
+    settings = settings_of(pipeline, job, options)
     seeds = [options.seed + j for j in range(options.num_samples)]
-    found = state(job, facts, seeds, options)
+    found = state(job, settings, seeds, options)
     if found == "finished" and not options.overwrite:
-        say(f"{job.name}: finished before")
+        print_line(f"{job.name}: finished before")
         if options.rank:
-            _say_ranks_of_files(job, seeds, options)
+            _print_ranks_of_files(job, seeds, options)
         return False
     if found == "other settings":
-        say(f"{job.name}: redone, its results were made with other settings")
+        print_line(f"{job.name}: redone, its results were made with other settings")
+    if job.what:
+        print_line(job.name)
     photo = read_photo(job.source, job.frame)
-    y = to_tensor(photo.image)
-    _check_results(pipeline, job, photo.image.size, options)
+    for line in photo.warnings:
+        warn(f"{job.name}: {line}")
+    if photo.alpha is not None and job.suffix in LOSSY_SUFFIXES:
+        warn(f"{job.name}: {options.format} holds no transparency, what is transparent is white")
+        photo = photo.on_white()
+    y = to_tensor(photo)
+    bits = options.bits or (photo.bits if job.suffix in WIDE_SUFFIXES else 8)
+    if bits < photo.bits:
+        warn(f"{job.name}: has 16 bits a channel, its results 8")
+    job.check_format(*(round(side * options.outscale) for side in photo.image.size))
     statistics = inspect(y)
     for line in statistics.warnings() if statistics is not None else []:
         warn(f"{job.name}: {line}")
-    if photo.alpha is not None and job.suffix in LOSSY_SUFFIXES:
-        warn(f"{job.name}: {options.format} holds no transparency, it is left out")
     job.make_folder()
     exif = photo.exif if options.keep_exif else b""
-
-    def one_channel(image: Any) -> Any:
-        return photo.finish(image.convert("RGB"), keep_grey=True) if photo.grey else image
-
-    def write(sample: Any) -> None:
-        path = job.path(f"seed{sample.seed}", options.outscale)
-        picture = one_channel(sample.image)
-        decibels, note = sample.lr_psnr, ""
-        faithful[sample.seed] = sample.lr_psnr_unprojected
-        own = {**facts, "seed": sample.seed, "lr_psnr": round(decibels, 4)}
-        own["lr_psnr_unprojected"] = round(sample.lr_psnr_unprojected, 4)
-        save_image(picture, path, own, exif)
-        if job.suffix in LOSSY_SUFFIXES:
-            decibels = lr_psnr(pipeline.operator, load_image(path), y)
-            note = f" as written ({job.suffix[1:]} is lossy: {sample.lr_psnr:.1f} dB before)"
-            save_image(picture, path, {**own, "lr_psnr": round(decibels, 4)}, exif)
-        say(f"{path}  LR-PSNR {decibels:.1f} dB{note}")
-
-    faithful: dict[int, float] = {}
-    pipeline.set_progress_bar_config(desc=job.source.name, leave=False)
-    summary = upscale(
-        pipeline,
-        photo,
-        write,
-        outscale=options.outscale,
-        num_samples=options.num_samples,
-        seed=options.seed,
-        temperature=options.temperature,
-        enforce_consistency=not options.no_consistency,
-        batch_size=options.batch_size,
-        max_memory=options.max_memory,
-        tile=options.tile,
-        self_ensemble=options.self_ensemble,
+    samples = samples_at(
+        pipeline, photo, seeds, options.outscale, output_type="pil" if bits == 8 else "pt", **options.sampling
     )
-    facts["seeds"] = seeds
+    ranked: dict[int, float] = {}
+    moments = RunningMoments()
+    with tqdm(total=len(seeds), desc=job.source.name, unit="sample", leave=False, disable=None) as bar:
+        for seed, sample in zip(seeds, samples, strict=True):
+            path = job.path(f"seed{seed}", options.outscale)
+            picture = photo.finish(sample.x, keep_grey=True, bits=bits)
+            own = {**settings, "seed": seed, "lr_psnr": round(sample.lr_psnr, 4)}
+            own["lr_psnr_unprojected"] = round(sample.lr_psnr_unprojected, 4)
+            save_image(picture, path, own, exif)
+            note = f"LR-PSNR {sample.lr_psnr:.1f} dB"
+            if job.suffix in LOSSY_SUFFIXES:
+                own["lr_psnr"] = round(lr_psnr(pipeline.operator, load_image(path), y), 4)
+                lossy = f"({job.suffix[1:]} is lossy: {sample.lr_psnr:.1f} dB before)"
+                note = f"LR-PSNR {own['lr_psnr']:.1f} dB as written {lossy}"
+                save_image(picture, path, own, exif)
+            print_line(f"{path}  {note}")
+            ranked[seed] = sample.lr_psnr_unprojected
+            if options.rank == "log_density":
+                ranked[seed] = pipeline.log_density(photo, sample.latents, options.max_memory)[0].item()
+            moments.add(sample.x)
+            del sample, picture  # before the memory of the next is taken
+            bar.update(1)
+    settings["seeds"] = seeds
     mean_path, std_path = (job.path(kind, options.outscale) for kind in ("mean", "std"))
-    save_image(one_channel(summary.mean), mean_path, {**facts, "what": "mean of the samples"}, exif)
-    say(f"{mean_path}  mean of {len(seeds)} samples")
+    mean = photo.finish(moments.mean, keep_grey=True, bits=bits)
+    save_image(mean, mean_path, {**settings, "what": "mean of the samples"}, exif)
+    print_line(f"{mean_path}  mean of {len(seeds)} samples")
     # Last: where it stands, with these settings, everything does.
-    picture = uncertainty_to_pil(summary.std)
-    save_image(picture, std_path, {**facts, "what": "standard deviation"})
-    say(f"{std_path}  uncertainty: standard deviation from 0 (black) to 0.1 of the range and above (light)")
+    picture = uncertainty_to_pil(moments.std_())
+    save_image(picture, std_path, {**settings, "what": "standard deviation"})
+    print_line(f"{std_path}  uncertainty: standard deviation from 0 (black) to 0.1 of the range and above (light)")
     if options.rank:
-        _say_ranks(pipeline, photo, faithful, options)
+        _print_ranks(ranked, options)
     return True
 
 
-def _check_results(pipeline: Any, job: Job, size: tuple[int, int], options: argparse.Namespace) -> None:
-    """Raises a ValueError where an image of `size` (width, height) leads to what cannot be written or ranked."""
-    width, height = size
-    job.check_format(round(width * options.outscale), round(height * options.outscale))
-    tiled = options.tile and pipeline.vdvae.config.bias_type == "spatial"
-    if options.rank == "log_density" and tiled and max(size) > pipeline.lr_encoder.config.image_size:
-        raise ValueError(
-            f"`--rank` log_density needs latents, and an image of {width}x{height} in several tiles has none as a whole"
-        )
-
-
-def _say_ranks_of_files(job: Job, seeds: list[int], options: argparse.Namespace) -> None:
+def _print_ranks_of_files(job: Job, seeds: list[int], options: argparse.Namespace) -> None:
     """Ranks by what the files of finished samples tell; else one line on how to get the ranks."""
     from ..images import read_metadata
 
     told = {seed: read_metadata(job.path(f"seed{seed}", options.outscale)).get("lr_psnr_unprojected") for seed in seeds}
     faithful = {seed: value for seed, value in told.items() if isinstance(value, (int, float))}
     if options.rank == "lr_psnr_unprojected" and len(faithful) == len(told):
-        _say_sorted(faithful, options)
+        _print_ranks(faithful, options)
     else:
-        say(f"{job.name}: not ranked, its files do not tell {options.rank}; --overwrite draws and ranks again")
+        print_line(f"{job.name}: not ranked, its files do not tell {options.rank}; --overwrite draws and ranks again")
 
 
-def _say_ranks(pipeline: Any, photo: Any, faithful: dict[int, float], options: argparse.Namespace) -> None:
-    """One line for each sample, best first.
-
-    Args:
-        pipeline, photo: what was sampled, and from what.
-        faithful: seed: LR-PSNR of the network's own output.
-        options: of the command.
-    """
-    from ..pipelines.explore import log_density
-
-    values = faithful
-    if options.rank == "log_density":  # the latents of one sample at a time: those of all take more than the images
-        settings = {
-            "temperature": options.temperature,
-            "tile": options.tile,
-            "max_memory": options.max_memory,
-            "output_type": "latent",
-        }
-        latents = ((seed, pipeline(photo, seed=seed, **settings).latents) for seed in faithful)
-        values = {seed: log_density(pipeline, photo, z, options.max_memory)[0].item() for seed, z in latents}
-    _say_sorted(values, options)
-
-
-def _say_sorted(values: dict[int, float], options: argparse.Namespace) -> None:
+def _print_ranks(values: dict[int, float], options: argparse.Namespace) -> None:
+    """One line for each sample, best first; of its seed and value."""
     what = {
         "log_density": "log p(z|y) {:.4f} nats per latent",
         "lr_psnr_unprojected": "LR-PSNR of the network's own output {:.2f} dB",
     }[options.rank]
     for rank, seed in enumerate(sorted(values, key=lambda seed: -values[seed]), 1):
-        say(f"rank {rank}: seed {seed}, " + what.format(values[seed]))
+        print_line(f"rank {rank}: seed {seed}, {what.format(values[seed])}")

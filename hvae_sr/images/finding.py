@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .reading import ImageError, PathLike
+from .errors import ImageError, PathLike
 
 IMAGE_SUFFIXES = tuple(
-    f".{name}" for name in "avif bmp gif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tif tiff webp".split()
+    f".{name}" for name in "avif bmp gif heic heif hif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tif tiff webp".split()
 )
 
 

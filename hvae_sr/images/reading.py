@@ -1,4 +1,4 @@
-"""Image files of any kind to upright 8-bit RGB, and what comes with the colours: alpha, profile, EXIF."""
+"""Image files of any kind to upright colours, and what comes with them: alpha, profile, resolution, EXIF."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import io
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Union
+from dataclasses import dataclass, field
+from typing import IO, Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 from scipy import ndimage
 
-PathLike = Union[str, "os.PathLike[str]"]
+from . import colour, metadata, png, tiff
+from .arrays import to_8_bits
+from .errors import ImageError, PathLike, image_errors
+from .photo import Photo, on_white
+
 ImageInput = PathLike | Image.Image | np.ndarray | torch.Tensor
 
 MAX_PIXELS = 2**27
 """Pixels that are read of one image: 134 megapixels. Four times the sides of more would not be held anywhere."""
-
-METADATA_KEY = "hvae-sr"
-EXIF_DESCRIPTION = 0x010E  # the EXIF and TIFF tag ImageDescription
-EXIF_PREFIX = f"{METADATA_KEY}: "
-MAX_METADATA = 2**20
-"""Characters of settings that are read from a file."""
 
 # Formats that are decoded by code of their own. Pillow knows others: EPS, for one, runs a program on the file.
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "AVIF", "GIF", "PPM", "JPEG2000")
@@ -34,57 +34,52 @@ _PIXELS_PER_BYTE = {"GIF": 2731, "JPEG": 512, "MPO": 512}
 _BITS = {"RGB": 24, "RGBA": 32, "CMYK": 32, "F": 32, "LA": 16, "I;16": 12, "I": 16}  # a pixel; others: 1 or more
 # Bytes that a byte of the file can stand for.
 _RATIOS = {"raw": 1, "packbits": 64, "tiff_lzw": 2731, "tiff_adobe_deflate": 1032, "deflate": 1032, "PNG": 1032}
-_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_GREY_MODES = ("1", "L", "LA", "La", "F")
-_ICC_PROFILE, _BITS_PER_SAMPLE = 34675, 258  # TIFF tags
-_POINTERS = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
-# EXIF among the tags of a TIFF: caption, make, model, resolution, software, dates, people, ratings, and the pointers to
-# exposure and place. Others tell how its own pixels are stored, or are private and of any size.
-_TIFF_EXIF = {270, 271, 272, 282, 283, 296, 305, 306, 315, 316, 18246, 18249, 33432, *range(40091, 40096), *_POINTERS}
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
-class ImageError(ValueError):
-    """An image file or array that cannot be used; the message is one line and names the file or argument."""
+@dataclass
+class _Decoded:
+    """An image as it is stored: `pixels` `[H, W, 1 to 4]`, uint8 or uint16, whose last of 2 or 4 channels is alpha."""
 
+    pixels: np.ndarray
+    info: dict[Any, Any]
+    exif: Image.Exif
+    from_tiff: bool = False
+    chunks: dict[bytes, bytes] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
-@dataclass(frozen=True)
-class Photo:
-    """One image, upright, with what is written beside its colours.
+    def __post_init__(self) -> None:
+        """Turns it upright."""
+        turn = metadata.orientation(self.exif)
+        self.dpi = metadata.resolution(self.info, self.exif)
+        if turn >= 5:
+            self.pixels = self.pixels.swapaxes(0, 1)
+            self.dpi = self.dpi and self.dpi[::-1]
+        if turn in (3, 4, 7, 8):
+            self.pixels = self.pixels[::-1]
+        if turn in (2, 3, 6, 7):
+            self.pixels = self.pixels[:, ::-1]
+        self.pixels = np.ascontiguousarray(self.pixels)
+        self.grey = self.pixels.shape[2] < 3
+        profile = self.info.get("icc_profile") or b""
+        if self.grey:
+            self.profile = colour.matched(profile, True) if colour.space(profile) in ("GRAY", "RGB") else b""
+        else:
+            self.profile = profile if colour.space(profile) == "RGB" else b""
+        if profile and not self.profile and colour.space(profile) != "CMYK":
+            kind = colour.space(profile)
+            self.warnings.append(f"its colour profile, of {kind}, does not fit its channels and is left out")
+        self.profile = self.profile or colour.of_chunks(self.chunks, self.grey)
 
-    Args:
-        image: mode RGB. Under transparent pixels stand the colours of the nearest visible ones.
-        alpha: mode L, of the same size; None where the file has no transparency.
-        grey: whether the file holds one channel of colour.
-        icc_profile: the profile of the colours, RGB or grey; empty where there is none, or where the colours were
-            converted (CMYK).
-        exif: EXIF without the orientation, which is applied, as Pillow writes it; empty where there is none. Of a
-            TIFF, what it shares with EXIF and not what it says of its own pixels.
-    """
+    @property
+    def colours(self) -> np.ndarray:
+        """`[H, W, 3]`."""
+        return np.broadcast_to(self.pixels[..., :1], (*self.pixels.shape[:2], 3)) if self.grey else self.pixels[..., :3]
 
-    image: Image.Image
-    alpha: Image.Image | None = None
-    grey: bool = False
-    icc_profile: bytes = b""
-    exif: bytes = b""
-
-    def finish(self, colours: Image.Image, keep_grey: bool = False) -> Image.Image:
-        """An image made from this one, `colours` (RGB, of any size), with its alpha and profile.
-
-        Alpha is resized by bicubic interpolation, apart from the colours.
-
-        Args:
-            colours: of the result.
-            keep_grey: whether a grey photograph gives one channel (and its grey profile, if any); else RGB.
-        """
-        grey = self.grey and keep_grey
-        finished = colours.convert("L") if grey else colours
-        if self.alpha is not None:
-            alpha = self.alpha.resize(colours.size, Image.Resampling.BICUBIC)
-            finished = finished.convert("LA" if grey else "RGBA")
-            finished.putalpha(alpha)
-        speaks = self.icc_profile[16:20] == (b"GRAY" if grey else b"RGB ")
-        finished.info = {"icc_profile": self.icc_profile} if speaks else {}
-        return finished
+    @property
+    def alpha(self) -> np.ndarray | None:
+        """`[H, W]`."""
+        return None if self.pixels.shape[2] % 2 else self.pixels[..., -1]
 
 
 def load_image(source: PathLike | Image.Image) -> Image.Image:
@@ -93,60 +88,89 @@ def load_image(source: PathLike | Image.Image) -> Image.Image:
     The EXIF orientation is applied, and only the first frame of an animation is read. Modes are converted so:
 
     - grey, palette, 1 bit: the RGB colours they stand for;
-    - alpha (LA, RGBA, palette with transparency): dropped. The colours are those stored, not composited on a
-      background; premultiplied colours are first divided by alpha;
+    - alpha (LA, RGBA, palette with transparency, one transparent colour): seen on white ground; premultiplied colours
+      are first divided by alpha;
     - CMYK: through the embedded ICC profile where there is one, else by Pillow's formula;
-    - 16-bit grey: round(v / 257). (Pillow itself reads 16-bit *colour* files as their high bytes.)
+    - 16 bits: round(v / 257);
     - 32-bit integers: as 8 bit where no value exceeds 255, else as 16 bit, clipped; values that need more than
       17 bits are refused;
-    - float: scaled by 255 where no value exceeds 1, else clipped to [0, 255] and rounded.
+    - float: from 0 to 1 where no value exceeds 2, else from 0 to 255; clipped and rounded.
 
     Args:
         source: A path, or a PIL image (left as it is; a new image is returned).
 
     Returns:
-        A PIL image of mode RGB. An RGB ICC profile is kept in `info["icc_profile"]`, as `save_image` expects.
+        A PIL image of mode RGB. An ICC profile is kept in `info["icc_profile"]`, as `save_image` expects; that of a
+        grey file as one of RGB.
 
     Raises:
         ImageError: The file is missing, empty, damaged, truncated, no image, or too large (Pillow's limit
             against decompression bombs, and `MAX_PIXELS`).
     """
-    with _opened(source) as image:
-        upright, profile = _upright(image)
-        rgb = _to_rgb(upright, profile)
-        rgb = rgb.copy() if rgb is image else rgb
-        # Orientation, transparency and the like no longer hold; the profile does if it speaks of RGB values.
-        rgb.info = {"icc_profile": profile} if profile[16:20] == b"RGB " else {}
-        return rgb
+    decoded = _decoded(source)
+    image = Image.fromarray(to_8_bits(_seen(decoded)))
+    profile = colour.matched(decoded.profile, False)
+    image.info = {"icc_profile": profile} if profile else {}
+    return image
+
+
+def load_pixels(source: PathLike | Image.Image) -> np.ndarray:
+    """As `load_image`, but with all the bits of the file: `[H, W, 3]`, uint8, or uint16 of more than 8."""
+    return _seen(_decoded(source))
 
 
 def read_photo(source: PathLike | Image.Image, frame: int | None = None) -> Photo:
-    """Read an image with its alpha, profile and EXIF; the colours as `load_image` does.
+    """Read an image with its alpha, profile and EXIF, and with all its bits; else as `load_image` does.
 
     Args:
         source: A path, or a PIL image (left as it is).
-        frame: Of an animation, counted from 0; None takes the first, or the one a PIL image stands at.
+        frame: Of an animation or a file of several pages, counted from 0; None takes the first, or the one a PIL image
+            stands at.
 
     Raises:
         ImageError: As `load_image`; or there is no such frame.
     """
-    with _opened(source) as image:
-        if frame is not None:
-            image.seek(frame)
-            _check_size(image)
-        # Pillow has no mode for 16-bit grey with alpha, and reads it as RGBA.
-        wide_grey = any("LA;16B" in tile for tile in getattr(image, "tile", ()))
-        upright, profile = _upright(image)
-        exif = _exif(image)
-        alpha = _alpha(upright)
-        rgb = _to_rgb(upright, profile)
-        rgb = rgb.copy() if rgb is image else rgb
-        rgb.info = {}
-        grey = upright.mode in _GREY_MODES or upright.mode.startswith("I") or wide_grey
-        wanted = (b"GRAY", b"RGB ") if grey else (b"RGB ",)
-        if alpha is not None:
-            rgb = _fill_transparent(rgb, alpha)
-        return Photo(rgb, alpha, grey, profile if profile[16:20] in wanted else b"", exif)
+    decoded = _decoded(source, frame)
+    colours, alpha = decoded.colours, decoded.alpha
+    if alpha is not None:
+        colours = _fill_transparent(colours, alpha)
+    wide = None
+    if colours.dtype == np.uint16:
+        wide = colours if alpha is None else np.concatenate([colours, alpha[..., None]], axis=-1)
+    return Photo(
+        Image.fromarray(to_8_bits(colours)),
+        None if alpha is None else Image.fromarray(to_8_bits(alpha)),
+        decoded.grey,
+        decoded.profile,
+        metadata.kept_exif(decoded.exif, decoded.from_tiff),
+        wide,
+        decoded.dpi,
+        tuple(decoded.chunks.items()),
+        tuple(decoded.warnings),
+    )
+
+
+def list_frames(source: PathLike) -> list[str]:
+    """Size and kind of each frame of an animation, page of a TIFF, or picture of an MPO or HEIC.
+
+    Raises:
+        ImageError: As `load_image`.
+    """
+    with _opened(source) as (file, kind):
+        if kind == "TIFF":
+            pages = [tiff.read_tags(file, offset) for offset in tiff.page_offsets(file)]
+            return [f"{tags[256]}x{tags[257]}" + ", a preview" * (tags.get(254, 0) & 1) for tags in pages]
+        if kind == "HEIF":
+            return [f"{width}x{height}" for width, height in (picture.size for picture in _heif(file))]
+        with _pillow(file) as image:
+            sizes = ["{}x{}".format(*image.size)] * getattr(image, "n_frames", 1)
+            if image.format == "MPO":
+                pixels = image.width * image.height
+                for number, entry in enumerate(image.mpinfo[0xB002]):  # type: ignore[attr-defined]
+                    image.seek(number)
+                    kind = "small, " * (image.width * image.height * 4 <= pixels) + entry["Attribute"]["MPType"]
+                    sizes[number] = f"{image.width}x{image.height}, {kind}"
+            return sizes
 
 
 def count_frames(source: PathLike) -> int:
@@ -155,8 +179,7 @@ def count_frames(source: PathLike) -> int:
     Raises:
         ImageError: As `load_image`.
     """
-    with _opened(source) as image:
-        return int(getattr(image, "n_frames", 1))
+    return len(list_frames(source))
 
 
 def read_metadata(path: PathLike) -> dict[str, Any]:
@@ -165,48 +188,24 @@ def read_metadata(path: PathLike) -> dict[str, Any]:
     Raises:
         ImageError: The file is missing or no image, or the metadata is damaged.
     """
-    with _opened(path) as image:
-        text = image.info.get(METADATA_KEY)
+    with _opened(path) as (file, kind):
+        text, description = None, ""
+        if kind == "TIFF":
+            description = str(_page(file, 0)[1].get(metadata.EXIF_DESCRIPTION))
+        elif kind != "HEIF":
+            with _pillow(file) as image:
+                text = image.info.get(metadata.METADATA_KEY)
+                description = str(image.getexif().get(metadata.EXIF_DESCRIPTION)) if text is None else ""
         if text is None:
-            before, prefix, text = str(image.getexif().get(EXIF_DESCRIPTION)).partition(EXIF_PREFIX)
+            before, prefix, text = description.partition(metadata.EXIF_PREFIX)
             if before or not prefix:
                 return {}
-        if len(text) > MAX_METADATA:
+        if len(text) > metadata.MAX_METADATA:
             raise ValueError(f"the settings take {len(text)} characters")
         found = json.loads(text)
         if not isinstance(found, dict):
             raise ValueError("the settings are not a JSON object")
         return found
-
-
-@contextlib.contextmanager
-def image_errors(name: PathLike) -> Iterator[None]:
-    """Turn what Pillow raises on damaged files (nearly every type) into an ImageError of one line."""
-    try:
-        yield
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, UnidentifiedImageError):
-            reason = "not an image, or of an unknown format" if os.path.getsize(name) else "the file is empty"
-        elif isinstance(error, OSError) and error.strerror:
-            reason = error.strerror
-        raise ImageError(f"{os.fspath(name)}: {reason}") from error
-
-
-@contextlib.contextmanager
-def _opened(source: PathLike | Image.Image) -> Iterator[Image.Image]:
-    """The image, checked by what its header says; every failure until the end of the block is an ImageError."""
-    if isinstance(source, Image.Image):
-        with image_errors("image"):
-            _check_size(source)
-            yield source
-        return
-    if not isinstance(source, (str, os.PathLike)):
-        raise ImageError(f"image must be a path or a PIL image, got {type(source).__name__}")
-    with image_errors(source), _open(source) as image:
-        _check_size(image)
-        _check_plausible(image, os.path.getsize(source))
-        yield image
 
 
 def open_file(path: PathLike) -> io.BufferedReader:
@@ -216,65 +215,178 @@ def open_file(path: PathLike) -> io.BufferedReader:
         ImageError: it cannot be opened, or is a pipe or a device, which could be waited for or read for ever.
     """
     with image_errors(path):
-        _check_regular(path)
+        if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+            raise ValueError("not a regular file")
         return open(path, "rb")
 
 
-def _check_regular(path: PathLike) -> None:
-    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-        raise ValueError("not a regular file")
+@contextlib.contextmanager
+def _opened(source: PathLike) -> Iterator[tuple[io.BufferedReader, str]]:
+    """The file, and "TIFF", "HEIF" or "" for others; every failure until the end of the block is an ImageError."""
+    if not isinstance(source, (str, os.PathLike)):
+        raise ImageError(f"image must be a path or a PIL image, got {type(source).__name__}")
+    with open_file(source) as file, image_errors(source):
+        head = file.read(64)
+        file.seek(0)
+        kind = "TIFF" if head[:4] in tiff.MAGIC else ""
+        if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS and b"avif" not in head:
+            kind = "HEIF"
+        yield file, kind
 
 
-def _open(path: PathLike) -> Image.Image:
-    _check_regular(path)
-    try:
-        return Image.open(path, formats=_FORMATS)
-    except UnidentifiedImageError:
-        with open(path, "rb") as file:
-            if file.read(4) not in _TIFF_MAGIC:
-                raise
-            return _open_float_tiff(file)
+def _decoded(source: PathLike | Image.Image, frame: int | None = None) -> _Decoded:
+    if isinstance(source, Image.Image):
+        with image_errors("image"):
+            return _from_pillow(source, frame)
+    with _opened(source) as (file, kind):
+        if kind == "TIFF":
+            return _from_tiff(file, frame or 0)
+        if kind == "HEIF":
+            return _from_heif(file, frame)
+        with _pillow(file) as image:
+            return _from_pillow(image, frame)
 
 
-def _open_float_tiff(file: io.BufferedReader) -> Image.Image:
-    """A TIFF of several float or 16-bit channels, which Pillow does not know, as 8-bit RGB or RGBA with its tags."""
-    import tifffile
-
+def _pillow(file: IO[bytes]) -> Image.Image:
+    """The image, checked by what its header says."""
+    head = file.read(21)
     file.seek(0)
-    with tifffile.TiffFile(file) as tiff:
-        page = tiff.pages[0]
-        shape, kind = tuple(page.shape), page.dtype
-        if len(shape) != 3 or shape[2] not in (3, 4) or kind is None or kind.kind not in "fu" or kind.itemsize > 8:
-            raise ValueError(f"a TIFF of shape {shape} and type {kind} is not read")
-        if shape[0] * shape[1] > MAX_PIXELS // 4:
-            raise ValueError(f"{shape[1]}x{shape[0]} pixels of several floats are more than are read")
-        values = page.asarray()
-        image = Image.fromarray(_levels(values, 255.0 if kind.kind == "f" else 255 / np.iinfo(kind).max))
-        image.format = "TIFF"
-        with contextlib.suppress(Exception):  # unreadable EXIF says nothing about the pixels
-            exif = image.getexif()
-            exif.bigtiff, exif.endian = tiff.is_bigtiff, tiff.byteorder
-            exif.load_from_fp(file, page.offset)
-            image.info["icc_profile"] = exif.get(_ICC_PROFILE)
-            for tag in _POINTERS:
-                exif.get_ifd(tag)  # while the file is open
+    data = file
+    if head[12:16] == b"VP8X" and head[20] & 0x12 == 0x02:
+        # An animation without the flag of alpha: where its frames leave the canvas uncovered, it is transparent still.
+        flagged = bytearray(file.read())
+        flagged[20] |= 0x10
+        data = io.BytesIO(bytes(flagged))
+    image = Image.open(data, formats=_FORMATS)
+    _check_size(image.size)
+    _check_plausible(image, file.seek(0, io.SEEK_END))
     return image
 
 
-def _levels(values: np.ndarray, scale: float) -> np.ndarray:
-    """Floats or integers to uint8. Floats are scaled where none exceeds 1; NaN is refused."""
-    floats = values.astype(np.float32)
-    if not np.isfinite(floats).all():
-        raise ValueError("the image holds NaN or infinite values")
-    if values.dtype.kind != "f" or floats.max() <= 1:
-        floats *= scale
-    return np.rint(floats, out=floats).clip(0, 255).astype(np.uint8)
+def _from_pillow(image: Image.Image, frame: int | None = None) -> _Decoded:
+    if frame is not None:
+        if image.format == "MPO" and frame != image.tell():
+            image.info.clear()  # or what the frame does not say would be what another one says
+        image.seek(frame)
+    _check_size(image.size)
+    warnings: list[str] = []
+    chunks: dict[bytes, bytes] = {}
+    raw, wide = None, None
+    if isinstance(image, TiffImageFile) and image.tile and image.fp is not None and tiff.is_wide(image.tag_v2):
+        return _from_page(image.fp, image.tag_v2, image.getexif(), warnings)
+    if isinstance(image, PngImageFile):
+        raw, wide = image.tile[0][3] if image.tile else None, png.read_16_bits(image)
+        chunks = png.colour_chunks(image)
+    if wide is not None:
+        pixels, image = wide
+    else:
+        image.load()
+        pixels = _channels(image, image.info.get("icc_profile") or b"", warnings)
+    hidden = png.transparent(image, pixels, raw)
+    if hidden is not None:
+        most = np.iinfo(pixels.dtype).max
+        pixels = np.concatenate([pixels, np.where(hidden, 0, most).astype(pixels.dtype)[..., None]], axis=-1)
+    if pixels.shape[2] == 4 and (
+        # Of BMP, where files that know no alpha leave 0 in its place; of animated WebP, where frames cover all.
+        (image.format in ("BMP", "DIB") and not pixels[..., 3].any())
+        or (image.format == "WEBP" and getattr(image, "n_frames", 1) > 1 and pixels[..., 3].all())
+    ):
+        pixels = pixels[..., :3]
+    if b"hdrgm:" in (image.info.get("xmp") or b""):
+        warnings.append("of an Ultra HDR photograph, the picture of standard range is taken, without its gain map")
+    if chunks.get(b"cICP", b"")[1:2] in (b"\x10", b"\x12"):
+        warnings.append("its colours are of high dynamic range (cICP); they are taken as they are stored")
+    exif = Image.Exif()
+    with contextlib.suppress(Exception):  # unreadable EXIF says nothing about the pixels
+        exif = image.getexif()
+    return _Decoded(pixels, image.info, exif, image.format == "TIFF", chunks, warnings)
 
 
-def _check_size(image: Image.Image) -> None:
-    width, height = image.size
-    if min(image.size) < 1:
-        raise ValueError(f"the image has no pixels: size {image.size}")
+def _page(file: IO[bytes], number: int) -> tuple[int, tiff.ImageFileDirectory_v2]:
+    """Where a page begins, and its tags."""
+    offsets = tiff.page_offsets(file)
+    if not 0 <= number < len(offsets):
+        raise ValueError(f"there is no page {number}, it has {len(offsets)}")
+    return offsets[number], tiff.read_tags(file, offsets[number])
+
+
+def _from_tiff(file: io.BufferedReader, number: int) -> _Decoded:
+    offset, tags = _page(file, number)
+    if not tiff.is_wide(tags):
+        with contextlib.suppress(UnidentifiedImageError):
+            file.seek(0)
+            with _pillow(file if number == 0 else tiff.from_page(file, offset)) as image:
+                return _from_pillow(image)
+    exif = Image.Exif()
+    with contextlib.suppress(Exception):  # unreadable EXIF says nothing about the pixels
+        exif.bigtiff, exif.endian = b"+" in tags._get_ifh()[2:4], "<" if tags.prefix == b"II" else ">"
+        exif.load_from_fp(file, offset)
+        for tag in tiff.POINTERS:
+            exif.get_ifd(tag)  # while the file is open
+    return _from_page(file, tags, exif, [])
+
+
+def _from_page(file: IO[bytes], tags: tiff.ImageFileDirectory_v2, exif: Image.Exif, warnings: list[str]) -> _Decoded:
+    _check_size((tags[256], tags[257]))
+    info = {"icc_profile": tags.get(34675) or b""}
+    found = tiff.read_page(file, tags, warnings)
+    pixels = _channels(found, info["icc_profile"], warnings) if isinstance(found, Image.Image) else found
+    return _Decoded(pixels, info, exif, True, warnings=warnings)
+
+
+def _heif(file: IO[bytes]) -> Any:
+    """The pictures of a HEIC file."""
+    try:
+        import pillow_heif
+    except ImportError:
+        raise ValueError("HEIC is read where pillow-heif is installed: pip install 'hvae-sr[heif]'") from None
+    file.seek(0)
+    return pillow_heif.open_heif(file, convert_hdr_to_8bit=False)
+
+
+def _from_heif(file: IO[bytes], frame: int | None) -> _Decoded:
+    pictures = _heif(file)
+    picture = pictures[pictures.primary_index if frame is None else frame]
+    _check_size(picture.size)
+    pixels = np.asarray(picture)
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    if pixels.dtype == np.uint16:  # levels of 10 or 12 bits stand in the upper ones
+        pixels = pixels | pixels >> picture.info["bit_depth"]
+    exif = Image.Exif()
+    with contextlib.suppress(Exception):  # unreadable EXIF says nothing about the pixels
+        exif.load(picture.info.get("exif") or b"")
+        exif.pop(metadata.ORIENTATION, None)  # it is applied
+    return _Decoded(pixels, picture.info, exif)
+
+
+def _channels(image: Image.Image, profile: bytes, warnings: list[str]) -> np.ndarray:
+    """`[H, W, 1 to 4]`, uint8 or uint16, of a decoded image of any mode."""
+    mode = image.mode
+    if mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16)[..., None]
+    if mode == "I":
+        return tiff.integer_levels(np.asarray(image))[..., None]
+    if mode == "F":
+        return tiff.float_levels(np.asarray(image), warnings)[..., None]
+    if mode == "CMYK" and profile:
+        converted = colour.to_srgb(image, profile)
+        if converted is None:
+            warnings.append("its CMYK profile cannot be used; the colours are converted by formula")
+        image = converted or image
+    elif mode in ("P", "PA", "RGBa"):
+        image = image.convert("RGBA" if mode != "P" or "transparency" in image.info else "RGB")
+    elif mode in ("1", "La"):
+        image = image.convert("L" if mode == "1" else "LA")
+    if image.mode not in ("L", "LA", "RGB", "RGBA"):
+        image = image.convert("RGB")
+    pixels = np.asarray(image)
+    return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _check_size(size: tuple[int, int]) -> None:
+    width, height = size
+    if min(size) < 1:
+        raise ValueError(f"the image has no pixels: size {size}")
     if width * height > MAX_PIXELS:
         limit = MAX_PIXELS / 1e6
         raise ValueError(f"{width}x{height} pixels are more than the {limit:.0f} megapixels that are read")
@@ -291,85 +403,18 @@ def _check_plausible(image: Image.Image, size: int) -> None:
         raise ValueError(f"truncated or damaged: {image.width}x{image.height} pixels cannot be in {size} bytes")
 
 
-def _upright(image: Image.Image) -> tuple[Image.Image, bytes]:
-    """The decoded image with its EXIF orientation applied, and its ICC profile."""
-    image.load()
-    profile = image.info.get("icc_profile") or b""
-    has_12_bits = image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE) == (12,)
-    with contextlib.suppress(Exception):  # unreadable EXIF says nothing about the pixels
-        image = ImageOps.exif_transpose(image)
-    if has_12_bits:  # which Pillow leaves in the range of 12
-        levels = np.asarray(image).astype(np.uint16)
-        image = Image.fromarray(levels << 4 | levels >> 8)
-    return image, profile
+def _seen(decoded: _Decoded) -> np.ndarray:
+    """`[H, W, 3]`, transparent ones on white ground."""
+    return decoded.colours if decoded.alpha is None else on_white(decoded.colours, decoded.alpha)
 
 
-def _exif(image: Image.Image) -> bytes:
-    """EXIF of a decoded image, as `Photo` has it."""
-    with contextlib.suppress(Exception):  # unreadable EXIF is not passed on
-        found, kept = image.getexif(), Image.Exif()
-        kept.endian = found.endian
-        for tag in found:
-            if tag in _TIFF_EXIF or (image.format != "TIFF" and tag != ExifTags.Base.Orientation):
-                value = dict(found.get_ifd(tag)) if tag in _POINTERS else found[tag]
-                if value != {}:
-                    kept[tag] = value
-        if ExifTags.IFD.Interop in kept.get(ExifTags.IFD.Exif, ()):
-            kept[ExifTags.IFD.Exif][ExifTags.IFD.Interop] = found.get_ifd(ExifTags.IFD.Interop)
-        return kept.tobytes() if len(kept) else b""
-    return b""
-
-
-def _to_rgb(image: Image.Image, profile: bytes) -> Image.Image:
-    mode = image.mode
-    if mode.startswith("I"):
-        integers = np.asarray(image)
-        if max(int(integers.max()), -int(integers.min())) >= 2**17:  # unsigned ones beyond 2^31 have become negative
-            raise ValueError("32-bit integers beyond the range of 16 bits are not read")
-        if mode != "I" or integers.max() > 255:
-            wide = integers.clip(0, 65535).astype(np.uint32)
-            wide += 128
-            wide //= 257
-            integers = wide
-        image = Image.fromarray(integers.clip(0, 255).astype(np.uint8))
-    elif mode == "F":
-        image = Image.fromarray(_levels(np.asarray(image), 255.0))
-    elif mode == "CMYK" and profile:
-        with contextlib.suppress(Exception):  # an unusable profile, or Pillow without LittleCMS
-            source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
-            image = ImageCms.profileToProfile(image, source, target, outputMode="RGB") or image
-    elif mode in ("P", "PA", "RGBa", "La"):
-        image = image.convert("LA" if mode == "La" else "RGBA")
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _alpha(image: Image.Image) -> Image.Image | None:
-    """Mode L, or None where the image has no transparency."""
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-        return image.getchannel("A" if image.mode in ("RGBA", "LA", "PA") else image.getbands()[-1])
-    key = image.info.get("transparency")
-    if image.mode in ("1", "L", "P") and key is not None:
-        return image.convert("RGBA").getchannel("A")
-    if image.mode.startswith("I") and isinstance(key, int):
-        return _visible(np.asarray(image) != key)
-    if image.mode == "RGB" and isinstance(key, tuple):
-        # Of 16-bit colours Pillow reads the high bytes, but the whole of the transparent one.
-        key = [value >> 8 for value in key] if max(key) > 255 else key
-        return _visible((np.asarray(image) != np.array(key)).any(axis=-1))
-    return None
-
-
-def _visible(mask: np.ndarray) -> Image.Image:
-    return Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0)))
-
-
-def _fill_transparent(rgb: Image.Image, alpha: Image.Image) -> Image.Image:
+def _fill_transparent(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Puts the colour of the nearest visible pixel wherever nothing is seen of the own.
 
     What is stored there is often black or white, and would bleed across the edge when the colours are upscaled.
     """
-    hidden = np.asarray(alpha) == 0
+    hidden = alpha == 0
     if not hidden.any() or hidden.all():
-        return rgb
+        return colours
     rows, columns = ndimage.distance_transform_edt(hidden, return_distances=False, return_indices=True)
-    return Image.fromarray(np.asarray(rgb)[rows, columns])
+    return colours[rows, columns]

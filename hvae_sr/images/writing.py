@@ -8,12 +8,17 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import ExifTags, Image, PngImagePlugin
+from PIL import Image, PngImagePlugin
 
 from ..files import replacing
+from . import colour, png, tiff
 from .arrays import to_pil
-from .reading import EXIF_DESCRIPTION, EXIF_PREFIX, METADATA_KEY, ImageError, PathLike, load_image
+from .errors import ImageError, PathLike
+from .metadata import EXIF_DESCRIPTION, EXIF_PREFIX, LONGEST_EXIF, METADATA_KEY, describe, fit_into_jpeg
+from .photo import WideImage
+from .reading import load_image
 
 logger = logging.getLogger(__name__)
 
@@ -22,18 +27,17 @@ _SAVE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
     ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
     ".webp": ("WEBP", {"lossless": True, "exact": True}),
-    ".tif": ("TIFF", {"compression": "tiff_lzw"}),
-    ".tiff": ("TIFF", {"compression": "tiff_lzw"}),
+    ".tif": ("TIFF", {}),
+    ".tiff": ("TIFF", {}),
 }
 SUFFIXES = tuple(_SAVE_OPTIONS)
-_LONGEST_EXIF = 65533 - 6
-"""Bytes of EXIF that a JPEG takes: a segment without its length and the word "Exif"."""
-_MAKER_NOTE = 0x927C
 LOSSY_SUFFIXES = (".jpg", ".jpeg")
+WIDE_SUFFIXES = (".png", ".tif", ".tiff")
+"""Of formats that hold 16 bits a channel."""
 
 
 def save_image(
-    image: Image.Image | torch.Tensor,
+    image: Image.Image | torch.Tensor | WideImage,
     path: PathLike,
     metadata: dict[str, Any] | None = None,
     exif: bytes = b"",
@@ -42,73 +46,87 @@ def save_image(
     """Write an image so that `path` holds the whole file or is left as it was.
 
     See `hvae_sr.files` for how. The suffix sets the format: PNG, TIFF and WebP are lossless, JPEG has quality 95
-    without chroma subsampling and no alpha.
+    without chroma subsampling, and what is transparent is white in it. A grey profile, which WebP does not hold, is
+    applied there: the colours become sRGB.
 
     Args:
-        image: A PIL image, or a float tensor [3, H, W] in [0, 1].
+        image: A PIL image, or a float tensor [3, H, W] in [0, 1]; a `WideImage` for PNG and TIFF. What `Photo.finish`
+            keeps in its `info` is written: profile, resolution, chunks of a PNG.
         path: `.png`, `.jpg`, `.jpeg`, `.webp`, `.tif` or `.tiff`, in a folder that exists.
         metadata: Settings to keep in the file as JSON (arrays as lists, what JSON lacks as str): in a PNG's
             text chunk "hvae-sr", elsewhere in the EXIF or TIFF tag ImageDescription. See `read_metadata`.
-        exif: EXIF to keep beside them, as in `Photo.exif`.
+        exif: EXIF to keep beside them, as in `Photo.exif`; of size and resolution it is made to tell those of `image`.
         quality: Of a JPEG, or of a WebP that may lose, 1 to 100; others ignore it.
 
     Raises:
-        ImageError: Unknown suffix, or settings that a JPEG has no room for.
+        ImageError: Unknown suffix, 16 bits in a format that does not hold them, or settings that a JPEG has no room
+            for.
         OSError: The file cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() not in _SAVE_OPTIONS:
         raise ImageError(f"{path}: unknown suffix {path.suffix!r}, use one of {', '.join(_SAVE_OPTIONS)}")
     file_format, defaults = _SAVE_OPTIONS[path.suffix.lower()]
+    if isinstance(image, WideImage) and path.suffix.lower() not in WIDE_SUFFIXES:
+        raise ImageError(f"{path}: {file_format} holds 8 bits, not 16; use one of {', '.join(WIDE_SUFFIXES)}")
     options = dict(defaults)
     if quality is not None and file_format in ("JPEG", "WEBP"):
         options = {"quality": quality}
     if isinstance(image, torch.Tensor):
         image = to_pil(image)
-    profile = image.info.get("icc_profile")
-    if file_format == "JPEG" and image.mode not in ("L", "RGB"):
-        image = image.getchannel("L") if image.mode == "LA" else load_image(image)
-    elif file_format == "WEBP" and image.mode not in ("RGB", "RGBA"):
-        profile = profile if (profile or b"")[16:20] == b"RGB " else None  # WebP has no grey
-        image = image.convert("RGBA" if image.mode == "LA" else "RGB")
-    if profile:
-        options["icc_profile"] = profile
+    profile, dpi, chunks = (image.info.get(name) for name in ("icc_profile", "dpi", "png_chunks"))
+    profile = profile or b""
+    if isinstance(image, Image.Image):
+        image, profile = _in_a_mode_of(file_format, image, profile)
     tags = Image.Exif()
     if exif:
         tags.load(exif)
-        if file_format == "TIFF":
-            del options["compression"]  # libtiff takes no tags that point to further tags
+    describe(tags, image.size, dpi if exif or file_format == "WEBP" else None)
+    info = PngImagePlugin.PngInfo()
     if metadata is not None:
         text = json.dumps(metadata, default=lambda v: v.tolist() if hasattr(v, "tolist") else str(v))
         if file_format == "PNG":
-            options["pnginfo"] = PngImagePlugin.PngInfo()
-            options["pnginfo"].add_text(METADATA_KEY, text)
+            info.add_text(METADATA_KEY, text)
         else:
             tags[EXIF_DESCRIPTION] = EXIF_PREFIX + text
-    if file_format == "JPEG" and len(tags.tobytes()) > _LONGEST_EXIF:
-        _fit_into_jpeg(tags, exif)
-        if len(tags.tobytes()) > _LONGEST_EXIF:
+    for name, data in chunks or ():
+        if file_format == "PNG" and not (profile and name == b"sRGB"):
+            info.add(name, data)
+        elif name == b"cICP" and not profile:
+            _warn_of_colours(path.suffix, data)
+    if file_format == "JPEG" and len(tags.tobytes()) > LONGEST_EXIF:
+        fit_into_jpeg(tags, exif)
+        if len(tags.tobytes()) > LONGEST_EXIF:
             raise ImageError(f"{path}: the settings are longer than the 64 kB that a JPEG has room for")
-    if len(tags):
-        options["exif"] = tags
     with replacing(path) as file:
-        image.save(file, format=file_format, **options)
+        if file_format == "TIFF":
+            pixels = image.pixels if isinstance(image, WideImage) else np.asarray(image)
+            tiff.write(file, pixels.reshape(*pixels.shape[:2], -1), tags, profile, dpi)
+        elif isinstance(image, WideImage):
+            png.write_16_bits(file, image.pixels, info, profile, dpi, tags.tobytes() if len(tags) else b"")
+        else:
+            extra = {"icc_profile": profile, "dpi": dpi, "exif": tags if len(tags) else None}
+            options |= {name: value for name, value in extra.items() if value}
+            image.save(file, format=file_format, pnginfo=info, **options)
 
 
-def _fit_into_jpeg(tags: Image.Exif, exif: bytes) -> None:
-    """Removes of a photograph's EXIF what a JPEG has no room for: the maker's notes, and then all of it."""
-    tags.get_ifd(ExifTags.IFD.Exif).pop(_MAKER_NOTE, None)
-    what = "the maker's notes of a photograph's EXIF"
-    if len(tags.tobytes()) > _LONGEST_EXIF:
-        settings = str(tags.get(EXIF_DESCRIPTION, ""))
-        tags.clear()
-        if settings.startswith(EXIF_PREFIX):
-            tags[EXIF_DESCRIPTION] = settings
-        what = "a photograph's EXIF"
-    _warn_once(what, exif)
+def _in_a_mode_of(file_format: str, image: Image.Image, profile: bytes) -> tuple[Image.Image, bytes]:
+    """The image, and its profile, in a mode that the format holds."""
+    if file_format == "JPEG" and image.mode not in ("L", "RGB"):
+        return load_image(image).convert("L" if image.mode == "LA" else "RGB"), profile
+    if file_format == "WEBP" and image.mode not in ("RGB", "RGBA"):
+        converted = colour.to_srgb(image.getchannel(0), profile) if colour.space(profile) == "GRAY" else None
+        if image.mode != "LA":
+            return converted or image.convert("RGB"), b""
+        converted = converted or image.convert("RGB")
+        converted.putalpha(image.getchannel("A"))
+        return converted, b""
+    if file_format == "TIFF" and image.mode not in ("L", "LA", "RGB", "RGBA"):
+        return image.convert("RGBA" if image.has_transparency_data else "RGB"), profile
+    return image, profile
 
 
 @functools.lru_cache(maxsize=16)
-def _warn_once(what: str, exif: bytes) -> None:
-    """Of each photograph, whose samples are many."""
-    logger.warning("%s are left out: %d bytes, of which a JPEG has room for 64 kB", what, len(exif))
+def _warn_of_colours(suffix: str, data: bytes) -> None:
+    """Of each kind, whose images are many."""
+    logger.warning("%s files cannot say what a PNG's cICP (%s) says of the colours: PNG can", suffix, tuple(data))

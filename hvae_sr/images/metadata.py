@@ -1,0 +1,97 @@
+"""What a file says beside its pixels: EXIF, resolution, and the settings that made a result."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from typing import Any
+
+from PIL import ExifTags, Image
+
+from .tiff import POINTERS
+
+logger = logging.getLogger(__name__)
+
+METADATA_KEY = "hvae-sr"
+EXIF_DESCRIPTION = 0x010E  # the EXIF and TIFF tag ImageDescription
+EXIF_PREFIX = f"{METADATA_KEY}: "
+MAX_METADATA = 2**20
+"""Characters of settings that are read from a file."""
+
+LONGEST_EXIF = 65533 - 6
+"""Bytes of EXIF that a JPEG takes: a segment without its length and the word "Exif"."""
+_MAKER_NOTE = 0x927C
+ORIENTATION = ExifTags.Base.Orientation
+_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
+_CENTIMETRE = 3
+# EXIF among the tags of a TIFF: caption, make, model, resolution, software, dates, people, ratings, and the pointers to
+# exposure and place. Others tell how its own pixels are stored, or are private and of any size.
+_TIFF_EXIF = {270, 271, 272, 282, 283, 296, 305, 306, 315, 316, 18246, 18249, 33432, *range(40091, 40096), *POINTERS}
+
+
+def kept_exif(found: Image.Exif, of_tiff: bool) -> bytes:
+    """EXIF as `Photo` has it."""
+    with contextlib.suppress(Exception):  # unreadable EXIF is not passed on
+        kept = Image.Exif()
+        kept.endian = found.endian
+        for tag in found:
+            if tag in _TIFF_EXIF or (not of_tiff and tag != ORIENTATION):
+                value = dict(found.get_ifd(tag)) if tag in POINTERS else found[tag]
+                if value != {}:
+                    kept[tag] = value
+        if ExifTags.IFD.Interop in kept.get(ExifTags.IFD.Exif, ()):
+            kept[ExifTags.IFD.Exif][ExifTags.IFD.Interop] = found.get_ifd(ExifTags.IFD.Interop)
+        return kept.tobytes() if len(kept) else b""
+    return b""
+
+
+def orientation(exif: Image.Exif) -> int:
+    """How the stored image is to be turned, 1 to 8 as in EXIF; 1 is upright."""
+    with contextlib.suppress(Exception):  # unreadable EXIF says nothing about the pixels
+        value = exif.get(ORIENTATION, 1)
+        return value if value in range(1, 9) else 1
+    return 1
+
+
+def resolution(info: dict[str, Any], exif: Image.Exif) -> tuple[float, float] | None:
+    """Dots per inch, horizontally and vertically as stored; None where nothing tells, or in no unit."""
+    with contextlib.suppress(Exception):  # unreadable EXIF, or a division by zero
+        found = info.get("dpi")
+        unit = exif.get(_RESOLUTION_UNIT, 2)
+        if found is None and unit != 1:
+            found = [float(exif[tag]) * (2.54 if unit == _CENTIMETRE else 1) for tag in (_X_RESOLUTION, _Y_RESOLUTION)]
+        x, y = (float(value) for value in found or ())
+        return (x, y) if 1 < min(x, y) and max(x, y) < 1e6 else None
+    return None
+
+
+def describe(tags: Image.Exif, size: tuple[int, int], dpi: tuple[float, float] | None) -> None:
+    """Has EXIF tell the size and the resolution of a result instead of its input's."""
+    tags.pop(ExifTags.Base.ImageWidth, None)
+    tags.pop(ExifTags.Base.ImageLength, None)
+    exposure = tags.get_ifd(ExifTags.IFD.Exif)
+    for tag, side in zip((ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight), size, strict=True):
+        if tag in exposure:
+            exposure[tag] = side
+    if dpi is not None:
+        tags[_X_RESOLUTION], tags[_Y_RESOLUTION], tags[_RESOLUTION_UNIT] = *dpi, 2
+
+
+def fit_into_jpeg(tags: Image.Exif, exif: bytes) -> None:
+    """Removes of a photograph's EXIF what a JPEG has no room for: the maker's notes, and then all of it."""
+    tags.get_ifd(ExifTags.IFD.Exif).pop(_MAKER_NOTE, None)
+    what = "the maker's notes of a photograph's EXIF"
+    if len(tags.tobytes()) > LONGEST_EXIF:
+        settings = str(tags.get(EXIF_DESCRIPTION, ""))
+        tags.clear()
+        if settings.startswith(EXIF_PREFIX):
+            tags[EXIF_DESCRIPTION] = settings
+        what = "a photograph's EXIF"
+    _warn_once(what, exif)
+
+
+@functools.lru_cache(maxsize=16)
+def _warn_once(what: str, exif: bytes) -> None:
+    """Of each photograph, whose samples are many."""
+    logger.warning("%s are left out: %d bytes, of which a JPEG has room for 64 kB", what, len(exif))

@@ -1,0 +1,220 @@
+"""Results as files: 16 bits, resolution, EXIF of the result's own size, profiles, in every format."""
+
+import io
+import itertools
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image, ImageCms
+
+from hvae_sr.images import (
+    WIDE_SUFFIXES,
+    ImageError,
+    Photo,
+    WideImage,
+    load_image,
+    read_metadata,
+    read_photo,
+    save_image,
+    to_tensor,
+)
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def deep(channels, size=(21, 30)):
+    """Smooth, of 16 bits, with the extremes."""
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    planes = [np.sin(rows / (5 + c) + c) * np.cos(columns / 7) * 0.5 + 0.5 for c in range(channels)]
+    levels = np.rint(np.stack(planes, axis=-1) * 65535).astype(np.uint16)
+    levels[0, :2] = [[0], [65535]]
+    return levels
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("suffix", WIDE_SUFFIXES)
+def test_16_bits_are_written_and_read_back_exactly_with_everything_beside_them(tmp_path, channels, suffix):
+    pixels = deep(channels)
+    profile = SRGB if channels > 2 else b""
+    path = tmp_path / f"a{suffix}"
+    exif = Image.Exif()
+    exif[0x010F], exif[0x8769] = "Maker", {0x9003: "2026:01:02 03:04:05"}
+    save_image(WideImage(pixels, {"icc_profile": profile, "dpi": (300, 200)}), path, {"seed": 3}, exif.tobytes())
+    photo = read_photo(path)
+    expected = pixels[..., : 1 if channels < 3 else 3]
+    assert photo.bits == 16 and photo.grey == (channels < 3) and photo.icc_profile == profile
+    if channels in (2, 4):
+        assert np.array_equal(photo.wide[..., 3], pixels[..., -1])
+        visible = pixels[..., -1] > 0
+        assert np.array_equal(photo.pixels[visible], np.broadcast_to(expected, (21, 30, 3))[visible])
+    else:
+        assert np.array_equal(photo.pixels, np.broadcast_to(expected, (21, 30, 3)))
+    assert read_metadata(path) == {"seed": 3} and photo.dpi == pytest.approx((300, 200), rel=1e-3)
+    tags = Image.Exif()
+    tags.load(photo.exif)
+    assert tags[0x010F] == "Maker" and tags.get_ifd(0x8769)[0x9003].startswith("2026")
+    if channels != 2 or suffix == ".png":  # which Pillow does not know
+        with Image.open(path) as opened:  # other readers take the file too
+            assert opened.size == (30, 21)
+            opened.load()
+    if suffix != ".png":
+        assert np.array_equal(tifffile.imread(path), pixels[..., 0] if channels == 1 else pixels)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp"])
+def test_16_bits_are_refused_by_formats_of_8(tmp_path, suffix):
+    with pytest.raises(ImageError, match=r"holds 8 bits, not 16; use one of \.png"):
+        save_image(WideImage(deep(3)), tmp_path / f"a{suffix}")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "1"])
+def test_tiffs_of_8_bits_are_read_back_exactly(tmp_path, mode):
+    image = Image.fromarray((deep(4) >> 8).astype(np.uint8)).convert(mode)
+    save_image(image, tmp_path / "a.tif")
+    with Image.open(tmp_path / "a.tif") as opened:
+        assert np.array_equal(np.asarray(opened.convert("RGBA")), np.asarray(image.convert("RGBA")))
+
+
+@pytest.mark.parametrize("kind", ["tensor", "array", "image"])
+@pytest.mark.parametrize(("grey", "alpha"), itertools.product((False, True), (False, True)))
+def test_finish_gives_16_bits_of_floats_with_alpha_and_grey(kind, grey, alpha):
+    wide = deep(4 if alpha else 3, (4, 6))
+    wide[0, :2] = wide[1, :2]  # 8 bits clip between the two directions of resizing
+    photo = Photo(
+        Image.fromarray((wide[..., :3] >> 8).astype(np.uint8)),
+        Image.fromarray((wide[..., 3] >> 8).astype(np.uint8)) if alpha else None,
+        grey,
+        wide=wide,
+    )
+    values = deep(3, (8, 12))
+    values = np.repeat(values[..., :1], 3, axis=-1) if grey else values
+    x = torch.from_numpy(values / 65535).permute(2, 0, 1)
+    given = {"tensor": x.float(), "array": x.permute(1, 2, 0).numpy()}.get(kind)
+    if given is None:
+        values = values // 257 * 257
+        given = Image.fromarray((values // 257).astype(np.uint8))
+    finished = photo.finish(given, keep_grey=True, bits=16)
+    assert isinstance(finished, WideImage) and finished.size == (12, 8)
+    assert finished.pixels.shape[2] == (1 if grey else 3) + alpha
+    assert np.abs(finished.pixels[..., : 1 if grey else 3].astype(int) - values[..., : 1 if grey else 3]).max() <= 1
+    narrow = photo.finish(given, keep_grey=True)
+    assert narrow.mode == ("L" if grey else "RGB") + "A" * alpha
+    levels = np.asarray(narrow).reshape(8, 12, -1)
+    assert np.abs(levels - finished.pixels / 257).max() <= 2
+
+
+@pytest.mark.parametrize("bits", [7, 12, None, "16"])
+def test_another_number_of_bits_is_refused(bits):
+    with pytest.raises(ValueError, match="`bits` must be 8 or 16, got"):
+        Photo(Image.new("RGB", (2, 2))).finish(Image.new("RGB", (4, 4)), bits=bits)
+
+
+def test_a_photograph_on_white_has_no_alpha(tmp_path):
+    wide = deep(4)
+    wide[..., :3] = 0
+    photo = Photo(
+        Image.new("RGB", (30, 21)), Image.fromarray((wide[..., 3] >> 8).astype(np.uint8)), False, SRGB, wide=wide
+    ).on_white()
+    assert photo.alpha is None and photo.icc_profile == SRGB and photo.bits == 16
+    assert np.abs(photo.pixels[..., 0].astype(int) + wide[..., 3] - 65535).max() <= 1
+    assert np.abs(np.asarray(photo.image) * 257.0 - photo.pixels).max() <= 129
+
+
+def test_a_black_drawing_on_transparent_ground_is_seen_in_a_jpeg(tmp_path):
+    levels = np.zeros((48, 48, 4), np.uint8)
+    levels[12:36, 12:36, 3] = 255
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    for image in (Image.open(tmp_path / "a.png"), read_photo(tmp_path / "a.png").on_white().image):
+        save_image(image, tmp_path / "b.jpg")
+        written = np.asarray(load_image(tmp_path / "b.jpg"))
+        assert written[2, 2].min() > 250 and written[24, 24].max() < 5
+    assert to_tensor(tmp_path / "a.png")[:, 2, 2].min() == 1
+
+
+def with_dpi(path, dpi, **options):
+    Image.new("RGB", (20, 10), (50, 100, 150)).save(path, dpi=dpi, **options)
+    return path
+
+
+@pytest.mark.parametrize("source", ["jpg", "png", "tif", "bmp"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_the_resolution_grows_with_the_image_so_that_it_prints_as_large(tmp_path, source, suffix, bits):
+    if bits == 16 and f".{suffix}" not in WIDE_SUFFIXES:
+        pytest.skip(f"{suffix} has no 16 bits")
+    photo = read_photo(with_dpi(tmp_path / f"a.{source}", (300, 150)))
+    finished = photo.finish(torch.zeros(3, 40, 80), bits=bits)
+    for exif in (b"", photo.exif):
+        save_image(finished, tmp_path / f"b.{suffix}", {"seed": 1}, exif)
+        assert read_photo(tmp_path / f"b.{suffix}").dpi == pytest.approx((1200, 600), rel=1e-3)
+
+
+def test_the_resolution_is_that_of_the_upright_image(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo = read_photo(with_dpi(tmp_path / "a.jpg", (300, 150), exif=exif))
+    assert photo.image.size == (10, 20) and photo.dpi == (150, 300)
+
+
+def test_a_resolution_in_exif_alone_is_found_and_one_without_a_unit_is_none(tmp_path):
+    for unit, expected in ((2, (300.0, 300.0)), (3, (762.0, 762.0)), (1, None)):
+        exif = Image.Exif()
+        exif[282], exif[283], exif[296] = 300.0, 300.0, unit
+        Image.new("RGB", (8, 8)).save(tmp_path / "a.webp", exif=exif)
+        assert read_photo(tmp_path / "a.webp").dpi == expected
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_exif_of_a_result_tells_its_own_size_and_resolution(tmp_path, suffix, bits):
+    if bits == 16 and f".{suffix}" not in WIDE_SUFFIXES:
+        pytest.skip(f"{suffix} has no 16 bits")
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F], exif[282], exif[283], exif[296] = 6, "Maker", 72.0, 72.0, 2
+    exif[256], exif[257] = 20, 10
+    exif[0x8769] = {0xA002: 20, 0xA003: 10, 0x9003: "2026:01:02 03:04:05"}
+    photo = read_photo(with_dpi(tmp_path / "a.jpg", (72, 72), exif=exif))
+    save_image(photo.finish(torch.zeros(3, 80, 40), bits=bits), tmp_path / f"b.{suffix}", {"seed": 1}, photo.exif)
+    with Image.open(tmp_path / f"b.{suffix}") as opened:
+        tags = opened.getexif()
+        exposure = tags.get_ifd(0x8769)
+        assert (exposure[0xA002], exposure[0xA003]) == opened.size == (40, 80)
+        assert tags[282] == tags[283] == 288 and 0x0112 not in tags
+        assert suffix == "tif" or (256 not in tags and 257 not in tags)
+
+
+def test_a_grey_profile_is_applied_in_webp_which_has_no_grey(tmp_path):
+    ramp = np.tile(np.arange(256, dtype=np.uint8), (4, 1))
+    curve = b"curv" + bytes(7) + b"\0"  # none: linear light
+    from hvae_sr.images.colour import _profile
+
+    expected = 255 * np.where(ramp < 0.8, ramp / 255 * 12.92, 1.055 * (ramp / 255) ** (1 / 2.4) - 0.055)
+    for alpha in (None, Image.new("L", (256, 4), 100)):
+        photo = Photo(Image.fromarray(ramp).convert("RGB"), alpha, True, _profile(curve, None))
+        save_image(photo.finish(photo.image, keep_grey=True), tmp_path / "a.webp")
+        with Image.open(tmp_path / "a.webp") as opened:
+            assert "icc_profile" not in opened.info and opened.mode == ("RGB" if alpha is None else "RGBA")
+            assert np.abs(np.asarray(opened)[..., :3] - expected[..., None]).max() <= 2
+
+
+def test_chunks_of_colour_go_into_pngs_and_are_missed_elsewhere(tmp_path, caplog):
+    chunks = ((b"cICP", bytes([9, 16, 0, 1])), (b"gAMA", (45455).to_bytes(4, "big")))
+    photo = Photo(Image.new("RGB", (4, 4)), png_chunks=chunks)
+    for bits in (8, 16):
+        save_image(photo.finish(torch.zeros(3, 8, 8), bits=bits), tmp_path / "a.png", {"seed": 1})
+        assert read_photo(tmp_path / "a.png").png_chunks == chunks and read_metadata(tmp_path / "a.png") == {"seed": 1}
+    assert not caplog.messages
+    save_image(photo.finish(torch.zeros(3, 8, 8)), tmp_path / "a.webp")
+    assert "cICP" in caplog.messages[0]
+
+
+def test_large_deep_pngs_are_whole_across_the_strips_they_are_written_in(tmp_path):
+    pixels = deep(3, (700, 900))
+    save_image(WideImage(pixels), tmp_path / "a.png")
+    assert np.array_equal(read_photo(tmp_path / "a.png").pixels, pixels)
+    buffer = io.BytesIO((tmp_path / "a.png").read_bytes())
+    with Image.open(buffer) as opened:
+        assert np.array_equal(np.asarray(opened), pixels >> 8)
