@@ -43,8 +43,14 @@ def costs() -> Any:
     return module
 
 
+LARGE = ("dps-imagenet256", "hcflow-face-x8", "hcflow-x4", "sr3-16-128")
+PRESETS = sorted({preset for preset, _ in ROWS.values()})
+
+
 @needs_compared
-@pytest.mark.parametrize("preset", sorted({preset for preset, _ in ROWS.values()}))
+@pytest.mark.parametrize(
+    "preset", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in PRESETS]
+)
 def test_counted_costs_are_those_of_the_published_networks(preset: str, costs: Any) -> None:
     recorded = json.loads((COMPARED / "costs.json").read_text())["rows"]
     rows = costs.costs_of_preset(preset)

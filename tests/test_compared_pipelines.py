@@ -19,6 +19,7 @@ from hvae_sr.baselines import EDSR, AncestralScheduler
 from hvae_sr.baselines.dps import dps_chain, gradient_bytes
 from hvae_sr.baselines.sr3 import sr3_chain
 from hvae_sr.checkpoints.compared import convert_baseline
+from hvae_sr.cli import main
 from hvae_sr.noise import CounterNoise
 from hvae_sr.operators import Downsampling
 from hvae_sr.pipelines import DPSPipeline, HCFlowPipeline, RegressionPipeline, SR3Pipeline
@@ -112,6 +113,23 @@ def test_a_converted_file_is_a_pipeline(tmp_path: Path) -> None:
     assert isinstance(pipe, RegressionPipeline) and isinstance(pipe.network, EDSR)
     assert pipe.operator == Downsampling(2, "matlab-bicubic")
     assert pipe(Image.new("RGB", (5, 4))).images[0].size == (10, 8)
+
+
+def test_the_command_evaluates_a_compared_system(tmp_path: Path) -> None:
+    make_pipeline("HCFlow").save_pretrained(tmp_path / "model")
+    (tmp_path / "data").mkdir()
+    generator = np.random.default_rng(0)
+    for name in ("a", "b"):
+        levels = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(levels).save(tmp_path / "data" / f"{name}.png")
+    report = tmp_path / "report.json"
+    arguments = ["--data", str(tmp_path / "data"), "--protocol", "standard", "--temperatures", "0.9"]
+    arguments += ["--num_samples", "2", "-o", str(report)]
+    assert main(["evaluate", "--model", str(tmp_path / "model"), *arguments]) == 0
+    found = json.loads(report.read_text())
+    assert found["pipeline"]["class"] == "HCFlowPipeline" and found["num_images"] == 2
+    methods = [row["name"] for row in found["rows"]]
+    assert any("t=0.9" in method and "projected" in method for method in methods)
 
 
 def test_an_index_that_names_other_classes_is_refused(tmp_path: Path) -> None:

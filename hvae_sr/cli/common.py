@@ -95,6 +95,7 @@ def load_pipeline(options: argparse.Namespace, fast: bool = False) -> "SuperReso
     from diffusers.utils import logging
 
     from .. import SuperResolutionPipeline
+    from ..pipelines.baselines import pipeline_class
     from ..processes import process_state
 
     logging.disable_progress_bar()
@@ -105,6 +106,10 @@ def load_pipeline(options: argparse.Namespace, fast: bool = False) -> "SuperReso
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"`--device`: cannot use {options.device!r}: {str(error).splitlines()[0]}") from None
+    chosen = pipeline_class(options.model)
+    if chosen is not SuperResolutionPipeline:  # a compared system, in the dtype of its weights
+        dtype = torch.float32 if options.dtype == "auto" else getattr(torch, options.dtype)
+        return chosen.from_pretrained(options.model, dtype=dtype).to(device)
     if fast and options.dtype in ("auto", "bfloat16"):  # of float32 weights, either way: so that both give the same
         pipeline = SuperResolutionPipeline.from_pretrained(options.model, load_encoder=False).to(device)
         pipeline.enable_fast_inference(getattr(torch, options.dtype, "auto"))

@@ -20,8 +20,9 @@ def weights_fingerprint(pipeline: "SuperResolutionPipeline") -> str:
     import torch
 
     digest = hashlib.sha256()
-    for name in ("vdvae", "lr_encoder"):
-        for key, value in sorted(getattr(pipeline, name).state_dict().items()):
+    networks = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    for name, network in networks.items():
+        for key, value in sorted(network.state_dict().items()):
             if not key.startswith("encoder.") and "posterior_head" not in key or name != "vdvae":
                 digest.update(f"{name}.{key} {tuple(value.shape)} {value.dtype}".encode())
                 digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
