@@ -366,6 +366,8 @@ def _channels(image: Image.Image, profile: bytes, warnings: list[str]) -> np.nda
     mode = image.mode
     if mode.startswith("I;16"):
         return np.asarray(image).astype(np.uint16)[..., None]
+    if mode == "I" and image.format == "PPM":  # of more than 8 bits, which Pillow scales to 16
+        return np.asarray(image).astype(np.uint16)[..., None]
     if mode == "I":
         return tiff.integer_levels(np.asarray(image))[..., None]
     if mode == "F":
