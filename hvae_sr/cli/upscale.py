@@ -200,6 +200,8 @@ def _upscale_one(pipeline: Any, job: Job, options: argparse.Namespace) -> bool:
         path = job.path(f"seed{sample.seed}", options.outscale)
         picture = finished(sample.image)
         decibels, note = sample.lr_psnr, ""
+        if bits == 16:
+            decibels = lr_psnr(pipeline.operator, (sample.image * 65535).round() / 65535, y)
         faithful[sample.seed] = sample.lr_psnr_unprojected
         own = {**facts, "seed": sample.seed, "lr_psnr": round(decibels, 4)}
         own["lr_psnr_unprojected"] = round(sample.lr_psnr_unprojected, 4)
