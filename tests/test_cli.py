@@ -12,7 +12,7 @@ from PIL import Image, ImageCms
 
 from hvae_sr import VDVAE, Downsampling, LRConditioner, SuperResolutionPipeline, __version__
 from hvae_sr.cli import main
-from hvae_sr.images import read_metadata, save_image
+from hvae_sr.images import WideImage, read_metadata, read_photo, save_image, to_tensor
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +224,45 @@ def test_alpha_is_upscaled_apart_and_grey_stays_grey(model, photo, tmp_path):
     expected = rgba.getchannel("A").resize(result.size, Image.Resampling.BICUBIC)
     assert result.mode == "RGBA" and result.getchannel("A").tobytes() == expected.tobytes()
     assert Image.open(tmp_path / "out" / "grey_x4_seed0.png").mode == "L"
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_16_bits_give_16_bits_that_are_consistent_with_all_of_the_input(suffix, model, photo, tmp_path, capsys):
+    fine = np.asarray(Image.open(photo).convert("RGB"), np.uint16) * 100 + 20000 + np.arange(3, dtype=np.uint16)
+    save_image(WideImage(fine), tmp_path / "deep.png")
+    save_image(WideImage(fine[..., :1]), tmp_path / "grey.tif")
+    inputs = [tmp_path / "deep.png", tmp_path / "grey.tif"]
+    out = tmp_path / "out"
+    assert upscale(*inputs, "-o", out, "--model", model, "--num_samples", 2, "--format", suffix) == 0
+    for name, grey in (("deep", False), ("grey", True)):
+        for kind in ("seed0", "mean"):
+            result = read_photo(out / f"{name}_x4_{kind}.{suffix}")
+            assert result.bits == 16 and result.grey == grey
+            error = (Downsampling(4)(to_tensor(result).double()) - to_tensor(fine[..., :1] if grey else fine)).abs()
+            assert error.max() < 1e-4  # a level of 8 bits is 4e-3
+    capsys.readouterr()
+    assert upscale(*inputs, "-o", out, "--model", model, "--num_samples", 2, "--format", suffix) == 0
+    assert "2 finished before" in capsys.readouterr().out
+    assert upscale(*inputs, "-o", out, "--model", model, "--num_samples", 2, "--format", suffix, "--bits", 8) == 0
+    assert "redone" in capsys.readouterr().out and read_photo(out / f"deep_x4_seed0.{suffix}").bits == 8
+
+
+def test_16_bits_of_a_resampled_result(model, photo, tmp_path):
+    upscale(photo, "-o", tmp_path, "--model", model, "--num_samples", 1, "--bits", 16, "--outscale", 3)
+    assert read_photo(tmp_path / "photo_x3_seed0.png").bits == 16
+
+
+def test_16_bits_are_refused_in_a_format_of_8(model, photo, tmp_path, capsys):
+    assert upscale(photo, "-o", tmp_path / "out", "--model", model, "--bits", 16, "--format", "jpg") == 2
+    assert "`--bits` 16 goes with `--format` png or tiff; jpg holds 8" in capsys.readouterr().err
+
+
+def test_what_is_transparent_is_white_in_a_jpeg(model, tmp_path):
+    drawing = np.zeros((24, 24, 4), np.uint8)
+    drawing[6:18, 6:18, 3] = 255
+    Image.fromarray(drawing).save(tmp_path / "logo.png")
+    upscale(tmp_path / "logo.png", "-o", tmp_path, "--model", model, "--num_samples", 1, "--format", "jpg")
+    assert np.asarray(Image.open(tmp_path / "logo_x4_seed0.jpg"))[:8].mean() > 200
 
 
 @pytest.mark.parametrize("suffix", ["webp", "jpg", "tiff"])
