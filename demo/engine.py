@@ -1,12 +1,9 @@
-"""What the page computes: samples that are addressed by seeds, new versions of one, and what they have in common.
-
-A sample is a recipe: the seed of the noise of every latent group, and regions whose noise was drawn again. Groups run
-from coarse to fine, so a version that keeps the first k groups' seeds keeps the layout and gets new texture.
-"""
+"""What the page computes: samples, new versions of one, and what samples have in common."""
 
 import io
 import math
 import zipfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,11 +13,8 @@ import torch
 from PIL import Image
 
 from hvae_sr import SuperResolutionPipeline, __version__
-from hvae_sr.images import load_image, save_image, to_tensor, uncertainty_to_pil
-from hvae_sr.noise import CounterNoise
-
-FEATHER = 8
-"""Pixels inside a redrawn region over which the change grows to its full size."""
+from hvae_sr.images import load_image, save_image, uncertainty_to_pil
+from hvae_sr.posterior import Recipe
 
 
 class Refused(ValueError):
@@ -29,38 +23,6 @@ class Refused(ValueError):
 
 class TooLarge(Refused):
     """A picture over the limit, which can be shrunk."""
-
-
-@dataclass(frozen=True)
-class Region:
-    """Pixels `[H, W]` whose noise has another seed."""
-
-    mask: np.ndarray
-    seed: int
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Where the noise of a sample comes from: a seed for each group, then regions, later ones over earlier ones."""
-
-    group_seeds: tuple[int, ...]
-    regions: tuple[Region, ...] = ()
-
-    @property
-    def seed(self) -> int | None:
-        """The pipeline's `seed` that gives this sample, if one does."""
-        return self.group_seeds[0] if len(set(self.group_seeds)) == 1 and not self.regions else None
-
-    def vary(self, kept: int, seed: int) -> "Recipe":
-        """The first `kept` groups as they are, the others with the noise of `seed`."""
-        return Recipe((*self.group_seeds[:kept], *(seed for _ in self.group_seeds[kept:])), self.regions)
-
-    def describe(self) -> str:
-        """A few words for a caption."""
-        seeds = list(dict.fromkeys(self.group_seeds))
-        kept = self.group_seeds.count(self.group_seeds[0])
-        text = f"seed {seeds[0]}" if len(seeds) == 1 else f"{kept} groups of {seeds[0]}, then {seeds[-1]}"
-        return text + (f", region {self.regions[-1].seed}" if self.regions else "")
 
 
 @dataclass
@@ -74,7 +36,7 @@ class Drawn:
 
     @property
     def caption(self) -> str:
-        return f"{self.recipe.describe()} · LR-PSNR {self.lr_psnr:.1f} dB"
+        return f"{describe(self.recipe)} · LR-PSNR {self.lr_psnr:.1f} dB"
 
     @property
     def label(self) -> str:
@@ -117,7 +79,7 @@ class Engine:
         self, models: list[str], device: str = "cpu", dtype: torch.dtype | None = None, max_pixels: int = 256 * 256
     ) -> None:
         self.max_pixels = max_pixels
-        self.pipelines: dict[str, Any] = {}
+        self.pipelines: dict[str, SuperResolutionPipeline] = {}
         given = list(dict.fromkeys(models))
         names = [Path(name).name for name in given]
         for name, short in zip(given, names, strict=True):
@@ -180,91 +142,42 @@ class Engine:
     def recipes(self, model: str, seed: int, count: int) -> list[Recipe]:
         """`count` samples from `seed` on, as the pipeline numbers them."""
         groups = self.pipelines[model].vdvae.num_groups
-        return [Recipe((seed + j,) * groups) for j in range(count)]
+        return [Recipe.of(seed + j, groups) for j in range(count)]
 
-    def draw(self, session: Session, recipe: Recipe) -> Drawn:
-        """One sample, exactly as the pipeline gives it, written to the session's folder."""
-        pipeline, settings = self.pipelines[session.settings.model], session.settings
-        source = {"seed": recipe.seed} if recipe.seed is not None else {"noise": self._noise(session, recipe)}
-        out = pipeline(
+    def draw(self, session: Session, recipes: Sequence[Recipe]) -> Iterator[Drawn]:
+        """The pipeline's samples of these recipes, one by one, each written to the session's folder."""
+        settings = session.settings
+        samples = self.pipelines[settings.model].samples(
             session.image,
+            recipes=recipes,
             temperature=settings.temperature,
             enforce_consistency=settings.consistent,
-            output_type="pil",
-            **source,
+            batch_size=1,  # so that each is shown as soon as it can be
         )
-        return self._keep(session, out.images[0], recipe, out.lr_psnr[0])
+        for recipe, sample in zip(recipes, samples, strict=True):
+            regions = [{"seed": region.seed, "box": _box(region.mask)} for region in recipe.regions]
+            metadata = {
+                "model": settings.model,
+                "version": __version__,
+                "temperature": settings.temperature,
+                "consistent": settings.consistent,
+                "lr_psnr": round(sample.lr_psnr, 4),
+                "group_seeds": list(recipe.group_seeds),
+                "regions": regions,
+            }
+            if recipe.seed is not None:
+                metadata["seed"] = recipe.seed
+            path = session.folder / f"sample_{len(list(session.folder.glob('sample_*.png'))) + 1:02d}.png"
+            save_image(sample.image, path, metadata)
+            yield Drawn(sample.image, recipe, sample.lr_psnr, path)
 
-    def redraw(self, session: Session, mask: np.ndarray, seed: int) -> Drawn:
-        """A new version of a region of the selected sample; all else stays as it is.
 
-        Args:
-            session: the visitor's.
-            mask: true where pixels are drawn again, `[H, W]`.
-            seed: of the region's noise.
-
-        Raises:
-            Refused: nothing is marked.
-        """
-        from hvae_sr.pipelines.explore import feather_weights, unseen_change
-
-        if not mask.any():
-            raise Refused("Mark a part of the picture first.")
-        pipeline, old = self.pipelines[session.settings.model], session.samples[session.selected]
-        recipe = Recipe(old.recipe.group_seeds, (*old.recipe.regions, Region(mask, seed)))
-        out = pipeline(
-            session.image,
-            temperature=session.settings.temperature,
-            enforce_consistency=session.settings.consistent,
-            noise=self._noise(session, recipe),
-            output_type="pt",
-        )
-        before = to_tensor(old.image).to(out.images.device)
-        weights = feather_weights(torch.from_numpy(mask), FEATHER).to(before.device)
-        change = unseen_change(pipeline.operator, out.images[0].float() - before, weights).float()
-        levels = ((before + change).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-        return self._keep(session, Image.fromarray(levels), recipe, self._lr_psnr(pipeline, levels, session.image))
-
-    def _lr_psnr(self, pipeline: Any, levels: np.ndarray, small: Image.Image) -> float:
-        x, y = to_tensor(levels).double(), to_tensor(small).double()
-        error = (pipeline.operator(x) - y).square().mean().item()
-        return -10 * math.log10(error) if error else math.inf
-
-    def _keep(self, session: Session, image: Image.Image, recipe: Recipe, lr_psnr: float) -> Drawn:
-        settings = session.settings
-        facts = {
-            "model": settings.model,
-            "version": __version__,
-            "temperature": settings.temperature,
-            "consistent": settings.consistent,
-            "lr_psnr": round(lr_psnr, 4),
-            "group_seeds": list(recipe.group_seeds),
-            "regions": [{"seed": region.seed, "box": _box(region.mask)} for region in recipe.regions],
-        }
-        if recipe.seed is not None:
-            facts["seed"] = recipe.seed
-        path = session.folder / f"sample_{len(list(session.folder.glob('sample_*.png'))) + 1:02d}.png"
-        save_image(image, path, facts)
-        return Drawn(image, recipe, lr_psnr, path)
-
-    def _noise(self, session: Session, recipe: Recipe) -> list[torch.Tensor]:
-        """Standard normals `[1, C, h, w]` of every group."""
-        pipeline = self.pipelines[session.settings.model]
-        vdvae, scale = pipeline.vdvae, pipeline.config.scale_factor
-        multiple = math.lcm(vdvae.size_multiple, pipeline.lr_encoder.size_multiple * scale)
-        width, height = (math.ceil(side * scale / multiple) * multiple for side in session.image.size)
-        noise = []
-        for group, seed in enumerate(recipe.group_seeds):
-            stride, shape = vdvae.stride(group), vdvae.latent_shape(group, 1, (height, width))
-            values = CounterNoise([seed])(group, stride, shape, torch.device("cpu"))
-            for region in recipe.regions:
-                padded = np.zeros((height, width), dtype=bool)
-                padded[: region.mask.shape[0], : region.mask.shape[1]] = region.mask
-                blocks = padded.reshape(height // stride, stride, width // stride, stride).any(axis=(1, 3))
-                fresh = CounterNoise([region.seed])(group, stride, shape, torch.device("cpu"))
-                values = torch.where(torch.from_numpy(blocks), fresh, values)
-            noise.append(values)
-        return noise
+def describe(recipe: Recipe) -> str:
+    """A few words for a caption."""
+    seeds = list(dict.fromkeys(recipe.group_seeds))
+    kept = recipe.group_seeds.count(recipe.group_seeds[0])
+    text = f"seed {seeds[0]}" if len(seeds) == 1 else f"{kept} groups of {seeds[0]}, then {seeds[-1]}"
+    return text + (f", region {recipe.regions[-1].seed}" if recipe.regions else "")
 
 
 def mean_and_std(samples: list[Drawn]) -> tuple[Image.Image, np.ndarray]:
@@ -293,7 +206,7 @@ def close_ups(session: Session, centre: tuple[float, float], side: int) -> list[
     top = min(max(round(centre[1] * height) - side // 2, 0), max(height - side, 0))
     box = (left, top, min(left + side, width), min(top + side, height))
     pictures = [("bicubic", before(session, "bicubic"))]
-    pictures += [(sample.recipe.describe(), sample.image) for sample in session.samples]
+    pictures += [(describe(sample.recipe), sample.image) for sample in session.samples]
     return [(name, picture.crop(box)) for name, picture in [*pictures, ("mean", mean_and_std(session.samples)[0])]]
 
 

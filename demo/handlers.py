@@ -10,9 +10,11 @@ import gradio as gr
 import numpy as np
 from PIL import Image, ImageDraw
 
+from hvae_sr.posterior import Recipe
+
 from . import engine as eng
 from . import markup
-from .engine import Engine, Recipe, Refused, Session, Settings
+from .engine import Engine, Refused, Session, Settings
 from .layout import LEFT, MAX_LEVELS, RIGHT
 
 
@@ -40,8 +42,7 @@ class Handlers:
         busy, idle = gr.Button(interactive=False), gr.Button(interactive=True)
         yield session, f"Drawing sample 1 of {total} ...", [], None, busy, idle
         forget(old)  # only now: until then the visitor has the old session, also if the run is stopped
-        for number, recipe in enumerate(recipes, start=1):
-            sample = self.engine.draw(session, recipe)
+        for number, sample in enumerate(self.engine.draw(session, recipes), start=1):
             if session.stopped:
                 return
             session.samples.append(sample)
@@ -82,7 +83,9 @@ class Handlers:
             mask = _mask(outline, (left, top, width, height), chosen.image.size)
             number = sum(bool(sample.recipe.regions) for sample in session.samples)
             session.stopped = False
-            sample = self.engine.redraw(session, mask, _seed(seed) + 5000 + number)
+            if not mask.any():
+                raise Refused("Mark a part of the picture first.")
+            (sample,) = self.engine.draw(session, [chosen.recipe.redraw(mask, _seed(seed) + 5000 + number)])
             if session.stopped:
                 return session, *[gr.skip()] * 5
             session.samples.append(sample)
@@ -194,9 +197,7 @@ class Handlers:
             settings = self._settings(model, temperature, False, [], consistent)
             session = Session(self.folder(), picture, settings)
             try:
-                session.samples = [
-                    self.engine.draw(session, one) for one in self.engine.recipes(model, _seed(seed), count)
-                ]
+                session.samples = list(self.engine.draw(session, self.engine.recipes(model, _seed(seed), count)))
                 files = [Image.open(sample.path) for sample in session.samples]
                 for file in files:
                     file.load()

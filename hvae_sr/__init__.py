@@ -17,6 +17,8 @@ _PUBLIC = {
     "VDVAE": "models",
     "LREncoder": "models",
     "LRConditioner": "models",
+    **dict.fromkeys(("EDSR", "RRDBNet", "SRVGGNetCompact", "HCFlow", "SR3UNet", "GuidedDiffusionUNet"), "baselines"),
+    "AncestralScheduler": "baselines",
     "Downsampling": "operators",
     "SuperResolutionPipeline": "pipelines",
     "SuperResolutionOutput": "pipelines",

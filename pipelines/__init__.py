@@ -7,17 +7,30 @@ from diffusers.pipelines import pipeline_loading_utils as _loading
 
 import hvae_sr
 
+from .baselines import PIPELINES, DPSPipeline, HCFlowPipeline, RegressionPipeline, SR3Pipeline
 from .inputs import SamplingOptions
 from .output import Sample, SuperResolutionOutput
 from .super_resolution import SuperResolutionPipeline
 
 # diffusers writes and finds ["hvae_sr", "VDVAE"] in model_index.json only for libraries registered with its loader.
-_CLASSES = {name: ["save_pretrained", "from_pretrained"] for name in ("VDVAE", "LREncoder", "LRConditioner")}
+_COMPARED = ("EDSR", "RRDBNet", "SRVGGNetCompact", "HCFlow", "SR3UNet", "GuidedDiffusionUNet", "AncestralScheduler")
+_NAMES = ("VDVAE", "LREncoder", "LRConditioner", *_COMPARED)
+_CLASSES = {name: ["save_pretrained", "from_pretrained"] for name in _NAMES}
 _loading.LOADABLE_CLASSES["hvae_sr"] = _CLASSES
 _loading.ALL_IMPORTABLE_CLASSES.update(_CLASSES)
 # `DiffusionPipeline.from_pretrained(folder)` looks the class of model_index.json up here, and those of its components
 # in `diffusers.pipelines`, before it would run a file of that name in a repository.
-diffusers.SuperResolutionPipeline = SuperResolutionPipeline  # type: ignore[attr-defined]
+for _name, _class in PIPELINES.items():
+    setattr(diffusers, _name, _class)
 diffusers.pipelines.hvae_sr = sys.modules[hvae_sr.__name__]  # type: ignore[attr-defined]
 
-__all__ = ["Sample", "SamplingOptions", "SuperResolutionOutput", "SuperResolutionPipeline"]
+__all__ = [
+    "DPSPipeline",
+    "HCFlowPipeline",
+    "RegressionPipeline",
+    "SR3Pipeline",
+    "Sample",
+    "SamplingOptions",
+    "SuperResolutionOutput",
+    "SuperResolutionPipeline",
+]

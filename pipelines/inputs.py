@@ -45,8 +45,8 @@ class SamplingOptions:
         window_size: side, in pixels of y, of the windows that larger images are sampled in, margins left out; None
             chooses windows of a million HR pixels, or as many as `max_memory` allows. A window sees the noise of the
             whole, and the projection is that of the whole.
-        window_margin: HR pixels around a window that the networks see and that are not kept; at 96, windows and whole of
-            the bundled models differ by less than 0.01 grey levels in float32.
+        window_margin: HR pixels around a window that the networks see and that are not kept; at 96, windows and whole
+            of the bundled models differ by less than 0.01 grey levels in float32.
         max_memory: bytes that the process (on a GPU: the device) may take, for which windows and chunks are made small
             enough; None means half of what is available beyond what is used already.
         tile: lets a model of one image size work on images of any other, in blended tiles of its size.
@@ -131,7 +131,8 @@ def base_seeds(
     if seed is not None and generator is not None:
         raise ValueError("`seed` and `generator` were both given; a generator only supplies seeds")
     if seed is not None:
-        given: list[Any] = list(seed) if is_list(seed) else [seed] * num_images  # type: ignore[arg-type]
+        one_or_more: Any = seed
+        given = list(one_or_more) if is_list(seed) else [one_or_more] * num_images
         try:
             if any(isinstance(base, bool) for base in given):
                 raise TypeError
@@ -140,11 +141,11 @@ def base_seeds(
             raise ValueError(f"`seed` must be a whole number or a list of them, got {seed!r}") from None
         _check_length("seed", bases, num_images)
         return bases
-    generators = list(generator) if isinstance(generator, (list, tuple)) else [generator] * num_images
+    generators: list[Any] = list(generator) if isinstance(generator, (list, tuple)) else [generator] * num_images
     if generator is not None and not all(isinstance(one, torch.Generator) for one in generators):
         raise ValueError(f"`generator` must be a torch.Generator or a list of them, got {generator!r}")
     _check_length("generator", generators, num_images)
-    return [_draw_seed(one) for one in generators]  # type: ignore[arg-type]
+    return [_draw_seed(one) for one in generators]
 
 
 def is_list(value: Any) -> bool:

@@ -53,6 +53,19 @@ def test_the_bundled_checkpoints_are_found_by_name_and_fit_into_the_package():
 
 
 @pytest.mark.parametrize("name", BUNDLED)
+def test_images_of_the_bundled_weights_are_those_of_the_first_release(name):
+    """48 values of two samples each, as revision a4c5aa3 gave them in float32, before the models were rebuilt."""
+    small = (np.random.default_rng(7).random((5, 6, 3)) * 255).astype(np.uint8)
+    y = Image.fromarray(small).resize((26, 22), Image.Resampling.BICUBIC)
+    pipe = SuperResolutionPipeline.from_pretrained(name, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    images = np.asarray(pipe(y, num_samples=2, seed=11, temperature=0.7, output_type="np").images).reshape(2, -1)
+    expected = np.array(json.loads((ROOT / "tests/bundled_reference.json").read_text())[name]["values"])
+    places = np.linspace(0, images.shape[1] - 1, 48).astype(int)
+    assert np.abs(images[:, places] - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("name", BUNDLED)
 def test_weights_come_with_their_notice_card_and_recipe(name):
     folder = bundled_checkpoints()[name]
     notice = (folder / "LICENSE.weights").read_text()

@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from hvae_sr import VDVAE, LRConditioner, SuperResolutionPipeline
-from hvae_sr.checkpoints import model_card
 from hvae_sr.models import DiagonalGaussian
 from hvae_sr.models.lr_conditioner import CONDITIONINGS
 from hvae_sr.noise import CounterNoise
+from hvae_sr.publishing.card import model_card
 from hvae_sr.training import parse_arguments
 from hvae_sr.training.networks import build_objective, check_objective
 from hvae_sr.training.objectives import GROUPS, EnergyScore

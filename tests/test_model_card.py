@@ -8,10 +8,10 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from hvae_sr.checkpoints.card import model_card, write_model_card
 from hvae_sr.checkpoints.names import bundled_checkpoints
-from hvae_sr.checkpoints.push import files_to_push
 from hvae_sr.cli import main
+from hvae_sr.publishing.card import model_card, write_model_card
+from hvae_sr.publishing.push import files_to_push
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORT = {

@@ -161,3 +161,9 @@ def test_noise_and_generator_together_are_refused() -> None:
 def test_a_generator_repeats_its_draws() -> None:
     a, b = (GeneratorNoise(torch.Generator().manual_seed(4))(0, 1, (1, 2, 3, 3), CPU) for _ in range(2))
     assert torch.equal(a, b)
+
+
+def test_every_integer_is_a_seed_of_its_own() -> None:
+    seeds = [1, 2**63 + 1, 2**64 + 1, 2**128 + 1, -1, 2**64 - 1, -(2**64) - 1]
+    draws = CounterNoise(seeds)(0, 1, (len(seeds), 2, 4, 4), torch.device("cpu"))
+    assert len({tuple(draw.flatten().tolist()) for draw in draws}) == len(seeds)

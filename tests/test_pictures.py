@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 
 from hvae_sr import SuperResolutionPipeline
-from hvae_sr.checkpoints.push import files_to_push
 from hvae_sr.cli import main
 from hvae_sr.images import load_image, save_image, uncertainty_to_pil
 from hvae_sr.operators import Downsampling
 from hvae_sr.pictures import BENCHMARK_CROPS, CONTACT_SHEET, benchmark_crops, contact_sheet, draw_sheet, references
+from hvae_sr.publishing.push import files_to_push
 
 SIDE, GAP, HEADING, MARGIN = 16, 4, 24, 20
 

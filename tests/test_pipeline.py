@@ -676,3 +676,30 @@ def test_latents_of_images_of_several_sizes_come_image_by_image(make_pipeline: A
     images = [np.zeros((8, 8, 3), np.float32), np.zeros((8, 12, 3), np.float32)]
     latents = pipe(images, num_samples=3, batch_size=2, output_type="latent", seed=0).latents
     assert [[z.shape[0] for z in image] for image in latents] == [[3] * pipe.vdvae.num_groups] * 2
+
+
+def test_an_output_is_shown_by_shapes_and_pictures(make_pipeline: MakePipeline) -> None:
+    out = make_pipeline()(photo(), num_samples=2, seed=0)
+    text = repr(out)
+    assert len(text) < 600 and "images=[RGB" in text and "std=ndarray(1, " in text
+    assert out._repr_html_().count("<img") == 2 and "seed 1" in out._repr_html_()
+    assert "array([" not in repr(make_pipeline()(photo(), seed=0, output_type="np"))
+
+
+def test_weights_that_are_not_loaded_are_named(make_pipeline: MakePipeline) -> None:
+    pipe = make_pipeline()
+    pipe.vdvae.to("meta")
+    with pytest.raises(ValueError, match="'meta'"):
+        pipe(photo())
+
+
+def test_samples_come_one_by_one_and_are_those_of_a_call(make_pipeline: MakePipeline) -> None:
+    pipe = make_pipeline()
+    whole = pipe(photo(), num_samples=3, seed=4, output_type="pt")
+    samples = pipe.samples(photo(), [6, 4], output_type="pt")
+    first = next(samples)
+    assert first.seed == 6 and torch.equal(first.x, whole.images[2]) and first.lr_psnr == whole.lr_psnr[2]
+    assert torch.equal(next(samples).x, whole.images[0]) and next(samples, None) is None
+    for arguments, message in (({}, "`seeds`"), ({"seeds": []}, "`seeds`"), ({"seeds": [1.5]}, "`seed`")):
+        with pytest.raises(ValueError, match=message):
+            pipe.samples(photo(), **arguments)  # before the first sample is asked for

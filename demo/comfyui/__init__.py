@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
+from hvae_sr import SuperResolutionPipeline
+
 LARGEST_SEED = 2**64 - 1
 """ComfyUI's own; larger sums wrap around, as the noise of a seed does."""
 
 
 @lru_cache(maxsize=1)
-def _pipeline(model: str) -> Any:
-    from hvae_sr import SuperResolutionPipeline
+def _pipeline(model: str) -> SuperResolutionPipeline:
 
     pipeline = SuperResolutionPipeline.from_pretrained(model)
     pipeline.set_progress_bar_config(disable=True)
@@ -27,20 +28,20 @@ def _pipeline(model: str) -> Any:
     return pipeline.to(get_torch_device())
 
 
-def _after_each_sample(total: int) -> Callable[..., None] | None:
+def _count_samples(total: int) -> Callable[[], None]:
     """Moves ComfyUI's progress bar, and stops where the user has cancelled."""
     try:
         from comfy.model_management import throw_exception_if_processing_interrupted
         from comfy.utils import ProgressBar
-    except ImportError:
-        return None
+    except ImportError:  # outside ComfyUI
+        return lambda: None
     bar = ProgressBar(total)
 
-    def after(*_: Any) -> None:
+    def count() -> None:
         bar.update(1)
         throw_exception_if_processing_interrupted()
 
-    return after
+    return count
 
 
 class DiverseUpscale:
@@ -100,17 +101,21 @@ class DiverseUpscale:
     def upscale(
         self, image: torch.Tensor, model: str, num_samples: int, temperature: float, seed: int, consistent: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        out = _pipeline(model)(
-            image[..., :3].movedim(-1, 1).clamp(0, 1),  # bicubic resizing of other nodes overshoots
-            num_samples=num_samples,
-            temperature=temperature,
-            seed=seed,
-            enforce_consistency=consistent,
-            output_type="pt",
-            callback_on_sample_end=_after_each_sample(len(image) * num_samples),
-        )
-        pictures = (out.images, out.mean, (out.std / 0.1).clamp(0, 1))
-        return tuple(picture.movedim(1, -1).float().cpu() for picture in pictures)  # type: ignore[return-value]
+        pipeline, count = _pipeline(model), _count_samples(len(image) * num_samples)
+        stacks: list[list[torch.Tensor]] = []
+        for y in image[..., :3].movedim(-1, 1).clamp(0, 1):  # bicubic resizing of other nodes overshoots
+            stacks.append([])
+            for sample in pipeline.samples(
+                y,
+                range(seed, seed + num_samples),
+                temperature=temperature,
+                enforce_consistency=consistent,
+                output_type="pt",
+            ):
+                stacks[-1].append(sample.image.movedim(0, -1).float().cpu())
+                count()
+        x = torch.stack([torch.stack(stack) for stack in stacks])  # [B, N, H, W, 3]
+        return x.flatten(0, 1), x.mean(1), (x.std(1, correction=0) / 0.1).clamp(0, 1)
 
 
 NODE_CLASS_MAPPINGS = {"HvaeSrDiverseUpscale": DiverseUpscale}

@@ -1,1 +1,1 @@
-"""Weights: names, published ones in this package's form, those of one configuration in another, uploads to the Hub."""
+"""Weights: their names, published ones in this package's form, and those of one configuration in another."""

@@ -80,7 +80,8 @@ class _Recipe:
 def load_checkpoint(path: StrPath) -> dict[str, Tensor]:
     """The tensors of a published checkpoint, under their published names.
 
-    Wrappers are taken off: Lightning's `state_dict` and `cvae.`, DataParallel's `module.`. The averages
+    Wrappers are taken off: Lightning's `state_dict` and `cvae.`, BasicSR's `params_ema` and `params`, DataParallel's
+    `module.`. The averages
     of VDVAE-SR (`ema_vae.`, `ema_vae_sr.`), which its sampler uses, are returned as `vae.` and `vae_sr.`.
 
     Raises:
@@ -101,8 +102,9 @@ def load_checkpoint(path: StrPath) -> dict[str, Tensor]:
     except Exception as error:  # damage surfaces as OSError, RuntimeError, EOFError, KeyError and others
         raise ConversionError(f"{where} is damaged or of an unknown format ({str(error)[:200]!r})") from error
 
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+    for wrapper in ("state_dict", "params_ema", "params"):  # Lightning's, and BasicSR's: averages before the last
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
     if not isinstance(content, Mapping) or not content:
         raise ConversionError(f"{where} holds no tensors by name")
     state: dict[str, Tensor] = {}

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from ..checkpoints.names import bundled_checkpoints
-    from ..checkpoints.push import files_to_push, push
+    from ..publishing.push import files_to_push, push
 
     folder = bundled_checkpoints().get(options.folder, Path(options.folder))
     if options.dry_run:

@@ -1,6 +1,7 @@
 """VD-VAE's parts: block notation, the residual block, the bottom-up network, and the step of one latent group."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 MAX_BLOCKS, MAX_WIDTH = 10_000, 2**16
 """Beyond these a configuration is damaged, or meant to fill the memory."""
 
-ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "silu": F.silu}
 
 
 class BlockSpec(NamedTuple):
@@ -99,7 +100,8 @@ class Convolution(nn.Conv2d):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, zero_weights: bool = False) -> None:
         super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
-        nn.init.zeros_(self.bias)  # type: ignore[arg-type]
+        assert self.bias is not None
+        nn.init.zeros_(self.bias)
         if zero_weights:
             nn.init.zeros_(self.weight)
 
@@ -215,7 +217,7 @@ class BottomUp(nn.Module):
         last = [i for i, spec in enumerate(specs) if spec == BlockSpec(self.resolution)]
         self.skip_after = last[-1] if skip and last else None
         self.in_conv = Convolution(3 * patch_size**2, widths[self.resolution], 3)
-        self.blocks = nn.ModuleList(
+        blocks_of_specs = [
             Bottleneck(
                 widths[spec.resolution],
                 int(widths[spec.resolution] * bottleneck_multiple),
@@ -226,10 +228,11 @@ class BottomUp(nn.Module):
                 activation=activation,
             )
             for spec in specs
-        )
+        ]
+        self.blocks = nn.ModuleList(blocks_of_specs)
         with torch.no_grad():
-            for block in self.blocks:
-                block.c4.weight.mul_((1 / len(specs)) ** 0.5)  # type: ignore[union-attr, operator]
+            for block in blocks_of_specs:
+                block.c4.weight.mul_((1 / len(specs)) ** 0.5)
         self.gradient_checkpointing = False
 
     def forward(self, x: Tensor) -> dict[int, Tensor]:
@@ -252,7 +255,7 @@ class BottomUp(nn.Module):
 
 @dataclass
 class GroupStatistics:
-    """One latent group of one top-down pass; a distribution is None where it does not exist or was not kept.
+    """One latent group of one top-down pass; a distribution is None where it does not exist.
 
     Args:
         z: `[B, C, h, w]`, the value that was passed on.
@@ -262,17 +265,18 @@ class GroupStatistics:
     """
 
     z: Tensor
-    prior: DiagonalGaussian | None = None
+    prior: DiagonalGaussian
     posterior: DiagonalGaussian | None = None
     lr_posterior: DiagonalGaussian | None = None
 
     def expand(self, rows: int) -> "GroupStatistics":
         """The same for every row of the batch, where the rows shared it (a view)."""
-        gaussians = (
-            p and DiagonalGaussian(*(part.expand(rows, -1, -1, -1) for part in p))
-            for p in (self.prior, self.posterior, self.lr_posterior)
-        )
-        return GroupStatistics(self.z.expand(rows, -1, -1, -1), *gaussians)
+
+        def expand(p: DiagonalGaussian) -> DiagonalGaussian:
+            return DiagonalGaussian(*(part.expand(rows, -1, -1, -1) for part in p))
+
+        given = (None if p is None else expand(p) for p in (self.posterior, self.lr_posterior))
+        return GroupStatistics(self.z.expand(rows, -1, -1, -1), expand(self.prior), *given)
 
 
 class TopDownBlock(nn.Module):

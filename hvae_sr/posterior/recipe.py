@@ -98,7 +98,7 @@ class RecipeNoise:
         )
 
     def _elements(self, mask: np.ndarray, stride: int, shape: tuple[int, ...]) -> Tensor:
-        """Which elements of a map `[h, w]` of the window hold pixels of the mask; it may be cut, or beyond the image."""
+        """Which elements of a map `[h, w]` of the window hold pixels of the mask, which may end before it does."""
         (top, left), (height, width) = self.origin, (side * stride for side in shape)
         part = mask[top : top + height, left : left + width]
         padded = np.zeros((height, width), dtype=bool)
@@ -108,7 +108,5 @@ class RecipeNoise:
 
 def noise_of(recipes: Sequence[Recipe]) -> WindowNoise:
     """The noise of samples of these recipes, from a window's origin."""
-    seeds = [recipe.seed for recipe in recipes]
-    if all(seed is not None for seed in seeds):
-        return partial(CounterNoise, seeds)  # type: ignore[arg-type]  # none of them is None
-    return partial(RecipeNoise, recipes)
+    seeds = [recipe.seed for recipe in recipes if recipe.seed is not None]
+    return partial(CounterNoise, seeds) if len(seeds) == len(recipes) else partial(RecipeNoise, recipes)

@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..checkpoints.push import push
 from ..data.crops import one_line
 from ..files import check_writable
+from ..publishing.push import push
 from .batches import Batches, build_training_set, build_validation_set
 from .checkpoints import Progress, check_checkpoint, find_checkpoints, remove_partial, save_checkpoint
 from .config import OPTIONS_FILE, TrainingConfig

@@ -14,12 +14,12 @@ import yaml
 from diffusers.configuration_utils import FrozenDict
 from huggingface_hub import HfApi
 
-from ..checkpoints.card import IMAGES_FOLDER, NOTES_FILE, write_model_card
 from ..checkpoints.names import is_hub_id
 from ..files import remove_abandoned, temporary_path
 from ..images import save_image
 from ..models import VDVAE, LRConditioner, LREncoder
 from ..pipelines import SuperResolutionPipeline
+from ..publishing.card import IMAGES_FOLDER, NOTES_FILE, write_model_card
 from .config import TrainingConfig
 from .objectives import STAGES, Objective
 from .plots import plot_curve

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..conversion import PRESETS
+from ..checkpoints.convert import PRESETS
 from ..evaluation import read_report
 from ..evaluation.tables import command_line, markdown_lines, table
 from ..files import write_atomically

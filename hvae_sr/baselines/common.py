@@ -1,0 +1,41 @@
+"""What the compared networks share: their output, the check of their inputs."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+
+@dataclass
+class ImageOutput(BaseOutput):
+    """What a regression network returns.
+
+    Args:
+        sample: `[B, 3, H, W]` in the network's range of values, not clamped.
+    """
+
+    sample: Tensor
+
+
+def check_images(name: str, value: Any, channels: int = 3, multiple: int = 1) -> None:
+    """Raises a ValueError unless `value` is floating-point `[B, channels, h, w]`, sides divisible by `multiple`."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        found = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"`{name}` must be a floating-point tensor [B, {channels}, h, w], got {found}")
+    if value.ndim != 4 or value.shape[1] != channels or 0 in value.shape:
+        raise ValueError(f"`{name}` must be [B, {channels}, h, w], got {tuple(value.shape)}")
+    if value.shape[2] % multiple or value.shape[3] % multiple:
+        raise ValueError(f"the sides of `{name}` must be multiples of {multiple}, got {tuple(value.shape[2:])}")
+
+
+def check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    """Raises a ValueError unless `value` is one of `allowed`."""
+    if value not in allowed or isinstance(value, bool):
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def check_whole(name: str, value: Any, minimum: int = 1) -> None:
+    """Raises a ValueError unless `value` is a whole number of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"`{name}` must be a whole number >= {minimum}, got {value!r}")

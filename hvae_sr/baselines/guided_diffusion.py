@@ -1,0 +1,184 @@
+"""Guided diffusion's U-Net (Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis", NeurIPS 2021): the
+unconditional prior of DPS.
+
+diffusers' `UNet2DModel` is that network with the right options: `published_options` translates them, `published_keys`
+and `adapt` the weights.
+"""
+
+from typing import Any
+
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  # diffusers looks for it in a component's module
+from diffusers.models.unets.unet_2d import UNet2DModel
+from torch import Tensor
+
+from ..loading import StrictLoading
+
+_DEFAULT_MULTIPLES = {
+    512: "0.5,1,1,2,2,4,4",
+    256: "1,1,2,2,4,4",
+    128: "1,1,2,3,4",
+    64: "1,2,3,4",
+}
+"""Of guided diffusion, where `channel_mult` is empty."""
+_NORM_GROUPS = 32
+
+
+class GuidedDiffusionUNet(StrictLoading, UNet2DModel):
+    """`UNet2DModel` that is loaded strictly: no pickles, no missing and no unknown weights.
+
+    Its configuration is that of `UNet2DModel`; `GuidedDiffusionUNet(**published_options(...))` has guided diffusion's.
+    """
+
+
+def published_options(
+    image_size: int,
+    num_channels: int,
+    num_res_blocks: int,
+    channel_mult: str = "",
+    attention_resolutions: int | str = "16",
+    num_heads: int = 1,
+    num_head_channels: int = -1,
+    learn_sigma: bool = True,
+    use_scale_shift_norm: bool = True,
+    resblock_updown: bool = True,
+    dropout: float = 0.0,
+    **unused: Any,
+) -> dict[str, Any]:
+    """The configuration of `GuidedDiffusionUNet` for hyper-parameters under their published names.
+
+    Args:
+        image_size: nominal side.
+        num_channels: model channels.
+        num_res_blocks: residual blocks of a level, one more on the way up.
+        channel_mult: the levels' multiples of the model channels; empty for those of the image size.
+        attention_resolutions: resolutions with attention; a number or "32,16,8".
+        num_heads, num_head_channels: heads, or their width, which overrides it.
+        learn_sigma: whether the output has three more channels, for the variance.
+        use_scale_shift_norm, resblock_updown: must be True, as in the published priors.
+        dropout: of the residual blocks.
+        **unused: others of the published options that change nothing here; `class_cond` and
+            `use_new_attention_order` must be False.
+
+    Raises:
+        ValueError: options whose network `UNet2DModel` is not.
+    """
+    needed = {"use_scale_shift_norm": use_scale_shift_norm, "resblock_updown": resblock_updown}
+    refused = {name: unused.get(name, False) for name in ("class_cond", "use_new_attention_order")}
+    for name, value in {**needed, **refused}.items():
+        if bool(value) is not (name in needed):
+            raise ValueError(f"`{name}` must be {name in needed}, got {value!r}")
+    multiples = channel_mult or _DEFAULT_MULTIPLES.get(image_size)
+    if multiples is None:
+        raise ValueError(f"`channel_mult` must be given for image_size={image_size}")
+    widths = [int(float(part) * num_channels) for part in multiples.split(",")]
+    if any(width % _NORM_GROUPS for width in widths):
+        raise ValueError(f"`num_channels` times `channel_mult` must be multiples of {_NORM_GROUPS}, got {widths}")
+    if num_head_channels <= 0 and len(set(widths)) > 1:
+        raise ValueError(f"`num_head_channels` must be given where widths differ, got {num_head_channels}")
+    attended = {image_size // int(part) for part in str(attention_resolutions).split(",")}
+    attends = [2**level in attended for level in range(len(widths))]
+    return {
+        "sample_size": image_size,
+        "out_channels": 6 if learn_sigma else 3,
+        "time_embedding_dim": 4 * num_channels,
+        "block_out_channels": widths,
+        "layers_per_block": num_res_blocks,
+        "down_block_types": ["AttnDownBlock2D" if a else "ResnetDownsampleBlock2D" for a in attends],
+        "up_block_types": ["AttnUpBlock2D" if a else "ResnetUpsampleBlock2D" for a in reversed(attends)],
+        "downsample_type": "resnet",
+        "upsample_type": "resnet",
+        "resnet_time_scale_shift": "scale_shift",
+        "attention_head_dim": num_head_channels if num_head_channels > 0 else widths[0] // num_heads,
+        "norm_num_groups": _NORM_GROUPS,
+        "attn_norm_num_groups": _NORM_GROUPS,
+        "dropout": dropout,
+    }
+
+
+_LAYERS = {  # published -> ours, of a residual block
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+}
+_ATTENTION = {"norm": ("group_norm",), "qkv": ("to_q", "to_k", "to_v"), "proj_out": ("to_out.0",)}
+
+
+def published_keys(model: UNet2DModel) -> dict[str, str]:
+    """Keys of the model -> keys of the published network; three of ours come of each projection to q, k and v."""
+    config = model.config
+    names = {
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "conv_in": "input_blocks.0.0",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+    }
+
+    def resnet(theirs: str, ours: str) -> None:
+        names.update({f"{ours}.{mine}": f"{theirs}.{layer}" for layer, mine in _LAYERS.items()})
+
+    def attention(theirs: str, ours: str) -> None:
+        names.update({f"{ours}.{mine}": f"{theirs}.{layer}" for layer, all_ in _ATTENTION.items() for mine in all_})
+
+    number, last = 1, len(config.block_out_channels) - 1
+    for level, kind in enumerate(config.down_block_types):
+        for i in range(config.layers_per_block):
+            resnet(f"input_blocks.{number}.0", f"down_blocks.{level}.resnets.{i}")
+            if kind.startswith("Attn"):
+                attention(f"input_blocks.{number}.1", f"down_blocks.{level}.attentions.{i}")
+            number += 1
+        if level < last:
+            resnet(f"input_blocks.{number}.0", f"down_blocks.{level}.downsamplers.0")
+            number += 1
+    resnet("middle_block.0", "mid_block.resnets.0")
+    attention("middle_block.1", "mid_block.attentions.0")
+    resnet("middle_block.2", "mid_block.resnets.1")
+    number = 0
+    for level, kind in enumerate(config.up_block_types):
+        attends = kind.startswith("Attn")
+        for i in range(config.layers_per_block + 1):
+            resnet(f"output_blocks.{number}.0", f"up_blocks.{level}.resnets.{i}")
+            if attends:
+                attention(f"output_blocks.{number}.1", f"up_blocks.{level}.attentions.{i}")
+            if i == config.layers_per_block and level < last:
+                resnet(f"output_blocks.{number}.{2 if attends else 1}", f"up_blocks.{level}.upsamplers.0")
+            number += 1
+    modules = {key: key.rpartition(".")[::2] for key in model.state_dict()}
+    return {key: f"{names[module]}.{kind}" for key, (module, kind) in modules.items()}
+
+
+def published_shape(key: str, shape: tuple[int, ...], config: Any) -> tuple[int, ...]:
+    """The shape of the published tensor that the model's `key`, of shape `shape`, is made of."""
+    if ".to_q." in key or ".to_k." in key or ".to_v." in key:
+        return (3 * shape[0], *shape[1:], 1)[: 3 if len(shape) == 2 else 1]
+    if key.endswith(".to_out.0.weight"):
+        return (*shape, 1)
+    if key == "time_embedding.linear_1.weight":
+        return shape[0], config.time_embedding_dim // 4
+    return shape
+
+
+def adapt(key: str, value: Tensor, config: Any) -> Tensor:
+    """The model's tensor `key` from the published one.
+
+    Queries, keys and values are stored together, in rows [heads, 3, head width]; the attention's projections as
+    convolutions.
+
+    diffusers encodes the time by as many numbers as the first level is wide, guided diffusion by as many as there are
+    model channels: the latter's frequencies are every m-th of the former's, and the others get the weight 0.
+    """
+    for i, name in enumerate((".to_q.", ".to_k.", ".to_v.")):
+        if name in key:
+            rows = value.reshape(-1, 3, config.attention_head_dim, *value.shape[1:2])
+            return rows[:, i].flatten(0, 1)
+    if key.endswith(".to_out.0.weight"):
+        return value.squeeze(-1)
+    if key == "time_embedding.linear_1.weight":
+        (rows_, channels), width = value.shape, config.block_out_channels[0]
+        spread = value.new_zeros(rows_, 2, channels // 2, width // channels)
+        spread[..., 0] = value.reshape(rows_, 2, channels // 2)
+        return spread.reshape(rows_, width)
+    return value

@@ -1,0 +1,314 @@
+"""SR3 (Saharia et al., "Image Super-Resolution via Iterative Refinement", 2021): a diffusion model of p(x|y), in the
+form of its widely used open implementation.
+
+That one (Janspiry/Image-Super-Resolution-via-Iterative-Refinement) differs from the paper: residual blocks of DDPM,
+attention at one resolution, the noise level added to the features and not scaling them.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from ..loading import StrictLoading
+from ..noise import NoiseSource
+from .common import ImageOutput, check_images, check_whole
+from .diffusion import AncestralScheduler
+
+
+class SR3UNet(StrictLoading, ModelMixin, ConfigMixin):
+    """A U-Net that predicts the noise in x_t from x_t, from y enlarged to its size, and from the noise level.
+
+    The noise level is sqrt(abar) itself, on [0, 1], neither an index nor scaled, so that chains of any length can be
+    sampled. The weights' names are those of the published code, without `denoise_fn.`.
+
+    Args:
+        image_size: nominal side, from which on the levels' resolutions are counted: with another one the attention
+            moves. Images of any size whose sides are multiples of 2^(levels - 1) may be passed.
+        width: channels of the first level.
+        width_multiples: of every level.
+        attention_resolutions: nominal resolutions whose blocks have attention; the middle always has it.
+        num_res_blocks: residual blocks a level on the way down; one more on the way up.
+        norm_groups: of the group normalisations.
+        dropout: in the second half of each residual block.
+    """
+
+    _supports_gradient_checkpointing = True
+
+    @register_to_config
+    def __init__(
+        self,
+        image_size: int = 128,
+        width: int = 64,
+        width_multiples: Sequence[int] = (1, 2, 4, 8, 8),
+        attention_resolutions: Sequence[int] = (16,),
+        num_res_blocks: int = 2,
+        norm_groups: int = 32,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        whole = dict(image_size=image_size, width=width, num_res_blocks=num_res_blocks, norm_groups=norm_groups)
+        for name, value in whole.items():
+            check_whole(name, value)
+        if width % norm_groups:
+            raise ValueError(f"`norm_groups` must divide `width` {width}, got {norm_groups}")
+        self.multiple = 2 ** (len(width_multiples) - 1)
+        self.noise_level_mlp = NoiseEmbedding(
+            NoiseLevelEncoding(width), nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width)
+        )
+        self.gradient_checkpointing = False
+
+        def block(width_in: int, width_out: int, attention: bool, rate: float = dropout) -> AttentionBlock:
+            return AttentionBlock(width_in, width_out, width, norm_groups, rate, attention)
+
+        channels, resolution = width, image_size
+        widths = [channels]
+        downs: list[nn.Module] = [nn.Conv2d(6, width, 3, padding=1)]
+        for level, multiple in enumerate(width_multiples):
+            for _ in range(num_res_blocks):
+                downs.append(block(channels, multiple * width, resolution in attention_resolutions))
+                channels = multiple * width
+                widths.append(channels)
+            if level < len(width_multiples) - 1:
+                downs.append(Downsample(channels))
+                widths.append(channels)
+                resolution //= 2
+        self.downs = nn.ModuleList(downs)
+        self.mid = nn.ModuleList([block(channels, channels, True), block(channels, channels, False)])
+        ups: list[nn.Module] = []
+        for level, multiple in reversed(list(enumerate(width_multiples))):
+            for _ in range(num_res_blocks + 1):
+                attention = resolution in attention_resolutions
+                ups.append(block(channels + widths.pop(), multiple * width, attention))
+                channels = multiple * width
+            if level > 0:
+                ups.append(Upsample(channels))
+                resolution *= 2
+        self.ups = nn.ModuleList(ups)
+        self.final_conv = NormedConv(channels, 3, norm_groups, 0.0)
+
+    def forward(
+        self, sample: Tensor, condition: Tensor, noise_level: Tensor, return_dict: bool = True
+    ) -> ImageOutput | tuple[Tensor]:
+        """The noise in x_t.
+
+        Args:
+            sample: x_t, `[B, 3, H, W]`, sides multiples of 2^(levels - 1).
+            condition: y enlarged, `[B, 3, H, W]` on [-1, 1].
+            noise_level: sqrt(abar_t), `[B]` or `[B, 1]`, on [0, 1].
+            return_dict: False for a tuple.
+
+        Raises:
+            ValueError: tensors of another type or shape.
+        """
+        check_images("sample", sample, multiple=self.multiple)
+        check_images("condition", condition)
+        if condition.shape != sample.shape:
+            raise ValueError(f"`condition` must have the shape of `sample`, got {tuple(condition.shape)}")
+        if noise_level.numel() != len(sample):
+            raise ValueError(f"`noise_level` must be [{len(sample)}], got {tuple(noise_level.shape)}")
+        embedding = self.noise_level_mlp(noise_level.reshape(-1, 1))
+        x = torch.cat((condition, sample), 1).to(self.dtype)
+        skips: list[Tensor] = []
+        for layer in self.downs:
+            x = self._run(layer, x, embedding)
+            skips.append(x)
+        for layer in self.mid:
+            x = self._run(layer, x, embedding)
+        for layer in self.ups:
+            x = self._run(layer, torch.cat((x, skips.pop()), 1) if isinstance(layer, AttentionBlock) else x, embedding)
+        x = self.final_conv(x)
+        return ImageOutput(x) if return_dict else (x,)
+
+    def _run(self, layer: nn.Module, x: Tensor, embedding: Tensor) -> Tensor:
+        if not isinstance(layer, AttentionBlock):
+            return layer(x)
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(layer, x, embedding)
+        return layer(x, embedding)
+
+
+class NoiseEmbedding(nn.Sequential):
+    """An encoding, in fp32, then two layers: `[B, 1]` to `[B, 1, width]`."""
+
+    def forward(self, noise_level: Tensor) -> Tensor:
+        """The embedding, in the dtype of the weights."""
+        encoding, first, activation, last = self
+        return last(activation(first(encoding(noise_level.float()).to(first.weight.dtype))))
+
+
+class NoiseLevelEncoding(nn.Module):
+    """[sin(l f_k), cos(l f_k)] with f_k = 10000^(-k / (channels / 2)): `[B, 1]` to `[B, 1, channels]`."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.frequencies = channels // 2
+
+    def forward(self, noise_level: Tensor) -> Tensor:
+        """The encoding."""
+        k = torch.arange(self.frequencies, device=noise_level.device, dtype=noise_level.dtype) / self.frequencies
+        angles = noise_level[:, None] * torch.exp(-math.log(1e4) * k)
+        return torch.cat((angles.sin(), angles.cos()), -1)
+
+
+class NormedConv(nn.Module):
+    """GroupNorm, SiLU, dropout, 3x3 convolution."""
+
+    def __init__(self, width_in: int, width_out: int, groups: int, dropout: float) -> None:
+        super().__init__()
+        conv = nn.Conv2d(width_in, width_out, 3, padding=1)
+        self.block = nn.Sequential(nn.GroupNorm(groups, width_in), nn.SiLU(), nn.Dropout(dropout), conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, width_in, h, w]` to `[B, width_out, h, w]`."""
+        return self.block(x)
+
+
+class NoiseProjection(nn.Module):
+    """Adds a linear function of the noise level's embedding to every position."""
+
+    def __init__(self, embedding_width: int, width: int) -> None:
+        super().__init__()
+        self.noise_func = nn.Sequential(nn.Linear(embedding_width, width))
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """x `[B, width, h, w]`, embedding `[B, 1, embedding_width]`."""
+        return x + self.noise_func(embedding).reshape(len(x), -1, 1, 1)
+
+
+class ResidualBlock(nn.Module):
+    """Two normed convolutions with the noise level between them, and a residual connection."""
+
+    def __init__(self, width_in: int, width_out: int, embedding_width: int, groups: int, dropout: float) -> None:
+        super().__init__()
+        self.noise_func = NoiseProjection(embedding_width, width_out)
+        self.block1 = NormedConv(width_in, width_out, groups, 0.0)
+        self.block2 = NormedConv(width_out, width_out, groups, dropout)
+        self.res_conv = nn.Conv2d(width_in, width_out, 1) if width_in != width_out else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """`[B, width_in, h, w]` to `[B, width_out, h, w]`."""
+        return self.block2(self.noise_func(self.block1(x), embedding)) + self.res_conv(x)
+
+
+class SelfAttention(nn.Module):
+    """One head over all positions, scaled by 1 / sqrt(channels), with a residual connection; queries have no bias."""
+
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, width)
+        self.qkv = nn.Conv2d(width, 3 * width, 1, bias=False)
+        self.out = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, width, h, w]` to the same."""
+        q, k, v = (part.flatten(2).mT.contiguous() for part in self.qkv(self.norm(x)).chunk(3, 1))  # [B, h w, width]
+        return x + self.out(F.scaled_dot_product_attention(q, k, v).mT.reshape(x.shape))
+
+
+class AttentionBlock(nn.Module):
+    """A residual block, and attention where asked for."""
+
+    def __init__(
+        self, width_in: int, width_out: int, embedding_width: int, groups: int, dropout: float, attention: bool
+    ) -> None:
+        super().__init__()
+        self.res_block = ResidualBlock(width_in, width_out, embedding_width, groups, dropout)
+        self.attn = SelfAttention(width_out, groups) if attention else None
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """`[B, width_in, h, w]` to `[B, width_out, h, w]`."""
+        x = self.res_block(x, embedding)
+        return x if self.attn is None else self.attn(x)
+
+
+class Downsample(nn.Module):
+    """A 3x3 convolution of stride 2."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, width, h, w]` to `[B, width, h / 2, w / 2]`."""
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Nearest neighbours and a 3x3 convolution."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, width, h, w]` to `[B, width, 2 h, 2 w]`."""
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+@dataclass
+class SR3Step:
+    """One step of SR3's chain: from x_t to x_(t-1).
+
+    Args:
+        index: of the step on the chain; 0 is the last.
+        noise_level: sqrt(abar_t).
+        sample: x_t, `[B, 3, H, W]`.
+        prediction: the network's output.
+        original: the estimate of x_0, clamped to [-1, 1].
+        previous: x_(t-1); at index 0 the result.
+    """
+
+    index: int
+    noise_level: float
+    sample: Tensor
+    prediction: Tensor
+    original: Tensor
+    previous: Tensor
+
+
+def sr3_step(
+    unet: SR3UNet, scheduler: AncestralScheduler, index: int, x: Tensor, condition: Tensor, noise: Tensor | None
+) -> SR3Step:
+    """x_(t-1) from x_t; `noise` are the step's standard normals, None at index 0, other arguments as in `sr3_chain`."""
+    level = scheduler.noise_level(index)
+    prediction = unet(x, condition, x.new_full((len(x),), level), return_dict=False)[0].to(x.dtype)
+    out = scheduler.step(prediction, index, x, noise)
+    return SR3Step(index, level, x, prediction, out.pred_original_sample, out.prev_sample)
+
+
+def sr3_chain(
+    unet: SR3UNet, scheduler: AncestralScheduler, condition: Tensor, noise: NoiseSource, x: Tensor | None = None
+) -> Iterator[SR3Step]:
+    """Samples x given y (SR3, algorithm 2), one step at a time; the last `previous` is the sample.
+
+    Args:
+        unet: the network.
+        scheduler: its noise schedule, with the chain chosen.
+        condition: y enlarged, `[B, 3, H, W]` on [-1, 1].
+        noise: of the batch. Group 0 is the first x, group 1 + t the draw of step t of the *training* chain, so that a
+            sample depends on its seed and its steps alone.
+        x: the first x; None to draw it.
+
+    Yields:
+        Every step, from the noisiest.
+    """
+    shape = (condition.shape[0], 3, condition.shape[2], condition.shape[3])
+    if x is None:
+        x = noise(0, 1, shape, condition.device).to(condition.dtype)
+    for index in reversed(range(scheduler.num_steps)):
+        draw = None if index == 0 else noise(1 + scheduler.timestep(index), 1, shape, x.device).to(x.dtype)
+        step = sr3_step(unet, scheduler, index, x, condition, draw)
+        yield step
+        x = step.previous
+
+
+def sr3_loss(prediction: Tensor, noise: Tensor, kind: str = "l1") -> Tensor:
+    """The mean of |prediction - noise| ("l1", as published) or of its square ("l2"), over everything."""
+    difference = prediction - noise
+    return difference.abs().mean() if kind == "l1" else difference.square().mean()

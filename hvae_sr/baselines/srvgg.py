@@ -1,0 +1,51 @@
+"""SRVGGNetCompact: the plain network of Real-ESRGAN's fast models (Wang et al., "Real-ESRGAN: Training Real-World Blind
+Super-Resolution with Pure Synthetic Data", ICCV workshops 2021, and its repository)."""
+
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from ..loading import StrictLoading
+from .common import ImageOutput, check_images, check_whole
+
+
+class SRVGGNetCompact(StrictLoading, ModelMixin, ConfigMixin):
+    """Convolutions and PReLUs in a row, one pixel shuffle, and y enlarged by nearest neighbours added.
+
+    The weights' names are those of the published code: `body` alternates convolutions and activations.
+
+    Args:
+        scale_factor: s, of the one pixel shuffle; 4 as published.
+        num_layers: inner convolutions; 16 (realesr-animevideov3) or 32 (realesr-general-x4v3).
+        width: channels; 64.
+    """
+
+    @register_to_config
+    def __init__(self, scale_factor: int = 4, num_layers: int = 16, width: int = 64) -> None:
+        super().__init__()
+        for name, value in (("scale_factor", scale_factor), ("num_layers", num_layers), ("width", width)):
+            check_whole(name, value)
+        layers: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1), nn.PReLU(width)]
+        for _ in range(num_layers):
+            layers += [nn.Conv2d(width, width, 3, padding=1), nn.PReLU(width)]
+        layers.append(nn.Conv2d(width, 3 * scale_factor**2, 3, padding=1))
+        self.body = nn.Sequential(*layers)
+
+    def forward(self, sample: Tensor, return_dict: bool = True) -> ImageOutput | tuple[Tensor]:
+        """x from y.
+
+        Args:
+            sample: y, `[B, 3, h, w]` on [0, 1].
+            return_dict: False for a tuple.
+
+        Returns:
+            `[B, 3, s h, s w]`, nominally on [0, 1], not clamped.
+
+        Raises:
+            ValueError: a tensor of another type or shape.
+        """
+        check_images("sample", sample)
+        s = self.config.scale_factor
+        x = F.pixel_shuffle(self.body(sample), s) + F.interpolate(sample, scale_factor=s, mode="nearest")
+        return ImageOutput(x) if return_dict else (x,)

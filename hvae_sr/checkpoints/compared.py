@@ -1,0 +1,364 @@
+"""Published weights of the compared systems to folders that `from_pretrained` reads.
+
+A file is read as tensors only, its architecture is named by its keys (`detect.py`), and every key and shape is compared
+before anything is written.
+"""
+
+import importlib.resources
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor
+
+from ..baselines import (
+    EDSR,
+    AncestralScheduler,
+    GuidedDiffusionUNet,
+    HCFlow,
+    RRDBNet,
+    SR3UNet,
+    SRVGGNetCompact,
+    guided_diffusion,
+)
+from ..files import remove_abandoned, temporary_path
+from .convert import LISTED_KEYS, ConversionError, load_checkpoint
+from .detect import READABLE, Finding, identify
+from .ncnn import load_ncnn
+
+PRESETS: dict[str, dict[str, Any]] = json.loads(
+    importlib.resources.files(__package__).joinpath("compared.json").read_text("utf-8")
+)
+"""Published configurations by name: `architecture`, `config` or `published_options`, and `scheduler` of diffusion."""
+ARCHITECTURES: dict[str, type[ModelMixin]] = {
+    cls.__name__: cls for cls in (EDSR, RRDBNet, SRVGGNetCompact, HCFlow, SR3UNet, GuidedDiffusionUNet)
+}
+_PIPELINES = {
+    **dict.fromkeys(("EDSR", "RRDBNet", "SRVGGNetCompact"), ("RegressionPipeline", "network")),
+    "HCFlow": ("HCFlowPipeline", "flow"),
+    "SR3UNet": ("SR3Pipeline", "unet"),
+    "GuidedDiffusionUNet": ("DPSPipeline", "unet"),
+}
+"""Architecture -> the pipeline's class and the name of the network in it."""
+_SCHEDULE = (
+    "betas",
+    "alphas_cumprod",
+    "alphas_cumprod_prev",
+    "sqrt_alphas_cumprod",
+    "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod",
+    "sqrt_recip_alphas_cumprod",
+    "sqrt_recipm1_alphas_cumprod",
+    "posterior_variance",
+    "posterior_log_variance_clipped",
+    "posterior_mean_coef1",
+    "posterior_mean_coef2",
+)
+"""Buffers that SR3's published files hold beside the network."""
+
+
+@dataclass
+class Recipe:
+    """What to build.
+
+    Args:
+        architecture: a name of `ARCHITECTURES`.
+        config: of the class of that name.
+        scheduler: of `AncestralScheduler`, for diffusion models.
+        pipeline: scalars of the pipeline; its class has defaults for all.
+    """
+
+    architecture: str
+    config: dict[str, Any]
+    scheduler: dict[str, Any] = field(default_factory=dict)
+    pipeline: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_preset(cls, preset: str) -> "Recipe":
+        """The recipe of a preset.
+
+        Raises:
+            ValueError: an unknown name.
+        """
+        if preset not in PRESETS:
+            raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}")
+        entry = PRESETS[preset]
+        if "published_options" in entry:
+            config = guided_diffusion.published_options(**entry["published_options"])
+        else:
+            config = entry["config"]
+        parts = (dict(entry.get(name, {})) for name in ("scheduler", "pipeline"))
+        return cls(entry["architecture"], dict(config), *parts)
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> "Recipe":
+        """The recipe of a mapping with `architecture` and the class's own arguments; `scheduler` and `pipeline` may be.
+
+        Raises:
+            ConversionError: an architecture that is not known.
+        """
+        rest = dict(config)
+        architecture = rest.pop("architecture", None)
+        parts = (dict(rest.pop(name, {})) for name in ("scheduler", "pipeline"))
+        if architecture not in ARCHITECTURES:
+            raise ConversionError(f"`config`: architecture must be one of {', '.join(READABLE)}, got {architecture!r}")
+        return cls(architecture, rest, *parts)
+
+    def build(self, device: str = "cpu") -> ModelMixin:
+        """The network, with random weights; on "meta" without memory.
+
+        Raises:
+            ConversionError: a configuration that its class does not take.
+        """
+        try:
+            with torch.device(device):
+                return ARCHITECTURES[self.architecture](**self.config)
+        except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+            raise ConversionError(f"`config` of {self.architecture}: {' '.join(str(error).split())[:300]}") from error
+
+
+def convert_baseline(
+    checkpoint: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str],
+    preset: str | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes published weights as a folder of the pipeline that they belong to.
+
+    Args:
+        checkpoint: a file of tensors: `.pt`, `.pth` or `.safetensors`, with or without the wrappers `params_ema`,
+            `params` and `state_dict`; or ncnn's `.bin` with its `.param` beside it.
+        output_dir: a folder that does not exist or is empty; it appears when it is complete or not at all.
+        preset: a name of `PRESETS`; exactly one of `preset` and `config` must be given.
+        config: `architecture` (a name of `ARCHITECTURES`) and the arguments of that class; `scheduler` may hold those
+            of `AncestralScheduler`, `pipeline` those of the pipeline.
+
+    Raises:
+        ValueError: a file that cannot be read, holds another architecture or does not fit (`ConversionError`), an
+            unknown preset, an output that exists.
+    """
+    if (preset is None) == (config is None):
+        raise ValueError(f"give either `preset` or `config`, got preset={preset!r}, config={config!r}")
+    output = Path(output_dir).resolve()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"`output_dir`: {output} exists and is not an empty folder")
+    recipe = Recipe.of_preset(preset) if preset is not None else Recipe.of_config(config or {})
+    path = Path(checkpoint)
+    of_ncnn = path.suffix == ".bin" and path.with_suffix(".param").is_file()
+    model, scheduler = convert_state_dict(load_ncnn(path) if of_ncnn else load_checkpoint(path), recipe, preset)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(output.parent)
+    temporary = temporary_path(output)
+    name, component = _PIPELINES[recipe.architecture]
+    index = {"_class_name": name, "_diffusers_version": diffusers.__version__, **recipe.pipeline}
+    try:
+        for part, value in ((component, model), ("scheduler", scheduler)):
+            if value is not None:
+                value.save_pretrained(temporary / part)
+                index[part] = ["hvae_sr", type(value).__name__]
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        (temporary / "model_index.json").write_text(text, encoding="utf-8")
+        os.replace(temporary, output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return output
+
+
+def convert_state_dict(
+    state: Mapping[str, Tensor], recipe: Recipe, preset: str | None = None
+) -> tuple[ModelMixin, AncestralScheduler | None]:
+    """The network with the weights of a published state dict, and the scheduler of a diffusion model.
+
+    Args:
+        state: tensors under published names (see `hvae_sr.checkpoints.convert.load_checkpoint`).
+        recipe: what they are weights of.
+        preset: the recipe's name, for errors.
+
+    Raises:
+        ConversionError: weights of another architecture, of another scale or size, or of another range of values; keys
+            that are missing, unexpected or of another shape.
+    """
+    asked = f"`preset` {preset!r}" if preset is not None else "`config`"
+    state, schedule = _without_schedule(state)
+    finding = identify(state)
+    model = recipe.build("meta")
+    _check_finding(finding, recipe, model.config, asked)
+    state = _completed(state, finding, recipe)
+    names = published_keys(model, finding.variant)
+    _check_shapes(state, published_shapes(model, names))
+    weights = {
+        key: adapt(model, key, state[name].to(torch.float32)).clone().contiguous() for key, name in names.items()
+    }
+    model.eval().load_state_dict(weights, assign=True)
+    if recipe.architecture == "EDSR":
+        # `assign` brings in parameters that could be trained: the colours are not.
+        for layer in (model.sub_mean, model.add_mean):
+            layer.requires_grad_(False)
+    return model, _scheduler(recipe, schedule)
+
+
+def published_keys(model: ModelMixin, variant: str = "") -> dict[str, str]:
+    """Keys of our network -> keys of the published one, in one of the names in use for it."""
+    keys = list(model.state_dict())
+    architecture = type(model).__name__
+    if architecture == "GuidedDiffusionUNet":
+        return guided_diffusion.published_keys(model)
+    rules: tuple[tuple[str, str], ...] = ()
+    if architecture == "HCFlow":
+        per_level = len(model.levels[0]) + 2  # a squeeze before the steps and a split after them have no weights
+        layers = {
+            f"levels.{level}.{step}.": f"flow.layers.{level * per_level + step + 1}."
+            for level, steps in enumerate(model.levels)
+            for step in range(len(steps))
+        }
+        rules = (*((rf"^{re.escape(ours)}", theirs) for ours, theirs in layers.items()), *_HCFLOW)
+    else:
+        rules = _RULES.get((architecture, variant), ())
+    names = {key: key for key in keys}
+    for pattern, replacement in rules:
+        replacement = replacement.replace("{last}", str(model.config.get("num_blocks")))
+        names = {key: re.sub(pattern, replacement, name) for key, name in names.items()}
+    return names
+
+
+_HCFLOW = (
+    (r"^conditionals\.(\d+)\.", r"flow.level\1_condFlow."),
+    (r"_condFlow\.steps\.", "_condFlow.additional_flow_steps."),
+    (r"_condFlow\.trunk([01])\.", r"_condFlow.RRDB_trunk\1."),
+    (r"_condFlow\.trunk_conv\.", "_condFlow.trunk_conv1."),
+    (r"_condFlow\.gaussian\.", "_condFlow.f."),
+    (r"\.rdb(\d)\.", r".RDB\1."),
+)
+_RULES: dict[tuple[str, str], tuple[tuple[str, str], ...]] = {  # ours -> published
+    ("EDSR", "BasicSR"): (
+        (r"^head\.0\.", "conv_first."),
+        (r"^body\.(\d+)\.body\.0\.", r"body.\1.conv1."),
+        (r"^body\.(\d+)\.body\.2\.", r"body.\1.conv2."),
+        (r"^body\.\d+\.(weight|bias)$", r"conv_after_body.\1"),
+        (r"^tail\.0\.", "upsample."),
+        (r"^tail\.1\.", "conv_last."),
+    ),
+    ("RRDBNet", "ESRGAN"): (
+        (r"^body\.(\d+)\.rdb(\d)\.", r"RRDB_trunk.\1.RDB\2."),
+        (r"^conv_body\.", "trunk_conv."),
+        (r"^conv_up(\d)\.", r"upconv\1."),
+        (r"^conv_hr\.", "HRconv."),
+    ),
+    ("RRDBNet", "old ESRGAN"): (
+        (r"^body\.(\d+)\.rdb(\d)\.conv(\d)\.", r"model.1.sub.\1.RDB\2.conv\3.0."),
+        (r"^conv_first\.", "model.0."),
+        (r"^conv_body\.", "model.1.sub.{last}."),
+        (r"^conv_up1\.", "model.3."),
+        (r"^conv_up2\.", "model.6."),
+        (r"^conv_hr\.", "model.8."),
+        (r"^conv_last\.", "model.10."),
+    ),
+}
+
+
+def published_shapes(model: ModelMixin, names: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    """Keys of the published network -> their shapes, from those of ours and `published_keys`."""
+    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    if _is_guided(model):
+        shapes = {key: guided_diffusion.published_shape(key, shape, model.config) for key, shape in shapes.items()}
+    return {names[key]: shape for key, shape in shapes.items()}
+
+
+def adapt(model: ModelMixin, key: str, value: Tensor) -> Tensor:
+    """The model's tensor `key` from the published one."""
+    return guided_diffusion.adapt(key, value, model.config) if _is_guided(model) else value
+
+
+def _is_guided(model: ModelMixin) -> bool:
+    return isinstance(model, GuidedDiffusionUNet)
+
+
+def _without_schedule(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None]:
+    """The network's tensors of an SR3 file, without `denoise_fn.`, and the schedule's betas; another file as it is."""
+    if not any(key.startswith("denoise_fn.") for key in state):
+        return dict(state), None
+    network = {key.removeprefix("denoise_fn."): value for key, value in state.items() if key not in _SCHEDULE}
+    return network, state.get("betas")
+
+
+def _check_finding(finding: Finding, recipe: Recipe, config: Mapping[str, Any], asked: str) -> None:
+    if finding.architecture != recipe.architecture:
+        raise ConversionError(f"{asked} is for a network {recipe.architecture}; the file holds {finding}")
+    differing = {
+        name: (value, config[name])
+        for name, value in finding.options.items()
+        if name in config and config[name] != value and list(np.atleast_1d(config[name])) != list(np.atleast_1d(value))
+    }
+    if differing:
+        listed = ", ".join(f"{name}={value} (not {wanted})" for name, (value, wanted) in differing.items())
+        raise ConversionError(f"{asked} does not fit: the file holds {finding.name} with {listed}")
+
+
+def _completed(state: Mapping[str, Tensor], finding: Finding, recipe: Recipe) -> dict[str, Tensor]:
+    """The state of an EDSR with its mean colour, which BasicSR's files lack.
+
+    Raises:
+        ConversionError: a mean colour that belongs to images on another range of values.
+    """
+    completed = dict(state)
+    if finding.architecture != "EDSR":
+        return completed
+    if finding.variant == "BasicSR":
+        fresh = recipe.build().state_dict()
+        return completed | {key: value for key, value in fresh.items() if "_mean." in key}
+    mean = completed.get("add_mean.bias")
+    value_range = recipe.config.get("value_range", 255.0)
+    if mean is not None and mean.numel() and not 0.1 * value_range < float(mean.float().mean()) < value_range:
+        raise ConversionError(
+            f"`checkpoint`: the mean colour is {[round(float(c), 4) for c in mean.flatten()[:3]]}, which belongs to "
+            f"images on another range than the configuration's 0..{value_range:g}"
+        )
+    return completed
+
+
+def _check_shapes(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises a ConversionError unless the file has exactly these keys, in their shapes."""
+    found = {key: tuple(value.shape) for key, value in state.items()}
+    wrong = [key for key in shapes if found.get(key, shapes[key]) != shapes[key]]
+    problems = {
+        "missing": [key for key in shapes if key not in found],
+        "unexpected": [key for key in found if key not in shapes],
+        "misshapen": [f"{key} {list(found[key])} (should be {list(shapes[key])})" for key in wrong],
+    }
+    if any(problems.values()):
+        message = "`checkpoint` does not fit the configuration"
+        for problem, keys in problems.items():
+            if keys:
+                keys = list(dict.fromkeys(keys))
+                more = ", ..." if len(keys) > LISTED_KEYS else ""
+                message += f"\n{len(keys)} {problem}: {', '.join(keys[:LISTED_KEYS])}{more}"
+        raise ConversionError(message)
+
+
+def _scheduler(recipe: Recipe, betas: Tensor | None) -> AncestralScheduler | None:
+    """The scheduler of a diffusion model; that of the file where it holds one.
+
+    Raises:
+        ConversionError: a schedule that is not linear.
+    """
+    if recipe.architecture not in ("SR3UNet", "GuidedDiffusionUNet"):
+        return None
+    config = dict(recipe.scheduler)
+    if betas is not None:
+        values = betas.double().flatten().numpy()
+        if not np.allclose(values, np.linspace(values[0], values[-1], len(values)), rtol=1e-4, atol=0):
+            raise ConversionError("`checkpoint`: its schedule of noise is not linear, the only kind that is read")
+        stored = {"num_train_timesteps": len(values), "beta_start": float(values[0]), "beta_end": float(values[-1])}
+        # Buffers are float32: the configuration's own digits are kept where they agree.
+        agrees = all(abs(config.get(key, np.inf) - value) <= 1e-6 * value for key, value in stored.items())
+        config = config if agrees else config | stored
+    return AncestralScheduler(**config)

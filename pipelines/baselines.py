@@ -1,0 +1,337 @@
+"""The compared systems as pipelines: called as `SuperResolutionPipeline` is, with its output and its seeds."""
+
+import copy
+import json
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hvae_sr.baselines import EDSR, AncestralScheduler, GuidedDiffusionUNet, HCFlow, RRDBNet, SR3UNet, SRVGGNetCompact
+from hvae_sr.baselines.dps import dps_chain, gradient_bytes
+from hvae_sr.baselines.sr3 import sr3_chain
+from hvae_sr.checkpoints.names import resolve
+from hvae_sr.images import to_pil
+from hvae_sr.noise import CounterNoise
+from hvae_sr.sampling.memory import PIXELS_PER_CHUNK, format_bytes, used_and_available
+from hvae_sr.sampling.sizes import SizeRequirements, pad_to
+from hvae_sr.sampling.windows import split
+
+from .compared import Call, ComparedPipeline
+from .inputs import check_count
+from .super_resolution import SuperResolutionPipeline
+
+
+class RegressionPipeline(ComparedPipeline):
+    """One image, no samples: EDSR, RRDBNet (ESRGAN, Real-ESRGAN), SRVGGNetCompact, or Swin2SR of transformers.
+
+    All samples of a call are the same image. Images of more than a million HR pixels are worked on in windows, whose
+    results differ from the whole's as far as the networks see beyond `window_margin`.
+
+    Args:
+        network: the regression.
+        downsampling_kernel: H, a kernel of `Downsampling`, for the projection and LR-PSNR.
+        enforce_consistency: whether images are projected unless the call says it; the published systems do not.
+        default_temperature: always 1; a regression has none.
+        window_margin: pixels of y around a window that the network sees and that are not kept.
+        scale_factor: the network's, which None stands for.
+    """
+
+    model_cpu_offload_seq = "network"
+    is_deterministic = True
+    component_classes = {
+        "network": (
+            "hvae_sr.EDSR",
+            "hvae_sr.RRDBNet",
+            "hvae_sr.SRVGGNetCompact",
+            "transformers.Swin2SRForImageSuperResolution",
+        )
+    }
+
+    def __init__(
+        self,
+        network: EDSR | RRDBNet | SRVGGNetCompact | Any,
+        downsampling_kernel: str = "bicubic",
+        enforce_consistency: bool = False,
+        default_temperature: float = 1.0,
+        window_margin: int = 32,
+        scale_factor: int | None = None,
+    ) -> None:
+        super().__init__()
+        config = network.config
+        own = _own_factor(scale_factor, config.upscale if hasattr(config, "upscale") else config.scale_factor)
+        check_count("window_margin", window_margin, 0)
+        self.register_modules(network=network)
+        self._configure(own, downsampling_kernel, default_temperature, enforce_consistency, window_margin=window_margin)
+
+    @property
+    def sizes(self) -> SizeRequirements:
+        """RRDBNet of a factor below 4 unshuffles y first; Swin2SR works in windows of its own."""
+        multiple = getattr(self.network, "unshuffle", getattr(self.network.config, "window_size", 1))
+        return SizeRequirements(self.config.scale_factor, multiple)
+
+    def _sample(self, y: Tensor, seeds: list[int], call: Call, advance: Callable[[int], None]) -> Tensor:
+        height, width = self.sizes.padded((y.shape[-2], y.shape[-1]))
+        y = pad_to(y[None], (height, width))
+        scale, multiple = self.config.scale_factor, self.sizes.multiple
+        margin = math.ceil(self.config.window_margin / multiple) * multiple
+        side = call.options.window_size or math.isqrt(PIXELS_PER_CHUNK) // scale - 2 * margin
+        windows = split(height, width, max(side // multiple, 1) * multiple, margin)
+        whole = y.new_empty(1, 3, height * scale, width * scale)
+        for window in windows:
+            window.paste(self._evaluate(y[window.crop]), whole, scale)
+        advance(1)
+        return whole
+
+    def _evaluate(self, y: Tensor) -> Tensor:
+        """`[1, 3, h, w]` in [0, 1] -> `[1, 3, s h, s w]` on [-1, 1]."""
+        high = self.network.config.value_range if isinstance(self.network, EDSR) else 1.0
+        given = (y * high).to(self.network.dtype)
+        if isinstance(self.network, (EDSR, RRDBNet, SRVGGNetCompact)):
+            x = self.network(given, return_dict=False)[0]
+        else:
+            x = self.network(given).reconstruction
+        return x.float() * (2 / high) - 1
+
+
+class HCFlowPipeline(ComparedPipeline):
+    """Samples of HCFlow: the flow backwards, from Gaussian latents of every level.
+
+    Args:
+        flow: the network.
+        downsampling_kernel: H.
+        default_temperature: of the latents; 0.9 (x4) and 0.8 (faces) in the published results.
+        enforce_consistency: whether samples are projected unless the call says it; the published system does not.
+        scale_factor: the flow's, which None stands for.
+    """
+
+    model_cpu_offload_seq = "flow"
+    has_temperature = True
+    component_classes = {"flow": ("hvae_sr.HCFlow",)}
+
+    def __init__(
+        self,
+        flow: HCFlow,
+        downsampling_kernel: str = "matlab-bicubic",
+        default_temperature: float = 0.9,
+        enforce_consistency: bool = False,
+        scale_factor: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(flow=flow)
+        own = _own_factor(scale_factor, flow.scale_factor)
+        self._configure(own, downsampling_kernel, default_temperature, enforce_consistency)
+
+    def _sample(self, y: Tensor, seeds: list[int], call: Call, advance: Callable[[int], None]) -> Tensor:
+        given = y.to(self.flow.dtype).expand(len(seeds), *y.shape)
+        x = self.flow.sample(given, CounterNoise(seeds), call.temperature).sample
+        advance(len(seeds))
+        return x.float() * 2 - 1
+
+
+class _ChainPipeline(ComparedPipeline):
+    """A diffusion model's chain: how many steps."""
+
+    model_cpu_offload_seq = "unet"
+    unet: Any
+    scheduler: AncestralScheduler
+
+    def _own_arguments(self, named: dict[str, Any]) -> dict[str, Any]:
+        steps = named.pop("num_inference_steps", None)
+        steps = self.config.num_inference_steps if steps is None else steps
+        scheduler = copy.deepcopy(self.scheduler)
+        try:
+            scheduler.set_timesteps(steps)
+        except ValueError as error:
+            raise ValueError(f"`num_inference_steps` = {steps!r}: {error}") from None
+        return {"scheduler": scheduler}
+
+    def _evaluations(self, call: Call) -> int:
+        return call.own["scheduler"].num_steps
+
+    def _multiple(self) -> int:
+        """What the sides of x must be multiples of."""
+        raise NotImplementedError
+
+    @property
+    def sizes(self) -> SizeRequirements:
+        """y is padded until x is large enough for every level of the U-Net."""
+        multiple, scale = self._multiple(), self.config.scale_factor
+        return SizeRequirements(scale, multiple // math.gcd(multiple, scale))
+
+
+class SR3Pipeline(_ChainPipeline):
+    """Samples of SR3: a chain of a diffusion model of p(x|y), which sees y enlarged.
+
+    y is rounded to 8 bits and enlarged by PIL's bicubic, as the published data preparation does. Calls take
+    `num_inference_steps`: a number of steps, evenly spread over those of training, or a description that
+    `space_timesteps` takes; None means the configuration's.
+
+    Args:
+        unet: the network.
+        scheduler: its noise schedule.
+        scale_factor: sides of x over sides of y.
+        downsampling_kernel: H.
+        enforce_consistency: whether samples are projected unless the call says it; the CVDVAE paper projects them.
+        default_temperature: always 1; a chain has none.
+        num_inference_steps: of a sample; None for all of training, as published.
+    """
+
+    component_classes = {"unet": ("hvae_sr.SR3UNet",), "scheduler": ("hvae_sr.AncestralScheduler",)}
+
+    def __init__(
+        self,
+        unet: SR3UNet,
+        scheduler: AncestralScheduler,
+        scale_factor: int = 8,
+        downsampling_kernel: str = "bicubic",
+        enforce_consistency: bool = True,
+        default_temperature: float = 1.0,
+        num_inference_steps: int | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+        own = {"num_inference_steps": num_inference_steps}
+        self._configure(scale_factor, downsampling_kernel, default_temperature, enforce_consistency, **own)
+
+    def _multiple(self) -> int:
+        return self.unet.multiple
+
+    def _sample(self, y: Tensor, seeds: list[int], call: Call, advance: Callable[[int], None]) -> Tensor:
+        condition = pad_to(enlarge(y, self.config.scale_factor)[None], self.sizes.output((y.shape[-2], y.shape[-1])))
+        condition = condition.expand(len(seeds), *condition.shape[1:])
+        x = condition
+        for step in sr3_chain(self.unet, call.own["scheduler"], condition, CounterNoise(seeds)):
+            x = step.previous
+            advance(len(seeds))
+        return x
+
+
+class DPSPipeline(_ChainPipeline):
+    """Samples of DPS: an unconditional diffusion model, led to y by the gradient of |y - A x_0|.
+
+    Any factor and any kernel of `Downsampling` will do: the prior knows none. Calls take `num_inference_steps`, as
+    `SR3Pipeline`, and `guidance_scale`. A gradient is computed at every step: it takes the memory of training, and
+    `unet.enable_gradient_checkpointing()` trades some for time.
+
+    Args:
+        unet: the prior.
+        scheduler: its noise schedule.
+        scale_factor: sides of x over sides of y.
+        downsampling_kernel: A, and H of the projection; "matlab-bicubic" is the published operator.
+        guidance_scale: 0.3 in the published configuration for super-resolution.
+        enforce_consistency: whether samples are projected unless the call says it; the published system does not.
+        default_temperature: always 1; a chain has none.
+        num_inference_steps: of a sample; None for all of training, as published.
+    """
+
+    component_classes = {"unet": ("hvae_sr.GuidedDiffusionUNet",), "scheduler": ("hvae_sr.AncestralScheduler",)}
+
+    def __init__(
+        self,
+        unet: GuidedDiffusionUNet,
+        scheduler: AncestralScheduler,
+        scale_factor: int = 4,
+        downsampling_kernel: str = "matlab-bicubic",
+        guidance_scale: float = 0.3,
+        enforce_consistency: bool = False,
+        default_temperature: float = 1.0,
+        num_inference_steps: int | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self._bytes: dict[tuple[Any, ...], int] = {}
+        own = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps}
+        self._configure(scale_factor, downsampling_kernel, default_temperature, enforce_consistency, **own)
+
+    def _multiple(self) -> int:
+        return 2 ** (len(self.unet.config.block_out_channels) - 1)
+
+    def _own_arguments(self, named: dict[str, Any]) -> dict[str, Any]:
+        scale = named.pop("guidance_scale", None)
+        scale = self.config.guidance_scale if scale is None else scale
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 <= scale < math.inf:
+            raise ValueError(f"`guidance_scale` must be a finite number >= 0, got {scale!r}")
+        return {**super()._own_arguments(named), "guidance_scale": float(scale)}
+
+    def _samples_at_once(self, y: Tensor) -> int:
+        return 1
+
+    def _sample(self, y: Tensor, seeds: list[int], call: Call, advance: Callable[[int], None]) -> Tensor:
+        size = (y.shape[-2], y.shape[-1])
+        given = pad_to(y[None] * 2 - 1, self.sizes.padded(size)).expand(len(seeds), -1, -1, -1)
+        self._check_memory(len(seeds), self.sizes.output(size), y.device, call.options.max_memory)
+        trained = [p for p in self.unet.parameters() if p.requires_grad]
+        self.unet.requires_grad_(False)  # the gradient is asked for by x alone
+        try:
+            scheduler, scale = call.own["scheduler"], call.own["guidance_scale"]
+            chain = dps_chain(
+                self.unet, scheduler, given, self.operator, self.sizes.output(size), CounterNoise(seeds), scale
+            )
+            x = given
+            for step in chain:
+                x = step.previous
+                advance(len(seeds))
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_()
+        return x
+
+    def _check_memory(self, batch: int, size: tuple[int, int], device: torch.device, max_memory: int | None) -> None:
+        """Raises a ValueError if the gradient takes more memory than there is."""
+        found = used_and_available(device)
+        if found is None:
+            return
+        used, available = found
+        available = available if max_memory is None else min(available, max(max_memory - used, 0))
+        key = (size, self.unet.dtype, self.unet.is_gradient_checkpointing)
+        if key not in self._bytes:
+            self._bytes[key] = gradient_bytes(self.unet, size)
+        needed = batch * self._bytes[key]
+        if needed > available:
+            raise ValueError(
+                f"`image`: the gradient of {batch} sample(s) of {size[1]}x{size[0]} takes about "
+                f"{format_bytes(needed)}, {format_bytes(available)} are left; a smaller `batch_size` or image, or "
+                "`pipe.unet.enable_gradient_checkpointing()`, takes less"
+            )
+
+
+PIPELINES = {
+    cls.__name__: cls for cls in (SuperResolutionPipeline, RegressionPipeline, HCFlowPipeline, SR3Pipeline, DPSPipeline)
+}
+"""Every pipeline of this package by name."""
+
+
+def pipeline_class(model: str | os.PathLike[str]) -> Any:
+    """The class of the pipeline in a folder, or of a bundled name; `SuperResolutionPipeline` for the Hub's.
+
+    Raises:
+        ValueError: a folder whose index names no pipeline of this package.
+    """
+    index = os.path.join(resolve(model), "model_index.json")
+    if not os.path.isfile(index):
+        return SuperResolutionPipeline
+    try:
+        with open(index, encoding="utf-8") as file:
+            name = json.load(file)["_class_name"]
+        return PIPELINES[name]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{index} must name one of {', '.join(PIPELINES)}: {type(error).__name__}: {error}") from error
+
+
+def _own_factor(given: int | None, own: int) -> int:
+    if given not in (None, own):
+        raise ValueError(f"`scale_factor` must be the network's {own}, got {given!r}")
+    return own
+
+
+def enlarge(y: Tensor, scale_factor: int) -> Tensor:
+    """y `[3, h, w]` in [0, 1], rounded to 8 bits and enlarged by PIL's bicubic, on [-1, 1]."""
+    low = to_pil(y)
+    high = low.resize((low.width * scale_factor, low.height * scale_factor), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(high)).permute(2, 0, 1).to(y) / 127.5 - 1

@@ -1,0 +1,303 @@
+"""Conversion of the compared systems' published files: key by key, and refusals that say what a file holds."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from compared_cases import needs_compared, published
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hvae_sr.baselines import EDSR, AncestralScheduler, GuidedDiffusionUNet, HCFlow, RRDBNet, SR3UNet, SRVGGNetCompact
+from hvae_sr.baselines.guided_diffusion import published_options
+from hvae_sr.checkpoints.compared import (
+    ARCHITECTURES,
+    PRESETS,
+    Recipe,
+    convert_baseline,
+    convert_state_dict,
+    published_keys,
+    published_shapes,
+)
+from hvae_sr.checkpoints.convert import ConversionError
+from hvae_sr.checkpoints.detect import identify
+from hvae_sr.checkpoints.ncnn import load_ncnn
+from hvae_sr.cli import main
+
+GUIDED = dict(image_size=16, num_channels=16, num_res_blocks=1, channel_mult="2,4", attention_resolutions=8)
+CONFIGS: dict[str, dict[str, Any]] = {
+    "EDSR": {"scale_factor": 2, "num_blocks": 2, "width": 8, "residual_scale": 0.1},
+    "RRDBNet": {"scale_factor": 2, "num_blocks": 2, "width": 8, "growth": 4},
+    "SRVGGNetCompact": {"scale_factor": 3, "num_layers": 2, "width": 8},
+    "HCFlow": {
+        "num_levels": 2,
+        "num_steps": 3,
+        "num_conditional_steps": 1,
+        "hidden_width": 4,
+        "feature_blocks": [1, 2],
+        "feature_width": 4,
+        "feature_growth": 2,
+    },
+    "SR3UNet": {"image_size": 16, "width": 8, "width_multiples": [1, 2], "num_res_blocks": 1, "norm_groups": 4},
+    "GuidedDiffusionUNet": published_options(**GUIDED, num_head_channels=16),
+}
+SCHEDULER = {"num_train_timesteps": 10, "beta_start": 1e-3, "beta_end": 0.1}
+
+
+def recipe(architecture: str) -> Recipe:
+    return Recipe(architecture, CONFIGS[architecture], SCHEDULER)
+
+
+def published_state(architecture: str, variant: str = "") -> dict[str, Tensor]:
+    """Random weights under the published names."""
+    torch.manual_seed(0)
+    model = recipe(architecture).build()
+    names = published_keys(model, variant)
+    state = {key: torch.randn(shape) for key, shape in published_shapes(model, names).items()}
+    if architecture == "EDSR":
+        state |= {key: value for key, value in model.state_dict().items() if "_mean" in key}
+    return state
+
+
+def write(state: dict[str, Tensor], folder: Path, wrapper: str | None = None) -> Path:
+    path = folder / "weights.pth"
+    torch.save({wrapper: state} if wrapper else state, path)
+    return path
+
+
+FULL_SIZE = [
+    ("edsr_x2", "EDSR_x2", "edsr-x2", ""),
+    ("edsr_x4", "EDSR_x4", "edsr-x4", ""),
+    ("edsr_x2", "EDSR_baseline_x2", "edsr-baseline-x2", ""),
+    ("edsr_x4", "EDSR_baseline_x4", "edsr-baseline-x4", ""),
+    ("esrgan_rrdb_x4", "RRDB_ESRGAN_x4", "esrgan-x4", "ESRGAN"),
+    ("realesrgan_rrdb_x2", "RealESRGAN_x4plus", "realesrgan-x4plus", "BasicSR"),
+    ("realesrgan_rrdb_x2", "RealESRGAN_x2plus", "realesrgan-x2plus", "BasicSR"),
+    ("realesrgan_rrdb_x2", "RealESRGAN_x4plus_anime_6B", "realesrgan-x4plus-anime-6b", "BasicSR"),
+    ("realesrgan_srvgg_x4", "realesr-animevideov3", "realesr-animevideov3", ""),
+    ("realesrgan_srvgg_x4", "realesr-general-x4v3", "realesr-general-x4v3", ""),
+    ("hcflow_x4", "SR_DF2K_X4_HCFlow", "hcflow-x4", ""),
+    ("hcflow_x8_face", "SR_CelebA_X8_HCFlow", "hcflow-face-x8", ""),
+    ("sr3_x4", "sr_sr3_16_128", "sr3-16-128", ""),
+    ("sr3_x4", "sr_sr3_64_512", "sr3-64-512", ""),
+    ("dps_x4", "ffhq_10m", "dps-ffhq256", ""),
+    ("dps_x4", "imagenet256", "dps-imagenet256", ""),
+]
+
+
+@needs_compared
+@pytest.mark.parametrize(("case", "network", "preset", "variant"), FULL_SIZE)
+def test_a_preset_has_every_key_of_the_published_network(case: str, network: str, preset: str, variant: str) -> None:
+    recorded = published(case)[network]
+    model = Recipe.of_preset(preset).build("meta")
+    names = published_keys(model, variant)
+    assert published_shapes(model, names) == {key: tuple(shape) for key, shape in recorded["state_dict"].items()}
+    counted = sum(torch.Size(shape).numel() for shape in published_shapes(model, names).values())
+    assert counted == recorded["n_parameters"]
+    for other, map_name in (("old ESRGAN", "old_arch_name_of"), ("BasicSR", "basicsr_name_of")):
+        if map_name in recorded:
+            assert {names[key]: theirs for key, theirs in published_keys(model, other).items()} == recorded[map_name]
+
+
+def test_the_list_of_published_networks_covers_every_recorded_one() -> None:
+    for case in {case for case, *_ in FULL_SIZE}:
+        recorded = {name for name in published(case) if name != "small_case"}
+        assert recorded <= {network for folder, network, *_ in FULL_SIZE if folder == case}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "variant"),
+    [(name, "") for name in ARCHITECTURES if name != "RRDBNet"]
+    + [("EDSR", "BasicSR"), ("RRDBNet", "BasicSR"), ("RRDBNet", "ESRGAN"), ("RRDBNet", "old ESRGAN")],
+)
+def test_a_published_file_is_recognised_and_loads(architecture: str, variant: str, tmp_path: Path) -> None:
+    state = published_state(architecture, variant)
+    finding = identify(state)
+    assert (finding.architecture, finding.variant) == (architecture, variant)
+    assert all(CONFIGS[architecture][name] == value for name, value in finding.options.items())
+    if variant == "BasicSR" and architecture == "EDSR":
+        state = {key: value for key, value in state.items() if "_mean." not in key}
+    folder = convert_baseline(
+        write(state, tmp_path, "params_ema" if variant == "BasicSR" else None),
+        tmp_path / "out",
+        config={"architecture": architecture, "scheduler": SCHEDULER, **CONFIGS[architecture]},
+    )
+    (subfolder,) = {"network", "flow", "unet"} & {path.name for path in folder.iterdir()}
+    model = ARCHITECTURES[architecture].from_pretrained(folder, subfolder=subfolder)
+    names = published_keys(model, variant)
+    exact = {key for key, name in names.items() if name in state and model.state_dict()[key].shape == state[name].shape}
+    assert all(torch.equal(model.state_dict()[key], state[names[key]]) for key in exact)
+    has_scheduler = architecture in ("SR3UNet", "GuidedDiffusionUNet")
+    assert (folder / "scheduler").is_dir() == has_scheduler
+    if has_scheduler:
+        assert AncestralScheduler.from_pretrained(folder / "scheduler").num_steps == 10
+
+
+def resized(architecture: str, **changes: Any) -> Callable[[], dict[str, Tensor]]:
+    def make() -> dict[str, Tensor]:
+        model = Recipe(architecture, CONFIGS[architecture] | changes).build()
+        return {name: model.state_dict()[key] for key, name in published_keys(model).items()}
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("preset", "state", "message"),
+    [
+        ("edsr-x4", resized("RRDBNet"), r"is for a network EDSR; the file holds an RRDBNet \(scale_factor=2"),
+        ("esrgan-x4", resized("EDSR"), "is for a network RRDBNet; the file holds an EDSR"),
+        ("hcflow-x4", lambda: {"flowUpsamplerNet.layers.1.weight": torch.ones(1)}, "the file holds an SRFlow"),
+        ("edsr-x4", lambda: {"conv_first.weight": torch.ones(1)}, "the file holds weights of no known architecture"),
+        ("dps-ffhq256", lambda: {"model.diffusion_model.a": torch.ones(1)}, "the file holds a latent diffusion model"),
+        ("edsr-x4", resized("EDSR", width=256, num_blocks=32), r"holds an EDSR with scale_factor=2 \(not 4\)"),
+        ("edsr-x2", resized("EDSR"), r"num_blocks=2 \(not 32\), width=8 \(not 256\)"),
+        ("realesrgan-x4plus", resized("RRDBNet"), r"scale_factor=2 \(not 4\)"),
+        ("hcflow-face-x8", resized("HCFlow"), r"num_levels=2 \(not 3\)"),
+    ],
+)
+def test_a_file_of_another_network_is_named_as_what_it_is(
+    preset: str, state: Callable[[], dict[str, Tensor]], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConversionError, match=message):
+        convert_baseline(write(state(), tmp_path), tmp_path / "out", preset=preset)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
+def test_missing_unexpected_and_misshapen_keys_are_named_as_published(architecture: str) -> None:
+    variant = "BasicSR" if architecture == "RRDBNet" else ""
+    state = published_state(architecture, variant)
+    keys = [key for key in state if key.endswith(".weight")]
+    key = keys[len(keys) // 2]  # none that tells the network's size
+    for changed, message in (
+        ({name: value for name, value in state.items() if name != key}, f"1 missing: {key}"),
+        (state | {"another.weight": torch.ones(1)}, "1 unexpected: another.weight"),
+        (state | {key: torch.ones(2, 2, 2)}, rf"1 misshapen: {key} \[2, 2, 2\]"),
+    ):
+        with pytest.raises(ConversionError, match=message.replace(".", r"\.")):
+            convert_state_dict(changed, recipe(architecture))
+
+
+def test_weights_for_another_range_of_values_are_refused() -> None:
+    state = published_state("EDSR")
+    state = {key: value / 255 if key.endswith("_mean.bias") else value for key, value in state.items()}
+    with pytest.raises(ConversionError, match=r"mean colour is \[0\.4488, .*another range than .* 0\.\.255"):
+        convert_state_dict(state, recipe("EDSR"))
+
+
+def test_fixed_colours_of_a_converted_edsr_stay_fixed() -> None:
+    model, _ = convert_state_dict(published_state("EDSR"), recipe("EDSR"))
+    fixed = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert fixed == {"sub_mean.weight", "sub_mean.bias", "add_mean.weight", "add_mean.bias"}
+
+
+def test_the_schedule_in_an_sr3_file_wins_and_must_be_linear() -> None:
+    state = {f"denoise_fn.{key}": value for key, value in published_state("SR3UNet").items()}
+    _, scheduler = convert_state_dict(state | {"betas": torch.linspace(1e-4, 0.5, 8)}, recipe("SR3UNet"))
+    assert scheduler is not None and scheduler.num_steps == 8
+    assert scheduler.config.beta_end == pytest.approx(0.5)
+    _, scheduler = convert_state_dict(state | {"betas": torch.linspace(1e-3, 0.1, 10)}, recipe("SR3UNet"))
+    assert scheduler is not None and scheduler.config.beta_end == 0.1  # the configuration's own digits
+    with pytest.raises(ConversionError, match="not linear"):
+        convert_state_dict(state | {"betas": torch.linspace(0.01, 0.7, 8) ** 2}, recipe("SR3UNet"))
+
+
+def test_the_command_converts_and_names_all_presets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file(published_state("SRVGGNetCompact"), path)
+    hparams = tmp_path / "hparams.json"
+    hparams.write_text(json.dumps({"architecture": "SRVGGNetCompact", **CONFIGS["SRVGGNetCompact"]}))
+    assert main(["convert", str(path), "-o", str(tmp_path / "out"), "--hparams", str(hparams)]) == 0
+    assert SRVGGNetCompact.from_pretrained(tmp_path / "out" / "network").config.scale_factor == 3
+    assert main(["convert", str(path), "-o", str(tmp_path / "no"), "--preset", "edsr-x5"]) != 0
+    assert "edsr-x4" in capsys.readouterr().err
+    assert main(["convert", str(path), "-o", str(tmp_path / "no"), "--preset", "edsr-x4"]) != 0
+    assert "the file holds an SRVGGNetCompact" in capsys.readouterr().err
+
+
+def test_bad_arguments_are_named(tmp_path: Path) -> None:
+    path = write(published_state("EDSR"), tmp_path)
+    with pytest.raises(ValueError, match="`preset` must be one of edsr-baseline-x2"):
+        convert_baseline(path, tmp_path / "out", preset="edsr")
+    with pytest.raises(ValueError, match="give either `preset` or `config`"):
+        convert_baseline(path, tmp_path / "out")
+    with pytest.raises(ValueError, match="exists and is not an empty folder"):
+        convert_baseline(path, tmp_path, preset="edsr-x4")
+    with pytest.raises(ConversionError, match="architecture must be one of EDSR"):
+        convert_baseline(path, tmp_path / "out", config={"scale_factor": 2})
+    with pytest.raises(ConversionError, match="`config` of EDSR: `scale_factor` must be one of 2, 3, 4, got 5"):
+        convert_baseline(path, tmp_path / "out", config={"architecture": "EDSR", "scale_factor": 5})
+
+
+def test_every_preset_builds() -> None:
+    classes = {type(Recipe.of_preset(name).build("meta")) for name in PRESETS}
+    assert classes == {EDSR, RRDBNet, SRVGGNetCompact, HCFlow, SR3UNet, GuidedDiffusionUNet}
+
+
+def write_ncnn(
+    state: dict[str, Tensor], layers: list[tuple[str, str]], folder: Path, half: bool, end: str = ""
+) -> Path:
+    """A `.bin` and its `.param` of layers (kind, name)."""
+    lines, data = ["Input input 0 1 data"], b""
+    for kind, name in layers:
+        weight = state[f"{name}.weight"]
+        if kind == "PReLU":
+            lines.append(f"PReLU {name} 1 1 a b 0={len(weight)}")
+            data += weight.numpy().tobytes()
+            continue
+        lines.append(f"Convolution {name} 1 1 a b 0={len(weight)} 1={weight.shape[2]} 4=1 5=1 6={weight.numel()}")
+        stored = weight.half().numpy().tobytes() if half else weight.numpy().tobytes()
+        tag = 0x01306B47 if half else 0
+        data += (
+            tag.to_bytes(4, "little") + stored + b"\0" * (-len(stored) % 4) + state[f"{name}.bias"].numpy().tobytes()
+        )
+    lines += ["Interp up 1 1 a b 0=1 1=4.0", "BinaryOp add 2 1 a b c", end]
+    (folder / "x.param").write_text("\n".join(["7767517", f"{len(lines)} 9", *lines]))
+    (folder / "x.bin").write_bytes(data)
+    return folder / "x.bin"
+
+
+@pytest.mark.parametrize("half", [True, False])
+@pytest.mark.parametrize("architecture", ["RRDBNet", "SRVGGNetCompact"])
+def test_weights_of_ncnn_are_read_by_the_order_of_their_layers(architecture: str, half: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = CONFIGS[architecture] | {"scale_factor": 4}
+    model = ARCHITECTURES[architecture](**config)
+    state = model.state_dict()
+    kinds = {torch.nn.Conv2d: "Convolution", torch.nn.PReLU: "PReLU"}
+    layers = [(kinds[type(module)], name) for name, module in model.named_modules() if type(module) in kinds]
+    path = write_ncnn(state, layers, tmp_path, half)
+    folder = convert_baseline(path, tmp_path / "out", config={"architecture": architecture, **config})
+    loaded = ARCHITECTURES[architecture].from_pretrained(folder, subfolder="network").state_dict()
+    tolerance = 1e-3 if half else 0.0
+    assert all(torch.allclose(loaded[key], state[key], rtol=tolerance, atol=tolerance) for key in state)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-4]), "the file ends after"),
+        (lambda path: path.write_bytes(path.read_bytes() + b"1234"), "4 bytes are left"),
+        (lambda path: path.write_bytes(b"1234" + path.read_bytes()[4:]), "stored in an unknown way, tag 0x34333231"),
+        (lambda path: path.with_suffix(".param").write_text("hello"), "no list of ncnn's layers"),
+        (lambda path: path.with_suffix(".param").write_text("7767517\n1 1\nLSTM a 1 1 b c"), "kind LSTM is not read"),
+    ],
+)
+def test_damaged_weights_of_ncnn_are_refused(damage: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
+    model = SRVGGNetCompact(**CONFIGS["SRVGGNetCompact"])
+    layers = [("PReLU" if i % 2 else "Convolution", f"body.{i}") for i in range(len(model.body))]
+    path = write_ncnn(model.state_dict(), layers, tmp_path, half=True)
+    damage(path)
+    with pytest.raises(ConversionError, match=message):
+        load_ncnn(path)
+
+
+def test_a_network_of_ncnn_that_resizes_its_result_is_refused(tmp_path: Path) -> None:
+    model = SRVGGNetCompact(**CONFIGS["SRVGGNetCompact"])
+    layers = [("PReLU" if i % 2 else "Convolution", f"body.{i}") for i in range(len(model.body))]
+    path = write_ncnn(model.state_dict(), layers, tmp_path, half=True, end="Interp down 1 1 a b 0=3 1=0.5")
+    with pytest.raises(ConversionError, match="resizes what its network returns"):
+        load_ncnn(path)

@@ -1,0 +1,231 @@
+"""The pipelines of the compared systems: called as ours, with its output, seeds, batches and projection."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from test_compared_conversion import CONFIGS, published_state, write
+from test_compared_networks import make
+from torch import Tensor
+from transformers import Swin2SRConfig, Swin2SRForImageSuperResolution
+
+from hvae_sr.baselines import EDSR, AncestralScheduler
+from hvae_sr.baselines.dps import dps_chain, gradient_bytes
+from hvae_sr.baselines.sr3 import sr3_chain
+from hvae_sr.checkpoints.compared import convert_baseline
+from hvae_sr.noise import CounterNoise
+from hvae_sr.operators import Downsampling
+from hvae_sr.pipelines import DPSPipeline, HCFlowPipeline, RegressionPipeline, SR3Pipeline
+from hvae_sr.pipelines.baselines import enlarge, pipeline_class
+from hvae_sr.pipelines.chaining import samples_at
+
+KINDS = ["EDSR", "RRDBNet", "SRVGGNetCompact", "Swin2SR", "HCFlow", "SR3", "DPS"]
+STOCHASTIC = ["HCFlow", "SR3", "DPS"]
+
+
+def chain(**changes: Any) -> AncestralScheduler:
+    return AncestralScheduler(num_train_timesteps=3, beta_start=1e-2, beta_end=0.5, **changes)
+
+
+def make_pipeline(kind: str, **changes: Any) -> Any:
+    if kind == "HCFlow":
+        pipe: Any = HCFlowPipeline(make("HCFlow"), **changes)
+    elif kind == "SR3":
+        pipe = SR3Pipeline(make("SR3UNet"), chain(), scale_factor=4, **changes)
+    elif kind == "DPS":
+        pipe = DPSPipeline(make("GuidedDiffusionUNet"), chain(variance_type="learned_range"), **changes)
+    elif kind == "Swin2SR":
+        torch.manual_seed(0)
+        config = Swin2SRConfig(
+            image_size=8,
+            embed_dim=8,
+            depths=[1],
+            num_heads=[2],
+            window_size=4,
+            upscale=2,
+            upsampler="pixelshuffledirect",
+        )
+        pipe = RegressionPipeline(Swin2SRForImageSuperResolution(config).eval(), **changes)
+    else:
+        pipe = RegressionPipeline(make(kind), **changes)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def photographs() -> list[Tensor]:
+    """Of sizes that no network takes without padding."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.rand(3, 5, 7, generator=generator), torch.rand(3, 6, 5, generator=generator)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_call_returns_what_ours_does(kind: str) -> None:
+    pipe, images = make_pipeline(kind), photographs()
+    scale = pipe.config.scale_factor
+    out = pipe(images, num_samples=2, seed=[3, 9], output_type="pt", enforce_consistency=True)
+    assert [tuple(x.shape) for x in out.images] == [(3, 5 * scale, 7 * scale)] * 2 + [(3, 6 * scale, 5 * scale)] * 2
+    assert out.seeds == [3, 4, 9, 10]
+    assert min(out.lr_psnr_float) > 90 and max(out.lr_psnr_unprojected) < 60
+    torch.testing.assert_close(out.mean[0], (out.images[0] + out.images[1]) / 2, rtol=0, atol=1e-5)
+    torch.testing.assert_close(out.std[1], (out.images[2] - out.images[3]).abs() / 2, rtol=0, atol=1e-5)
+    free = pipe(images, seed=[3, 9], output_type="pt", enforce_consistency=False)
+    assert free.lr_psnr_float == free.lr_psnr_unprojected
+    assert torch.equal(out.images[0], out.images[1]) == (kind not in STOCHASTIC)
+
+
+@pytest.mark.parametrize("kind", STOCHASTIC)
+def test_a_sample_depends_on_its_seed_and_on_nothing_else(kind: str) -> None:
+    pipe, image = make_pipeline(kind), photographs()[0]
+    together = pipe(image, num_samples=3, seed=5, batch_size=3, output_type="pt").images
+    singles = [next(pipe.samples(image, [seed], output_type="pt")).x for seed in (5, 6, 7)]
+    state = torch.get_rng_state()
+    again = pipe(image, num_samples=3, seed=5, batch_size=2, output_type="pt").images
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.testing.assert_close(together, torch.stack(singles), rtol=0, atol=2e-3)
+    torch.testing.assert_close(together, again, rtol=0, atol=2e-3)
+    assert not torch.allclose(together[0], together[1], atol=0.02)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_pipeline_loads_by_its_folder(kind: str, tmp_path: Path) -> None:
+    pipe, image = make_pipeline(kind, enforce_consistency=True), photographs()[0]
+    pipe.save_pretrained(tmp_path)
+    expected = pipe(image, seed=1, output_type="np").images
+    for loader in (pipeline_class(tmp_path), DiffusionPipeline):
+        loaded = loader.from_pretrained(tmp_path)
+        assert type(loaded) is type(pipe)
+        assert all(loaded.config[key] == value for key, value in pipe.config.items() if not key.startswith("_"))
+        loaded.set_progress_bar_config(disable=True)
+        np.testing.assert_array_equal(loaded(image, seed=1, output_type="np").images, expected)
+
+
+def test_a_converted_file_is_a_pipeline(tmp_path: Path) -> None:
+    config = {"architecture": "EDSR", **CONFIGS["EDSR"], "pipeline": {"downsampling_kernel": "matlab-bicubic"}}
+    folder = convert_baseline(write(published_state("EDSR"), tmp_path), tmp_path / "out", config=config)
+    pipe = pipeline_class(folder).from_pretrained(folder)
+    assert isinstance(pipe, RegressionPipeline) and isinstance(pipe.network, EDSR)
+    assert pipe.operator == Downsampling(2, "matlab-bicubic")
+    assert pipe(Image.new("RGB", (5, 4))).images[0].size == (10, 8)
+
+
+def test_an_index_that_names_other_classes_is_refused(tmp_path: Path) -> None:
+    make_pipeline("EDSR").save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    for changes, message in (
+        ({"network": ["os", "system"]}, "'network' must be hvae_sr.EDSR or .* is \\['os', 'system'\\]"),
+        ({"another": ["os", "system"]}, "'another' must be left out"),
+        ({"network": None}, "'network' must be hvae_sr.EDSR"),
+    ):
+        (tmp_path / "model_index.json").write_text(json.dumps(index | changes))
+        with pytest.raises(ValueError, match=message):
+            RegressionPipeline.from_pretrained(tmp_path)
+    (tmp_path / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusionPipeline"}))
+    with pytest.raises(ValueError, match="must name one of SuperResolutionPipeline, RegressionPipeline"):
+        pipeline_class(tmp_path)
+
+
+def test_windows_of_a_regression_join_without_seams() -> None:
+    pipe = make_pipeline("RRDBNet", window_margin=8)
+    image = torch.rand(3, 40, 46, generator=torch.Generator().manual_seed(0))
+    whole = pipe(image, output_type="pt").images
+    windows = pipe(image, output_type="pt", window_size=24).images
+    torch.testing.assert_close(windows, whole, rtol=0, atol=0.01)
+    wide = make_pipeline("RRDBNet", window_margin=36)
+    torch.testing.assert_close(wide(image, output_type="pt", window_size=2).images, whole, rtol=0, atol=1e-5)
+
+
+def test_a_temperature_of_zero_makes_samples_of_the_flow_equal() -> None:
+    pipe, image = make_pipeline("HCFlow"), photographs()[0]
+    out = pipe(image, num_samples=2, temperature=0, output_type="pt").images
+    assert torch.equal(out[0], out[1])
+    spread = [pipe(image, num_samples=2, seed=0, temperature=t, output_type="pt").std.mean() for t in (0.2, 0.8)]
+    assert spread[0] < spread[1]
+
+
+@pytest.mark.parametrize("kind", ["SR3", "DPS"])
+def test_a_pipeline_of_a_chain_is_the_chain(kind: str) -> None:
+    """On an image that needs no padding, with a shortened chain."""
+    pipe = make_pipeline(kind, enforce_consistency=False)
+    y = (torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0)) * 255).round() / 255
+    out = pipe(y, num_samples=2, seed=5, output_type="pt", num_inference_steps=2).images
+    scheduler = AncestralScheduler.from_config(pipe.scheduler.config)
+    scheduler.set_timesteps(2)
+    noise = CounterNoise([5, 6])
+    if kind == "SR3":
+        condition = enlarge(y, 4).expand(2, -1, -1, -1)
+        with torch.no_grad():
+            steps: Any = list(sr3_chain(pipe.unet, scheduler, condition, noise))
+    else:
+        given = (y * 2 - 1).expand(2, -1, -1, -1)
+        steps = list(dps_chain(pipe.unet, scheduler, given, pipe.operator, (16, 16), noise, 0.3))
+    assert len(steps) == 2
+    expected = (steps[-1].previous.clamp(-1, 1) + 1) / 2
+    torch.testing.assert_close(out, expected, rtol=0, atol=2e-3)
+    assert pipe.scheduler.num_steps == 3
+
+
+def test_guided_parameters_stay_trainable_and_get_no_gradient() -> None:
+    pipe = make_pipeline("DPS")
+    pipe(photographs()[0], num_inference_steps=1)
+    assert all(p.requires_grad and p.grad is None for p in pipe.unet.parameters())
+
+
+def test_the_memory_of_a_gradient_is_told_before_it_is_needed() -> None:
+    pipe = make_pipeline("DPS")
+    plain = gradient_bytes(pipe.unet, (16, 16))
+    assert gradient_bytes(pipe.unet, (32, 32)) > 3 * plain
+    with pytest.raises(ValueError, match=r"gradient of 2 sample\(s\) of 32x32 takes about .*enable_gradient_checkp"):
+        pipe(torch.rand(3, 8, 8), num_samples=2, batch_size=2, max_memory=1)
+    pipe.unet.enable_gradient_checkpointing()
+    assert gradient_bytes(pipe.unet, (16, 16)) < plain
+
+
+def test_larger_factors_are_reached_by_chaining() -> None:
+    pipe = make_pipeline("EDSR")
+    (sample,) = samples_at(pipe, photographs()[0], [0], outscale=4.0)
+    assert sample.image.size == (28, 20)
+
+
+@pytest.mark.parametrize(
+    ("kind", "call", "message"),
+    [
+        ("EDSR", {"temperature": 0.5}, "`temperature` must be None or 1 for RegressionPipeline.* got 0.5"),
+        ("HCFlow", {"temperature": -1}, "`temperature` must be a finite number >= 0, got -1"),
+        ("HCFlow", {"num_inference_steps": 5}, "`num_inference_steps` is no argument"),
+        ("SR3", {"num_inference_steps": 99}, "`num_inference_steps` = 99: .* cannot be kept of 3"),
+        ("DPS", {"guidance_scale": "x"}, "`guidance_scale` must be a finite number >= 0, got 'x'"),
+        ("SR3", {"self_ensemble": True}, "`self_ensemble` has no effect on SR3Pipeline, got True"),
+        ("SR3", {"window_size": 8}, "`window_size` has no effect on SR3Pipeline"),
+        ("HCFlow", {"latents": []}, "`latents` has no effect on HCFlowPipeline"),
+        ("EDSR", {"output_type": "latent"}, "`output_type` must be one of pil, np, pt; got 'latent'"),
+        ("EDSR", {"enforce_consistency": 1}, "`enforce_consistency` must be True or False, got 1"),
+        ("EDSR", {"num_samples": 0}, "`num_samples` must be a whole number >= 1, got 0"),
+        ("EDSR", {"seed": 1.5}, "`seed` must be a whole number"),
+        ("EDSR", {"temprature": 1}, "did you mean `temperature`"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(kind: str, call: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_pipeline(kind)(photographs()[0], **call)
+
+
+@pytest.mark.parametrize(
+    ("make_it", "message"),
+    [
+        (lambda: make_pipeline("EDSR", enforce_consistency="yes"), "`enforce_consistency` must be True or False"),
+        (lambda: make_pipeline("HCFlow", downsampling_kernel="lanczos"), "`kernel`"),
+        (lambda: make_pipeline("EDSR", scale_factor=3), "`scale_factor` must be the network's 2, got 3"),
+        (lambda: make_pipeline("EDSR", window_margin=-1), "`window_margin` must be a whole number >= 0, got -1"),
+        (lambda: list(make_pipeline("SR3").samples(photographs()[0], [])), "`seeds` must be a list that is not empty"),
+        (lambda: list(make_pipeline("SR3").samples(photographs(), [1])), "`image` must be one image, got 2"),
+    ],
+)
+def test_wrong_settings_are_named(make_it: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_it()
