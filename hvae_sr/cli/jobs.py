@@ -147,7 +147,7 @@ def _apart(jobs: list[Job], errors: list[Exception]) -> Plan:
     """Names those by their whole name whose results would have one name, and refuses what would have it even so."""
     warnings = []
     for same in _by_name(jobs):
-        for job in same if len(same) > 1 else ():
+        for job in same if len({job.source.name for job in same}) > 1 else ():
             jobs[jobs.index(job)] = replace(job, base=job.source.name)
             begin = f"begin with {job.source.name!r}, as another input is called {job.base!r} too"
             warnings.append(f"{job.name}: the names of its results {begin}")
