@@ -145,6 +145,7 @@ def test_a_bad_file_gives_exit_2_one_line_that_names_it_and_no_output(name, mode
         (["-n", "5"], "`--num-samples 5`"),
         (["--device", "nonsense"], "nonsense"),
         (["--device", "meta"], "meta"),
+        (["-o", "result.png"], "`--output-dir` must be a folder"),
     ],
 )
 def test_a_bad_option_gives_exit_2_and_one_line_that_names_it(options, named, model, photo, tmp_path, capsys):
@@ -385,11 +386,16 @@ def test_work_of_more_than_a_minute_is_announced_with_what_would_be_faster(model
 def test_time_is_estimated_by_the_pixels_of_all_passes_and_windows(make_pipeline):
     pipe = make_pipeline()
     pixels = [
-        evaluated_pixels(pipe, size, argparse.Namespace(outscale=outscale, max_memory=None))
-        for size, outscale in (((8, 8), 4), ((8, 8), 16), ((4000, 3000), 4))
+        evaluated_pixels(pipe, size, argparse.Namespace(outscale=outscale, max_memory=memory, num_samples=1))
+        for size, outscale, memory in (
+            ((8, 8), 4, None),
+            ((8, 8), 16, None),
+            ((4000, 3000), 4, 2**40),
+            ((4000, 3000), 4, 2**29),
+        )
     ]
     assert pixels[0] == 32**2 and pixels[1] == 32**2 + 128**2
-    assert 16000 * 12000 < pixels[2] < 2 * 16000 * 12000
+    assert 16000 * 12000 < pixels[2] < 2 * 16000 * 12000 and pixels[3] == 0  # refused for its memory
     assert [duration(seconds) for seconds in (90, 1560, 7300, 200000)] == [
         "90 seconds",
         "26 minutes",

@@ -52,8 +52,11 @@ def announce(
     note(f"{what} of {'up to ' * (len(sizes) > 1)}{largest} pixels will take about {duration(seconds)}; {hint}")
 
 
-def evaluated_pixels(pipeline: "SuperResolutionPipeline", size: tuple[int, int], options: argparse.Namespace) -> float:
-    """HR pixels that the networks see for one sample of an image of (width, height): of all passes, with margins."""
+def evaluated_pixels(pipeline: "SuperResolutionPipeline", size: tuple[int, int], options: argparse.Namespace) -> int:
+    """HR pixels that the networks see for one sample of an image of (width, height): of all passes, with margins.
+
+    0 for an image that memory does not suffice for.
+    """
     import torch
 
     from ..pipelines.chaining import num_passes
@@ -61,9 +64,13 @@ def evaluated_pixels(pipeline: "SuperResolutionPipeline", size: tuple[int, int],
 
     scale, (width, height), pixels = pipeline.operator.scale_factor, size, 0
     for _ in range(num_passes(scale, options.outscale)):
-        output, room = (height * scale, width * scale), None
-        with contextlib.suppress(ValueError):  # too little memory, which is said when the image's turn comes
-            room = budget(pipeline.vdvae, output, 1, "pil", False, options.max_memory, pipeline.device)
+        output = (height * scale, width * scale)
+        try:
+            room = budget(
+                pipeline.vdvae, output, options.num_samples, "pil", False, options.max_memory, pipeline.device
+            )
+        except ValueError:  # too little memory: it is refused when its turn comes, and takes no time
+            return 0
         windows = WindowSampler(pipeline.networks, torch.empty(3, height, width, device="meta"), None, room).windows
         for top, left, bottom, right in (window.outer for window in windows):
             pixels += (bottom - top) * (right - left) * scale**2
@@ -95,10 +102,12 @@ def _size(job: Job, options: argparse.Namespace) -> tuple[int, int] | None:
     """Width and height of what is upscaled, as the file's head tells; None where it does not."""
     from PIL import Image
 
+    from ..images import open_file
+
     if options.crop:
         return options.crop[2], options.crop[3]
     with warnings.catch_warnings(), contextlib.suppress(OSError, ValueError, Image.DecompressionBombError):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with Image.open(job.source) as image:
+        with open_file(job.source) as file, Image.open(file) as image:  # which refuses pipes instead of waiting
             return image.size
     return None
