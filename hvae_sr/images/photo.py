@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,26 @@ class Photo:
         wide = None if self.wide is None else pixels
         kept = (self.grey, self.icc_profile, self.exif, wide, self.dpi, self.png_chunks, self.warnings)
         return Photo(Image.fromarray(to_8_bits(pixels)), None, *kept)
+
+    def crop(self, left: int, top: int, width: int, height: int) -> Photo:
+        """A rectangle of it, in pixels of the upright image.
+
+        Raises:
+            ValueError: it is empty, or leaves the image.
+        """
+        right, bottom = left + width, top + height
+        if min(left, top) < 0 or min(width, height) < 1 or right > self.image.width or bottom > self.image.height:
+            raise ValueError(
+                f"`crop` must lie in the image, of {self.image.width}x{self.image.height} pixels; got "
+                f"{width}x{height} at ({left}, {top})"
+            )
+        box = (left, top, right, bottom)
+        return replace(
+            self,
+            image=self.image.crop(box),
+            alpha=self.alpha and self.alpha.crop(box),
+            wide=None if self.wide is None else np.ascontiguousarray(self.wide[top:bottom, left:right]),
+        )
 
     def finish(
         self, colours: Image.Image | torch.Tensor | np.ndarray, keep_grey: bool = False, bits: int = 8
