@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hvae_sr.models import VDVAE, Condition, LRConditioner, LREncoder, VDVAESample
-from hvae_sr.models.loading import PerGroup
+from hvae_sr.models.hooks import PerGroup
 from hvae_sr.models.vdvae import group_temperatures
 from hvae_sr.noise import NoiseSource, as_noise_source
 

@@ -52,7 +52,11 @@ class SuperResolutionImageProcessor(ImageProcessingMixin):
     valid_kwargs = _Settings  # what `from_pretrained` may be given besides
 
     def __init__(
-        self, scale_factor: int = 4, downsampling_kernel: str = "bicubic", size_multiple: int = 1, **kwargs: Any
+        self,
+        scale_factor: int = 4,
+        downsampling_kernel: str | Sequence[float] = "bicubic",
+        size_multiple: int = 1,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         check_count("size_multiple", size_multiple, 1)

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from hvae_sr import VDVAE, LRConditioner, SuperResolutionPipeline
-from hvae_sr.checkpoints import model_card
+from hvae_sr.checkpoints.card import model_card
 from hvae_sr.models import DiagonalGaussian
 from hvae_sr.models.lr_conditioner import CONDITIONINGS
 from hvae_sr.noise import CounterNoise

@@ -17,11 +17,11 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..conversion import PRESETS
 from ..evaluation import read_report
 from ..evaluation.tables import command_line, markdown_lines, table
 from ..files import write_atomically
 from ..pictures import CONTACT_SHEET
+from .convert import PRESETS
 
 NOTES_FILE = "card_notes.md"
 IMAGES_FOLDER = "images"

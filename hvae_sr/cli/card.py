@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..checkpoints import write_model_card
+    from ..checkpoints.card import write_model_card
 
     if options.benchmarks and not options.pictures:
         raise ValueError(f"`benchmarks` is of --pictures, which was not given, got {options.benchmarks!r}.")

@@ -1,6 +1,7 @@
 """VD-VAE's parts: block notation, the residual block, the bottom-up network, and the step of one latent group."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 MAX_BLOCKS, MAX_WIDTH = 10_000, 2**16
 """Beyond these a configuration is damaged, or meant to fill the memory."""
 
-ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "silu": F.silu}
 
 
 class BlockSpec(NamedTuple):
@@ -252,7 +253,7 @@ class BottomUp(nn.Module):
 
 @dataclass
 class GroupStatistics:
-    """One latent group of one top-down pass; a distribution is None where it does not exist or was not kept.
+    """One latent group of one top-down pass; a distribution is None where it does not exist.
 
     Args:
         z: `[B, C, h, w]`, the value that was passed on.
@@ -262,17 +263,18 @@ class GroupStatistics:
     """
 
     z: Tensor
-    prior: DiagonalGaussian | None = None
+    prior: DiagonalGaussian
     posterior: DiagonalGaussian | None = None
     lr_posterior: DiagonalGaussian | None = None
 
     def expand(self, rows: int) -> "GroupStatistics":
         """The same for every row of the batch, where the rows shared it (a view)."""
-        gaussians = (
-            p and DiagonalGaussian(*(part.expand(rows, -1, -1, -1) for part in p))
-            for p in (self.prior, self.posterior, self.lr_posterior)
-        )
-        return GroupStatistics(self.z.expand(rows, -1, -1, -1), *gaussians)
+
+        def expand(p: DiagonalGaussian) -> DiagonalGaussian:
+            return DiagonalGaussian(*(part.expand(rows, -1, -1, -1) for part in p))
+
+        given = (None if p is None else expand(p) for p in (self.posterior, self.lr_posterior))
+        return GroupStatistics(self.z.expand(rows, -1, -1, -1), expand(self.prior), *given)
 
 
 class TopDownBlock(nn.Module):

@@ -10,18 +10,10 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from ..operators import Downsampling
-from .blocks import (
-    BlockSpec,
-    Bottleneck,
-    BottomUp,
-    Convolution,
-    kernel_size_at,
-    parse_blocks,
-    parse_widths,
-    set_compute_dtype,
-)
+from . import blocks as parts
+from .blocks import BlockSpec, Bottleneck, BottomUp, Convolution, kernel_size_at, parse_blocks, parse_widths
 from .distributions import DiagonalGaussian
-from .loading import PerGroup, per_group
+from .hooks import PerGroup, per_group
 
 
 @dataclass
@@ -41,8 +33,7 @@ class LRFeatures(BaseOutput):
 class Condition:
     """Features of a batch of observations y, and what group l of a top-down pass makes of them.
 
-    This is all that a top-down pass knows of y. A condition of no groups' own is the identity; the LR networks'
-    subclasses say what they change.
+    This is all that a top-down pass knows of y; the LR networks' subclasses say what they change.
 
     Args:
         network: the LR network, whose weights the groups use.
@@ -115,14 +106,9 @@ class Upsampler(nn.Module):
 
 
 class LinearFeatures(nn.Module):
-    """A single convolution from y to a coarser resolution, each position of which reads the pixels of y it covers.
+    """A linear map of the pixels of y that a position of a coarser resolution covers, to `channels` that start at 0.
 
-    The encoder of VDVAE-SR's trivial version (thesis, section 5.4): at resolution 1 a linear map of the whole y.
-
-    Args:
-        image_size: nominal side of y.
-        resolution: of the feature map.
-        channels: of the feature map; they are zero at the start.
+    The encoder of VDVAE-SR's trivial version (thesis, section 5.4), where the resolution is 1.
     """
 
     def __init__(self, image_size: int, resolution: int, channels: int) -> None:
@@ -143,13 +129,9 @@ class LinearFeatures(nn.Module):
 
 
 class LRFeatureNetwork(nn.Module):
-    """Feature maps of y at its own resolution and below (bottom-up), and above it (upsampling blocks).
+    """Feature maps of y at its own resolution and below (`blocks`, see `BottomUp`), and above it.
 
-    Args:
-        blocks: bottom-up block notation in nominal resolutions, starting at y's.
-        upsampling_blocks: such as `"32m16,32x1"`: resolution 32 made from 16, then a block there; None for none.
-        widths: channels at each nominal resolution.
-        bottleneck_multiple, skip, activation: see `BottomUp`.
+    `upsampling_blocks` such as `"32m16,32x1"` make resolution 32 from 16, then a block there; None makes none.
     """
 
     def __init__(
@@ -197,7 +179,7 @@ class LRNetwork:
     def set_compute_dtype(self, dtype: torch.dtype | None) -> None:
         """Residual blocks convolve in `dtype`, None in that of the weights; see `blocks.set_compute_dtype`."""
         self.compute_dtype = dtype
-        set_compute_dtype(self.network, dtype)
+        parts.set_compute_dtype(self.network, dtype)
 
     def _build_network(self) -> None:
         """Makes the feature network from the configuration."""
@@ -219,18 +201,11 @@ class LRNetwork:
         return specs[:k]
 
     def check_fit(self, vdvae: Any, operator: Downsampling) -> None:
-        """Raises a ValueError unless this network was made for a decoder and a degradation.
-
-        Args:
-            vdvae: the VDVAE's configuration.
-            operator: H.
-        """
+        """Raises a ValueError unless this network was made for a decoder, whose configuration is `vdvae`, and an H."""
         own, scale = self.config, operator.scale_factor
         if vdvae.image_size != own.image_size * scale:
-            raise ValueError(
-                f"`scale_factor` = {scale} does not fit: the VDVAE works at {vdvae.image_size}, the LR network at "
-                f"{own.image_size}"
-            )
+            sizes = f"the VDVAE works at {vdvae.image_size}, the LR network at {own.image_size}"
+            raise ValueError(f"`scale_factor` = {scale} does not fit: {sizes}")
         expected = {
             "decoder_blocks": vdvae.decoder_blocks,
             "decoder_width": vdvae.width,

@@ -88,15 +88,11 @@ class DiscretizedLogisticMixture:
         if channels != needed:
             raise ValueError(f"`parameters` must have 10 * num_mixtures = {needed} channels, got {channels}")
 
-    def _planes(self, parameters: Tensor) -> Tensor:
-        """fp32, one plane for each parameter: with the channels last, what follows would read runs of K numbers."""
-        return parameters.to(torch.float32, memory_format=torch.contiguous_format)
-
     @property
     def _at_pixels(self) -> Tensor:
-        """The parameters at every pixel, `[B, 10 K, H, W]`; made once."""
+        """`[B, 10 K, H, W]`, fp32, one plane for each parameter; made once."""
         if self._pixels is None:  # no cached_property: the compiler cannot trace its lock
-            self._pixels = self._planes(F.pixel_shuffle(self.parameters, self.patch_size))
+            self._pixels = F.pixel_shuffle(self.parameters.float(), self.patch_size)
         return self._pixels
 
     @property
@@ -104,26 +100,25 @@ class DiscretizedLogisticMixture:
         """`[B, K, H, W]`."""
         return self._at_pixels[:, : self.num_mixtures]
 
-    @property
-    def _per_colour(self) -> Tensor:
-        """`[B, colour, kind, K, H, W]`."""
+    def _of_colours(self, kind: int) -> Tensor:
+        """Means (0), log-scales (1) or couplings before tanh (2), `[B, 3, K, H, W]`."""
         x = self._at_pixels[:, self.num_mixtures :]
-        return x.reshape(x.shape[0], 3, 3, self.num_mixtures, *x.shape[2:])
+        return x.reshape(x.shape[0], 3, 3, self.num_mixtures, *x.shape[2:])[:, :, kind]
 
     @property
     def means(self) -> Tensor:
         """`[B, 3, K, H, W]`."""
-        return self._per_colour[:, :, 0]
+        return self._of_colours(0)
 
     @property
     def log_scales(self) -> Tensor:
         """`[B, 3, K, H, W]`, bounded below."""
-        return self._per_colour[:, :, 1].clamp(min=LOG_SCALE_FLOOR)
+        return self._of_colours(1).clamp(min=LOG_SCALE_FLOOR)
 
     @property
     def coefficients(self) -> Tensor:
         """Of the coupling, `[B, 3, K, H, W]` in (-1, 1)."""
-        return torch.tanh(self._per_colour[:, :, 2])
+        return torch.tanh(self._of_colours(2))
 
     @property
     def half_bin(self) -> float:
@@ -162,7 +157,7 @@ class DiscretizedLogisticMixture:
     def mean(self) -> Tensor:
         """E[x|z] = sum_k pi_k m_k of the mixture (before clipping to [-1, 1]), `[B, 3, H, W]`, fp32."""
         k, s = self.num_mixtures, self.patch_size
-        x = self._planes(self.parameters)
+        x = self.parameters.to(torch.float32, memory_format=torch.contiguous_format)
         # The pixels of a patch stay apart until there is one number for each colour: [B, 10 K, s^2 H / s, W / s].
         rows = x.shape[0]
         x = x.reshape(rows, 10 * k, s * s * x.shape[2], x.shape[3])

@@ -8,11 +8,12 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from ..loading import StrictLoading
 from ..operators import cached_downsampling
 from .blocks import Convolution, parse_widths
 from .condition import Condition, LinearFeatures, LRFeatures, LRNetwork
 from .distributions import DiagonalGaussian
-from .loading import StrictLoading, entry_point
+from .hooks import entry_point
 
 CONDITIONINGS = ("trivial", "lr_encoder", "posterior", "final")
 """The rows of table 5.1 of the VDVAE-SR thesis, as `LRConditioner` names them."""
@@ -147,21 +148,18 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
     def _check_conditioning(self) -> None:
         """Raises a ValueError for options that do not go with `conditioning`."""
         c = self.config
+        given = f"conditioning={c.conditioning!r}"
         if c.conditioning not in CONDITIONINGS:
             raise ValueError(f"`conditioning` must be one of {', '.join(CONDITIONINGS)}; got {c.conditioning!r}")
         if c.conditioning != "final" and c.gate_init:
-            raise ValueError(f"`gate_init` must be 0 for conditioning={c.conditioning!r}: no gates; got {c.gate_init}")
-        if c.conditioning in ("trivial", "lr_encoder"):
-            if c.num_conditioned_groups not in (None, 1):
-                raise ValueError(
-                    f"`num_conditioned_groups` must be None or 1 for conditioning={c.conditioning!r}, which conditions "
-                    f"the top group; got {c.num_conditioned_groups}"
-                )
-            if c.upsampling_blocks and c.conditioning == "lr_encoder":
-                raise ValueError(
-                    f"`upsampling_blocks` must be None for conditioning='lr_encoder': nothing would read their "
-                    f"features; got {c.upsampling_blocks!r}"
-                )
+            raise ValueError(f"`gate_init` must be 0 for {given}, which has no gates; got {c.gate_init}")
+        if c.conditioning in ("trivial", "lr_encoder") and c.num_conditioned_groups not in (None, 1):
+            k = c.num_conditioned_groups
+            raise ValueError(f"`num_conditioned_groups` must be None or 1 for {given}: the top group alone; got {k}")
+        if c.conditioning == "lr_encoder" and c.upsampling_blocks:
+            raise ValueError(
+                f"`upsampling_blocks` must be None for {given}, which reads none; got {c.upsampling_blocks!r}"
+            )
 
     def _build_network(self) -> None:
         if self.config.conditioning != "trivial":

@@ -7,10 +7,11 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from ..loading import StrictLoading
 from .blocks import Bottleneck, kernel_size_at, parse_widths
 from .condition import Condition, LRFeatures, LRNetwork
 from .distributions import DiagonalGaussian
-from .loading import StrictLoading, entry_point
+from .hooks import entry_point
 
 
 class LRHead(Bottleneck):

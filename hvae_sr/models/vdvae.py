@@ -14,6 +14,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..loading import StrictLoading
 from ..noise import NoiseSource, as_noise_source, uniform_source
 from .blocks import (
     BottomUp,
@@ -27,7 +28,7 @@ from .blocks import (
 )
 from .condition import Condition
 from .distributions import DiscretizedLogisticMixture, half_bin_shift, quantise
-from .loading import PerGroup, StrictLoading, entry_point, execution_device, per_group
+from .hooks import PerGroup, entry_point, execution_device, per_group
 
 STRIP = 2**15
 """Positions of the stream that the likelihood's mean is computed of at a time: its parameters take many times that."""
@@ -68,9 +69,16 @@ class VDVAESample(BaseOutput):
 
 @dataclass
 class TopDownOutput:
-    """The end of a top-down pass: the stream at the finest resolution, and what happened in each group."""
+    """The end of a top-down pass.
+
+    Args:
+        stream: at the finest resolution, `[B, width, h, w]`, or of one row if all are the same.
+        latents: the values z of every group, `[B, C, h, w]` each, if they are kept.
+        groups: what happened in each group, if it is kept.
+    """
 
     stream: Tensor
+    latents: list[Tensor] = field(default_factory=list)
     groups: list[GroupStatistics] = field(default_factory=list)
 
 
@@ -320,9 +328,6 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             num_groups: stops after so many groups.
             record: what is kept of each group: "distributions", "latents", or "nothing", which saves memory.
 
-        Returns:
-            The last stream, of B rows, or of one if all rows are the same; and the groups.
-
         Raises:
             ValueError: sizes, latents, noise or temperatures that do not fit the model.
         """
@@ -343,10 +348,11 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             lr_tau = group_temperatures(lr_posterior_temperature, self.num_groups, "lr_posterior_temperature")
 
         streams: dict[int, Tensor] = {}
-        groups: list[GroupStatistics] = []
+        out = TopDownOutput(torch.empty(0))
         for group, block in enumerate(self.blocks[:stop]):
+            assert isinstance(block, TopDownBlock)
             x = self._start(block, streams, 1 if activations is None else batch_size, size)
-            step = {
+            step: dict[str, Any] = {
                 "condition": condition if group < conditioned_groups else None,
                 "activation": None if activations is None else activations[block.resolution],
                 "z": given[group],
@@ -361,11 +367,12 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             else:
                 x, statistics = block(x, group, **step)
             streams[block.resolution] = x
+            if record != "nothing":
+                out.latents.append(statistics.z.expand(batch_size, -1, -1, -1))
             if record == "distributions":
-                groups.append(statistics.expand(batch_size))
-            elif record == "latents":
-                groups.append(GroupStatistics(statistics.z).expand(batch_size))
-        return TopDownOutput(x, groups)
+                out.groups.append(statistics.expand(batch_size))
+        out.stream = x
+        return out
 
     def _start(self, block: TopDownBlock, streams: dict[int, Tensor], rows: int, size: tuple[int, int]) -> Tensor:
         """The stream of the block's resolution, started from its bias or zero, with the coarser stream mixed in."""
@@ -472,9 +479,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             x = torch.cat([self.likelihood(part).mean() for part in out.stream.split(rows, dim=2)], dim=2)
             x = x if condition is None or condition.location is None else x + condition.location.float()
             x = x.expand(batch_size, -1, -1, -1).contiguous()
-        return VDVAESample(
-            sample=x + half_bin_shift(self.config.output_bits), latents=per_group(group.z for group in out.groups)
-        )
+        return VDVAESample(sample=x + half_bin_shift(self.config.output_bits), latents=per_group(out.latents))
 
     def forward(
         self,
@@ -544,7 +549,9 @@ def group_temperatures(
         ValueError: not one number or `num_groups` of them, finite and >= 0; the message names `argument`.
     """
     several = isinstance(temperature, (Sequence, np.ndarray)) and not isinstance(temperature, str)
-    values: list[Any] = list(temperature) if several and np.ndim(temperature) else [temperature] * num_groups
+    values: list[Any] = [temperature] * num_groups
+    if several and np.ndim(temperature):  # type: ignore[arg-type]
+        values = list(temperature)  # type: ignore[arg-type]
     if len(values) != num_groups:
         raise ValueError(f"`{argument}` must be a number or one for each of {num_groups} groups, got {len(values)}")
     for value in values:

@@ -66,7 +66,6 @@ def log_density(sampler: WindowSampler, latents: Sequence[Tensor]) -> Tensor:
         for row in range(count):
             for group, statistics in enumerate(sampler.statistics(window, [z[row : row + 1] for z in latents])):
                 distribution = statistics.lr_posterior or statistics.prior
-                assert distribution is not None
                 terms = distribution.log_prob(statistics.z)
                 terms = window.kept(terms, sampler.scale, sampler.vdvae.stride(group))
                 total[row] += terms.double().sum().cpu()

@@ -98,7 +98,7 @@ class RecipeNoise:
         )
 
     def _elements(self, mask: np.ndarray, stride: int, shape: tuple[int, ...]) -> Tensor:
-        """Which elements of a map `[h, w]` of the window hold pixels of the mask; it may be cut, or beyond the image."""
+        """Which elements of a map `[h, w]` of the window hold pixels of the mask, which may end before it does."""
         (top, left), (height, width) = self.origin, (side * stride for side in shape)
         part = mask[top : top + height, left : left + width]
         padded = np.zeros((height, width), dtype=bool)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..models import VDVAESample
-from ..models.loading import PerGroup
+from ..models.hooks import PerGroup
 from ..noise import CounterNoise
 from .sampler import WindowSampler
 

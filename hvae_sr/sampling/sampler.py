@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..models import VDVAE, Condition, LRConditioner, LREncoder, VDVAESample
 from ..models.blocks import GroupStatistics
-from ..models.loading import PerGroup
+from ..models.hooks import PerGroup
 from ..noise import NoiseSource, TensorNoise
 from .memory import KEPT_FEATURES, PIXELS_PER_CHUNK, Budget
 from .sizes import SizeRequirements, pad_to
@@ -18,10 +18,6 @@ from .windows import Tile, Window, split, tiles
 MARGIN = 96
 """HR pixels around a window that the networks see and that are not kept: on the bundled models windows and whole then
 differ by less than 0.01 grey levels in float32 (`python benchmarks/windows.py`)."""
-
-CPU_PIXELS = 2**18
-"""HR pixels that the samples of one evaluation have on a CPU: maps beyond 32 MiB would be new pages from the system,
-filled with zeros, at every layer."""
 
 BLEND = 4
 """Tiles of a model of one size are blended over a quarter of their side."""
@@ -63,7 +59,6 @@ class WindowSampler:
         window_size: side of a window in pixels of y, margins left out; None chooses windows of `budget.pixels`.
         budget: what one network evaluation, and features that are kept for the next sample, may take.
         margin: HR pixels around a window that are seen and not kept.
-        cpu_pixels: HR pixels that the samples of one evaluation have on a CPU.
     """
 
     def __init__(
@@ -73,10 +68,9 @@ class WindowSampler:
         window_size: int | None = None,
         budget: Budget | None = None,
         margin: int = MARGIN,
-        cpu_pixels: int = CPU_PIXELS,
     ) -> None:
         self.networks, self.vdvae, self.scale = networks, networks.vdvae, networks.scale_factor
-        self.y, self.margin, self.cpu_pixels = y, margin, cpu_pixels
+        self.y, self.margin = y, margin
         self.budget = budget or Budget(PIXELS_PER_CHUNK, KEPT_FEATURES)
         self.padded_size = networks.sizes.padded((y.shape[-2], y.shape[-1]))
         self.size = networks.sizes.output((y.shape[-2], y.shape[-1]))
@@ -86,11 +80,15 @@ class WindowSampler:
 
     @property
     def samples_at_once(self) -> int:
-        """How many samples one network evaluation may take."""
+        """How many samples one network evaluation may take.
+
+        On a CPU one: the rounding of its convolutions depends on the size of the batch, and larger ones gain nothing.
+        """
+        if self.y.device.type == "cpu":
+            return 1
         largest = max(math.prod(self._view_size(window)) for window in self.windows)
-        pixels = min(self.budget.pixels, self.cpu_pixels) if self.y.device.type == "cpu" else self.budget.pixels
         # Whole samples are held too: beyond what little memory the budget sets aside, they are drawn one by one.
-        return max(1, min(pixels // largest, PIXELS_PER_CHUNK // math.prod(self.size)))
+        return max(1, min(self.budget.pixels // largest, PIXELS_PER_CHUNK // math.prod(self.size)))
 
     def sample(
         self,

@@ -1,70 +1,14 @@
-"""How the networks meet diffusers and accelerate: strict loading, offloading hooks, nested outputs."""
+"""Strict loading: safetensors alone, and every key in its place."""
 
-import functools
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
-from diffusers.utils.accelerate_utils import apply_forward_hook
 from safetensors import SafetensorError
-from torch import Tensor, nn
-
-_Method = TypeVar("_Method", bound=Callable[..., Any])
-
-
-def entry_point(method: _Method) -> _Method:
-    """Lets a method of a model bring the model's weights to the device, as its `forward` does, when they are offloaded.
-
-    accelerate's hooks (`enable_model_cpu_offload`, `enable_sequential_cpu_offload`) and diffusers' group offloading
-    wrap `forward` alone; whoever calls another method first would find weights on the CPU.
-    """
-    hooked = apply_forward_hook(method)
-
-    @functools.wraps(method)
-    def wrapper(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        registry = getattr(self, "_diffusers_hook", None)
-        hook = registry.get_hook("group_offloading") if registry is not None else None
-        if hook is None:
-            return hooked(self, *args, **kwargs)
-        args, kwargs = hook.pre_forward(self, *args, **kwargs)
-        return hook.post_forward(self, hooked(self, *args, **kwargs))
-
-    return wrapper  # type: ignore[return-value]
-
-
-def execution_device(model: Any) -> torch.device:
-    """The device that a model computes on: that of its weights, or where accelerate's hooks bring them for a call."""
-    if model.device.type == "meta":
-        for module in model.modules():
-            device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
-            if device is not None:
-                return torch.device(device)
-    return torch.device(model.device)
-
-
-class PerGroup(tuple[Tensor, ...]):
-    """One tensor for each group or resolution.
-
-    A tuple that also has a dictionary's `values`, for code that walks nested model outputs as dictionaries.
-    """
-
-    __slots__ = ()
-
-    def values(self) -> "PerGroup":
-        """The tensors."""
-        return self
-
-
-def per_group(tensors: Iterable[Tensor]) -> PerGroup:
-    """A `PerGroup`; inside `torch.compile`, which takes no subclass of tuple, a plain one."""
-    values = tuple(tensors)
-    return values if torch.compiler.is_compiling() else PerGroup(values)  # type: ignore[return-value]
-
 
 logger = logging.getLogger(__name__)
 

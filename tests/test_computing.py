@@ -1,4 +1,4 @@
-"""Fast inference: the same images as without it, the same weights afterwards, and no work done twice."""
+"""How networks are evaluated: their dtype, compiled graphs, hooks; the same weights afterwards."""
 
 import copy
 import json
@@ -15,8 +15,9 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from hvae_sr import VDVAE, SuperResolutionPipeline
-from hvae_sr.models.fast import Convolution, add_gated, convolve, fast_dtype, prepared_weights
+from hvae_sr.models.blocks import Convolution
 from hvae_sr.noise import CounterNoise
+from hvae_sr.pipelines.computing import fast_dtype
 
 over_kinds = pytest.mark.parametrize("kind", ["cvdvae", "vdvae-sr"])
 has_bf16 = fast_dtype(torch.device("cpu")) is not None
@@ -30,158 +31,8 @@ def psnr(x: Tensor, y: Tensor) -> float:
     return -10 * math.log10(max((x - y).square().mean().item(), 1e-20))
 
 
-def plainly(vdvae: Any, network: Any, y: Tensor, samples: int, **arguments: Any) -> Tensor:
-    """Every sample on its own, by the path that training takes: nothing fused, nothing shared."""
-    rows = []
-    for model in (vdvae, network):
-        model.requires_grad_(False)
-    with torch.enable_grad():
-        for seed in range(samples):
-            condition = network.encode(y)
-            out = vdvae.top_down(1, (32, 32), CounterNoise([seed]), condition=condition, **arguments)
-            rows.append(vdvae.likelihood(out.stream, condition).mean())
-    return torch.cat(rows)
-
-
-@over_kinds
-@pytest.mark.parametrize(
-    "changes", [{}, {"bias_type": "spatial", "image_size": 32, "decoder_blocks": "8x1,16m8,32m16"}]
-)
-@pytest.mark.parametrize("activation", ["gelu", "silu"])
-def test_the_fast_path_gives_what_the_plain_one_gives(
-    make_vdvae: Any, make_lr_network: Any, kind: str, changes: dict[str, Any], activation: str
-) -> None:
-    blocks = changes.get("decoder_blocks")
-    lr = {"image_size": 8, "blocks": "8x2", "upsampling_blocks": "16m8", "decoder_blocks": blocks} if blocks else {}
-    vdvae = make_vdvae(encoder_blocks=None, activation=activation, **changes)
-    network = make_lr_network(kind, **{**lr, **({"num_conditioned_groups": 2} if lr and kind == "cvdvae" else {})})
-    y = photo()[None] * 2 - 1
-    expected = plainly(vdvae, network, y, 3, temperature=0.8)
-    with torch.no_grad():
-        sample = vdvae.sample(
-            3, (32, 32), noise=CounterNoise([0, 1, 2]), condition=network.encode(y), temperature=0.8
-        ).sample
-    assert (sample - expected).abs().max() <= 1e-4 * expected.abs().max()
-
-
-def test_a_bounded_posterior_is_the_same_fast_and_plain(make_vdvae: Any, make_lr_network: Any) -> None:
-    vdvae, network = make_vdvae(), make_lr_network("cvdvae", max_deviation=0.01)
-    y = photo()[None] * 2 - 1
-    expected = plainly(vdvae, network, y, 2)
-    with torch.no_grad():
-        sample = vdvae.sample(2, (32, 32), noise=CounterNoise([0, 1]), condition=network.encode(y)).sample
-    torch.testing.assert_close(sample, expected, rtol=1e-4, atol=1e-4)
-    free = make_lr_network("cvdvae")
-    with torch.no_grad():
-        unbounded = vdvae.sample(2, (32, 32), noise=CounterNoise([0, 1]), condition=free.encode(y)).sample
-    assert (unbounded - sample).abs().max() > 1e-3  # or the bound would not have been tested
-
-
-@pytest.mark.parametrize("then", [None, "gelu", "silu"])
-@pytest.mark.parametrize("rows", [None, (0, 3), (3, None)])
-@pytest.mark.parametrize("columns", [None, (2, None)])
-@pytest.mark.parametrize("shape", [(2, 6, 5, 5), (1, 6, 5, 5), None])
-def test_a_fused_convolution_is_the_plain_one(
-    then: str | None, rows: Any, columns: Any, shape: tuple[int, ...] | None
-) -> None:
-    torch.manual_seed(0)
-    layer = Convolution(4, 6, 3, padding=1).requires_grad_(False)
-    x = torch.randn(2, 4 if columns is None else 2, 5, 5)
-    channels = {None: 6, (0, 3): 3, (3, None): 3}[rows]
-    plus = None if shape is None else torch.randn(shape[0], channels, *shape[2:])
-    with torch.enable_grad():
-        expected = convolve(layer, x, then, plus, rows, columns)
-    with torch.no_grad():
-        torch.testing.assert_close(convolve(layer, x, then, plus, rows, columns), expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("dtypes", [(torch.float32,) * 2, (torch.float32, torch.bfloat16), (torch.bfloat16,) * 2])
-@pytest.mark.parametrize("rows", [(1, 1), (3, 1), (1, 3), (3, 3)])
-def test_gated_features_are_added_in_the_stream_s_dtype(
-    dtypes: tuple[torch.dtype, torch.dtype], rows: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("hvae_sr.models.fast.STRIP", 2**9)  # several strips, the last a smaller one
-    x, features = (torch.randn(n, 8, 7, 9).to(dtype) for n, dtype in zip(rows, dtypes, strict=True))
-    x, gate = x.contiguous(memory_format=torch.channels_last), torch.randn(1, 8, 1, 1).requires_grad_()
-    given = x.clone()
-    for mode in (torch.no_grad(), torch.enable_grad()):
-        with mode:
-            total = add_gated(x, features, gate)
-        assert total.dtype == x.dtype and total.is_contiguous(memory_format=torch.channels_last)
-        expected = (x.double() + features.double() * gate.to(x.dtype).double()).to(x.dtype)
-        torch.testing.assert_close(total, expected)
-        assert torch.equal(x, given)
-    assert total.requires_grad
-
-
-@over_kinds
-@pytest.mark.parametrize("bias_type", ["channel", "spatial"])
-def test_sums_in_place_change_neither_weights_nor_features_nor_what_hooks_see(
-    make_vdvae: Any, make_lr_network: Any, kind: str, bias_type: str
-) -> None:
-    vdvae, network = make_vdvae(encoder_blocks=None), make_lr_network(kind)
-    if bias_type == "spatial":
-        blocks = {"image_size": 32, "decoder_blocks": "8x2,16m8,32m16"}
-        vdvae = make_vdvae(encoder_blocks=None, bias_type=bias_type, **blocks)
-        lr = {"image_size": 8, "blocks": "8x2", "upsampling_blocks": "16m8", "decoder_blocks": "8x2,16m8,32m16"}
-        network = make_lr_network(kind, **lr, **({"num_conditioned_groups": 2} if kind == "cvdvae" else {}))
-    before = copy.deepcopy([*vdvae.state_dict().values(), *network.state_dict().values()])
-    seen: list[tuple[Tensor, Tensor]] = []
-    with torch.no_grad():
-        condition = network.encode(photo()[None] * 2 - 1)
-        features = copy.deepcopy(condition.features)
-
-        def draw() -> Tensor:
-            return vdvae.sample(2, (32, 32), noise=CounterNoise([0, 1]), condition=condition).sample
-
-        first = draw()
-        assert torch.equal(draw(), first)
-
-        def keep(values: Any) -> None:
-            for value in values if isinstance(values, tuple) else (values,):
-                if isinstance(value, Tensor):
-                    seen.append((value, value.clone()))
-                elif isinstance(value, tuple):
-                    keep(value)
-
-        for module in (*vdvae.modules(), *network.modules()):
-            module.register_forward_pre_hook(lambda _, args: keep(args))
-            module.register_forward_hook(lambda _, __, out: keep(out))
-        torch.testing.assert_close(draw(), first)
-    assert all(torch.equal(x, kept) for x, kept in seen) and len(seen) > 20 * len(vdvae.blocks)
-    assert all(torch.equal(features[key], condition.features[key]) for key in features)
-    after = [*vdvae.state_dict().values(), *network.state_dict().values()]
-    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
-
-
-# What is computed once.
-
-
 def count(module: torch.nn.Module, rows: list[int]) -> None:
     module.register_forward_hook(lambda _, __, out: rows.append(len(out)))
-
-
-def test_features_and_their_share_of_the_heads_are_computed_once_for_all_samples(
-    make_pipeline: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pipe = make_pipeline()
-    stems: list[int] = []
-    halves: list[Any] = []
-    count(pipe.lr_encoder.network.bottom_up.in_conv, stems)
-    own, plain = pipe.lr_encoder.heads[1].c1, Convolution.forward
-
-    def forward(self: Convolution, x: Tensor, **options: Any) -> Tensor:
-        out = plain(self, x, **options)
-        if self is own:
-            halves.append((options["columns"], len(out)))
-        return out
-
-    monkeypatch.setattr(Convolution, "forward", forward)  # a hook would have the head computed at once
-    pipe(photo(), num_samples=6, batch_size=2, seed=0)
-    assert stems == [1]
-    width = pipe.vdvae.config.width
-    assert [rows for columns, rows in halves if columns == (width, None)] == [1]
-    assert [rows for columns, rows in halves if columns == (0, width)] == [2, 2, 2]
 
 
 @pytest.mark.parametrize(("temperature", "rows"), [(0.0, [1, 1, 1, 1]), ([0.0, 0.0, 1.0, 1.0], [1, 1, 1, 3])])
@@ -196,24 +47,6 @@ def test_samples_share_the_stream_until_the_first_noise(make_pipeline: Any, temp
     assert min(out.lr_psnr_float) >= 100
     one = pipe(photo(), num_samples=1, temperature=temperature, seed=2, output_type="pt")
     torch.testing.assert_close(out.images[2:], one.images, rtol=0, atol=1e-5)
-
-
-def test_the_prior_s_parameters_are_computed_only_where_they_are_used(make_pipeline: Any) -> None:
-    def parameters(**lr: Any) -> list[int]:
-        pipe = make_pipeline(lr=lr)
-        asked: list[int] = []
-        for group, block in enumerate(pipe.vdvae.blocks):
-            block.prior_head.register_forward_hook(
-                lambda _, __, out, group=group: asked.append(group) if out[0] is not None else None
-            )
-        pipe(photo(), seed=0)
-        return asked
-
-    assert parameters() == [3]  # three of four groups are drawn from q_psi
-    assert parameters(max_deviation=2.0) == [0, 1, 2, 3]
-
-
-# Dtypes, and weights.
 
 
 def test_a_pipeline_computes_as_its_configuration_says(make_pipeline: Any, tmp_path: Path) -> None:
@@ -264,6 +97,34 @@ def test_a_sample_is_the_same_to_the_bit_in_any_batch(make_pipeline: Any, kind: 
         assert torch.equal(pipe(photo(), seed=seed, output_type="pt").images[0], together[seed])
 
 
+def test_a_condition_holds_nothing_of_the_weights_that_the_groups_use(make_pipeline: Any) -> None:
+    pipe = make_pipeline("cvdvae")
+    y = photo()[None] * 2 - 1
+
+    def draw(condition: Any) -> Tensor:
+        return pipe.vdvae.sample(1, (32, 32), noise=CounterNoise([0]), condition=condition).sample
+
+    with torch.no_grad():
+        old = pipe.lr_encoder.encode(y)
+        before = draw(old)
+        for parameter in pipe.lr_encoder.heads.parameters():
+            parameter.mul_(1.3)
+        after = draw(old)
+        assert torch.equal(after, draw(pipe.lr_encoder.encode(y))) and not torch.equal(after, before)
+
+
+def test_the_compute_dtype_is_put_back_after_each_evaluation(make_pipeline: Any) -> None:
+    pipe = make_pipeline()
+    pipe.enable_fast_inference(torch.bfloat16)
+    seen = []
+    pipe.vdvae.blocks[0].register_forward_pre_hook(lambda block, _: seen.append(block.resnet.c1.compute_dtype))
+    samples = pipe.samples(photo(), [0, 1], batch_size=1)
+    next(samples)
+    assert pipe.vdvae.blocks[0].resnet.c1.compute_dtype is None is pipe.lr_encoder.compute_dtype
+    next(samples)
+    assert seen == [torch.bfloat16] * 2 and pipe.vdvae.blocks[0].prior_head.c1.compute_dtype is None
+
+
 @pytest.mark.parametrize("dtype", ["float32", 7, torch.int8, torch.float64])
 def test_a_dtype_that_is_none_is_refused(make_pipeline: Any, dtype: Any) -> None:
     with pytest.raises(ValueError, match="`dtype`"):
@@ -293,85 +154,6 @@ def test_weights_that_change_between_calls_are_used(make_pipeline: Any) -> None:
     assert (before - after).abs().max() > 1e-3
     again = SuperResolutionPipeline(copy.deepcopy(pipe.vdvae), copy.deepcopy(pipe.lr_encoder))
     assert torch.equal(again(photo(), seed=0, output_type="pt").images, after)
-
-
-def test_weights_are_prepared_once_inside_the_context_and_let_go_after_it() -> None:
-    layer = Convolution(4, 4, 3, padding=1)
-    x = torch.randn(1, 4, 3, 3)
-    with torch.no_grad():
-        with prepared_weights():
-            before = layer(x)
-            with torch.no_grad():
-                layer.weight += 1
-            with prepared_weights():
-                assert torch.equal(layer(x), before)
-        assert not torch.equal(layer(x), before)
-
-
-# A few rows, and a few lines, at a time.
-
-
-@over_kinds
-@pytest.mark.parametrize("arguments", [{}, {"sample_pixels": True}, {"temperature": [0.0, 1.0, 1.0, 1.0]}], ids=str)
-def test_images_computed_in_parts_are_those_of_one_batch(
-    make_vdvae: Any, make_lr_network: Any, kind: str, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    vdvae, network = make_vdvae(encoder_blocks=None), make_lr_network(kind)
-    y = torch.stack((photo(seed=0), photo(seed=1), photo(seed=2))) * 2 - 1
-    given = [torch.randn(vdvae.latent_shape(0, 3, (32, 32))), None]
-
-    def draw() -> Any:
-        with torch.no_grad():
-            one, own = network.encode(y[:1]), network.encode(y)
-            return [
-                vdvae.sample(3, (32, 32), condition=condition, latents=latents, **source(), **arguments)
-                for source in (
-                    lambda: {"noise": CounterNoise([3, 1, 2])},
-                    lambda: {"generator": torch.Generator().manual_seed(0)},
-                )
-                for condition in (one, own)
-                for latents in (None, given)
-            ]
-
-    whole = draw()
-    monkeypatch.setattr("hvae_sr.models.parts.LARGE", 1)
-    seen: list[int] = []
-    vdvae.blocks[-1].register_forward_hook(lambda _, __, out: seen.append(len(out[0])))
-    parts = draw()
-    assert set(seen) == {1}
-    for expected, out in zip(whole, parts, strict=True):
-        assert torch.equal(out.sample, expected.sample)
-        assert all(torch.equal(a, b) for a, b in zip(out.latents, expected.latents, strict=True))
-
-
-def test_latents_of_a_wrong_number_of_rows_are_refused_in_parts_too(
-    make_vdvae: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("hvae_sr.models.parts.LARGE", 1)
-    vdvae = make_vdvae()
-    with torch.no_grad(), pytest.raises(ValueError, match=r"`latents\[0\]`"):
-        vdvae.sample(3, (32, 32), latents=[torch.zeros(vdvae.latent_shape(0, 4, (32, 32)))])
-
-
-@pytest.mark.parametrize("activation", ["gelu", "silu"])
-def test_a_map_in_strips_gives_what_it_gives_whole(
-    make_vdvae: Any, activation: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    vdvae = make_vdvae(activation=activation)
-
-    def draw() -> Tensor:
-        with torch.no_grad():
-            return vdvae.sample(1, (32, 32), noise=CounterNoise([0])).sample
-
-    whole = draw()
-    widths: list[int] = []
-    vdvae.blocks[-1].prior_head.c1.register_forward_hook(lambda _, args, __: widths.append(args[0].shape[2]))
-    monkeypatch.setattr("hvae_sr.models.fast.LARGE", 0)
-    monkeypatch.setattr("hvae_sr.models.fast.STRIP", 2**10)
-    vdvae.out_conv.register_forward_pre_hook(lambda _, args: parts.append(args[0].shape[2]))
-    parts: list[int] = []
-    torch.testing.assert_close(draw(), whole, rtol=1e-4, atol=1e-5)
-    assert len(widths) > 1 and len(parts) > 1 and sum(parts) == whole.shape[2]
 
 
 def test_hooks_of_users_are_called_on_the_fast_path(make_pipeline: Any) -> None:
@@ -530,19 +312,6 @@ def test_streams_of_a_compiled_model_of_any_size_stay_in_float32(make_pipeline: 
     pipe.enable_compilation(backend="aot_eager")
     compiled = pipe(photo(), seed=0, output_type="pt").images
     assert (compiled - exact).square().mean() <= 2 * (eager - exact).square().mean() + 1e-10
-
-
-@pytest.mark.skipif(not has_bf16, reason="the processor has no bfloat16")
-@over_kinds
-def test_the_streams_are_as_exact_where_nothing_is_fused(make_pipeline: Any, kind: str) -> None:
-    """As on a GPU: features in bfloat16 meet weights in float32."""
-    pipe = make_pipeline(kind=kind, bias_type="channel")
-    exact = pipe(photo(), seed=0, output_type="pt").images
-    pipe.enable_fast_inference(torch.bfloat16)
-    fused = pipe(photo(), seed=0, output_type="pt").images
-    with torch.backends.mkldnn.flags(enabled=False):
-        plain = pipe(photo(), seed=0, output_type="pt").images
-    assert psnr(plain, exact) >= psnr(fused, exact) - 8
 
 
 def test_a_compiled_pipeline_samples_with_the_networks_that_it_has_got_since(make_pipeline: Any) -> None:

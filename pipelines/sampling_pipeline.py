@@ -1,0 +1,346 @@
+"""Samples of one photograph, one after the other: what `SuperResolutionPipeline` and its further methods build on."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from hvae_sr.checkpoints.names import resolve
+from hvae_sr.images import ImageInput, Photo, prepare_photos
+from hvae_sr.loading import DAMAGED, without_warning
+from hvae_sr.models import VDVAE, LRConditioner, LREncoder
+from hvae_sr.models.vdvae import group_temperatures
+from hvae_sr.operators import Downsampling, cached_downsampling
+from hvae_sr.posterior import Recipe, composite, noise_of
+from hvae_sr.sampling import Budget, Consistency, Networks, SelfEnsemble, WindowSampler, budget
+
+from .computing import Computing
+from .inputs import SamplingOptions, base_seeds, check_components, check_count, check_flag, is_list
+from .output import OUTPUT_TYPES, Sample, convert
+
+
+@dataclass(frozen=True)
+class Call:
+    """What holds for all photographs of a call, checked."""
+
+    temperature: float | Sequence[float]
+    enforce_consistency: bool
+    num_conditioned_groups: int | None
+    batch_size: int | None
+    output_type: str
+    options: SamplingOptions
+
+
+class SamplingPipeline(Computing, DiffusionPipeline):
+    """Two networks, an operator, and the iterator over samples; `SuperResolutionPipeline` has the arguments."""
+
+    model_cpu_offload_seq = "lr_encoder->vdvae"
+
+    def __init__(
+        self,
+        vdvae: VDVAE,
+        lr_encoder: LREncoder | LRConditioner,
+        scale_factor: int = 4,
+        downsampling_kernel: str = "bicubic",
+        default_temperature: float = 0.8,
+        input_description: str | None = None,
+        fast_inference: bool = False,
+    ) -> None:
+        super().__init__()
+        check_flag("fast_inference", fast_inference)
+        group_temperatures(default_temperature, vdvae.num_groups, "default_temperature")
+        operator = cached_downsampling(scale_factor, downsampling_kernel)
+        self.register_modules(vdvae=vdvae, lr_encoder=lr_encoder)
+        self.register_to_config(
+            scale_factor=scale_factor,
+            downsampling_kernel=operator.kernel,
+            default_temperature=default_temperature,
+            input_description=input_description,
+            fast_inference=fast_inference,
+        )
+        if fast_inference:
+            self.enable_fast_inference()
+        lr_encoder.check_fit(vdvae.config, operator)
+
+    @property
+    def operator(self) -> Downsampling:
+        """H, as the configuration says; its matrices are shared by all who use the same."""
+        return cached_downsampling(self.config.scale_factor, self.config.downsampling_kernel)
+
+    @property
+    def networks(self) -> Networks:
+        """The two networks and how they are evaluated."""
+        compiled, scale = self.compiled_networks, self.config.scale_factor
+        if compiled is None:
+            return Networks(self.vdvae, self.lr_encoder, scale)
+        return Networks(self.vdvae, self.lr_encoder, scale, compiled.encode, compiled.sample)
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """`DiffusionPipeline.load_config`, for an index that names classes of this package alone.
+
+        diffusers would import the module of any other class, before a pipeline could refuse it.
+        """
+        config = super().load_config(*args, **kwargs)
+        check_components(config[0] if isinstance(config, tuple) else config)
+        return config
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """Loads a pipeline from a bundled name such as "natural-x4", a folder, or the Hub.
+
+        Args:
+            pretrained_model_name_or_path: name, folder or Hub id.
+            dtype: of the weights, as everywhere in diffusers. With None or "auto" the pipeline computes as its
+                configuration says, the bundled ones fast (see `enable_fast_inference`); `torch.float32` also computes
+                in float32. `torch.bfloat16` halves the memory of the weights, and leaves streams and heads in
+                bfloat16 too, which is less exact than the default.
+            load_encoder: whether the VDVAE's encoder of HR images is loaded, which sampling has no use for (about 40%
+                of the weights).
+            **kwargs: others of `DiffusionPipeline.from_pretrained`.
+
+        Raises:
+            ValueError: an unknown name, or a folder that is damaged or holds something else.
+            OSError: what the Hub answers.
+        """
+        folder = resolve(pretrained_model_name_or_path)
+        load_encoder = kwargs.pop("load_encoder", True)
+        dtypes = [kwargs.pop(name, None) for name in ("dtype", "torch_dtype")]
+        dtype = next((given for given in dtypes if given not in (None, "auto")), None)
+        if dtype is not None:
+            kwargs["dtype"] = dtype
+        try:
+            if not load_encoder and "vdvae" not in kwargs:
+                names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "variant", "proxies")
+                options = {name: kwargs[name] for name in names if name in kwargs}
+                own = dtype.get("vdvae", dtype.get("default")) if isinstance(dtype, dict) else dtype
+                options |= {"dtype": own} if own is not None else {}
+                kwargs["vdvae"] = VDVAE.from_pretrained(folder, subfolder="vdvae", encoder_blocks=None, **options)
+            with without_warning("You have passed a non-standard module"):  # ours, and checked by `check_fit`
+                loaded = super().from_pretrained(folder, **kwargs)
+        except DAMAGED as error:
+            if isinstance(error, OSError) and not os.path.isdir(folder):
+                raise  # of the Hub or the network, which says what it is
+            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = reason if len(reason) <= 1000 else f"{reason[:1000]}..."
+            raise ValueError(f"cannot load {os.fspath(pretrained_model_name_or_path)!r}: {reason}") from error
+        if dtype is not None:
+            (loaded[0] if isinstance(loaded, tuple) else loaded).disable_fast_inference()
+        return loaded
+
+    def check_inputs(
+        self,
+        temperature: float | Sequence[float] | None = None,
+        num_samples: int = 1,
+        enforce_consistency: bool = True,
+        num_conditioned_groups: int | None = None,
+        latents: Sequence[Tensor | None] | None = None,
+        batch_size: int | None = None,
+        output_type: str = "pil",
+        options: SamplingOptions | None = None,
+        **named: Any,
+    ) -> Call:
+        """What all photographs of a call share; raises a ValueError that names the argument and its value."""
+        options = SamplingOptions.gather(options, named)
+        options.check()
+        groups = self.vdvae.num_groups
+        if self.vdvae.device.type == "meta" and not hasattr(self.vdvae, "_hf_hook"):
+            raise ValueError("the pipeline's weights are on the device 'meta': load them with `from_pretrained`")
+        temperature = self.config.default_temperature if temperature is None else temperature
+        group_temperatures(temperature, groups)
+        check_count("num_samples", num_samples, 1)
+        check_flag("enforce_consistency", enforce_consistency)
+        check_count("batch_size", batch_size, 1, optional=True)
+        check_count("num_conditioned_groups", num_conditioned_groups, 0, groups, optional=True)
+        check_count("num_fixed_groups", options.num_fixed_groups, 0, groups, optional=True)
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}; got {output_type!r}")
+        if options.lr_posterior_temperature is not None:
+            group_temperatures(options.lr_posterior_temperature, groups, "lr_posterior_temperature")
+            if not isinstance(self.lr_encoder, LREncoder):
+                raise ValueError("`lr_posterior_temperature` has no effect on this model: it has no q_psi(z|y)")
+        if options.num_fixed_groups is not None and not isinstance(latents, (list, tuple)):
+            raise ValueError(f"`num_fixed_groups` needs a list of `latents`, got {type(latents).__name__}")
+        if options.noise is not None and options.sample_pixels:
+            raise ValueError("`noise` holds no draws of pixels: `sample_pixels=True` needs `seed` or `generator`")
+        spatial = self.vdvae.config.bias_type == "spatial"
+        if options.tile and not spatial:
+            raise ValueError("`tile=True` has no effect on this model: it works on images of any size")
+        if options.self_ensemble and spatial:
+            raise ValueError("`self_ensemble` must be False for this model: it knows images of one orientation only")
+        given = {"latents": latents is not None or output_type == "latent", "noise": options.noise is not None}
+        given["return_latents"] = options.return_latents
+        for name in [name for name, value in given.items() if value] if options.self_ensemble else []:
+            raise ValueError(
+                f"`self_ensemble` = {options.self_ensemble!r} goes with seeds alone, not with `{name}`: its samples "
+                "have no common grid of latents"
+            )
+        return Call(temperature, enforce_consistency, num_conditioned_groups, batch_size, output_type, options)
+
+    def samples(
+        self,
+        image: ImageInput | Photo,
+        seeds: Sequence[int] | None = None,
+        temperature: float | Sequence[float] | None = None,
+        enforce_consistency: bool = True,
+        num_conditioned_groups: int | None = None,
+        batch_size: int | None = None,
+        output_type: str = "pil",
+        recipes: Sequence[Recipe] | None = None,
+        options: SamplingOptions | None = None,
+        **named: Any,
+    ) -> Iterator[Sample]:
+        """The samples of one photograph, one after the other; memory does not grow with their number.
+
+        Args:
+            image: y, one image: see `__call__`.
+            seeds: of the samples; each gives the same sample alone, in any batch, and in a call with that seed.
+            temperature, enforce_consistency, num_conditioned_groups, batch_size, output_type, options: see `__call__`.
+            recipes: instead of seeds, where the noise of a sample is that of several (`hvae_sr.posterior.Recipe`).
+            **named: `SamplingOptions` by name, but for `noise`.
+
+        Raises:
+            ValueError: as a call, before the first sample; or neither or both of `seeds` and `recipes`.
+        """
+        if (seeds is None) == (recipes is None):
+            raise ValueError("either `seeds` or `recipes` must be given, a list with an entry for each sample")
+        chosen = seeds if seeds is not None else recipes
+        if not is_list(chosen) or not len(chosen):  # type: ignore[arg-type]
+            raise ValueError(
+                f"`{'recipes' if seeds is None else 'seeds'}` must be a list that is not empty, got {chosen!r}"
+            )
+        if seeds is not None:
+            base_seeds(list(seeds), None, len(seeds))
+        call = self.check_inputs(
+            temperature, 1, enforce_consistency, num_conditioned_groups, None, batch_size, output_type, options, **named
+        )
+        if call.options.noise is not None:
+            raise ValueError("`noise` was given together with `seeds` or `recipes`, which would have no effect")
+        photos = prepare_photos(image)
+        if len(photos) != 1:
+            raise ValueError(f"`image` must be one image, got {len(photos)}")
+        y, photo = photos[0]
+        self._check_size(y, call, bool(recipes and any(recipe.seed is None for recipe in recipes)))
+        groups = self.vdvae.num_groups
+        size = (y.shape[-2] * self.operator.scale_factor, y.shape[-1] * self.operator.scale_factor)
+        for recipe in recipes or ():
+            recipe.check(groups, size)
+            if recipe.seed is None and call.options.self_ensemble:
+                raise ValueError("`self_ensemble` must be False for recipes of several seeds or regions")
+        given = list(recipes) if recipes is not None else [Recipe.of(int(seed), groups) for seed in seeds or ()]
+        return self._draw(y, photo, call, given, None, None)
+
+    def _check_size(self, y: Tensor, call: Call, whole: bool) -> None:
+        """Raises a ValueError for a size that the networks do not take, or for latents of an image in several tiles."""
+        size, sizes = (y.shape[-2], y.shape[-1]), self.networks.sizes
+        sizes.check(size, call.options.tile, self.config.input_description)
+        whole = whole or call.options.return_latents or call.output_type == "latent"
+        if whole and sizes.fixed_side is not None and sizes.padded(size) != (sizes.fixed_side,) * 2:
+            raise ValueError("`latents` and `noise` cannot be given or returned for an image in several tiles")
+
+    @torch.no_grad()
+    def _draw(
+        self,
+        y: Tensor,
+        photo: Photo | None,
+        call: Call,
+        recipes: list[Recipe] | None,
+        noise: list[Tensor | None] | None,
+        latents: list[Tensor | None] | None,
+    ) -> Iterator[Sample]:
+        """The samples of one photograph, a chunk of them at a time: of recipes, or of given noise.
+
+        Args:
+            y: `[3, h, w]` in [0, 1].
+            photo: where y came from, if from a file or a PIL image: PIL results get its alpha and profile.
+            call: what holds for all photographs.
+            recipes: one for each sample.
+            noise, latents: one row for each sample, or latents of one row for all.
+        """
+        options, device = call.options, self._execution_device
+        y = y.to(device)
+        count = len(recipes) if recipes is not None else len(noise[0])  # type: ignore[index, arg-type]
+        consistency = Consistency(self.operator, y, call.enforce_consistency)
+        keep_latents = options.return_latents or call.output_type == "latent"
+        make = partial(
+            WindowSampler,
+            self.networks,
+            window_size=options.window_size,
+            budget=self._budget(y, count, call),
+            margin=options.window_margin,
+        )
+        arguments = {
+            "temperature": call.temperature,
+            "lr_posterior_temperature": options.lr_posterior_temperature,
+            "num_conditioned_groups": call.num_conditioned_groups,
+            "sample_pixels": options.sample_pixels,
+            "return_latents": keep_latents,
+        }
+        sampler = make(y)
+        ensemble = SelfEnsemble(make, y) if options.self_ensemble else None
+
+        def plain(recipe: Recipe) -> Tensor:
+            with self._computing():
+                return consistency.image(sampler.sample(1, noise_of([recipe]), None, **arguments).sample[0])
+
+        chunk = sampler.samples_at_once
+        if call.batch_size is not None and device.type != "cpu":
+            chunk = call.batch_size
+        for start in range(0, count, chunk):
+            rows = range(start, min(start + chunk, count))
+            own = recipes and [recipes[row] for row in rows]
+            given = rows_of(latents, slice(rows.start, rows.stop))
+            with self._computing():
+                if ensemble is not None:
+                    assert own is not None
+                    out = ensemble.sample([recipe.group_seeds[0] for recipe in own], **arguments)
+                else:
+                    draws = noise_of(own) if own else rows_of(noise, slice(rows.start, rows.stop))
+                    out = sampler.sample(len(rows), draws, given, **arguments)  # type: ignore[arg-type]
+            for position, row in enumerate(rows):
+                z = tuple(group[position : position + 1] for group in out.latents)
+                seed = own[position].seed if own else None
+                if call.output_type == "latent":
+                    yield Sample(row, None, None, seed, float("nan"), float("nan"), float("nan"), z)
+                    continue
+                x, exact, unprojected = consistency(out.sample[position])
+                if own and own[position].regions:
+                    x = composite(plain, self.operator, own[position])
+                    exact = consistency.lr_psnr(x)
+                picture = convert(x, call.output_type)
+                returned = consistency.lr_psnr(picture if call.output_type == "pil" else x)
+                if photo is not None and call.output_type == "pil":
+                    picture = photo.finish(picture)
+                yield Sample(row, x, picture, seed, returned, exact, unprojected, z)
+                del x, picture
+            del out
+        self.maybe_free_model_hooks()
+
+    def _budget(self, y: Tensor, count: int, call: Call) -> Budget:
+        """What the samples of a photograph may take of memory."""
+        size = (y.shape[-2] * self.operator.scale_factor, y.shape[-1] * self.operator.scale_factor)
+        options = call.options
+        return budget(
+            self.vdvae,
+            size,
+            count,
+            call.output_type,
+            options.keep_images,
+            options.max_memory,
+            self._execution_device,
+            options.self_ensemble,
+            call.batch_size,
+            options.return_latents or call.output_type == "latent",
+        )
+
+
+def rows_of(values: Sequence[Tensor | None] | None, chosen: slice) -> list[Tensor | None] | None:
+    """Rows of given noise or latents; a single row serves all."""
+    if values is None:
+        return None
+    return [z if z is None or z.shape[0] == 1 else z[chosen] for z in values]
