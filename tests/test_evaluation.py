@@ -313,7 +313,7 @@ def test_the_command_scores_predictions_of_the_pairs_it_wrote(folder, tmp_path, 
     common = ["evaluate", "--data", str(folder), "--size", "32", "-o", str(report)]
     assert main([*common, "--write_pairs", str(pairs)]) == 0 and not report.exists()
     assert main([*common, "--write_pairs", str(pairs), "--model", "natural-x2"]) == 2
-    assert "`--model` does not go with --write_pairs" in capsys.readouterr().err
+    assert "`--model` does not go with `--write-pairs`" in capsys.readouterr().err
     made = tmp_path / "Lanczos"
     made.mkdir()
     for file in (pairs / "LR").iterdir():
@@ -333,7 +333,7 @@ def test_pairs_replace_no_other_files(folder, tmp_path, capsys):
     before = {path: path.read_bytes() for path in (tmp_path / "set" / "HR").iterdir()}
     write = ["evaluate", "--size", "32", "-o", str(tmp_path / "r.json"), "--data"]
     assert main([*write, str(tmp_path / "set" / "HR"), "--write_pairs", str(tmp_path / "set")]) == 2
-    assert "`--write_pairs`" in capsys.readouterr().err
+    assert "`--write-pairs`" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in (tmp_path / "set" / "HR").iterdir()} == before
     for _ in range(2):  # the second time everything is there
         assert main([*write, str(folder), "--write_pairs", str(tmp_path / "pairs")]) == 0

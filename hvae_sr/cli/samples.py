@@ -59,10 +59,13 @@ def write_results(
         for seed, sample in zip(seeds, samples, strict=True):
             path = job.path(f"seed{seed}", options.outscale)
             picture = photo.finish(sample.x, keep_grey=True, bits=bits)
-            own = {**settings, "seed": seed, "lr_psnr": round(sample.lr_psnr, 4)}
+            decibels = sample.lr_psnr
+            if bits == 16:  # of the levels as they are written
+                decibels = lr_psnr(pipeline.operator, (sample.x * 65535).round() / 65535, y)
+            own = {**settings, "seed": seed, "lr_psnr": round(decibels, 4)}
             own["lr_psnr_unprojected"] = round(sample.lr_psnr_unprojected, 4)
             save_image(picture, path, own, exif)
-            note = f"LR-PSNR {sample.lr_psnr:.1f} dB"
+            note = f"LR-PSNR {decibels:.1f} dB"
             if job.suffix in LOSSY_SUFFIXES:
                 own["lr_psnr"] = round(lr_psnr(pipeline.operator, load_image(path), y), 4)
                 lossy = f"({job.suffix[1:]} is lossy: {sample.lr_psnr:.1f} dB before)"
