@@ -67,9 +67,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"`-n` names a model, got {options.model}; `--num-samples {options.model}` draws so many")
     output = Path(options.output_dir) if options.output_dir else None
     if output is not None and not output.is_dir() and output.suffix.lower() in FILE_SUFFIXES:
-        raise ValueError(
-            f"`--output-dir` is a folder, for several results, got {output}; `--format` chooses their kind"
-        )
+        raise ValueError(f"`--output-dir` must be a folder, got {output}; `--format` chooses the kind of results")
     if output is not None:
         check_writable(output, "--output-dir")
     from accelerate.utils import gather_object

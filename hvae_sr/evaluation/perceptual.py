@@ -244,7 +244,7 @@ def load_perceptual(
             if file is not None:
                 found[name] = LPIPS.from_file(file, device)
             else:
-                absent[name] = f"no lpips_{trunk}.safetensors (its folder: --lpips_weights or {LPIPS_WEIGHTS})"
+                absent[name] = f"no lpips_{trunk}.safetensors (its folder: --lpips-weights or {LPIPS_WEIGHTS})"
     if "fid" in wanted:
         try:
             found["features"] = _load_inception(torch.device(device))
