@@ -138,9 +138,9 @@ class Page(Handlers):
         now = {**quick, "queue": False, "trigger_mode": "multiple"}
 
         for button, function, inputs, start in (
-            (page.draw, self.on_draw, [page.image, *settings], lambda *given: self.on_start(*given, fresh=True)),
+            (page.draw, self.on_draw, [page.image, *settings], lambda visit, count: self.on_start(visit, count, True)),
             (page.vary, self.on_vary, [page.kept, page.seed, page.count], self.on_start),
-            (page.redraw, self.on_redraw, [page.outline, *page.box, page.seed], lambda *given: self.on_start(given[0])),
+            (page.redraw, self.on_redraw, [page.outline, *page.box, page.seed], lambda visit, _: self.on_start(visit)),
         ):
             begin = button.click(start, [visit, page.count], [page.ticket, page.status, page.slider, *buttons], **now)
             run = begin.then(function, [visit, page.ticket, *inputs], progress, **once)
