@@ -227,6 +227,8 @@ class Handlers:
 
     def on_image(self, visit: Visit, image: Any, model: str) -> tuple[Any, ...]:
         """A new picture: its preview, what there is to say of it, and a frame on it if it is over the limit."""
+        if image is not None and visit.photo is not None and Path(str(image)).stem == visit.preview:
+            return (gr.skip(),) * 6  # another event of the same picture
         visit.photo, visit.box = None, None
         try:
             if image is not None:
