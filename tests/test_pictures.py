@@ -103,7 +103,7 @@ def test_the_card_command_draws_and_shows_the_contact_sheet(benchmarks, make_pip
     assert Image.open(folder / picture).format == "WEBP"
     (benchmarks / next(iter(BENCHMARK_CROPS))).unlink()
     assert main([*command, "--pictures"]) == 2
-    assert "`benchmarks` must hold Set14/img_001.png" in capsys.readouterr().err
+    assert "`--benchmarks` must hold Set14/img_001.png" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("suffix", ["webp", "jpg"])
