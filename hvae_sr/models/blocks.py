@@ -57,7 +57,7 @@ def parse_blocks(blocks: str, argument: str = "blocks", kinds: str = "xdmr") -> 
     for item in (part.strip() for part in blocks.split(",")):
         kind = next((letter for letter in kinds if letter in item), None)
         try:
-            resolution, number = (int(part) for part in (item.split(kind) if kind else [item, 1]))
+            resolution, number = (int(part) for part in (item.split(kind) if kind else (item, "1")))
         except ValueError:
             resolution = number = 0
         if min(resolution, number) < 1:
