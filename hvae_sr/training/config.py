@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 from transformers import HfArgumentParser
 
+from ..features import NUM_TAPS
 from ..files import write_atomically
 
 OPTIONS_FILE = "training_config.json"
@@ -35,10 +36,12 @@ _RELATIVE = ("vdvae_config", "lr_config")
 _FREEZE = {"train_decoder": ("vdvae-sr", "energy-score"), "train_encoder": ("vdvae-sr",)}
 """Options that freeze weights where they are false, and the stages that read them."""
 _AT_LEAST = {
-    0: "score_point_weight seed lr_warmup_steps dataloader_num_workers learning_rate adam_weight_decay adam_epsilon "
+    0: "score_point_weight score_band_weight score_perceptual_weight "
+    "seed lr_warmup_steps dataloader_num_workers learning_rate adam_weight_decay adam_epsilon "
     "default_temperature max_grad_norm skip_threshold plateau_patience cache_gib validation_images",
-    1: "resolution crops_per_image train_batch_size gradient_accumulation_steps max_train_steps num_train_epochs "
-    "scale_factor score_samples checkpointing_steps checkpoints_total_limit logging_steps validation_steps",
+    1: "score_samples score_perceptual_taps resolution crops_per_image train_batch_size "
+    "gradient_accumulation_steps max_train_steps num_train_epochs scale_factor checkpointing_steps "
+    "checkpoints_total_limit logging_steps validation_steps",
 }
 """Lowest values that are allowed, and the options that they are of."""
 
@@ -90,6 +93,23 @@ class TrainingConfig:
     score_samples: int = option(2, "energy-score: samples of each crop; 1 is the regression of a point estimate.")
     score_patch_sizes: list[int] = option([1, 4], "energy-score: sides of the patches that are compared, in pixels.")
     score_point_weight: float = option(0.0, "energy-score: weight of the error of the sample at temperature 0.")
+    score_band_weight: float = option(0.0, "energy-score: weight of the score of local energies of bands.")
+    score_band_windows: list[int] = option([8, 16, 32], "energy-score: sides of the windows of these, in pixels.")
+    score_perceptual_weight: float = option(0.0, "energy-score: weight of the score of features of VGG16.")
+    score_perceptual_taps: int = option(3, "energy-score: how many of LPIPS' five taps are scored, from the finest.")
+    score_level_dropout: list[float] = option(
+        [],
+        "energy-score: shares of the updates in which only the coarsest level, the two coarsest, ... are at "
+        "temperature 1; the rest goes to all levels.",
+    )
+    score_level_pools: list[int] = option(
+        [],
+        "energy-score: sides in pixels of the squares that images are averaged over in these updates, one for "
+        "each; none: half the stride of the finest level at temperature 1.",
+    )
+    lpips_weights: str | None = option(
+        None, "safetensors file of VGG16's convolutions (torchvision's names) and LPIPS' heads, for that score."
+    )
 
     resolution: int = option(64, "Side of the training crops.")
     scales: list[float] = option([1.0, 0.75, 0.5, 0.33, 0.25], "Factors that images are resized by before cropping.")
@@ -161,6 +181,16 @@ class TrainingConfig:
             sizes = self.score_patch_sizes
             sound = bool(sizes) and all(p >= 1 and side % p == 0 for p in sizes)
             _check(sound, "score_patch_sizes", f"must divide resolution {side}:", sizes)
+            sound = not self.score_band_weight or min(self.score_band_windows, default=0) > 1
+            _check(sound, "score_band_windows", "must be integers above 1, got", self.score_band_windows)
+            sound = not self.score_perceptual_weight or self.lpips_weights is not None
+            _check(sound, "lpips_weights", "must be given for a score_perceptual_weight above 0")
+            _check(
+                self.score_perceptual_taps <= NUM_TAPS,
+                "score_perceptual_taps",
+                f"must be at most {NUM_TAPS}, got",
+                self.score_perceptual_taps,
+            )
         pretrained = self.pretrained_vdvae is not None
         _check(pretrained or self.vdvae_config, "vdvae_config", "or `pretrained_vdvae` must be given")
         for name, stages in _FREEZE.items():
