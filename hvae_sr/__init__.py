@@ -51,8 +51,14 @@ if not (_HERE / "pipelines").is_dir():
 if TYPE_CHECKING:
     from .models import VDVAE, LRConditioner, LREncoder
     from .operators import Downsampling
-    from .pipelines import DPSPipeline, HCFlowPipeline, RegressionPipeline, SR3Pipeline  # noqa: F401
-    from .pipelines import SuperResolutionOutput, SuperResolutionPipeline
+    from .pipelines import (  # noqa: F401
+        DPSPipeline,
+        HCFlowPipeline,
+        RegressionPipeline,
+        SR3Pipeline,
+        SuperResolutionOutput,
+        SuperResolutionPipeline,
+    )
 
 
 def __getattr__(name: str) -> Any:
