@@ -26,7 +26,16 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from hvae_sr.images import ImageError, count_frames, load_image, read_metadata, read_photo, save_image
+from hvae_sr.images import (
+    ImageError,
+    WideImage,
+    list_frames,
+    load_image,
+    read_metadata,
+    read_photo,
+    save_image,
+    to_tensor,
+)
 from hvae_sr.sampling.memory import parse_bytes
 
 
@@ -69,6 +78,43 @@ def originals() -> dict[str, bytes]:
         buffer = io.BytesIO()
         tifffile.imwrite(buffer, (levels[..., :3] / 255).astype(kind), photometric="rgb", compression="zlib")
         files[f"tiff-colour-{np.dtype(kind)}"] = buffer.getvalue()
+    wide = np.random.default_rng(1).integers(0, 65536, (24, 36, 4), dtype=np.uint16)
+    for name, values, options in (
+        ("planar", wide[..., :3], {"planarconfig": "separate"}),
+        ("big-endian", wide[..., :3], {"byteorder": ">", "compression": "zlib"}),
+        ("tiled", (wide / 65535).astype(np.float32), {"tile": (16, 16), "extrasamples": ["assocalpha"]}),
+        ("half", (wide[..., :3] / 65535).astype(np.float16), {"bigtiff": True}),
+    ):
+        buffer = io.BytesIO()
+        whole = np.moveaxis(values, -1, 0) if name == "planar" else values
+        tifffile.imwrite(buffer, whole, photometric="rgb", **options)
+        files[f"tiff-deep-{name}"] = buffer.getvalue()
+    buffer = io.BytesIO()
+    for values in (wide[..., 0], (wide / 65535).astype(np.float32)[..., 0]):
+        buffer.seek(0)
+        tifffile.imwrite(buffer, values, photometric="miniswhite", append=bool(buffer.getvalue()))
+    files["tiff-white-is-zero-pages"] = buffer.getvalue()
+    with tempfile.TemporaryDirectory() as folder:
+        for channels in range(1, 5):
+            for suffix in ("png", "tif"):
+                path = Path(folder, f"deep.{suffix}")
+                save_image(WideImage(wide[..., :channels]), path, {"seed": 1}, exif.tobytes())
+                files[f"{suffix}-16-{channels}"] = path.read_bytes()
+    add("png-key", smooth.convert("L"), "PNG", transparency=9)
+    add("png-colour-key", smooth.convert("RGB"), "PNG", transparency=(1, 2, 3))
+    flagless = bytearray(files["webp-animated"])
+    flagless[20] &= ~0x10
+    files["webp-without-flag"] = bytes(flagless)
+    add("mpo", smooth.convert("RGB"), "MPO", save_all=True, append_images=[smooth.convert("RGB").resize((9, 6))])
+    try:
+        import pillow_heif
+    except ImportError:
+        pass  # it is an extra
+    else:
+        for name, mode, values in (("8", "RGB", levels[..., :3]), ("16", "RGB;16", wide[..., :3])):
+            buffer = io.BytesIO()
+            pillow_heif.from_bytes(mode, (36, 24), values.tobytes()).save(buffer)
+            files[f"heic-{name}"] = buffer.getvalue()
     for mode in ("1", "L", "P", "RGB", "RGBA"):
         add(f"bmp-{mode}", smooth.convert(mode), "BMP")
     add("avif", smooth, "AVIF", exif=exif)
@@ -120,13 +166,27 @@ def mutate(files: dict[str, bytes], seed: int) -> tuple[str, bytes]:
 def read(path: Path) -> str:
     """Everything that is done with an input file; "read" or "refused"."""
     result = "refused"
-    for reader in (load_image, read_photo, count_frames, read_metadata):
+    frames: list[str] = []
+    for reader in (load_image, read_photo, to_tensor, list_frames, read_metadata, lambda path: read_photo(path, 1)):
         try:
-            reader(path)
-            result = "read" if reader is load_image else result
+            found = reader(path)
         except ImageError as error:
             if "\n" in str(error):
                 raise RuntimeError(f"the message has several lines: {error}") from error
+            continue
+        if reader is load_image:
+            result, size = "read", found.size
+        elif reader is list_frames:
+            frames = found
+        elif reader in (read_photo, to_tensor) and result == "read":
+            shapes = (
+                {tuple(found.shape[1:])} if reader is to_tensor else {found.pixels.shape[:2], found.image.size[::-1]}
+            )
+            if shapes != {size[::-1]}:
+                raise RuntimeError(f"sizes differ: {size} and {shapes}")
+    told = sorted(map(int, frames[0].split(",")[0].split("x"))) if frames else None
+    if result == "read" and told not in (None, sorted(size)):
+        raise RuntimeError(f"the header says {told}, the image has {size}")
     return result
 
 

@@ -1,9 +1,10 @@
 """What the page computes: samples, new versions of one, and what samples have in common."""
 
-import io
 import math
+import shutil
+import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,21 +12,27 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from scipy import ndimage
 
 from hvae_sr import SuperResolutionPipeline, __version__
-from hvae_sr.images import load_image, save_image, uncertainty_to_pil
+from hvae_sr.images import read_photo, save_image, to_tensor, uncertainty_to_pil
+from hvae_sr.images.degradation import inspect
+from hvae_sr.models.blocks import TopDownBlock
 from hvae_sr.posterior import Recipe
+
+MATCHING = 45.0
+"""dB of LR-PSNR from which a sample is said to match the input: its rounding to 8 bits alone gives 50 to 75."""
 
 
 class Refused(ValueError):
     """Something a visitor asked for cannot be done; the message is for the visitor."""
 
 
-class TooLarge(Refused):
-    """A picture over the limit, which can be shrunk."""
+class Stopped(Exception):
+    """The visitor has pressed Stop while a sample was being drawn."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Drawn:
     """A sample: its picture, how it was made, PSNR in dB of its 8-bit pixels made small against the input, its file."""
 
@@ -35,13 +42,17 @@ class Drawn:
     path: Path
 
     @property
-    def caption(self) -> str:
-        return f"{describe(self.recipe)} · LR-PSNR {self.lr_psnr:.1f} dB"
+    def label(self) -> str:
+        """What was drawn last, for a small picture."""
+        seeds = self.recipe.group_seeds
+        if self.recipe.regions:
+            return "part redrawn"
+        return f"seed {seeds[0]}" if len(set(seeds)) == 1 else f"texture {seeds[-1]}"
 
     @property
-    def label(self) -> str:
-        """The caption's short form, for a small picture: LR-PSNR in dB, and what was drawn last."""
-        return f"{self.lr_psnr:.1f} · " + ("region" if self.recipe.regions else f"seed {self.recipe.group_seeds[-1]}")
+    def caption(self) -> str:
+        match = "matches the input" if self.lr_psnr >= MATCHING else "does not match the input exactly"
+        return f"{describe(self.recipe)}, {match} ({self.lr_psnr:.0f} dB)"
 
 
 @dataclass
@@ -53,20 +64,91 @@ class Settings:
     consistent: bool = True
 
 
-@dataclass
-class Session:
-    """One visitor's picture and samples, and the folder of their files."""
+@dataclass(eq=False)
+class Round:
+    """Samples of one picture that were drawn together, and the folder of their files.
 
-    folder: Path
+    Args:
+        name: for the visitor.
+        image: the input, y.
+        settings: of all its samples.
+        folder: of their files.
+        stem: the photograph's name, which the files get.
+    """
+
+    name: str
     image: Image.Image
     settings: Settings
+    folder: Path
+    stem: str = "photo"
     samples: list[Drawn] = field(default_factory=list)
     selected: int = 0
-    stopped: bool = False  # by the visitor: what is being drawn then is dropped
+
+    @property
+    def chosen(self) -> Drawn:
+        return self.samples[self.selected]
+
+    def keep(self, image: Image.Image, recipe: Recipe, lr_psnr: float) -> Drawn:
+        """Writes a sample to the folder, and appends it."""
+        metadata = {
+            "model": self.settings.model,
+            "version": __version__,
+            "temperature": self.settings.temperature,
+            "consistent": self.settings.consistent,
+            "lr_psnr": round(lr_psnr, 4),
+            "group_seeds": list(recipe.group_seeds),
+            "regions": [{"seed": region.seed, "box": _box(region.mask)} for region in recipe.regions],
+        }
+        if recipe.seed is not None:
+            metadata["seed"] = recipe.seed
+        path = self.folder / f"{self.stem}_sample_{len(self.samples) + 1:02d}.png"
+        save_image(image, path, metadata)
+        self.samples.append(Drawn(image, recipe, lr_psnr, path))
+        return self.samples[-1]
+
+
+@dataclass
+class Visit:
+    """One visitor: the photograph, and what was drawn of it.
+
+    Args:
+        photo: as uploaded, upright RGB.
+        stem: its name.
+        preview: name of the file that the page shows of it.
+        box: the part to draw, (left, top, right, bottom) in pixels of the photograph; None takes all.
+        rounds: the first from "Draw samples", each further one from "More like this one".
+        current: index of the round that is shown.
+        ticket: number of the last run that was asked for.
+        stopped: number of the last run that was stopped, with all before it; one that waits in the queue too.
+    """
+
+    photo: Image.Image | None = None
+    stem: str = "photo"
+    preview: str = ""
+    box: tuple[int, int, int, int] | None = None
+    rounds: list[Round] = field(default_factory=list)
+    current: int = 0
+    ticket: int = 0
+    stopped: int = 0
+    folder: Path | None = None
+
+    @property
+    def shown(self) -> Round | None:
+        return self.rounds[self.current] if self.rounds else None
+
+    def new_folder(self, root: str) -> Path:
+        """One more, inside the visitor's own."""
+        self.folder = self.folder or Path(tempfile.mkdtemp(dir=root))
+        return Path(tempfile.mkdtemp(dir=self.folder))
+
+    def forget(self) -> None:
+        """Deletes the visitor's files."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Engine:
-    """Draws for all visitors.
+    """Draws for all visitors, one run at a time.
 
     Args:
         models: bundled names, folders or Hub ids; the first is shown first. Those of one name are told apart by what
@@ -79,6 +161,7 @@ class Engine:
         self, models: list[str], device: str = "cpu", dtype: torch.dtype | None = None, max_pixels: int = 256 * 256
     ) -> None:
         self.max_pixels = max_pixels
+        self.stopped: Callable[[], bool] = lambda: False  # of the run that is being drawn
         self.pipelines: dict[str, SuperResolutionPipeline] = {}
         given = list(dict.fromkeys(models))
         names = [Path(name).name for name in given]
@@ -86,6 +169,13 @@ class Engine:
             pipeline = SuperResolutionPipeline.from_pretrained(name, **({} if dtype is None else {"dtype": dtype}))
             pipeline.set_progress_bar_config(disable=True)
             self.pipelines[short if names.count(short) == 1 else name] = pipeline.to(device)
+            for block in pipeline.vdvae.modules():
+                if isinstance(block, TopDownBlock):  # a sample takes long on a processor: stop within it
+                    block.register_forward_pre_hook(self._check_stopped)
+
+    def _check_stopped(self, *_: Any) -> None:
+        if self.stopped():
+            raise Stopped
 
     def levels(self, model: str) -> list[tuple[int, int]]:
         """(stride, number of groups) of each level of a model, coarse to fine."""
@@ -106,84 +196,120 @@ class Engine:
         """Pixels of an input that a model takes."""
         return max(self.max_pixels * 16 // max(self.scale(model), 4) ** 2, 16)
 
-    def check(self, image: Any, model: str) -> Image.Image:
-        """The visitor's picture as upright RGB.
+    def read(self, image: Any) -> Image.Image:
+        """The visitor's picture as upright RGB, on white where it is transparent.
 
         Raises:
             Refused: there is none, it cannot be read, or it is too small.
-            TooLarge: it has more pixels than the model's `limit`.
         """
         if image is None:
             raise Refused("Choose a picture first: upload or paste one, or take an example.")
         try:
-            picture = load_image(image)
+            photo = read_photo(image)
         except ValueError as error:
             raise Refused(f"This file cannot be read as a picture ({str(error).split(': ')[-1]}).") from None
-        if min(picture.size) < 4:
-            raise Refused(f"This picture has {picture.width} x {picture.height} pixels: too few to go on.")
-        if picture.width * picture.height > self.limit(model):
-            side = math.isqrt(self.limit(model))
-            raise TooLarge(
-                f"With this model the demo takes up to {side} x {side} pixels, or as many in another shape; this "
-                f"picture has {picture.width} x {picture.height}. Shrink it with the button, or cut out a part. "
-                "The command hvae-sr upscale has no such limit."
-            )
+        if min(photo.image.size) < 4:
+            raise Refused(f"This picture has {photo.image.width} x {photo.image.height} pixels: too few to go on.")
+        picture = photo.image
+        if photo.alpha is not None:
+            picture = Image.composite(picture, Image.new("RGB", picture.size, "white"), photo.alpha)
+        if photo.icc_profile[16:20] == b"RGB ":
+            picture.info["icc_profile"] = photo.icc_profile
         return picture
 
-    def shrink(self, image: Any, model: str) -> Image.Image:
-        """The picture within the limit, its shape kept."""
-        picture = load_image(image)
-        factor = math.sqrt(self.limit(model) / (picture.width * picture.height))
-        if factor >= 1:
-            return picture
-        size = (max(int(picture.width * factor), 1), max(int(picture.height * factor), 1))
-        return picture.resize(size, Image.Resampling.BICUBIC)
+    def fits(self, size: tuple[int, int], model: str) -> bool:
+        """Whether a model takes a picture of (width, height)."""
+        return size[0] * size[1] <= self.limit(model)
+
+    def check(self, picture: Image.Image, model: str) -> None:
+        """Raises `Refused` for a picture with more pixels than the model's `limit`."""
+        if not self.fits(picture.size, model):
+            side = math.isqrt(self.limit(model))
+            raise Refused(
+                f"With this model the demo takes up to {side} x {side} pixels, or as many in another shape; this "
+                f"picture has {picture.width} x {picture.height}. The command hvae-sr upscale has no such limit."
+            )
+
+    def detail(self, size: tuple[int, int], model: str) -> tuple[int, int, int, int]:
+        """The largest part that a model takes from the middle of a photograph of (width, height)."""
+        sides = [min(side, math.isqrt(self.limit(model))) for side in size]
+        for i in (0, 1):  # a narrow photograph gives a longer part
+            sides[i] = min(size[i], self.limit(model) // sides[1 - i])
+        left, top = ((whole - part) // 2 for whole, part in zip(size, sides, strict=True))
+        return left, top, left + sides[0], top + sides[1]
+
+    def shrunk_size(self, size: tuple[int, int], model: str) -> tuple[int, int] | None:
+        """(width, height) within the limit, shape kept; None where samples would be smaller than the photograph."""
+        factor = min(math.sqrt(self.limit(model) / (size[0] * size[1])), 1)
+        small = max(int(size[0] * factor), 1), max(int(size[1] * factor), 1)
+        scale = self.scale(model)
+        return small if small[0] * scale >= size[0] and small[1] * scale >= size[1] else None
 
     def recipes(self, model: str, seed: int, count: int) -> list[Recipe]:
         """`count` samples from `seed` on, as the pipeline numbers them."""
         groups = self.pipelines[model].vdvae.num_groups
         return [Recipe.of(seed + j, groups) for j in range(count)]
 
-    def draw(self, session: Session, recipes: Sequence[Recipe]) -> Iterator[Drawn]:
-        """The pipeline's samples of these recipes, one by one, each written to the session's folder."""
-        settings = session.settings
-        samples = self.pipelines[settings.model].samples(
-            session.image,
+    def draw(
+        self, image: Image.Image, settings: Settings, recipes: Sequence[Recipe]
+    ) -> Iterator[tuple[Image.Image, float]]:
+        """The pipeline's samples of these recipes, one by one, each with its LR-PSNR.
+
+        Raises `Stopped` as soon as `stopped` says so.
+        """
+        for sample in self.pipelines[settings.model].samples(
+            image,
             recipes=recipes,
             temperature=settings.temperature,
             enforce_consistency=settings.consistent,
             batch_size=1,  # so that each is shown as soon as it can be
-        )
-        for recipe, sample in zip(recipes, samples, strict=True):
-            regions = [{"seed": region.seed, "box": _box(region.mask)} for region in recipe.regions]
-            metadata = {
-                "model": settings.model,
-                "version": __version__,
-                "temperature": settings.temperature,
-                "consistent": settings.consistent,
-                "lr_psnr": round(sample.lr_psnr, 4),
-                "group_seeds": list(recipe.group_seeds),
-                "regions": regions,
-            }
-            if recipe.seed is not None:
-                metadata["seed"] = recipe.seed
-            path = session.folder / f"sample_{len(list(session.folder.glob('sample_*.png'))) + 1:02d}.png"
-            save_image(sample.image, path, metadata)
-            yield Drawn(sample.image, recipe, sample.lr_psnr, path)
+        ):
+            yield sample.image, sample.lr_psnr
 
 
 def describe(recipe: Recipe) -> str:
     """A few words for a caption."""
-    seeds = list(dict.fromkeys(recipe.group_seeds))
-    kept = recipe.group_seeds.count(recipe.group_seeds[0])
-    text = f"seed {seeds[0]}" if len(seeds) == 1 else f"{kept} groups of {seeds[0]}, then {seeds[-1]}"
-    return text + (f", region {recipe.regions[-1].seed}" if recipe.regions else "")
+    seeds, parts = list(dict.fromkeys(recipe.group_seeds)), len(recipe.regions)
+    text = f"seed {seeds[0]}" + (f" with texture {seeds[-1]}" if len(seeds) > 1 else "")
+    return text + (f", {parts if parts > 1 else 'a'} part{'s' * (parts > 1)} redrawn" if parts else "")
 
 
-def mean_and_std(samples: list[Drawn]) -> tuple[Image.Image, np.ndarray]:
+def warnings(image: Image.Image) -> list[str]:
+    """How a picture differs from what the models expect, a sentence each."""
+    statistics = inspect(to_tensor(image))
+    found = statistics.warnings() if statistics is not None else []
+    # What to do about it is said there for the command line.
+    reasons = [line.partition(":")[0] for line in found]
+    return [f"{line[0].upper()}{line[1:]}. A better copy, or a smaller one, gives better samples." for line in reasons]
+
+
+def mean_and_std(samples: Sequence[Drawn]) -> tuple[Image.Image, np.ndarray]:
     """The mean of the samples, and the standard deviation of every pixel, `[H, W, 3]` in units of [0, 1]."""
     stack = np.stack([np.asarray(sample.image, dtype=np.float32) for sample in samples])
     return Image.fromarray(np.rint(stack.mean(axis=0)).astype(np.uint8)), stack.std(axis=0) / 255
+
+
+def thumbnails(drawn: Round) -> list[Path]:
+    """A square of each sample, all from where they differ most: made small as a whole, they would look the same."""
+    if len(drawn.samples) < 2:
+        return [sample.path for sample in drawn.samples]
+    width, height = drawn.samples[0].image.size
+    side = min(max(width // 3, height // 3, 64), width, height)
+    amount = ndimage.uniform_filter(mean_and_std(drawn.samples)[1].mean(axis=-1), side)
+    amount = amount[side // 2 : height - (side - 1) // 2, side // 2 : width - (side - 1) // 2]  # whole squares only
+    top, left = (int(found) for found in np.unravel_index(amount.argmax(), amount.shape))
+    paths = []
+    for number, sample in enumerate(drawn.samples):
+        paths.append(drawn.folder / f"square-{left}-{top}-{number}.png")
+        if not paths[-1].exists():
+            sample.image.crop((left, top, left + side, top + side)).save(paths[-1])
+    return paths
+
+
+def difference(image: Image.Image, mean: Image.Image, gain: float = 4) -> Image.Image:
+    """What a sample has and the mean has not, on grey: 128 + `gain` (x - mean)."""
+    change = np.asarray(image, dtype=np.float32) - np.asarray(mean, dtype=np.float32)
+    return Image.fromarray(np.clip(128 + gain * change, 0, 255).round().astype(np.uint8))
 
 
 def scale_end(std: np.ndarray) -> float:
@@ -199,39 +325,27 @@ def overlay(image: Image.Image, std: np.ndarray) -> Image.Image:
     return Image.fromarray(np.rint(255 - (255 - grey) * (255 - heat) / 255).astype(np.uint8))
 
 
-def close_ups(session: Session, centre: tuple[float, float], side: int) -> list[tuple[str, Image.Image]]:
+def close_ups(drawn: Round, centre: tuple[float, float], side: int) -> list[tuple[str, Image.Image]]:
     """(name, `side` x `side` pixels) of bicubic, every sample, and the mean, around a point in [0, 1] x [0, 1]."""
-    width, height = session.samples[0].image.size
+    width, height = drawn.samples[0].image.size
     left = min(max(round(centre[0] * width) - side // 2, 0), max(width - side, 0))
     top = min(max(round(centre[1] * height) - side // 2, 0), max(height - side, 0))
     box = (left, top, min(left + side, width), min(top + side, height))
-    pictures = [("bicubic", before(session, "bicubic"))]
-    pictures += [(describe(sample.recipe), sample.image) for sample in session.samples]
-    return [(name, picture.crop(box)) for name, picture in [*pictures, ("mean", mean_and_std(session.samples)[0])]]
+    pictures = [("bicubic", drawn.image.resize((width, height), Image.Resampling.BICUBIC))]
+    pictures += [(describe(sample.recipe), sample.image) for sample in drawn.samples]
+    return [(name, picture.crop(box)) for name, picture in [*pictures, ("mean", mean_and_std(drawn.samples)[0])]]
 
 
-def before(session: Session, kind: str) -> Image.Image:
-    """The input at the size of the samples: "bicubic", or "input" with its pixels as squares."""
-    method = Image.Resampling.BICUBIC if kind == "bicubic" else Image.Resampling.NEAREST
-    return session.image.resize(session.samples[0].image.size, method)
-
-
-def flicker(pictures: list[Image.Image], milliseconds: int = 400) -> bytes:
-    """An animated PNG that shows pictures in turn, without loss."""
-    buffer = io.BytesIO()
-    pictures[0].save(buffer, "PNG", save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0)
-    return buffer.getvalue()
-
-
-def write_zip(session: Session, name: str = "samples.zip") -> Path:
-    """All samples, their mean and the uncertainty map."""
-    mean, std = mean_and_std(session.samples)
-    save_image(mean, session.folder / "mean.png", {"what": "mean of the samples"})
-    save_image(uncertainty_to_pil(std), session.folder / "uncertainty.png", {"what": "standard deviation, 0 to 0.1"})
-    path = session.folder / name
-    files = [sample.path for sample in session.samples]
+def write_zip(drawn: Round) -> Path:
+    """All samples of a round, their mean and the uncertainty map."""
+    mean, std = mean_and_std(drawn.samples)
+    files = [sample.path for sample in drawn.samples]
+    files += [drawn.folder / f"{drawn.stem}_{name}.png" for name in ("mean", "uncertainty")]
+    save_image(mean, files[-2], {"what": "mean of the samples"})
+    save_image(uncertainty_to_pil(std), files[-1], {"what": "standard deviation, 0 to 0.1"})
+    path = drawn.folder / f"{drawn.stem}_samples.zip"
     with zipfile.ZipFile(path, "w") as archive:
-        for file in [*files, session.folder / "mean.png", session.folder / "uncertainty.png"]:
+        for file in files:
             archive.write(file, file.name)
     return path
 

@@ -1,8 +1,12 @@
 """What happens on the page: each visitor's action, from what the components hold to what they show."""
 
+import html
+import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +18,34 @@ from hvae_sr.posterior import Recipe
 
 from . import engine as eng
 from . import markup
-from .engine import Engine, Refused, Session, Settings
-from .layout import LEFT, MAX_LEVELS, RIGHT
+from .engine import Engine, Refused, Round, Settings, Stopped, Visit
+from .layout import LEFT, MAX_LEVELS, RIGHT, examples
+
+MAX_ROUNDS = 8
+PREVIEW = 1600
+"""Pixels of a photograph's longer side on the page."""
+
+
+logger = logging.getLogger(__name__)
+
+
+def _tell(run: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    """Of a run that fails, tells the visitor why and ends it like any other: after an error what follows is left out,
+    and with it the buttons."""
+
+    @wraps(run)
+    def told(self: "Handlers", visit: Visit, *given: Any) -> Iterator[Any]:
+        try:
+            yield from run(self, visit, *given)
+        except Exception as error:
+            if not isinstance(error, ValueError):
+                logger.exception("a run failed")
+            text = str(error) if isinstance(error, ValueError) else f"This did not work ({type(error).__name__})."
+            gr.Warning(text, duration=8)
+            stage = self.on_compare(visit, "Bicubic", RIGHT[0]) if visit.rounds else markup.placeholder()
+            yield visit, markup.note(text), gr.skip(), stage, _rounds(visit)
+
+    return told
 
 
 class Handlers:
@@ -25,9 +55,9 @@ class Handlers:
         self.engine = engine
         self.models = list(engine.pipelines)
         self.root = tempfile.TemporaryDirectory(prefix="hvae-sr-demo-")  # removed when the process ends
-
-    def folder(self) -> Path:
-        return Path(tempfile.mkdtemp(dir=self.root.name))
+        self.examples = examples(Path(self.root.name))
+        self.opening: Round | None = None
+        self._draw: Callable[..., Iterator[tuple[Image.Image, float]]] = _gpu(engine.draw)
 
     def _settings(
         self, model: str, temperature: float, by_level: bool, levels: list[float], consistent: bool
@@ -35,115 +65,272 @@ class Handlers:
         chosen: Any = self.engine.temperatures(model, levels) if by_level else float(temperature)
         return Settings(model, chosen, bool(consistent))
 
-    def _run(self, old: Session | None, session: Session, recipes: list[Recipe]) -> Iterator[tuple[Any, ...]]:
-        """Draws, and shows each sample when it is there; the files of the session before are deleted."""
-        session.samples, session.selected, session.stopped = [], 0, False
-        total = len(recipes)
-        busy, idle = gr.Button(interactive=False), gr.Button(interactive=True)
-        yield session, f"Drawing sample 1 of {total} ...", [], None, busy, idle
-        forget(old)  # only now: until then the visitor has the old session, also if the run is stopped
-        for number, sample in enumerate(self.engine.draw(session, recipes), start=1):
-            if session.stopped:
-                return
-            session.samples.append(sample)
-            text = f"Drawing sample {number + 1} of {total} ..." if number < total else _summary(session)
-            shown = self.on_compare(session, "Bicubic", RIGHT[0]) if number == 1 else gr.skip()
-            gallery = _gallery(session) if number < total else _selected(session)
-            yield session, text, gallery, shown, busy, idle
+    # Runs
 
-    def on_draw(
-        self, old: Session | None, image: Any, model: str, temperature: float, by_level: bool, *others: Any
-    ) -> Iterator[tuple[Any, ...]]:
-        """Samples of a picture."""
-        *levels, consistent, seed, count = others
-        with _friendly():
-            picture = self.engine.check(image, model)
-            settings = self._settings(model, temperature, by_level, levels, consistent)
-            session = Session(self.folder(), picture, settings)
-            yield from self._run(old, session, self.engine.recipes(model, _seed(seed), int(count)))
+    def on_start(self, visit: Visit, count: float = 1, fresh: bool = False) -> tuple[Any, ...]:
+        """As soon as a button is pressed, however long the queue is: the number of the run, and that it waits."""
+        visit.ticket += 1
+        waiting = "Waiting for its turn"
+        stage = markup.waiting(waiting) if fresh else gr.skip()
+        stop = gr.Button(interactive=True)
+        return visit.ticket, markup.progress(waiting, 0, int(count)), stage, gr.Button(interactive=False), stop
 
-    def on_vary(self, session: Session | None, kept: float, seed: Any, count: float) -> Iterator[tuple[Any, ...]]:
-        """The selected sample, and others that share its coarse groups."""
-        with _friendly():
-            chosen = _chosen(session)
-            groups = len(chosen.recipe.group_seeds)
-            fixed = round(groups * kept / 100)
-            first = max(_seed(seed), *chosen.recipe.group_seeds) + 100
-            recipes = [chosen.recipe, *(chosen.recipe.vary(fixed, first + j) for j in range(max(int(count) - 1, 1)))]
-            fresh = Session(self.folder(), session.image, session.settings)  # type: ignore[union-attr]
-            yield from self._run(session, fresh, recipes)
-
-    def on_redraw(
-        self, session: Session | None, outline: Any, left: float, top: float, width: float, height: float, seed: Any
-    ) -> tuple[Any, ...]:
-        """One more sample: the selected one with a region drawn again."""
-        with _friendly():
-            chosen = _chosen(session)
-            assert session is not None
-            mask = _mask(outline, (left, top, width, height), chosen.image.size)
-            number = sum(bool(sample.recipe.regions) for sample in session.samples)
-            session.stopped = False
-            if not mask.any():
-                raise Refused("Mark a part of the picture first.")
-            (sample,) = self.engine.draw(session, [chosen.recipe.redraw(mask, _seed(seed) + 5000 + number)])
-            if session.stopped:
-                return session, *[gr.skip()] * 5
-            session.samples.append(sample)
-            session.selected = len(session.samples) - 1
-            return session, _summary(session), _selected(session), gr.skip(), gr.skip(), gr.skip()
+    def on_stop(self, visit: Visit, left: str, right: str) -> tuple[Any, ...]:
+        """Ends all runs so far, running or waiting; what they have drawn stays."""
+        visit.stopped = visit.ticket
+        stage = self.on_compare(visit, left, right) if visit.rounds else markup.placeholder()
+        return f"<p>{_stopped(visit)}</p>", stage, *self.on_idle()
 
     def on_idle(self) -> tuple[Any, ...]:
         """The buttons as they are between runs."""
         return gr.Button(interactive=True), gr.Button(interactive=False)
 
-    def on_stop(self, session: Session | None) -> tuple[Any, ...]:
-        """After a run was cancelled: the sample that is being drawn is not kept."""
-        if session is not None:
-            session.stopped = True
-        return "Stopped. What was drawn stays.", *self.on_idle()
+    def on_end(self, visit: Visit, ticket: float) -> tuple[Any, ...]:
+        """After a run, also one that failed: the buttons, unless the next run has begun."""
+        return self.on_idle() if int(ticket) == visit.ticket else (gr.skip(), gr.skip())
 
-    def on_image(self, image: Any, model: str) -> tuple[Any, ...]:
-        """What is wrong with a picture for the chosen model, as soon as both are there."""
-        if image is None:
-            return "Choose a picture and draw samples.", gr.Button(visible=False)
+    def _run(self, visit: Visit, ticket: float, drawn: Round, recipes: Sequence[Recipe], fresh: bool) -> Iterator[Any]:
+        """Draws, and shows each sample when it is there.
+
+        Args:
+            visit: the visitor's.
+            ticket: number of the run.
+            drawn: gets the samples; what it holds already is shown first.
+            recipes: of the samples.
+            fresh: whether the samples before are forgotten, as soon as there is a new one.
+        """
+        number, total, first = int(ticket), len(recipes), not drawn.samples
+        if number <= visit.stopped:
+            return
+
+        def progress(done: int) -> str:
+            return markup.progress(f"Drawing sample {done + 1} of {total}", done, total)
+
+        stage = markup.waiting(f"Drawing sample 1 of {total}") if fresh else gr.skip()  # until there is a picture
+        yield visit, progress(0), gr.skip(), stage, gr.skip()
+        self.engine.stopped = lambda: number <= visit.stopped
         try:
-            picture = self.engine.check(image, model)
-        except Refused as refusal:
-            return str(refusal), gr.Button(visible=isinstance(refusal, eng.TooLarge))
-        scale = self.engine.scale(model)
-        size = f"{picture.width} x {picture.height}"
-        return f"{size} pixels; samples will have {picture.width * scale} x {picture.height * scale}.", gr.Button(
-            visible=False
+            for done, (recipe, (image, lr_psnr)) in enumerate(
+                zip(recipes, self._draw(drawn.image, drawn.settings, recipes), strict=True), start=1
+            ):
+                if number <= visit.stopped:
+                    break
+                drawn.keep(image, recipe, lr_psnr)
+                if drawn not in visit.rounds:
+                    self._show(visit, drawn, fresh)
+                text = progress(done) if done < total else f"<p>{_summary(visit)}</p>"
+                shown = self.on_compare(visit, "Bicubic", RIGHT[0]) if done == 1 and first else gr.skip()
+                whole = [sample.path for sample in drawn.samples]
+                gallery = _gallery(drawn, whole) if done < total else _selected(drawn)
+                yield visit, text, gallery, shown, _rounds(visit)
+        except Stopped:
+            pass
+        finally:
+            self.engine.stopped = lambda: False
+        if number <= visit.stopped:
+            gallery = _selected(visit.shown) if visit.shown else []
+            yield (
+                visit,
+                f"<p>{_stopped(visit)}</p>" if number == visit.ticket else gr.skip(),
+                gallery,
+                gr.skip(),
+                _rounds(visit),
+            )
+
+    def _show(self, visit: Visit, drawn: Round, fresh: bool) -> None:
+        gone = visit.rounds if fresh else visit.rounds[1 : len(visit.rounds) + 2 - MAX_ROUNDS]
+        for old in gone:
+            shutil.rmtree(old.folder, ignore_errors=True)
+        visit.rounds = [*(one for one in visit.rounds if one not in gone), drawn]
+        visit.current = len(visit.rounds) - 1
+
+    @_tell
+    def on_open(self, visit: Visit, ticket: float) -> Iterator[tuple[Any, ...]]:
+        """A finished example, drawn for the first visitor of all."""
+        path = self.examples[0][1]
+        image = Image.open(path)
+        if self.opening is None and self.engine.fits(image.size, self.models[0]):
+            default = self.engine.pipelines[self.models[0]].config.default_temperature
+            folder = Path(tempfile.mkdtemp(dir=self.root.name))
+            drawn = Round("Drawn", image, Settings(self.models[0], default), folder, path.stem)
+            yield visit, markup.progress("Drawing an example", 0, 2), gr.skip(), gr.skip(), gr.skip()
+            recipes = self.engine.recipes(self.models[0], 0, 2)
+            for recipe, (picture, lr_psnr) in zip(recipes, self._draw(image, drawn.settings, recipes), strict=True):
+                drawn.keep(picture, recipe, lr_psnr)
+            self.opening = drawn
+        if self.opening is None or visit.rounds or visit.ticket > int(ticket):  # the visitor was faster
+            return
+        shared = self.opening
+        own = Round(shared.name, shared.image, shared.settings, visit.new_folder(self.root.name), shared.stem)
+        for sample in shared.samples:
+            own.keep(sample.image, sample.recipe, sample.lr_psnr)
+        visit.rounds, visit.current = [own], 0
+        text = f"<p>An example. {_summary(visit)}</p>"
+        stage = self.on_compare(visit, "Bicubic", RIGHT[0])
+        yield visit, text, _selected(visit.rounds[0]), stage, _rounds(visit)
+
+    @_tell
+    def on_draw(
+        self, visit: Visit, ticket: float, image: Any, model: str, temperature: float, by_level: bool, *others: Any
+    ) -> Iterator[tuple[Any, ...]]:
+        """Samples of the picture, or of the part of it that is framed."""
+        *levels, consistent, seed, count = others
+        if image is None or Path(image).stem != visit.preview:
+            self.read(visit, image, model)
+        assert visit.photo is not None
+        part = visit.photo.crop(visit.box) if visit.box else visit.photo
+        self.engine.check(part, model)
+        settings = self._settings(model, temperature, by_level, levels, consistent)
+        drawn = Round("Drawn", part, settings, visit.new_folder(self.root.name), visit.stem)
+        recipes = self.engine.recipes(model, _seed(seed), int(count))
+        yield from self._run(visit, ticket, drawn, recipes, True)
+
+    @_tell
+    def on_vary(self, visit: Visit, ticket: float, kept: float, seed: Any, count: float) -> Iterator[tuple[Any, ...]]:
+        """A round of the selected sample as it is, and of others that share its coarse groups."""
+        old = _shown(visit)
+        chosen, groups = old.chosen, len(old.chosen.recipe.group_seeds)
+        fixed = round(groups * kept / 100)
+        first = max(_seed(seed), *(max(sample.recipe.group_seeds) for sample in _all(visit))) + 100
+        drawn = Round(
+            f"Like {describe(chosen.recipe)}", old.image, old.settings, visit.new_folder(self.root.name), old.stem
         )
+        drawn.keep(chosen.image, chosen.recipe, chosen.lr_psnr)
+        recipes = [chosen.recipe.vary(fixed, first + j) for j in range(max(int(count) - 1, 1))]
+        yield from self._run(visit, ticket, drawn, recipes, False)
 
-    def on_shrink(self, image: Any, model: str) -> Image.Image:
-        """The picture within the limit."""
+    @_tell
+    def on_redraw(
+        self, visit: Visit, ticket: float, outline: Any, left: float, top: float, width: float, height: float, seed: Any
+    ) -> Iterator[tuple[Any, ...]]:
+        """One more sample: the selected one with a region drawn again."""
+        drawn = _shown(visit)
+        mask = _mask(outline, (left, top, width, height), drawn.chosen.image.size)
+        if not mask.any():
+            raise Refused("Mark a part of the picture first.")
+        number = sum(len(sample.recipe.regions) for sample in _all(visit))
+        before, count = drawn.selected, len(drawn.samples)
+        drawn.selected = count  # the new one, as soon as it is there
+        try:
+            recipe = drawn.samples[before].recipe.redraw(mask, _seed(seed) + 5000 + number)
+            yield from self._run(visit, ticket, drawn, [recipe], False)
+        finally:
+            drawn.selected = min(drawn.selected, len(drawn.samples) - 1) if len(drawn.samples) > count else before
+
+    # The picture
+
+    def read(self, visit: Visit, image: Any, model: str) -> None:
+        """Takes the visitor's picture in; of one over the limit the middle is framed."""
+        photo = self.engine.read(image)
+        visit.photo, visit.stem, visit.preview = photo, Path(str(image)).stem[:60] or "photo", f"preview-{uuid.uuid4()}"
+        visit.box = None if self.engine.fits(photo.size, model) else self.engine.detail(photo.size, model)
+
+    def on_image(self, visit: Visit, image: Any, model: str) -> tuple[Any, ...]:
+        """A new picture: its preview, what there is to say of it, and a frame on it if it is over the limit."""
+        visit.photo, visit.box = None, None
+        try:
+            if image is not None:
+                self.read(visit, image, model)
+        except Refused as refusal:  # no preview: the browser would show a broken one
+            return None, markup.note(str(refusal)), *self._framing(visit, model)
+        if visit.photo is None:
+            return None, "", *self._framing(visit, model)
+        path = visit.new_folder(self.root.name) / f"{visit.preview}.png"
+        small = visit.photo.copy()
+        small.thumbnail((PREVIEW, PREVIEW))
+        small.save(path, icc_profile=visit.photo.info.get("icc_profile"))
+        return str(path), self._about(visit, model), *self._framing(visit, model, path)
+
+    def on_arrival(self, visit: Visit, model: str) -> tuple[Any, ...]:
+        """The first example, for whoever has not brought a picture yet."""
+        return (gr.skip(),) * 6 if visit.photo is not None else self.on_image(visit, self.examples[0][1], model)
+
+    def on_example(self, visit: Visit, model: str, event: gr.EventData) -> tuple[Any, ...]:
+        """One of the examples is taken."""
+        index = event._data.get("index") if isinstance(event._data, dict) else None
+        if not isinstance(index, int) or not 0 <= index < len(self.examples):
+            return (gr.skip(),) * 6
+        return self.on_image(visit, self.examples[index][1], model)
+
+    def on_model(self, visit: Visit, model: str) -> tuple[Any, ...]:
+        """Another model has another limit and another factor."""
+        if visit.photo is None:
+            return (gr.skip(),) * 5
+        visit.box = None if self.engine.fits(visit.photo.size, model) else self.engine.detail(visit.photo.size, model)
+        previews = list((visit.folder or Path(self.root.name)).glob(f"*/{visit.preview}.png"))
+        return self._about(visit, model), *self._framing(visit, model, *previews)
+
+    def _about(self, visit: Visit, model: str) -> str:
+        assert visit.photo is not None
+        (width, height), scale = visit.photo.size, self.engine.scale(model)
+        if visit.box is None:
+            lines = [f"{width} x {height} pixels; samples will have {width * scale} x {height * scale}."]
+        else:
+            side = int(self.engine.limit(model) ** 0.5)
+            lines = [f"{width} x {height} pixels: frame a detail, up to {side} x {side} or as many in another shape."]
+        return markup.note(*lines) + markup.note(*eng.warnings(visit.photo), kind="warning")
+
+    def _framing(self, visit: Visit, model: str, preview: Path | None = None) -> tuple[Any, ...]:
+        """The button that shrinks, the frame's tab, and which tab is open."""
+        if visit.photo is None or visit.box is None or preview is None:
+            return gr.Button(visible=False), gr.skip(), gr.Tab(visible=False), gr.Tabs(selected="compare")
+        small = self.engine.shrunk_size(visit.photo.size, model)
+        label = f"Shrink it to {small[0]} x {small[1]}" if small else ""
+        frame = markup.frame(preview, visit.photo.size, visit.box, self.engine.limit(model))
+        return gr.Button(label, visible=small is not None), frame, gr.Tab(visible=True), gr.Tabs(selected="photo")
+
+    def on_frame(self, visit: Visit, event: gr.EventData) -> None:
+        """The visitor has moved the frame."""
+        points = _points(event._data)
+        if visit.photo is not None and len(points) == 2:
+            (left, top), (right, bottom) = points
+            width, height = visit.photo.size
+            box = (round(left * width), round(top * height), round(right * width), round(bottom * height))
+            if min(box[2] - box[0], box[3] - box[1]) >= 4:
+                visit.box = box
+
+    def on_shrink(self, visit: Visit, model: str) -> tuple[Any, ...]:
+        """The whole photograph within the limit, where its samples are no smaller than it is."""
         with _friendly():
-            return self.engine.shrink(image, model)
+            size = self.engine.shrunk_size(visit.photo.size, model) if visit.photo is not None else None
+            if visit.photo is None or size is None:
+                raise Refused("Shrunk to the limit, its samples would be smaller than the photo: frame a detail.")
+            stem, small = visit.stem, visit.photo.resize(size, Image.Resampling.BICUBIC)
+            path = visit.new_folder(self.root.name) / f"{stem}.png"
+            small.save(path, icc_profile=visit.photo.info.get("icc_profile"))
+            return self.on_image(visit, path, model)
 
-    def on_select(self, session: Session | None, event: gr.SelectData) -> Any:
-        """A sample of the gallery. The session is changed in place: returned, it might replace one that is newer."""
-        if session is None or not session.samples:
+    # Views
+
+    def on_select(self, visit: Visit, event: gr.SelectData) -> Any:
+        """A sample of the gallery."""
+        drawn = visit.shown
+        if drawn is None:
             return gr.skip()
-        session.selected = min(int(event.index), len(session.samples) - 1)
-        return _summary(session)
+        drawn.selected = min(int(event.index), len(drawn.samples) - 1)
+        return f"<p>{_summary(visit)}</p>"
 
-    def on_look(
-        self, session: Session | None, left: str, right: str, across: float, down: float, side: float, way: str
-    ) -> tuple[Any, ...]:
-        """All views of the session, unless a newer one has taken its place."""
-        if session is None or not session.samples or not session.folder.is_dir():
+    def on_round(self, visit: Visit, number: int | None) -> tuple[Any, ...]:
+        """An earlier round of samples."""
+        if number is None or not 0 <= int(number) < len(visit.rounds):
+            return gr.skip(), gr.skip()
+        visit.current = int(number)
+        return f"<p>{_summary(visit)}</p>", _selected(visit.rounds[visit.current])
+
+    def on_look(self, visit: Visit, left: str, right: str, across: float, down: float, side: float) -> tuple[Any, ...]:
+        """All views of the round that is shown."""
+        drawn = visit.shown
+        if drawn is None:
             return (gr.skip(),) * 8
-        chosen = session.samples[session.selected]
-        std = eng.mean_and_std(session.samples)[1]
+        std = eng.mean_and_std(drawn.samples)[1]
         return (
-            self.on_compare(session, left, right),
-            markup.uncertainty(eng.overlay(chosen.image, std), eng.scale_end(std)),
-            self.on_close_up(session, across, down, side, way),
-            markup.region(chosen.image),
+            self.on_compare(visit, left, right),
+            markup.uncertainty(eng.overlay(drawn.chosen.image, std), eng.scale_end(std)),
+            self.on_close_up(visit, across, down, side),
+            markup.region(drawn.chosen.image),
             [],
-            gr.DownloadButton("PNG", value=str(chosen.path), interactive=True),
-            gr.DownloadButton("ZIP of all", value=str(eng.write_zip(session)), interactive=True),
+            gr.DownloadButton("PNG", value=str(drawn.chosen.path), interactive=True),
+            gr.DownloadButton("ZIP of all", value=str(eng.write_zip(drawn)), interactive=True),
             gr.Button(interactive=True),
         )
 
@@ -151,21 +338,32 @@ class Handlers:
         """The line that was drawn around a region: points in [0, 1] x [0, 1]."""
         return _points(event._data)
 
-    def on_compare(self, session: Session | None, left: str, right: str) -> Any:
-        """The two pictures of the slider."""
-        if session is None or not session.samples:
+    def on_compare(self, visit: Visit, left: str, right: str) -> Any:
+        """The two pictures with the line between them, and the samples to flicker through."""
+        drawn = visit.shown
+        if drawn is None:
             return gr.skip()
-        after = session.samples[session.selected].image if right == RIGHT[0] else eng.mean_and_std(session.samples)[0]
-        return markup.comparison(eng.before(session, LEFT[left]), after, left, right)
+        chosen, name = drawn.chosen, describe(drawn.chosen.recipe)
+        samples = [(describe(sample.recipe), sample.path) for sample in drawn.samples]
+        after = chosen.path
+        if right != RIGHT[0]:
+            # Names of their own for what changes: browsers keep pictures by name.
+            tag = f"{len(drawn.samples)}-{drawn.selected}"
+            after, mean = drawn.folder / f"{right.lower()}-{tag}.png", eng.mean_and_std(drawn.samples)[0]
+            (mean if right == RIGHT[1] else eng.difference(chosen.image, mean)).save(after)
+            name = "mean" if right == RIGHT[1] else f"{name} minus mean, 4 times"
+        before = drawn.folder / f"{drawn.stem}_{LEFT[left]}.png"
+        if not before.exists():
+            method = Image.Resampling.BICUBIC if left == "Bicubic" else Image.Resampling.NEAREST
+            drawn.image.resize(chosen.image.size, method).save(before)
+        return markup.comparison((left.lower(), before), (name, after), samples, chosen.image.size)
 
-    def on_close_up(self, session: Session | None, across: float, down: float, side: float, way: str) -> Any:
+    def on_close_up(self, visit: Visit, across: float, down: float, side: float) -> Any:
         """A spot of all samples, its pixels as squares."""
-        if session is None or not session.samples:
+        drawn = visit.shown
+        if drawn is None:
             return gr.skip()
-        parts = eng.close_ups(session, (across / 100, down / 100), int(side))
-        if way == "Flicker":
-            return markup.figure("all samples in turn", eng.flicker([part for _, part in parts[1:-1]]), "flicker")
-        return markup.tiles(parts)
+        return markup.tiles(eng.close_ups(drawn, (across / 100, down / 100), int(side)))
 
     def on_point(self, event: gr.EventData) -> tuple[Any, ...]:
         """A click on the map moves the close-up, and opens it."""
@@ -189,25 +387,19 @@ class Handlers:
 
     def upscale(
         self, image: Any, model: str, temperature: float, num_samples: float, seed: float, consistent: bool
-    ) -> tuple[list[str], dict[str, Any]]:
+    ) -> tuple[list[Image.Image], dict[str, Any]]:
         """Samples of a picture, for programs: their PNG files, and the seed and LR-PSNR of each."""
         with _friendly():
-            count = int(num_samples)
-            picture = self.engine.check(image, model)
+            picture = self.engine.read(image)
+            self.engine.check(picture, model)
             settings = self._settings(model, temperature, False, [], consistent)
-            session = Session(self.folder(), picture, settings)
-            try:
-                session.samples = list(self.engine.draw(session, self.engine.recipes(model, _seed(seed), count)))
-                files = [Image.open(sample.path) for sample in session.samples]
-                for file in files:
-                    file.load()
-            finally:
-                shutil.rmtree(session.folder, ignore_errors=True)
-            facts = {
-                "seeds": [sample.recipe.seed for sample in session.samples],
-                "lr_psnr": [round(sample.lr_psnr, 4) for sample in session.samples],
+            recipes = self.engine.recipes(model, _seed(seed), int(num_samples))
+            drawn = list(self._draw(picture, settings, recipes))
+            found = {
+                "seeds": [recipe.seed for recipe in recipes],
+                "lr_psnr": [round(lr_psnr, 4) for _, lr_psnr in drawn],
             }
-            return files, facts  # type: ignore[return-value]
+            return [sample for sample, _ in drawn], found
 
 
 class _friendly:
@@ -220,34 +412,57 @@ class _friendly:
             raise gr.Error(str(error), duration=8, print_exception=False) from None
 
 
-def forget(session: Session | None) -> None:
-    """Deletes a visitor's files."""
-    if session is not None:
-        shutil.rmtree(session.folder, ignore_errors=True)
+describe = eng.describe
+
+
+def _gpu(function: Callable[..., Any]) -> Callable[..., Any]:
+    """On ZeroGPU the function borrows the GPU; elsewhere it stays as it is."""
+    try:
+        import spaces
+    except ImportError:
+        return function
+    return spaces.GPU(duration=lambda *_: 60)(function)
 
 
 def _seed(seed: Any) -> int:
     return int(seed or 0)
 
 
-def _chosen(session: Session | None) -> eng.Drawn:
-    if session is None or not session.samples:
+def _shown(visit: Visit) -> Round:
+    if visit.shown is None:
         raise Refused("Draw samples first.")
-    return session.samples[session.selected]
+    return visit.shown
 
 
-def _summary(session: Session) -> str:
-    chosen = session.samples[session.selected]
-    count = len(session.samples)
-    return f"{count} sample{'s' * (count > 1)}. Selected: **{chosen.caption}**"
+def _all(visit: Visit) -> list[eng.Drawn]:
+    return [sample for drawn in visit.rounds for sample in drawn.samples]
 
 
-def _gallery(session: Session) -> list[tuple[str, str]]:
-    return [(str(sample.path), sample.label) for sample in session.samples]
+def _summary(visit: Visit) -> str:
+    drawn = _shown(visit)
+    count = len(drawn.samples)
+    chosen = drawn.samples[min(drawn.selected, count - 1)]
+    return f"{count} sample{'s' * (count > 1)}. Shown: <b>{html.escape(chosen.caption)}</b>"
 
 
-def _selected(session: Session) -> gr.Gallery:
-    return gr.Gallery(_gallery(session), selected_index=session.selected)
+def _stopped(visit: Visit) -> str:
+    return f"Stopped. {_summary(visit) if visit.rounds else 'Nothing was drawn.'}"
+
+
+def _gallery(drawn: Round, pictures: list[Path]) -> list[tuple[str, str]]:
+    names = [f"{number} · {sample.label}" for number, sample in enumerate(drawn.samples, 1)]
+    return list(zip(map(str, pictures), names, strict=True))
+
+
+def _selected(drawn: Round) -> gr.Gallery:
+    """A finished round."""
+    label = "Samples" + " where they differ most" * (len(drawn.samples) > 1)
+    return gr.Gallery(_gallery(drawn, eng.thumbnails(drawn)), selected_index=drawn.selected, label=label)
+
+
+def _rounds(visit: Visit) -> gr.Radio:
+    choices = [(drawn.name, number) for number, drawn in enumerate(visit.rounds)]
+    return gr.Radio(choices, value=visit.current if choices else None, visible=len(choices) > 1)
 
 
 def _points(data: Any) -> list[list[float]]:

@@ -1,6 +1,5 @@
 """The page as a whole: `layout` shows, `handlers` act, `engine` computes."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +7,8 @@ import gradio as gr
 import torch
 
 from . import markup
-from .engine import Engine
-from .handlers import Handlers, forget
+from .engine import Engine, Visit
+from .handlers import Handlers
 from .layout import Layout
 
 QUEUE_SIZE = 16
@@ -39,7 +38,7 @@ def launch(blocks: gr.Blocks, **options: Any) -> Any:
     return blocks.launch(
         theme=_theme(),
         css_paths=Path(__file__).parent / "style.css",
-        max_file_size="20mb",
+        max_file_size="50mb",
         ssr_mode=False,
         footer_links=["api"],
         show_error=True,
@@ -104,70 +103,82 @@ def _theme() -> gr.themes.Base:
     )
 
 
-def _gpu(function: Callable[..., Any]) -> Callable[..., Any]:
-    """On ZeroGPU the function borrows the GPU, for a time by the number of its samples."""
-    try:
-        import spaces
-    except ImportError:
-        return function
-    return spaces.GPU(duration=lambda *_: 60)(function)
-
-
 class Page(Handlers):
     """Components and what happens between them."""
 
     def blocks(self) -> gr.Blocks:
         """Lays the page out and wires it."""
+        gr.set_static_paths([self.root.name])  # names of folders in it cannot be guessed
         with gr.Blocks(
             title="hvae-sr", analytics_enabled=False, delete_cache=(CLEAN_EVERY, FORGET_AFTER), fill_width=True
         ) as blocks:
-            session = gr.State(None, time_to_live=FORGET_AFTER, delete_callback=forget)
-            self._wire(Layout(self.engine, self.folder()), session)
-            blocks.load(None, js=markup.NAMES, api_visibility="private")
+            visit = gr.State(Visit(), time_to_live=FORGET_AFTER, delete_callback=Visit.forget)
+            self._wire(Layout(self.engine, self.examples), visit, blocks)
         return blocks
 
-    def _wire(self, page: Layout, session: gr.State) -> None:
+    def _wire(self, page: Layout, visit: gr.State, blocks: gr.Blocks) -> None:
         """Connects components with what happens."""
         levels = page.levels
         settings = [page.model, page.temperature, page.by_level, *levels, page.consistent, page.seed, page.count]
         views = [page.slider, page.std, page.pixels, page.region, page.outline, page.png, page.zip, page.vary]
-        progress = [session, page.status, page.gallery, page.slider, page.draw, page.stop]
-        look = [session, page.left, page.right, page.across, page.down, page.side, page.way]
-        once = {"api_visibility": "private", "concurrency_id": "model", "concurrency_limit": 1}
+        buttons = [page.draw, page.stop]
+        progress = [visit, page.status, page.gallery, page.slider, page.rounds]
+        look = [visit, page.left, page.right, page.across, page.down, page.side]
         quick = {"api_visibility": "private", "show_progress": "hidden"}
+        # Gradio's own way to cancel waits until the generator comes to its next sample; until then it swallows clicks.
+        # So a run ends by itself when its number was stopped, and any number of runs may be under way.
+        once = {
+            "api_visibility": "private",
+            "concurrency_id": "model",
+            "concurrency_limit": 1,
+            "trigger_mode": "multiple",
+            "show_progress": "minimal",  # the place in the queue
+            "show_progress_on": page.status,
+        }
+        now = {**quick, "queue": False, "trigger_mode": "multiple"}
 
-        runs = []
-        for button, function, inputs in (
-            (page.draw, self.on_draw, [session, page.image, *settings]),
-            (page.vary, self.on_vary, [session, page.kept, page.seed, page.count]),
-            (page.redraw, self.on_redraw, [session, page.outline, *page.box, page.seed]),
+        for button, function, inputs, start in (
+            (page.draw, self.on_draw, [page.image, *settings], lambda visit, count: self.on_start(visit, count, True)),
+            (page.vary, self.on_vary, [page.kept, page.seed, page.count], self.on_start),
+            (page.redraw, self.on_redraw, [page.outline, *page.box, page.seed], lambda visit, _: self.on_start(visit)),
         ):
-            run = button.click(
-                _gpu(function), inputs, progress, show_progress="minimal", show_progress_on=page.status, **once
-            )
-            runs.append(run)
-            run.then(self.on_look, look, views, **quick).then(self.on_idle, None, [page.draw, page.stop], **quick)
+            begin = button.click(start, [visit, page.count], [page.ticket, page.status, page.slider, *buttons], **now)
+            run = begin.then(function, [visit, page.ticket, *inputs], progress, **once)
+            run.then(self.on_look, look, views, **quick).then(self.on_end, [visit, page.ticket], buttons, **now)
+        page.draw.click(lambda: gr.Tabs(selected="compare"), None, page.tabs, **now)
         page.draw.click(None, js=markup.SHOW_RESULTS, **quick)
-        page.stop.click(self.on_stop, session, [page.status, page.draw, page.stop], cancels=runs, queue=False, **quick)
-        for one in (page.image, page.model):
-            one.change(self.on_image, [page.image, page.model], [page.status, page.shrink], **quick)
-        page.shrink.click(self.on_shrink, [page.image, page.model], page.image, **quick)
-        page.gallery.select(self.on_select, session, page.status, **quick).then(self.on_look, look, views, **quick)
+        page.stop.click(self.on_stop, look[:3], [page.status, page.slider, *buttons], **now)
+
+        framing = [page.shrink, page.frame, page.framing, page.tabs]
+        photo = [page.image, page.about, *framing]
+        gr.on([page.image.upload, page.image.clear], self.on_image, [visit, page.image, page.model], photo, **quick)
+        page.examples.take(self.on_example, [visit, page.model], photo, **quick)
+        page.shrink.click(self.on_shrink, [visit, page.model], photo, **quick)
+        page.frame.frame(self.on_frame, visit, None, **now)
+        page.model.change(self.on_model, [visit, page.model], photo[1:], **quick)
+
+        page.gallery.select(self.on_select, visit, page.status, **quick).then(self.on_look, look, views, **quick)
+        page.rounds.input(self.on_round, [visit, page.rounds], [page.status, page.gallery], **quick).then(
+            self.on_look, look, views, **quick
+        )
         for one in (page.left, page.right):
             one.change(self.on_compare, look[:3], page.slider, **quick)
         for one in look[3:]:
-            one.change(self.on_close_up, [session, *look[3:]], page.pixels, **quick)
+            one.change(self.on_close_up, [visit, *look[3:]], page.pixels, **quick)
         page.region.mark(self.on_mark, None, page.outline, **quick)
         page.std.point(self.on_point, None, [page.across, page.down, page.tabs], **quick)
         for one in (page.model, page.by_level):
             one.change(
                 self.on_levels, [page.model, page.by_level, page.temperature], [page.temperature, *levels], **quick
             )
-        files, facts = gr.Gallery(visible=False, format="png"), gr.JSON(visible=False)
+        blocks.load(None, js=markup.NAMES, api_visibility="private")
+        blocks.load(self.on_arrival, [visit, page.model], photo, **quick)
+        blocks.load(self.on_open, [visit, page.ticket], progress, **once).then(self.on_look, look, views, **quick)
+        files, found = gr.Gallery(visible=False, format="png"), gr.JSON(visible=False)
         gr.Button(visible=False).click(
-            _gpu(self.upscale),
+            self.upscale,
             [page.image, page.model, page.temperature, page.count, page.seed, page.consistent],
-            [files, facts],
+            [files, found],
             api_name="upscale",
             concurrency_id="model",
             concurrency_limit=1,

@@ -1,13 +1,15 @@
 """What there is to see on the page: controls on the left, views in the middle, samples on the right."""
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import skimage
 from PIL import Image
 
-from hvae_sr.pictures import photographs
+from hvae_sr.images import load_image
 
 from . import markup
 from .engine import Engine
@@ -16,11 +18,35 @@ MAX_SAMPLES = 12
 MAX_LEVELS = 6
 
 CAPTION = (
-    "Samples are plausible images, not evidence: detail that the input does not hold is invented. Do not use them to "
-    "identify people. Pictures stay on this machine and are deleted within the hour."
+    "Samples are plausible, not evidence: detail that the input lacks is invented. Do not identify people by them. "
 )
-EXAMPLES = ("cat", "rocket")
-LEFT, RIGHT = {"Bicubic": "bicubic", "Input": "input"}, ("Sample", "Mean")
+EXAMPLES = {
+    "Cat": ("chelsea.png", (96, 36, 288, 228)),
+    "Text": ("page.png", (0, 0, 288, 192)),
+    "Bricks": ("brick.png", (128, 128, 384, 384)),
+    "Grass": ("grass.png", (128, 128, 384, 384)),
+    "Cup": ("coffee.png", (90, 40, 410, 360)),
+    "Rocket": ("rocket.jpg", (256, 226, 448, 418)),
+}
+"""Files of scikit-image, CC0 or in the public domain, and the part that is taken; made small, they are the inputs."""
+LEFT, RIGHT = {"Bicubic": "bicubic", "Input": "input"}, ("Sample", "Mean", "Difference")
+
+
+def examples(folder: Path) -> list[tuple[str, Path]]:
+    """(label, file) of each example, written to a folder."""
+    found = []
+    for label, (name, box) in EXAMPLES.items():
+        photo = load_image(Path(skimage.__file__).parent / "data" / name).crop(box)
+        found.append((label, folder / f"{label.lower()}.png"))
+        photo.resize((photo.width // 3, photo.height // 3), Image.Resampling.BICUBIC).save(found[-1][1])
+    return found
+
+
+def caption() -> str:
+    """What becomes of pictures, where the page runs."""
+    if os.environ.get("SPACE_ID"):
+        return CAPTION + "Pictures go to the server of this Space, nowhere else, and are deleted within the hour."
+    return CAPTION + "Pictures stay on the computer that runs this page and are deleted within the hour."
 
 
 class Layout:
@@ -28,11 +54,11 @@ class Layout:
 
     Args:
         engine: tells the models and their settings.
-        folder: where the examples are written.
+        files: (label, file) of the examples.
     """
 
-    def __init__(self, engine: Engine, folder: Path) -> None:
-        self.engine, self.folder = engine, folder
+    def __init__(self, engine: Engine, files: list[tuple[str, Path]]) -> None:
+        self.engine, self.files = engine, files
         self.models = list(engine.pipelines)
         gr.HTML(
             "<h1>hvae-sr</h1><p>One low-resolution photograph, many plausible high-resolution ones.</p>",
@@ -45,14 +71,9 @@ class Layout:
                 self._views()
             with gr.Column(scale=2, min_width=230, elem_id="samples"):
                 self._samples()
-        gr.HTML(f"<p role='note'>{CAPTION}</p>", elem_id="caption")
+        gr.HTML(f"<p role='note'>{caption()}</p>", elem_id="caption")
 
     def _controls(self) -> None:
-        files = []
-        for name, photo in zip(EXAMPLES, photographs(), strict=True):
-            path = self.folder / f"{name}.png"
-            photo.resize((photo.width // 3, photo.height // 3), Image.Resampling.BICUBIC).save(path)
-            files.append([str(path)])
         self.image = gr.Image(
             label="Low-resolution photograph",
             type="filepath",
@@ -64,39 +85,59 @@ class Layout:
         )
         # On the instance: of a subclass gradio would write a stub file beside this module.
         self.image.preprocess = partial(_as_it_is, self.image.preprocess)  # type: ignore[method-assign]
-        gr.Examples(files, self.image, label="Examples", elem_id="examples", api_visibility="private")
-        self.shrink = gr.Button("Shrink it to the limit", visible=False, elem_id="shrink")
+        self.about = gr.HTML(elem_id="about")
+        self.shrink = gr.Button("Shrink it", visible=False, elem_id="shrink")
         with gr.Row():
             self.count = _slider(1, MAX_SAMPLES, 4, step=1, label="Samples", elem_id="count")
             first = self.engine.pipelines[self.models[0]]
             self.temperature = _slider(
-                0, 1.2, first.config.default_temperature, step=0.05, label="Temperature", elem_id="temperature"
+                0,
+                1.2,
+                first.config.default_temperature,
+                step=0.05,
+                label="Variety",
+                info="0 is one smooth picture.",
+                elem_id="temperature",
             )
         with gr.Row():
             self.draw = gr.Button("Draw samples", variant="primary", elem_id="draw")
             self.stop = gr.Button("Stop", variant="stop", elem_id="stop", interactive=False, min_width=70, scale=0)
+        self.examples = gr.HTML(markup.examples(self.files), js_on_load=markup.EXAMPLE, elem_id="examples")
         with gr.Accordion("Advanced", open=False, elem_id="advanced"):
             self.model = gr.Dropdown(self.models, value=self.models[0], label="Model", elem_id="model")
             self.seed = gr.Number(0, label="Seed", precision=0, elem_id="seed", info="Sample j has the seed plus j.")
             self.consistent = gr.Checkbox(
                 True,
-                label="Exactly consistent with the input",
+                label="Matches the input exactly",
                 info="Made small again, a sample gives the input.",
                 elem_id="consistent",
             )
-            self.by_level = gr.Checkbox(False, label="A temperature for each level", elem_id="by-level")
+            self.by_level = gr.Checkbox(False, label="A variety for each level", elem_id="by-level")
             self.levels = [
                 _slider(0, 1.2, 0.5, step=0.05, visible=False, elem_id=f"level-{i}") for i in range(MAX_LEVELS)
             ]
 
     def _views(self) -> None:
-        self.status = gr.Markdown("Choose a picture and draw samples.", elem_id="status")
+        self.ticket = gr.Number(0, visible=False)
+        self.status = gr.HTML("<p>Choose a picture and draw samples.</p>", elem_id="status")
         with gr.Tabs(elem_id="views", selected="compare") as self.tabs:
+            with gr.Tab("Photo", id="photo", visible=False) as self.framing:
+                self.frame = gr.HTML(
+                    markup.placeholder("A large photo comes here, to frame a detail of it."),
+                    js_on_load=markup.script("frame"),
+                    elem_id="frame",
+                    elem_classes="stage",
+                )
             with gr.Tab("Compare", id="compare"):
                 with gr.Row(elem_classes="choices"):
                     self.left = gr.Radio(list(LEFT), value="Bicubic", label="Left", elem_id="left", min_width=120)
                     self.right = gr.Radio(list(RIGHT), value=RIGHT[0], label="Right", elem_id="right", min_width=120)
-                self.slider = gr.HTML(markup.placeholder(), elem_id="slider", elem_classes="stage")
+                self.slider = gr.HTML(
+                    markup.placeholder(),
+                    js_on_load=markup.script("compare"),
+                    elem_id="slider",
+                    elem_classes="stage",
+                )
             with gr.Tab("Uncertainty", id="uncertainty"):
                 self.std = gr.HTML(
                     markup.placeholder("Where the samples differ: the map comes here."),
@@ -109,14 +150,6 @@ class Layout:
                     self.across = _slider(0, 100, 50, step=1, label="Across", elem_id="across", min_width=110)
                     self.down = _slider(0, 100, 50, step=1, label="Down", elem_id="down", min_width=110)
                     self.side = _slider(16, 128, 48, step=8, label="Pixels", elem_id="side", min_width=110)
-                    self.way = gr.Radio(
-                        ["Tiles", "Flicker"],
-                        value="Tiles",
-                        label="Show",
-                        show_label=False,
-                        elem_id="way",
-                        min_width=170,
-                    )
                 self.pixels = gr.HTML(
                     markup.placeholder("A spot of every sample, pixel by pixel, comes here."),
                     elem_id="pixels",
@@ -142,8 +175,9 @@ class Layout:
                             ]
 
     def _samples(self) -> None:
+        self.rounds = gr.Radio([], label="Rounds", visible=False, elem_id="rounds")
         self.gallery = gr.Gallery(
-            label="Samples · LR-PSNR in dB",
+            label="Samples",
             format="png",
             columns=2,
             height="auto",
@@ -153,7 +187,15 @@ class Layout:
             buttons=[],
             elem_id="gallery",
         )
-        self.kept = _slider(0, 100, 60, step=5, label="Keep its layout, %", elem_id="kept")
+        self.kept = _slider(
+            0,
+            100,
+            60,
+            step=5,
+            label="Keep, %",
+            info="The layout first, the texture last; the rest is drawn anew.",
+            elem_id="kept",
+        )
         self.vary = gr.Button("More like this one", elem_id="vary", interactive=False)
         with gr.Row():
             self.png = gr.DownloadButton("PNG", elem_id="png", interactive=False, min_width=60)

@@ -1,9 +1,12 @@
-"""Pieces of HTML and JavaScript: the comparison with its line, the map with its scale, close-ups, the lasso."""
+"""Pieces of HTML and JavaScript: comparison, frame, map with its scale, close-ups, lasso, examples, progress."""
 
 import base64
 import html
 import io
+import json
 import math
+from pathlib import Path
+from urllib.parse import quote
 
 from PIL import Image
 
@@ -17,27 +20,93 @@ def png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def figure(name: str, data: bytes, kind: str = "tile") -> str:
+def address(path: Path) -> str:
+    """Where the browser finds a file of the folder that the page serves."""
+    return f"gradio_api/file={quote(str(path))}"
+
+
+def script(name: str) -> str:
+    """A file of JavaScript that stands beside this one."""
+    return (Path(__file__).parent / f"{name}.js").read_text(encoding="utf-8")
+
+
+def figure(name: str, data: bytes) -> str:
     """A picture with its name below; `data` are the bytes of a PNG file."""
     source = base64.b64encode(data).decode()
     text = html.escape(name)
     return (
-        f"<figure class='{kind}'><img alt='Close-up: {text}' src='data:image/png;base64,{source}'>"
+        f"<figure class='tile'><img alt='Close-up: {text}' src='data:image/png;base64,{source}'>"
         f"<figcaption>{text}</figcaption></figure>"
     )
 
 
-def comparison(before: Image.Image, after: Image.Image, left: str, right: str) -> str:
-    """Two pictures and a line between them that the pointer or the arrow keys move."""
-    sources = [base64.b64encode(png(picture)).decode() for picture in (after, before)]
-    width, height = after.size
+def note(*lines: str, kind: str = "") -> str:
+    """A paragraph for each line."""
+    return "".join(f"<p class='{kind}'>{html.escape(line)}</p>" for line in lines)
+
+
+def progress(text: str, done: int, total: int) -> str:
+    """What is being done, and a bar: how much of it is done."""
+    kind, share = ("some", 100 * done / total) if done else ("none", 30)  # without any it moves to and fro
     return (
-        f"<div class='compare' style='--line:50%; --shape:{width / height:.4f}'>"
-        f"<img alt='{right}' src='data:image/png;base64,{sources[0]}'>"
-        f"<img alt='{left}' class='before' src='data:image/png;base64,{sources[1]}'>"
-        f"<span class='name left'>{left}</span><span class='name right'>{right}</span><i></i>"
-        f"<input type='range' min='0' max='100' value='50' aria-label='Per cent that show {left}, from the left' "
-        'oninput=\'this.parentNode.style.setProperty("--line", this.value + "%")\'></div>'
+        f"<p>{html.escape(text)} ...</p><div class='bar {kind}' role='progressbar' aria-label='Samples drawn' "
+        f"aria-valuemin='0' aria-valuenow='{done}' aria-valuemax='{total}'><b style='width:{share:.0f}%'></b></div>"
+    )
+
+
+def waiting(text: str) -> str:
+    """A bar in the place of the picture that is to come."""
+    return f"<div class='empty'><div>{progress(text, 0, 1)}</div></div>"
+
+
+def examples(files: list[tuple[str, Path]]) -> str:
+    """Pictures to choose from, each with its name."""
+    buttons = [
+        f"<button type='button' data-index='{index}'><img alt='' src='{address(path)}'>"
+        f"<span>{html.escape(label)}</span></button>"
+        for index, (label, path) in enumerate(files)
+    ]
+    return f"<div role='group' aria-label='Examples'>{''.join(buttons)}</div>"
+
+
+def frame(preview: Path, size: tuple[int, int], box: tuple[int, int, int, int], limit: int) -> str:
+    """A photograph and the part of it that is drawn: `box` (left, top, right, bottom) of at most `limit` pixels."""
+    data = html.escape(json.dumps({"size": size, "box": box, "limit": limit}), quote=True)
+    return (
+        f"<div class='map framing' style='--shape:{size[0] / size[1]:.4f}' data-frame='{data}'>"
+        f"<img draggable='false' alt='The photo' src='{address(preview)}'>"
+        "<div class='box' tabindex='0' role='application' aria-label='Frame: arrow keys move it, plus and minus change "
+        "its size'><b></b></div></div><p class='hint'>Drag the frame, or its corner. <span></span></p>"
+    )
+
+
+def comparison(
+    before: tuple[str, Path], after: tuple[str, Path], samples: list[tuple[str, Path]], size: tuple[int, int]
+) -> str:
+    """Two pictures of (width, height) and a line between them, each with its name; `samples` are for the flicker."""
+    width, height = size
+    listed = [{"name": name, "source": address(path)} for name, path in samples]
+    data = html.escape(json.dumps({"size": size, "samples": listed}), quote=True)
+    pictures = "".join(
+        f"<div class='pane {side}'><img draggable='false' alt='{html.escape(name)}' src='{address(path)}'></div>"
+        f"<span class='name {place}'>{html.escape(name)}</span>"
+        for side, place, (name, path) in (("after", "right", after), ("before", "left", before))
+    )
+    tools = "".join(
+        f"<button type='button' data-tool='{tool}' title='{title}' aria-label='{title}'>{sign}</button>"
+        for tool, sign, title in (
+            ("out", "−", "Smaller"),
+            ("in", "+", "Larger"),
+            ("full-size", "100 %", "One pixel of the picture for each of the screen"),
+            ("fit", "Fit", "All of the picture"),
+            ("flicker", "Flicker", "All samples in turn"),
+            ("screen", "Full screen", "Full screen"),
+        )
+    )
+    return (
+        f"<div class='compare' style='--shape:{width / height:.4f}' data-compare='{data}'>{pictures}<i></i>"
+        f"<input type='range' min='0' max='100' aria-label='Per cent that show {html.escape(before[0])}, from the "
+        f"left'></div><div class='tools' role='toolbar' aria-label='View'>{tools}</div>"
     )
 
 
@@ -84,6 +153,14 @@ const place = (event, area) => {
 };
 """
 
+EXAMPLE = """
+element.addEventListener('click', event => {
+  const button = event.target.closest('[data-index]');
+  if (button) trigger('take', {index: Number(button.dataset.index)});
+});
+"""
+"""Of the examples: a click is the event `take`, with the example's number."""
+
 POINT = (
     _PLACE
     + """
@@ -124,12 +201,10 @@ SHOW_RESULTS = "() => { if (innerWidth <= 900) document.querySelector('#results'
 NAMES = """
 () => {
   const all = selector => document.querySelectorAll(selector);
-  const groups = {left: 'Left picture', right: 'Right picture', way: 'Show close-ups as'};
+  const groups = {left: 'Left picture', right: 'Right picture'};
   const name = () => {
     for (const status of all('#status')) status.setAttribute('role', 'status');
     for (const group of all('.choices fieldset')) group.setAttribute('aria-label', groups[group.id]);
-    for (const image of all('#examples img'))
-      image.alt = 'Example: ' + image.src.split('/').pop().replace('.png', '');
   };
   name();
   new MutationObserver(name).observe(document.body, {childList: true, subtree: true});

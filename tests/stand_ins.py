@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from hvae_sr.evaluation import evaluate
@@ -54,3 +55,19 @@ def run(folder: Any, pipeline: Any = None, **options: Any) -> dict[str, Any]:
 def by_name(report: dict[str, Any]) -> dict[str, Any]:
     """The rows of a report."""
     return {row["name"]: row for row in report["rows"]}
+
+
+def random_weights(trunk: str) -> dict[str, torch.Tensor]:
+    """Weights of LPIPS in the shapes of "alexnet" or "vgg16"."""
+    generator = torch.Generator().manual_seed(0)
+    sides = dict(zip((0, 3, 6, 8, 10), (11, 5, 3, 3, 3), strict=True))
+    taps = widths = [64, 192, 384, 256, 256]
+    if trunk == "vgg16":
+        sides = dict.fromkeys((0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), 3)
+        widths, taps = [64] * 2 + [128] * 2 + [256] * 3 + [512] * 6, [64, 128, 256, 512, 512]
+    weights = {f"lin{i}.weight": torch.rand(1, n, 1, 1, generator=generator) for i, n in enumerate(taps)}
+    for (place, side), into, out in zip(sides.items(), [3, *widths], widths, strict=False):
+        spread = (2 / (into * side**2)) ** 0.5
+        weights[f"features.{place}.weight"] = spread * torch.randn(out, into, side, side, generator=generator)
+        weights[f"features.{place}.bias"] = 0.1 * torch.randn(out, generator=generator)
+    return weights

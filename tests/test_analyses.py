@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stand_ins import random_weights
 
 from hvae_sr.checkpoints.names import bundled_checkpoints
 from hvae_sr.cli import main
 from hvae_sr.evaluation import analyses
+from hvae_sr.evaluation.perceptual import LPIPS
 from hvae_sr.noise import CounterNoise
 from hvae_sr.operators import Downsampling
 
@@ -132,6 +134,24 @@ def test_reconstructions_get_closer_with_every_group_of_a_model_that_uses_them(m
     assert decibels[1] == pytest.approx(10 * np.log10(255**2 / mse))
 
 
+def test_the_spread_of_a_level_is_that_of_samples_with_it_open(make_pipeline):
+    pipe, network = make_pipeline("vdvae-sr"), LPIPS(random_weights("alexnet"))
+    y = np.random.default_rng(0).random((12, 12, 3)).astype(np.float32)
+    found = analyses.level_spread(pipe, [y], num_samples=3, lpips=network, progress_bar=False)
+    assert found["levels"] == ["stride 4", "stride 2", "stride 1", "up to stride 2", "all"]
+    samples = [np.asarray(x) for x in pipe(y, temperature=[0, 1, 1, 0], num_samples=3, seed=0).images]
+    assert found["std"][1] == pytest.approx(np.std(samples, axis=0, ddof=1).mean())
+    assert found["share"][1] == pytest.approx(found["std"][1] / found["std"][-1]) and found["share"][-1] == 1
+    distances = [network.distance(a, b) for a, b in combinations(samples, 2)]
+    assert found["lpips"][1] == pytest.approx(np.mean(distances))
+    table = analyses.level_table(found)
+    assert "| open at t = 1 | std, grey levels | of all | LPIPS |" in table and "| all |" in table
+    assert "lpips" not in analyses.level_spread(pipe, [y], num_samples=2, progress_bar=False)
+    for images, number, message in (([], 2, "`images`"), ([y], 1, "`num_samples`.*got 1")):
+        with pytest.raises(ValueError, match=message):
+            analyses.level_spread(pipe, images, number)
+
+
 @pytest.mark.parametrize("kind", ["vdvae", "vdvae-sr"])
 def test_encoder_based_analyses_say_that_the_encoder_is_missing(make_vdvae, make_pipeline, photos, kind):
     model = make_vdvae() if kind == "vdvae" else make_pipeline(kind)
@@ -166,7 +186,8 @@ def test_bad_settings_are_errors_that_name_them(make_vdvae, options, message):
         analyses.reconstructions(make_vdvae(), Image.new("RGB", (8, 8)), groups=[5])
 
 
-def test_the_command_runs_every_analysis(make_pipeline, tmp_path, capsys):
+def test_the_command_runs_every_analysis(make_pipeline, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("HVAE_SR_LPIPS", raising=False)  # the images are too small for it
     pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra `figures`)")
     make_pipeline("cvdvae").save_pretrained(tmp_path / "model")
     made = tmp_path / "made"
@@ -175,6 +196,8 @@ def test_the_command_runs_every_analysis(make_pipeline, tmp_path, capsys):
         arguments += ["--num_codes", "1", "--images_per_code", "2", "--scales", "1", "4", "--num_samples", "2"]
         assert main([*arguments, "--temperatures", "0", "1"]) == 0
         assert (made / f"{name}.png").stat().st_size > 1000
+    assert main(["analyse", "levels", *arguments[2:]]) == 0
+    assert len(json.loads((made / "levels.json").read_text())["std"]) == 5
     written = json.loads((made / "distance.json").read_text())
     assert written["distance"]["groups"] == [0, 1, 2, 3, 4] and written["consistency"] is None
     assert "| k | stride of group k - 1 | U_k^1 | U_k^4 |" in (made / "distance.md").read_text()

@@ -1,5 +1,8 @@
 """The command line: what it writes, what it prints, and how it refuses."""
 
+import argparse
+import functools
+import io
 import json
 import os
 import subprocess
@@ -12,7 +15,9 @@ from PIL import Image, ImageCms
 
 from hvae_sr import VDVAE, Downsampling, LRConditioner, SuperResolutionPipeline, __version__
 from hvae_sr.cli import main
-from hvae_sr.images import read_metadata, save_image
+from hvae_sr.cli.terminal import print_line, progress
+from hvae_sr.cli.timing import announce, duration, evaluated_pixels
+from hvae_sr.images import WideImage, read_metadata, read_photo, save_image, to_tensor
 
 
 @pytest.fixture(scope="module")
@@ -128,16 +133,19 @@ def test_a_bad_file_gives_exit_2_one_line_that_names_it_and_no_output(name, mode
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--num_samples", "0"], "num_samples"),
+        (["--num_samples", "0"], "`--num-samples`"),
         (["--temperature", "-1"], "temperature"),
         (["--temperature", "nan"], "temperature"),
-        (["--batch_size", "0"], "batch_size"),
+        (["--batch_size", "0"], "`--batch-size`"),
         (["--model", "no-such-model"], "no-such-model"),
         (["--outscale", "0"], "outscale"),
         (["--outscale", "nan"], "outscale"),
-        (["--max_memory", "much"], "max_memory"),
+        (["--max_memory", "much"], "`--max-memory`"),
+        (["--crop", "1,2,3"], "X,Y,W,H"),
+        (["-n", "5"], "`--num-samples 5`"),
         (["--device", "nonsense"], "nonsense"),
         (["--device", "meta"], "meta"),
+        (["-o", "result.png"], "`--output-dir` must be a folder"),
     ],
 )
 def test_a_bad_option_gives_exit_2_and_one_line_that_names_it(options, named, model, photo, tmp_path, capsys):
@@ -181,31 +189,23 @@ def test_evaluate_without_images_is_an_error_of_one_line(tmp_path, capsys):
     assert not (tmp_path / "r.json").exists()
 
 
-def test_two_inputs_of_one_name_are_refused_before_anything_is_written(model, photo, tmp_path, capsys):
-    (tmp_path / "other").mkdir()
-    Image.open(photo).save(tmp_path / "other" / "photo.bmp")
-    assert upscale(photo, tmp_path / "other" / "photo.bmp", "-o", tmp_path / "out", "--model", model) == 2
-    assert "photo.bmp" in capsys.readouterr().err and not (tmp_path / "out").exists()
-
-
-def test_results_in_the_input_folder_are_not_upscaled_again(model, photo, tmp_path):
+@pytest.mark.parametrize("given", ["photo.png", "."])
+def test_results_are_beside_the_input_and_not_upscaled_again_and_one_sample_has_no_mean(given, model, photo, tmp_path):
     for _ in range(2):
-        assert upscale(tmp_path, "-o", tmp_path, "--model", model, "--num_samples", 1) == 0
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "photo.png", "photo_x4_seed0.png", "photo_x4_mean.png", "photo_x4_std.png"
-    }  # fmt: skip
+        assert upscale(tmp_path / given, "--model", model, "--num_samples", 1) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"photo.png", "photo_x4_seed0.png"}
 
 
 def test_a_file_in_place_of_the_output_folder_is_refused(model, photo, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert upscale(photo, "-o", tmp_path / "file" / "sub", "--model", model) == 2
-    assert "output_dir" in capsys.readouterr().err
+    assert "`--output-dir`" in capsys.readouterr().err
 
 
 def test_the_colour_profile_of_the_input_is_kept(model, photo, tmp_path):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     Image.open(photo).save(photo, icc_profile=profile)
-    upscale(photo, "-o", tmp_path / "out", "--model", model, "--num_samples", 1)
+    upscale(photo, "-o", tmp_path / "out", "--model", model, "--num_samples", 2)
     for name in ("seed0", "mean"):
         assert Image.open(tmp_path / "out" / f"photo_x4_{name}.png").info.get("icc_profile") == profile
 
@@ -226,6 +226,45 @@ def test_alpha_is_upscaled_apart_and_grey_stays_grey(model, photo, tmp_path):
     assert Image.open(tmp_path / "out" / "grey_x4_seed0.png").mode == "L"
 
 
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_16_bits_give_16_bits_that_are_consistent_with_all_of_the_input(suffix, model, photo, tmp_path, capsys):
+    fine = np.asarray(Image.open(photo).convert("RGB"), np.uint16) * 100 + 20000 + np.arange(3, dtype=np.uint16)
+    save_image(WideImage(fine), tmp_path / "deep.png")
+    save_image(WideImage(fine[..., :1]), tmp_path / "grey.tif")
+    inputs = [tmp_path / "deep.png", tmp_path / "grey.tif"]
+    out = tmp_path / "out"
+    assert upscale(*inputs, "-o", out, "--model", model, "--num_samples", 2, "--format", suffix) == 0
+    for name, grey in (("deep", False), ("grey", True)):
+        for kind in ("seed0", "mean"):
+            result = read_photo(out / f"{name}_x4_{kind}.{suffix}")
+            assert result.bits == 16 and result.grey == grey
+            error = (Downsampling(4)(to_tensor(result).double()) - to_tensor(fine[..., :1] if grey else fine)).abs()
+            assert error.max() < 1e-4  # a level of 8 bits is 4e-3
+    capsys.readouterr()
+    assert upscale(*inputs, "-o", out, "--model", model, "--num_samples", 2, "--format", suffix) == 0
+    assert "2 finished before" in capsys.readouterr().out
+    assert upscale(*inputs, "-o", out, "--model", model, "--num_samples", 2, "--format", suffix, "--bits", 8) == 0
+    assert "redone" in capsys.readouterr().out and read_photo(out / f"deep_x4_seed0.{suffix}").bits == 8
+
+
+def test_16_bits_of_a_resampled_result(model, photo, tmp_path):
+    upscale(photo, "-o", tmp_path, "--model", model, "--num_samples", 1, "--bits", 16, "--outscale", 3)
+    assert read_photo(tmp_path / "photo_x3_seed0.png").bits == 16
+
+
+def test_16_bits_are_refused_in_a_format_of_8(model, photo, tmp_path, capsys):
+    assert upscale(photo, "-o", tmp_path / "out", "--model", model, "--bits", 16, "--format", "jpg") == 2
+    assert "`--bits` 16 goes with `--format` png or tiff; jpg holds 8" in capsys.readouterr().err
+
+
+def test_what_is_transparent_is_white_in_a_jpeg(model, tmp_path):
+    drawing = np.zeros((24, 24, 4), np.uint8)
+    drawing[6:18, 6:18, 3] = 255
+    Image.fromarray(drawing).save(tmp_path / "logo.png")
+    upscale(tmp_path / "logo.png", "-o", tmp_path, "--model", model, "--num_samples", 1, "--format", "jpg")
+    assert np.asarray(Image.open(tmp_path / "logo_x4_seed0.jpg"))[:8].mean() > 200
+
+
 @pytest.mark.parametrize("suffix", ["webp", "jpg", "tiff"])
 def test_other_formats_hold_the_settings_and_the_lr_psnr_of_what_was_written(suffix, model, photo, tmp_path, capsys):
     out = tmp_path / "out"
@@ -238,14 +277,14 @@ def test_other_formats_hold_the_settings_and_the_lr_psnr_of_what_was_written(suf
     assert ("lossy" in capsys.readouterr().out) == (suffix == "jpg")
 
 
-def test_exif_is_copied_on_demand_only(model, photo, tmp_path):
+def test_exif_is_copied_on_demand_only_and_into_results_that_were_finished_without(model, photo, tmp_path):
     exif = Image.Exif()
     exif[0x010F] = "Maker"
     Image.open(photo).save(photo, exif=exif)
-    for name, options in (("with", ["--keep_exif"]), ("without", [])):
-        upscale(photo, "-o", tmp_path / name, "--model", model, "--num_samples", 1, *options)
-        tags = Image.open(tmp_path / name / "photo_x4_seed0.png").getexif()
-        assert (tags.get(0x010F) == "Maker") == (name == "with")
+    for options in ([], ["--keep_exif"], []):
+        upscale(photo, "-o", tmp_path / "out", "--model", model, "--num_samples", 1, *options)
+        tags = Image.open(tmp_path / "out" / "photo_x4_seed0.png").getexif()
+        assert (tags.get(0x010F) == "Maker") == bool(options)
 
 
 def test_all_frames_of_an_animation_on_demand(model, photo, tmp_path):
@@ -267,15 +306,6 @@ def test_any_final_factor(outscale, size, model, photo, tmp_path, capsys):
     assert Image.open(tmp_path / "out" / f"photo_x{outscale}_std.png").size == size
     shown = [float(line.split("LR-PSNR ")[1].split()[0]) for line in capsys.readouterr().out.splitlines()[:2]]
     assert min(shown) > (30 if outscale >= 4 else 20)
-
-
-def test_frames_and_files_of_one_name_are_refused(model, photo, tmp_path, capsys):
-    frames = [Image.open(photo).rotate(90 * turn) for turn in range(2)]
-    (tmp_path / "in").mkdir()
-    frames[0].save(tmp_path / "in" / "a.webp", save_all=True, append_images=frames[1:], lossless=True)
-    Image.open(photo).save(tmp_path / "in" / "a_frame0001.png")
-    assert upscale(tmp_path / "in", "-o", tmp_path / "out", "--model", model, "--all_frames") == 2
-    assert "a.webp (frame 1)" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_factors_that_differ_have_names_that_differ(model, photo, tmp_path):
@@ -318,15 +348,127 @@ def test_work_goes_on_where_nobody_reads_what_is_printed(model, photo, tmp_path)
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
         process.stdout.close()
         assert process.wait(timeout=300) == 0
-    assert len(list((tmp_path / "out").iterdir())) == 4
+    assert len(list((tmp_path / "out").iterdir())) == 4  # two samples, mean, map
     assert "Broken pipe" not in (tmp_path / "errors.txt").read_text()
 
 
 def test_a_folder_in_place_of_a_result_is_refused_before_sampling(model, photo, tmp_path, capsys):
     (tmp_path / "out" / "photo_x4_mean.png").mkdir(parents=True)
-    assert upscale(photo, "-o", tmp_path / "out", "--model", model, "--num_samples", 1, "--overwrite") == 1
+    assert upscale(photo, "-o", tmp_path / "out", "--model", model, "--num_samples", 2, "--overwrite") == 1
     assert "photo_x4_mean.png is in the way, a folder" in capsys.readouterr().err
     assert len(list((tmp_path / "out").iterdir())) == 1
+
+
+# Names
+
+
+def test_only_names_that_collide_are_changed_and_only_files_of_one_name_are_refused(model, photo, tmp_path, capsys):
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    for name in ("in/a.png", "in/A.bmp", "in/b.png", "other/b.png"):
+        Image.open(photo).save(tmp_path / name)
+    inputs = [tmp_path / "in", tmp_path / "other"]
+    assert upscale(*inputs, "-o", tmp_path / "out", "--model", model, "--num_samples", 1) == 1
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"a.png_x4_seed0.png", "A.bmp_x4_seed0.png", "b_x4_seed0.png"}
+    output = capsys.readouterr()
+    assert "4 images: 3 upscaled, 0 finished before, 1 failed" in output.out
+    assert f"{tmp_path / 'other' / 'b.png'}: its results would replace those of" in output.err
+
+
+def test_names_that_are_too_long_for_results_are_refused_before_sampling(model, photo, tmp_path, capsys):
+    long = photo.rename(tmp_path / f"{'ü' * 122}.png")
+    assert upscale(long, "-o", tmp_path / "out", "--model", model, "--num_samples", 1) == 1
+    assert "names of 257 bytes" in (error := capsys.readouterr().err) and "255" in error
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names are text there")
+def test_names_that_the_terminal_cannot_print_stop_nothing(model, photo, tmp_path, monkeypatch):
+    os.rename(photo, os.fsencode(tmp_path) + b"/\xff\xe6\x97\xa5.png")
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(sys, "stderr", screen)
+    assert upscale(tmp_path, "--model", model, "--num-samples", 2) == 0
+    screen.seek(0)
+    assert screen.read().count("??_x4_") == 4 and screen.errors == "strict"
+
+
+# Time and details
+
+
+def test_a_crop_is_the_sample_of_that_part_alone(model, photo, tmp_path, capsys):
+    options = ["--model", model, "--num_samples", 1]
+    assert upscale(photo, "-o", tmp_path, *options, "--crop", "2,1,8,6") == 0
+    Image.open(photo).crop((2, 1, 10, 7)).save(tmp_path / "part.png")
+    upscale(tmp_path / "part.png", *options)
+    first, second = (Image.open(tmp_path / f"{name}_x4_seed0.png") for name in ("photo_crop2-1-8-6", "part"))
+    assert first.tobytes() == second.tobytes()
+    upscale(photo, "-o", tmp_path / "like", "--model", model, "--like", tmp_path / "photo_crop2-1-8-6_x4_seed0.png")
+    assert Image.open(tmp_path / "like" / "photo_crop2-1-8-6_x4_seed0.png").tobytes() == first.tobytes()
+    assert upscale(photo, "-o", tmp_path, *options, "--crop", "9,1,8,6") == 1
+    assert "`--crop` must lie in the image, of 13x9" in capsys.readouterr().err
+
+
+def test_work_of_more_than_a_minute_is_announced_with_what_would_be_faster(model, photo, tmp_path, capsys, monkeypatch):
+    options = [photo, "-o", tmp_path / "out", "--model", model, "--num_samples", 2]
+    upscale(*options)
+    assert "will take" not in capsys.readouterr().err
+    monkeypatch.setattr("hvae_sr.cli.upscale.announce", functools.partial(announce, worth_telling=0, probes=0))
+    upscale(*options, "--overwrite")
+    said = capsys.readouterr().err
+    assert "2 samples of 52x36 pixels will take about" in said and "--crop" in said and "--outscale" in said
+    upscale(*options)  # finished before
+    assert "will take" not in capsys.readouterr().err
+
+
+def test_time_is_estimated_by_the_pixels_of_all_passes_and_windows(make_pipeline):
+    pipe = make_pipeline()
+    pixels = [
+        evaluated_pixels(pipe, size, argparse.Namespace(outscale=outscale, max_memory=memory, num_samples=1))
+        for size, outscale, memory in (
+            ((8, 8), 4, None),
+            ((8, 8), 16, None),
+            ((4000, 3000), 4, 2**40),
+            ((4000, 3000), 4, 2**29),
+        )
+    ]
+    assert pixels[0] == 32**2 and pixels[1] == 32**2 + 128**2
+    assert 16000 * 12000 < pixels[2] < 2 * 16000 * 12000 and pixels[3] == 0  # refused for its memory
+    assert [duration(seconds) for seconds in (90, 1560, 7300, 200000)] == [
+        "90 seconds",
+        "26 minutes",
+        "2 hours",
+        "2 days",
+    ]
+
+
+@pytest.mark.parametrize("disabled", ["", "1"])
+def test_bars_share_no_line_with_results_and_tqdm_disable_is_obeyed(disabled, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TQDM_DISABLE", disabled)
+    with progress(2, "photo.png") as bar:
+        bar.update(1)
+        print_line("out/photo.png  LR-PSNR 60 dB")
+    lines = screen.getvalue().split("\n")
+    assert ("photo.png:" in screen.getvalue()) == (not disabled)
+    assert lines[0].split("\r")[-1] == "out/photo.png  LR-PSNR 60 dB"
+
+
+@pytest.mark.parametrize(("temperature", "low", "high"), [(0, 1, 1), (1, 5, 255)])
+def test_the_scale_of_the_map_is_that_of_its_image_and_is_told(temperature, low, high, model, photo, tmp_path, capsys):
+    upscale(photo, "-o", tmp_path, "--model", model, "--num_samples", 3, "--temperature", temperature)
+    most = read_metadata(tmp_path / "photo_x4_std.png")["grey_levels_of_the_lightest"]
+    assert f"from 0 (black) to {most:g} grey levels of 255" in capsys.readouterr().out
+    assert low <= most <= high
+    brightest = np.asarray(Image.open(tmp_path / "photo_x4_std.png")).max()
+    assert brightest >= 252 if temperature else brightest == 3
 
 
 # Folders
@@ -342,7 +484,7 @@ def folder(photo, tmp_path):
 
 
 def test_sub_folders_are_kept_and_finished_images_are_skipped(folder, model, tmp_path, capsys):
-    arguments = [folder, "-o", tmp_path / "out", "--model", model, "--num_samples", 1, "--recursive"]
+    arguments = [folder, "-o", tmp_path / "out", "--model", model, "--num_samples", 2, "--recursive"]
     assert upscale(*arguments) == 0
     results = {path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*seed0.png")}
     assert {str(path) for path in results} == {"a_x4_seed0.png", "sub/a_x4_seed0.png", "sub/deep/b_x4_seed0.png"}
@@ -351,19 +493,22 @@ def test_sub_folders_are_kept_and_finished_images_are_skipped(folder, model, tmp
     assert upscale(*arguments) == 0
     assert "3 images: 1 upscaled, 2 finished before, 0 failed" in capsys.readouterr().out
     again = {path for path, time in times.items() if path.stat().st_mtime_ns != time}
-    assert {path.name for path in again} == {"a_x4_seed0.png", "a_x4_mean.png", "a_x4_std.png"}
+    assert {path.name for path in again} == {f"a_x4_{kind}.png" for kind in ("seed0", "seed1", "mean", "std")}
     assert {path.parent.name for path in again} == {"sub"}
 
 
-def test_other_settings_or_another_source_are_redone(folder, model, photo, tmp_path, capsys):
+def test_other_settings_are_redone_and_results_of_another_image_are_kept(folder, model, photo, tmp_path, capsys):
     arguments = [folder / "a.png", "-o", tmp_path / "out", "--model", model, "--num_samples", 1]
     upscale(*arguments)
     assert upscale(*arguments, "--temperature", 0.3) == 0
     assert "redone" in capsys.readouterr().out
-    assert read_metadata(tmp_path / "out" / "a_x4_seed0.png")["temperature"] == 0.3
-    Image.open(photo).rotate(180).save(folder / "a.png")
-    upscale(*arguments, "--temperature", 0.3)
-    assert "redone" in capsys.readouterr().out
+    result = tmp_path / "out" / "a_x4_seed0.png"
+    assert read_metadata(result)["temperature"] == 0.3
+    Image.open(photo).rotate(180).save(folder / "sub" / "a.png")
+    before, other = result.read_bytes(), [folder / "sub" / "a.png", *arguments[1:], "--temperature", 0.3]
+    assert upscale(*other) == 1 and "made of another image (a.png)" in capsys.readouterr().err
+    assert result.read_bytes() == before
+    assert upscale(*other, "--overwrite") == 0 and result.read_bytes() != before
 
 
 def test_samples_of_other_orientations_are_redone_and_earlier_results_are_kept(model, photo, tmp_path, capsys):
@@ -388,7 +533,7 @@ def test_samples_of_other_orientations_are_redone_and_earlier_results_are_kept(m
 def test_a_file_of_the_users_is_not_overwritten(folder, model, photo, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     Image.open(photo).save(tmp_path / "out" / "a_x4_mean.png")
-    arguments = [folder / "a.png", "-o", tmp_path / "out", "--model", model, "--num_samples", 1]
+    arguments = [folder / "a.png", "-o", tmp_path / "out", "--model", model, "--num_samples", 2]
     assert upscale(*arguments) == 1
     assert "in the way" in capsys.readouterr().err and len(list((tmp_path / "out").iterdir())) == 1
     assert upscale(*arguments, "--overwrite") == 0
@@ -474,7 +619,7 @@ def test_like_repeats_the_orientations_of_a_sample(model, photo, tmp_path, capsy
     upscale(photo, "-o", tmp_path / "c", *options)
     assert (tmp_path / "c" / first.name).read_bytes() != first.read_bytes()
     assert upscale(photo, "-o", tmp_path / "d", *options, "--self_ensemble", "--rank", "log_density") == 2
-    assert "`self_ensemble`" in capsys.readouterr().err
+    assert "`--self-ensemble`" in capsys.readouterr().err
 
 
 def test_like_refuses_other_weights_strangers_and_models_that_a_file_names(model, photo, tmp_path, capsys):

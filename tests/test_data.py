@@ -174,6 +174,11 @@ def test_every_mode_becomes_three_channels(tmp_path):
         assert torch.equal(crop[0], crop[1]) and crop.max() > 200
 
 
+def test_what_is_transparent_is_white_in_crops(tmp_path):
+    write(tmp_path / "a.png", np.zeros((20, 24, 4), np.uint8))
+    assert ImageFolder(tmp_path, 16)[0]["image"].min() == 255
+
+
 @pytest.mark.parametrize("cache_bytes", [0, 2**30])
 def test_photographs_that_lie_on_their_side_are_turned_upright(tmp_path, cache_bytes):
     exif = Image.Exif()

@@ -1,8 +1,8 @@
 """The demo's engine, and its API as programs call it; the page itself is tested in a browser."""
 
+import argparse
 import io
 import json
-import math
 import shutil
 import sys
 import zipfile
@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hvae_sr.cli import main
+from hvae_sr.cli import demo, main
 from hvae_sr.demo import engine as eng
-from hvae_sr.demo.engine import Engine, Refused, Session, Settings, describe
+from hvae_sr.demo.engine import Engine, Refused, Round, Settings, Stopped, describe
 from hvae_sr.images import read_metadata
 from hvae_sr.posterior import Recipe
 
@@ -34,11 +34,16 @@ def photo():
     return Image.fromarray(np.random.default_rng(0).integers(60, 200, (10, 13, 3), dtype=np.uint8))
 
 
+def draw(engine, drawn, recipes):
+    found = engine.draw(drawn.image, drawn.settings, recipes)
+    return [drawn.keep(image, recipe, lr_psnr) for recipe, (image, lr_psnr) in zip(recipes, found, strict=True)]
+
+
 @pytest.fixture
-def session(engine, photo, tmp_path):
+def drawn(engine, photo, tmp_path):
     (tmp_path / "visit").mkdir()
-    made = Session(tmp_path / "visit", photo, Settings("tiny", 0.7))
-    made.samples = list(engine.draw(made, engine.recipes("tiny", 3, 3)))
+    made = Round("Drawn", photo, Settings("tiny", 0.7), tmp_path / "visit", "holiday")
+    draw(engine, made, engine.recipes("tiny", 3, 3))
     return made
 
 
@@ -46,40 +51,51 @@ def same(a, b):
     return np.array_equal(np.asarray(a), np.asarray(b))
 
 
-def test_samples_and_their_files_are_the_pipelines_own(engine, session, photo):
-    for number, sample in enumerate(session.samples):
+def test_samples_and_their_files_are_the_pipelines_own(engine, drawn, photo):
+    for number, sample in enumerate(drawn.samples):
         out = engine.pipelines["tiny"](photo, temperature=0.7, seed=3 + number)
         assert same(sample.image, out.images[0]) and same(Image.open(sample.path), out.images[0])
         assert sample.lr_psnr == out.lr_psnr[0]
-        facts = read_metadata(sample.path)
-        assert facts["seed"] == sample.recipe.seed and facts["temperature"] == 0.7 and facts["model"] == "tiny"
+        assert sample.path.name == f"holiday_sample_0{number + 1}.png"
+        written = read_metadata(sample.path)
+        assert written["seed"] == sample.recipe.seed and written["temperature"] == 0.7 and written["model"] == "tiny"
 
 
-def test_a_version_keeps_the_coarse_groups_and_redraws_the_rest(engine, session, photo):
-    pipe, first = engine.pipelines["tiny"], session.samples[0].recipe
-    version = first.vary(2, 99)
-    assert version.group_seeds == (3, 3, 99, 99) and version.seed is None
-    drawn, again = engine.draw(session, [version, first.vary(4, 99)])
+def test_a_version_keeps_the_coarse_groups_and_redraws_the_rest(engine, drawn, photo):
+    pipe, first = engine.pipelines["tiny"], drawn.samples[0].recipe
+    version, again = draw(engine, drawn, [first.vary(2, 99), first.vary(4, 99)])
     kept = pipe(photo, temperature=0.7, seed=3, return_latents=True).latents
-    expected = pipe(photo, temperature=0.7, seed=99, latents=kept[:2]).images[0]
-    assert same(drawn.image, expected)
-    assert not same(drawn.image, session.samples[0].image)
-    assert same(again.image, session.samples[0].image)
-    assert read_metadata(drawn.path)["group_seeds"] == [3, 3, 99, 99]
+    assert same(version.image, pipe(photo, temperature=0.7, seed=99, latents=kept[:2]).images[0])
+    assert same(again.image, drawn.samples[0].image) and not same(version.image, again.image)
+    assert read_metadata(version.path)["group_seeds"] == [3, 3, 99, 99]
 
 
-def test_a_region_is_redrawn_and_the_rest_stays_as_it_is(engine, session, photo):
+def test_a_region_is_redrawn_and_the_rest_stays_as_it_is(engine, drawn):
     mask = np.zeros((40, 52), dtype=bool)
     mask[8:32, 10:40] = True
-    (drawn,) = engine.draw(session, [session.samples[1].recipe.redraw(mask, 42)])
-    before, after = np.asarray(session.samples[1].image), np.asarray(drawn.image)
+    (redrawn,) = draw(engine, drawn, [drawn.samples[1].recipe.redraw(mask, 42)])
+    before, after = np.asarray(drawn.samples[1].image), np.asarray(redrawn.image)
     assert np.array_equal(after[~mask], before[~mask]) and not np.array_equal(after[mask], before[mask])
-    assert drawn.lr_psnr > 40  # still the input when made small
+    assert redrawn.lr_psnr > 40  # still the input when made small
+    assert redrawn.caption.startswith("seed 4, a part redrawn")
 
 
-def test_temperatures_are_given_by_level(engine, session):
+def test_a_sample_is_stopped_while_it_is_drawn(engine, photo):
+    asked = []
+
+    def stopped():
+        asked.append(1)
+        return len(asked) > 5  # the tiny model has four blocks
+
+    engine.stopped = stopped
+    samples = engine.draw(photo, Settings("tiny", 0.7), engine.recipes("tiny", 0, 3))
+    next(samples)
+    with pytest.raises(Stopped):
+        next(samples)
+
+
+def test_temperatures_are_given_by_level(engine):
     assert engine.levels("tiny") == [(4, 1), (2, 2), (1, 1)]
-    assert engine.temperatures("tiny", [0.1, 0.2, 0.3]) == [0.1, 0.2, 0.2, 0.3]
     assert engine.temperatures("tiny", [0.1, 0.2, 0.3, 0.4]) == [0.1, 0.2, 0.2, 0.3]
     assert engine.temperatures("tiny", [0.1, 0.2]) == [0.1, 0.2, 0.2, 0.2]
 
@@ -108,31 +124,37 @@ def test_models_of_one_name_are_told_apart(engine, folder, tmp_path):
     assert list(engine.pipelines) == ["tiny"]
 
 
-def test_mean_and_uncertainty_are_those_of_the_pipeline_but_for_rounding(engine, session, photo):
+def test_mean_and_uncertainty_are_those_of_the_pipeline_but_for_rounding(engine, drawn, photo):
     out = engine.pipelines["tiny"](photo, temperature=0.7, num_samples=3, seed=3)
-    mean, std = eng.mean_and_std(session.samples)
+    mean, std = eng.mean_and_std(drawn.samples)
     assert np.abs(np.asarray(mean, dtype=int) - np.asarray(out.mean[0])).max() <= 2  # a batch may round otherwise
     assert np.abs(std - out.std[0]).max() < 2 / 255
-    assert eng.overlay(session.samples[0].image, std).size == mean.size
+    assert eng.overlay(drawn.samples[0].image, std).size == mean.size
+    assert same(eng.difference(mean, mean), np.full((40, 52, 3), 128))
 
 
-def test_the_zip_holds_every_sample_the_mean_and_the_map(session):
-    with zipfile.ZipFile(eng.write_zip(session)) as archive:
-        assert {"mean.png", "uncertainty.png"} < set(archive.namelist()) and len(archive.namelist()) == 5
-        for sample in session.samples:
+def test_the_zip_holds_every_sample_the_mean_and_the_map(drawn):
+    with zipfile.ZipFile(eng.write_zip(drawn)) as archive:
+        assert {"holiday_mean.png", "holiday_uncertainty.png"} < set(archive.namelist())
+        assert len(archive.namelist()) == 5
+        for sample in drawn.samples:
             assert archive.read(sample.path.name) == sample.path.read_bytes()
 
 
 @pytest.mark.parametrize("centre", [(0, 0), (0.5, 0.5), (1, 1)])
-def test_close_ups_are_cut_out_of_the_samples_and_flicker_without_loss(session, centre):
-    parts = eng.close_ups(session, centre, 16)
+def test_close_ups_are_cut_out_of_the_samples(drawn, centre):
+    parts = eng.close_ups(drawn, centre, 16)
     assert len(parts) == 5 and all(part.size == (16, 16) for _, part in parts)
-    pictures = [part for _, part in parts[1:-1]]
-    moving = Image.open(io.BytesIO(eng.flicker(pictures)))
-    assert moving.n_frames == 3
-    for number, picture in enumerate(pictures):
-        moving.seek(number)
-        assert same(moving.convert("RGB"), picture)
+
+
+def test_thumbnails_show_where_samples_differ_most(engine, drawn, tmp_path):
+    flat, spot = np.full((200, 300, 3), 90, np.uint8), np.full((200, 300, 3), 90, np.uint8)
+    spot[150:170, 250:280] = 200
+    made = Round("", drawn.image, drawn.settings, tmp_path)
+    for picture in (flat, spot):
+        made.keep(Image.fromarray(picture), Recipe((1,)), 50)
+    first, second = (np.asarray(Image.open(path)) for path in eng.thumbnails(made))
+    assert first.shape == (100, 100, 3) and (second == 200).all(axis=-1).sum() == 600
 
 
 def test_pictures_that_will_not_do_are_refused_in_friendly_words(engine, tmp_path):
@@ -140,39 +162,79 @@ def test_pictures_that_will_not_do_are_refused_in_friendly_words(engine, tmp_pat
     for image, words in [
         (None, "Choose a picture"),
         (tmp_path / "broken.png", "cannot be read"),
-        (Image.new("RGB", (41, 30)), "takes up to"),
         (Image.new("RGB", (3, 30)), "too few"),
     ]:
         with pytest.raises(Refused, match=words):
-            engine.check(image, "tiny")
-    small = engine.shrink(Image.new("RGB", (400, 300)), "tiny")
-    assert engine.check(small, "tiny").size == (40, 30)
+            engine.read(image)
+    with pytest.raises(Refused, match="takes up to"):
+        engine.check(Image.new("RGB", (41, 30)), "tiny")
 
 
-def test_models_of_large_factors_take_smaller_pictures(engine, monkeypatch):
-    picture = Image.new("RGB", (400, 300))
-    for scale, size in ((2, (40, 30)), (4, (40, 30)), (8, (20, 15))):
-        monkeypatch.setattr(engine, "scale", lambda model, scale=scale: scale)
-        assert engine.shrink(picture, "tiny").size == size
-        with pytest.raises(Refused, match=f"takes up to {math.isqrt(size[0] * size[1])} x"):
-            engine.check(picture, "tiny")
-    pytest.importorskip("gradio", reason="the page needs the extra [demo]")
-    from hvae_sr.demo.handlers import Handlers
+@pytest.mark.parametrize("scale, limit", [(2, 40 * 30), (4, 40 * 30), (8, 20 * 15)])
+def test_of_large_photos_the_middle_is_framed_and_no_sample_is_smaller_than_its_photo(
+    engine, monkeypatch, scale, limit
+):
+    monkeypatch.setattr(engine, "scale", lambda model: scale)
+    for size in [(400, 300), (1000, 12), (15, 4000), (80, 60), (60, 45)]:
+        left, top, right, bottom = engine.detail(size, "tiny")
+        assert 0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]
+        assert 0.9 * limit < (right - left) * (bottom - top) <= limit
+        small = engine.shrunk_size(size, "tiny")
+        if small is not None:
+            assert engine.fits(small, "tiny") and all(a * scale >= b for a, b in zip(small, size, strict=True))
+    assert engine.shrunk_size((400, 300), "tiny") is None
+    assert engine.shrunk_size((20, 15), "tiny") == (20, 15)
 
-    page = Handlers(engine)
-    status, button = page.on_image(Image.new("RGB", (10, 7)), "tiny")
-    assert "80 x 56" in status and not button.visible
+
+def test_a_drawing_on_transparent_ground_is_read_on_white(engine):
+    drawing = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    drawing.paste((0, 0, 0, 255), (2, 2, 6, 6))
+    picture = engine.read(drawing)
+    assert picture.mode == "RGB" and picture.getpixel((0, 0)) == (255,) * 3 and picture.getpixel((3, 3)) == (0,) * 3
+
+
+def test_jpeg_blocks_noise_and_blur_are_told_to_the_visitor(tmp_path):
+    from hvae_sr.pictures import photographs
+
+    photo = photographs()[0]
+    assert eng.warnings(photo) == []
+    compressed = io.BytesIO()
+    photo.save(compressed, "JPEG", quality=30)
+    noisy = np.asarray(photo) + np.random.default_rng(0).normal(0, 15, (192, 192, 3))
+    for picture, word in [
+        (Image.open(compressed).convert("RGB"), "JPEG"),
+        (Image.fromarray(noisy.clip(0, 255).astype(np.uint8)), "nois"),
+        (photo.resize((768, 768), Image.Resampling.BICUBIC), "blur"),
+    ]:
+        assert any(word in line for line in eng.warnings(picture)), word
+        assert not any("--" in line for line in eng.warnings(picture))  # no word of the command line
 
 
 def test_recipes_describe_themselves():
     assert describe(Recipe((5, 5, 5))) == "seed 5"
-    assert describe(Recipe((5, 5, 5)).vary(2, 9)) == "2 groups of 5, then 9"
+    assert describe(Recipe((5, 5, 5)).vary(2, 9)) == "seed 5 with texture 9"
 
 
 def test_without_gradio_the_command_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["demo"]) == 2
     assert "hvae-sr[demo]" in capsys.readouterr().err
+
+
+def test_the_command_leaves_the_port_to_gradios_environment_variable():
+    parser = argparse.ArgumentParser()
+    demo.add_arguments(parser)
+    assert parser.parse_args([]).port is None
+
+
+def test_the_caption_says_where_pictures_go(monkeypatch):
+    pytest.importorskip("gradio", reason="the page needs the extra [demo]")
+    from hvae_sr.demo.layout import caption
+
+    monkeypatch.delenv("SPACE_ID", raising=False)
+    assert "the computer that runs this page" in caption()
+    monkeypatch.setenv("SPACE_ID", "someone/something")
+    assert "server of this Space" in caption() and "computer" not in caption()
 
 
 def test_the_api_gives_the_pipelines_samples_to_programs(folder, photo, tmp_path):
@@ -186,36 +248,16 @@ def test_the_api_gives_the_pipelines_samples_to_programs(folder, photo, tmp_path
         _, address, _ = launch(blocks, prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
         client = gradio_client.Client(address, verbose=False, download_files=str(tmp_path / "down"))
         image = gradio_client.handle_file(str(tmp_path / "photo.png"))
-        files, facts = client.predict(image, "tiny", 0.6, 2, 7, True, api_name="/upscale")
+        files, found = client.predict(image, "tiny", 0.6, 2, 7, True, api_name="/upscale")
         with pytest.raises(Exception, match="maximum"):
             client.predict(image, "tiny", 0.6, 99, 7, True, api_name="/upscale")
         assert [name for name in client.view_api(return_format="dict")["named_endpoints"]] == ["/upscale"]
         client.close()
     finally:
         blocks.close()
-    facts = json.loads(facts) if isinstance(facts, str) else facts
+    found = json.loads(found) if isinstance(found, str) else found
     pipe = Engine([str(folder)]).pipelines["tiny"]
     outs = [pipe(photo, temperature=0.6, seed=seed) for seed in (7, 8)]
-    assert facts == {"seeds": [7, 8], "lr_psnr": [round(out.lr_psnr[0], 4) for out in outs]}
+    assert found == {"seeds": [7, 8], "lr_psnr": [round(out.lr_psnr[0], 4) for out in outs]}
     for file, out in zip(files, outs, strict=True):
         assert same(Image.open(file["image"]), out.images[0])
-
-
-def test_a_sample_that_is_being_drawn_when_the_visitor_stops_is_not_kept(engine, session, monkeypatch):
-    pytest.importorskip("gradio", reason="gradio is not installed (extra demo)")
-    from hvae_sr.demo.handlers import Handlers
-
-    handlers, draw = Handlers(engine), engine.draw
-    fresh = Session(handlers.folder(), session.image, session.settings)
-
-    def stop_meanwhile(*given):
-        for number, sample in enumerate(draw(*given)):
-            if number == 1:
-                handlers.on_stop(fresh)
-            yield sample
-
-    monkeypatch.setattr(engine, "draw", stop_meanwhile)
-    assert len(list(handlers._run(None, fresh, engine.recipes("tiny", 3, 3)))) == 2
-    assert [sample.recipe.seed for sample in fresh.samples] == [3]
-    monkeypatch.setattr(engine, "draw", draw)
-    assert len(list(handlers._run(None, fresh, engine.recipes("tiny", 3, 2)))) == 3 and len(fresh.samples) == 2

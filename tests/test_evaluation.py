@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from stand_ins import NoisyBicubic, by_name, photo_folder, run
+from stand_ins import NoisyBicubic, by_name, photo_folder, random_weights, run
 
 from hvae_sr.cli import main
 from hvae_sr.evaluation import (
@@ -28,6 +28,8 @@ from hvae_sr.evaluation import (
     temperature_table,
     write_report,
 )
+from hvae_sr.evaluation.perceptual import LPIPS
+from hvae_sr.evaluation.samples import draw
 from hvae_sr.evaluation.sources import open_source
 from hvae_sr.evaluation.tables import command_line
 from hvae_sr.images import save_image
@@ -207,20 +209,51 @@ def test_absent_metrics_have_no_numbers(folder):
     assert report["absent"] == {"lpips": "no network"} and "lpips is absent: no network." in markdown_table(report)
 
 
-def test_samples_for_the_calibration_are_held_in_memory_once(folder, monkeypatch):
-    monkeypatch.setattr("hvae_sr.evaluation.evaluator._VALUES_PER_CALL", 2**18)
-    pipeline = NoisyBicubic()
+def test_samples_are_drawn_in_calls_of_bounded_size(folder):
+    lows = [np.asarray(Image.open(next(folder.iterdir())).resize((32, 32)))] * 2
+    one, pipeline = draw(NoisyBicubic(), lows, 1.0, 64, 3), NoisyBicubic()
+    for samples, whole in zip(draw(pipeline, lows, 1.0, 64, 3, values_per_call=2**19), one, strict=True):
+        np.testing.assert_array_equal(samples, whole)
+    calls = [(call["num_samples"], call["seed"]) for call in pipeline.calls]
+    assert calls == [(min(5, 64 - start), 3 + start) for start in range(0, 64, 5)]
+
+
+def test_samples_for_the_calibration_are_held_in_memory_once(folder):
     tracemalloc.start()
-    options = {"temperatures": (1.0,), "coverage_samples": 64, "num_samples": 2, "num_images": 1}
-    report = run(folder, pipeline, size=128, **options)
+    run(folder, NoisyBicubic(), size=128, temperatures=(1.0,), coverage_samples=64, num_samples=2, num_images=1)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    calls = [(call["num_samples"], call["seed"]) for call in pipeline.calls]
-    assert calls == [(min(5, 64 - start), start) for start in range(0, 64, 5)]
     samples = 64 * 128 * 128 * 3 * 4
-    assert peak < 60e6 + 4 * samples  # the samples, their projections, a band of the intervals, and a means' scratch
-    monkeypatch.undo()
-    assert run(folder, NoisyBicubic(), size=128, **options)["rows"] == report["rows"]
+    assert peak < 60e6 + 5 * samples  # the samples, a call's, their projections, a band of the intervals, and scratch
+
+
+def test_lpips_networks_give_taps_ratios_and_the_score_of_their_maps(folder):
+    network = LPIPS(random_weights("alexnet"))
+    metrics = PerceptualMetrics(lpips=network, lpips_vgg=network)
+    report = run(folder, NoisyBicubic(), perceptual=metrics, size=64)
+    row, samples = by_name(report)["sample t=0.8"], by_name(run(folder, NoisyBicubic(), size=64))["sample t=0.8"]
+    assert samples == {key: row[key] for key in samples}  # the others do not change
+    assert row["lpips"] == pytest.approx(row["lpips_vgg"]) == pytest.approx(sum(row[f"lpips@{i}"] for i in range(1, 6)))
+    for name in ("mse", "lpips", *(f"lpips@{i}" for i in range(1, 6))):
+        assert row[f"exchangeability_{name}"] == pytest.approx(row[f"apd_{name}"] / row[name]) and row[name] > 0
+    assert 0 < row["diversity_score_lpips"] < 100 and row["detail"] > 0 and row["detail_tail"] > 0
+    table = markdown_table(report)
+    for head in ("| LPIPS | LPIPS-VGG |", "| detail | detail, p99.9 |", "exchangeability, MSE", "| tap = 1 |"):
+        assert head in table
+
+
+def test_levels_are_opened_one_at_a_time(folder, make_pipeline):
+    pipe = make_pipeline("vdvae-sr")  # of groups at strides 4, 2, 2 and 1
+    report = run(folder, pipe, temperatures=(0.0, 1.0), num_samples=2, num_images=1, levels=True)
+    rows = by_name(report)
+    levels = ("stride 4", "stride 2", "stride 1", "up to stride 2")
+    names = [f"{kind} {level}{end}" for kind in ("sample", "mean") for level in levels for end in ("", " projected")]
+    assert rows.keys() > set(names) and "temperature" not in rows["sample stride 4"]
+    assert rows["sample t=0"]["std"] == 0 < min(rows[f"sample {level}"]["std"] for level in levels)
+    assert rows["sample up to stride 2"]["std"] < rows["sample t=1"]["std"]
+    assert "--levels" in command_line(report)
+    with pytest.raises(ValueError, match="`num_samples` must be at least 2 with `levels`, got 1"):
+        run(folder, pipe, num_samples=1, levels=True)
 
 
 def test_processes_split_the_images_and_write_one_report(folder, tmp_path):
@@ -280,7 +313,7 @@ def test_the_command_scores_predictions_of_the_pairs_it_wrote(folder, tmp_path, 
     common = ["evaluate", "--data", str(folder), "--size", "32", "-o", str(report)]
     assert main([*common, "--write_pairs", str(pairs)]) == 0 and not report.exists()
     assert main([*common, "--write_pairs", str(pairs), "--model", "natural-x2"]) == 2
-    assert "`--model` does not go with --write_pairs" in capsys.readouterr().err
+    assert "`--model` does not go with `--write-pairs`" in capsys.readouterr().err
     made = tmp_path / "Lanczos"
     made.mkdir()
     for file in (pairs / "LR").iterdir():
@@ -300,7 +333,7 @@ def test_pairs_replace_no_other_files(folder, tmp_path, capsys):
     before = {path: path.read_bytes() for path in (tmp_path / "set" / "HR").iterdir()}
     write = ["evaluate", "--size", "32", "-o", str(tmp_path / "r.json"), "--data"]
     assert main([*write, str(tmp_path / "set" / "HR"), "--write_pairs", str(tmp_path / "set")]) == 2
-    assert "`--write_pairs`" in capsys.readouterr().err
+    assert "`--write-pairs`" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in (tmp_path / "set" / "HR").iterdir()} == before
     for _ in range(2):  # the second time everything is there
         assert main([*write, str(folder), "--write_pairs", str(tmp_path / "pairs")]) == 0

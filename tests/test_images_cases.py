@@ -361,6 +361,13 @@ def test_what_says_srgb_needs_no_profile_and_high_dynamic_range_is_warned_of(tmp
 # Others
 
 
+@pytest.mark.parametrize("most", [200, 65535])
+def test_a_dark_grey_map_of_16_bits_stays_dark(tmp_path, most):
+    values = np.linspace(0, most, 12).astype(">u2").reshape(3, 4)
+    photo = read_photo(written(tmp_path, b"P5 4 3 65535\n" + values.tobytes(), "a.pgm"))
+    assert photo.grey and np.array_equal(photo.pixels[..., 0], values)
+
+
 def test_frames_of_an_animated_webp_without_the_flag_of_alpha_stand_on_a_transparent_ground(tmp_path):
     small = io.BytesIO()
     Image.new("RGB", (4, 4), (200, 30, 40)).save(small, "WEBP", lossless=True)

@@ -1,8 +1,6 @@
 import doctest
 import math
-import sys
 import tracemalloc
-import types
 from itertools import combinations
 from pathlib import Path
 
@@ -11,10 +9,10 @@ import pytest
 import skimage.data
 import torch
 from PIL import Image
-from scipy.linalg import sqrtm
 from scipy.ndimage import gaussian_filter
+from scipy.signal import convolve2d
 
-from hvae_sr.evaluation import analyses, metrics, no_reference, perceptual, posterior, protocols, tables
+from hvae_sr.evaluation import analyses, metrics, no_reference, perceptual, posterior, protocols, samples, tables
 from hvae_sr.operators import Downsampling
 
 
@@ -30,7 +28,7 @@ def images(rng):
     return a, b
 
 
-@pytest.mark.parametrize("module", [analyses, metrics, no_reference, perceptual, posterior, protocols, tables])
+@pytest.mark.parametrize("module", [analyses, metrics, no_reference, perceptual, posterior, protocols, samples, tables])
 def test_the_examples_in_the_docstrings_hold(module):
     result = doctest.testmod(module, extraglobs={"np": np, "torch": torch})
     assert result.failed == 0 and result.attempted > 0
@@ -60,6 +58,16 @@ def test_psnr_y_weighs_the_channels_as_bt601_and_ignores_the_cropped_border(imag
     b[:4], b[:, -4:] = 255 - b[:4], 0
     assert metrics.psnr_y(a, b) < 30
     assert metrics.psnr_y(a, b, crop_border=4) == math.inf
+
+
+def test_detail_ratios_are_of_the_laplacian_of_luma(rng, images):
+    kernel = np.array([[0, -1, 0], [-1, 4, -1], [0, -1, 0]])
+    details = [np.abs(convolve2d(metrics.luma(image), kernel, mode="valid")) for image in images]
+    tail, of_truth = (np.quantile(detail, 0.999) for detail in details)
+    assert metrics.detail_ratios(*images) == pytest.approx((details[0].mean() / details[1].mean(), tail / of_truth))
+    flat = np.full((8, 8, 3), 7, np.uint8)
+    assert metrics.detail_ratios(flat, flat) == (1, 1) and metrics.detail_ratios(flat, images[0][:8, :8]) == (0, 0)
+    assert metrics.detail_ratios(images[0][:8, :8], flat) == (math.inf, math.inf)
 
 
 def test_ssim_y_is_the_formula_of_wang_et_al(images):
@@ -153,8 +161,8 @@ def test_crps_is_its_double_sum_and_of_a_point_mass_the_mean_absolute_error(rng,
     x, t = rng.random((6, 10)), rng.random(10)
     pairs = np.abs(x[:, None] - x[None]).sum(axis=(0, 1)) / (2 * (6 * 5 if fair else 36))
     assert posterior.crps(x, t, fair=fair) == pytest.approx((np.abs(x - t).mean(axis=0) - pairs).mean())
-    for samples in (x[:1], np.stack([x[0]] * 5)):
-        assert posterior.crps(samples, t, fair=fair) == pytest.approx(np.abs(x[0] - t).mean())
+    for ensemble in (x[:1], np.stack([x[0]] * 5)):
+        assert posterior.crps(ensemble, t, fair=fair) == pytest.approx(np.abs(x[0] - t).mean())
 
 
 def test_fair_crps_of_a_gaussian_is_its_closed_form_for_few_samples(rng):
@@ -278,87 +286,6 @@ def test_brisque_ranks_a_photograph_before_its_blurred_and_noisy_versions(rng):
     assert np.isfinite(no_reference.brisque(np.full((32, 32, 3), 7, np.uint8)))
 
 
-@pytest.mark.parametrize("rows", [(400, 300), (5, 8)])  # more rows than features, and fewer
-def test_the_frechet_distance_is_its_formula(rng, rows):
-    mixing = rng.normal(size=(12, 12))
-    a, b = rng.normal(size=(rows[0], 12)) @ mixing, rng.normal(size=(rows[1], 12)) + 0.5
-    covariances = [np.cov(x, rowvar=False) for x in (a, b)]
-    root = np.real(np.trace(sqrtm(covariances[0] @ covariances[1])))
-    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + sum(np.trace(c) for c in covariances) - 2 * root
-    assert perceptual.frechet_distance(a, b) == pytest.approx(expected, rel=1e-4)
-    assert perceptual.frechet_distance(a, b) == pytest.approx(perceptual.frechet_distance(b, a))
-    assert perceptual.frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
-
-
-def test_lpips_is_its_formula_with_any_network(images):
-    a, b = images
-    torch.manual_seed(0)
-    convolution = torch.nn.Conv2d(3, 5, 3, stride=2)
-    weights = [np.array([0.5, 1.0, 2.0]), np.arange(5.0)]
-
-    def network(x):
-        assert x.shape == (2, 3, 24, 20) and x.min() >= -1 and x.max() <= 1
-        return [x, convolution(x)]
-
-    expected = 0.0
-    planes = torch.from_numpy(np.stack([a, b]).astype(np.float32)).permute(0, 3, 1, 2) / 127.5 - 1
-    with torch.no_grad():
-        for layer, weight in zip(network(planes), weights, strict=True):
-            unit = layer.numpy() / np.linalg.norm(layer.numpy(), axis=1, keepdims=True)
-            expected += np.mean(np.einsum("chw,c->hw", (unit[0] - unit[1]) ** 2, weight))
-    found = perceptual.lpips(a, b, network, weights)
-    assert found == pytest.approx(expected, rel=1e-5) and found > 0
-    assert perceptual.lpips(b, a, network, weights) == pytest.approx(found)
-    assert perceptual.lpips(a, a, network, weights) == 0
-    apd = posterior.average_pairwise_distance(
-        np.stack([a, b, a]), lambda x, y: perceptual.lpips(x, y, network, weights)
-    )
-    assert apd == pytest.approx(2 * found / 3, rel=1e-5)
-
-
-class _AlexNet(torch.nn.Module):
-    """The convolutions of torchvision's AlexNet under its names, with random weights."""
-
-    def __init__(self, **options):
-        super().__init__()
-        torch.manual_seed(0)
-        shapes = [(3, 64, 11, 4, 2), (64, 192, 5, 1, 2), (192, 384, 3, 1, 1), (384, 256, 3, 1, 1), (256, 256, 3, 1, 1)]
-        convolutions = [(torch.nn.Conv2d(*shape), torch.nn.ReLU()) for shape in shapes]
-        layers = [layer for pair in convolutions for layer in pair]
-        for place in (2, 5):
-            layers.insert(place, torch.nn.MaxPool2d(3, 2))
-        self.features = torch.nn.Sequential(*layers)
-
-
-def test_lpips_is_that_of_the_authors_package(images, rng, monkeypatch):
-    """With its linear weights, and random ones in the network below: the pretrained are a download of torchvision."""
-    for name in ("torchvision", "torchvision.models"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    sys.modules["torchvision"].models = sys.modules["torchvision.models"]
-    sys.modules["torchvision.models"].alexnet = _AlexNet
-    package = pytest.importorskip("lpips", reason="the authors' package is not installed (pip install --no-deps lpips)")
-    reference = package.LPIPS(net="alex", verbose=False)
-    weights = [layer.model[-1].weight.detach() for layer in reference.lins]
-    assert [len(weight.flatten()) for weight in weights] == [64, 192, 384, 256, 256]
-    a, b = (np.kron(image, np.ones((4, 4, 1), np.uint8)) for image in images)
-    with torch.no_grad():
-        planes = [torch.from_numpy(x / np.float32(127.5) - 1).permute(2, 0, 1)[None] for x in (a, b)]
-        expected = float(reference(*planes))
-    found = perceptual.lpips(a, b, lambda x: list(reference.net(reference.scaling_layer(x))), weights)
-    assert found == pytest.approx(expected, rel=1e-4) and found > 1e-3
-
-
-def test_networks_that_are_not_installed_are_absent_with_a_reason(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torchvision", None)
-    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    found = perceptual.load_perceptual()
-    assert found.names == ["brisque"] and found.lpips is None and found.features is None
-    assert found.absent.keys() == {"lpips", "fid"} and "hvae-sr[metrics]" in found.absent["lpips"]
-    assert perceptual.load_perceptual([]).names == []
-    with pytest.raises(ValueError, match="`metrics`.*got psnr"):
-        perceptual.load_perceptual(["psnr"])
-
-
 ZERO = np.zeros((12, 12, 3), np.uint8)
 NAN = np.full((2, 8, 8), np.nan)
 SAMPLES = np.zeros((2, 8, 8))
@@ -398,10 +325,6 @@ SAMPLES = np.zeros((2, 8, 8))
         (lambda: no_reference.brisque(ZERO / 255), "`image` must be a uint8"),
         (lambda: no_reference.brisque(ZERO), "`grey`.*16x16"),
         (lambda: no_reference.brisque_score(np.zeros(35)), "`features` must be 36"),
-        (lambda: perceptual.frechet_distance(np.zeros((1, 4)), np.zeros((2, 4))), r"`a`.*\(1, 4\)"),
-        (lambda: perceptual.frechet_distance(np.zeros((2, 4)), np.zeros((2, 3))), r"`b`.*\(2, 3\)"),
-        (lambda: perceptual.lpips(ZERO, ZERO[:4], lambda x: [x]), "one shape"),
-        (lambda: perceptual.lpips(ZERO, ZERO, lambda x: [x], []), "`weights`.*1 layers, got 0"),
     ],
 )
 def test_bad_input_is_an_error_that_names_the_argument(call, message):

@@ -94,6 +94,10 @@ def test_tables_show_the_rows_that_users_get_and_the_command_that_makes_them(fol
     line = next(line for line in text.splitlines() if line.startswith("| mean of 8 samples, temperature 0.8"))
     assert line == "| mean of 8 samples, temperature 0.8 | 26.14 (+1.11) / 0.7319 |  |"
     assert "25.70" not in text  # before the projection
+    level = {**REPORT["rows"][3], "name": "sample up to stride 4 projected", "exchangeability_lpips": 0.5}
+    card = model_card(folder, reports=[{**REPORT, "rows": [*REPORT["rows"], level]}])
+    name = "Photos thesis S=64, first 3 images: one sample, temperature 1 up to stride 4 and 0 elsewhere"
+    assert f"| {name} | 5.1 | 0.50 |" in card and "stride" not in str(ModelCard(card).data.eval_results)
     assert "--model tiny-x4 --data Photos --protocol thesis --size 64 --temperatures 0.5 0.8" in text
 
 

@@ -17,6 +17,7 @@ def report(**changes):
     for tau in (0.2, 1.0):
         for suffix in ("", " projected"):
             spread = {"apd_mse": 0.002 * tau, "crps": 0.04, "mse_ratio_true": 1 + tau / 2}
+            spread |= {"exchangeability_mse": tau, "detail": 0.3 + tau}
             curves = {f"best_psnr@{n}": 24 + n / 10 for n in (1, 2, 4)}
             expected = {"mse_ratio_true_expected": 1 + tau**2}
             rows.append(row(f"sample t={tau:g}{suffix}", 24 - tau, tau, **spread, **curves, **expected))
@@ -69,8 +70,9 @@ def test_lines_differ_in_more_than_colour():
 def test_the_temperature_figure_has_a_panel_for_each_metric(save):
     figure = plots.temperature_figure(report())
     titles = [ax.get_title() for ax in figure.axes if ax.get_title()]
-    assert titles == ["PSNR", "SSIM", "BRISQUE", "LR-PSNR", "APD-MSE x1e4", "CRPS", "MSE ratio, true mean"]
-    assert {"one sample", "mean of 4", "bicubic", "calibrated"} == set(labels(figure))
+    shown = ["PSNR", "SSIM", "BRISQUE", "LR-PSNR", "APD-MSE x1e4", "CRPS", "MSE ratio, true mean"]
+    assert titles == [*shown, "exchangeability, MSE", "detail"]
+    assert {"one sample", "mean of 4", "bicubic", "calibrated", "right"} == set(labels(figure))
     np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), [23.8, 23.0])
     save(figure, "pdf")
     with pytest.raises(ValueError, match="at least two temperatures"):
@@ -91,7 +93,7 @@ def test_the_plane_places_methods_by_distortion_and_perception(save):
     ax = figure.axes[0]
     areas = ax.collections[0].get_sizes()
     assert areas[1] == pytest.approx(5 * areas[0])  # diversity is proportional to the area
-    np.testing.assert_allclose(ax.collections[1].get_offsets(), [[22.5, 47.5]])
+    np.testing.assert_allclose(ax.collections[1].get_offsets(), [[22.0, 48.0], [22.5, 47.5]])  # and projected
     assert "BRISQUE" in ax.get_ylabel()
     save(figure, "svg")
     with pytest.raises(ValueError, match=r"`perception` must be among.*\['brisque'\]; got 'fid'"):

@@ -18,7 +18,6 @@ LARGEST_SEED = 2**64 - 1
 
 @lru_cache(maxsize=1)
 def _pipeline(model: str) -> SuperResolutionPipeline:
-
     pipeline = SuperResolutionPipeline.from_pretrained(model)
     pipeline.set_progress_bar_config(disable=True)
     try:

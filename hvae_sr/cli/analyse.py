@@ -1,11 +1,11 @@
-"""Look into a model: the choice of k, the information of each group, reconstructions, samples, temperatures."""
+"""Look into a model: the choice of k, the information and the spread of its groups, samples, temperatures."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING, NamedTuple
 
-from .common import Output, add_data, add_model, load_pipeline
+from .common import Output, add_data, add_lpips, add_model, load_pipeline
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,15 +21,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser, default="natural-x4-cvdvae")
     add_data(parser, required=False, more="; default: two photographs that come with scikit-image")
     Output.add_arguments(parser)
-    parser.add_argument("--num_images", type=int, default=4, help="of the data, the first so many (default 4)")
+    parser.add_argument("--num-images", type=int, default=4, help="of the data, the first so many (default 4)")
     parser.add_argument("--size", type=int, help="side of the squares cut out of them (default: the model's)")
     parser.add_argument("--scales", type=int, nargs="+", default=[1, 4, 8, 16], help="distance: s (default 1 4 8 16)")
-    parser.add_argument("--num_codes", type=int, default=50, help="distance: latent codes (default 50)")
-    parser.add_argument("--images_per_code", type=int, default=5, help="distance: images of each code (default 5)")
+    parser.add_argument("--num-codes", type=int, default=50, help="distance: latent codes (default 50)")
+    parser.add_argument("--images-per-code", type=int, default=5, help="distance: images of each code (default 5)")
     parser.add_argument("--threshold", type=float, default=0.5, help="distance: grey levels (default 0.5)")
-    parser.add_argument("--sample_pixels", action="store_true", help="distance: draw x from p(x|z), not its mean")
-    parser.add_argument("--num_samples", type=int, default=4, help="samples, distance: of each image (default 4)")
-    parser.add_argument("--temperature", type=float, help="samples: default the model's own")
+    parser.add_argument("--sample-pixels", action="store_true", help="distance: draw x from p(x|z), not its mean")
+    what = "samples, levels, distance: of each image (default 4)"
+    parser.add_argument("--num-samples", type=int, default=4, help=what)
+    parser.add_argument("--temperature", type=float, help="samples: default the model's own; levels: default 1")
+    add_lpips(parser)
     parser.add_argument(
         "--temperatures", type=float, nargs="+", default=[0, 0.25, 0.5, 0.75, 1], help="temperature: of the strip"
     )
@@ -111,6 +113,26 @@ def _information(job: Job) -> None:
     job.output.draw("information", plots.information_figure(analysis))
 
 
+def _levels(job: Job) -> None:
+    """std and LPIPS between samples with one level of the latents open, and with all up to one"""
+    from ..evaluation import analyses
+    from ..evaluation.perceptual import LPIPS, find_lpips
+    from ..pictures import references
+
+    options, pipeline = job.options, job.pipeline
+    weights = find_lpips("alexnet", options.lpips_weights)
+    analysis = analyses.level_spread(
+        pipeline,
+        [references(pipeline, photo)[0] for photo in job.photos],
+        options.num_samples,
+        1.0 if options.temperature is None else options.temperature,
+        options.seed,
+        LPIPS.from_file(weights, pipeline.device) if weights else None,
+    )
+    job.output.write("levels.json", {"model": options.model, **analysis})
+    job.output.write("levels.md", analyses.level_table(analysis))
+
+
 def _reconstruction(job: Job) -> None:
     """images from the first k groups; needs a model with its encoder of x"""
     from PIL.Image import fromarray
@@ -155,6 +177,7 @@ def _temperature(job: Job) -> None:
 ANALYSES = {
     "distance": _distance,
     "information": _information,
+    "levels": _levels,
     "reconstruction": _reconstruction,
     "samples": _samples,
     "temperature": _temperature,

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--side", type=int, default=128, help="side of the input for the first table (default 128)")
-    parser.add_argument("--num_samples", type=int, default=5, help="samples of it (default 5)")
-    parser.add_argument("--batch_sizes", type=int, nargs="*", default=[1, 2, 4, 8], help="at a quarter of the side")
+    parser.add_argument("--num-samples", type=int, default=5, help="samples of it (default 5)")
+    parser.add_argument("--batch-sizes", type=int, nargs="*", default=[1, 2, 4, 8], help="at a quarter of the side")
     parser.add_argument("--sizes", type=int, nargs="*", default=[64, 128, 256, 512, 1024, 2048], help="output sides")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(

@@ -10,7 +10,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="of a pipeline or a VDVAE; README.md is written there")
     parser.add_argument("--reports", nargs="+", default=[], metavar="R.json", help="reports of hvae-sr evaluate")
     parser.add_argument("--notes", metavar="FILE", help="what only people know (default: FOLDER/card_notes.md)")
-    parser.add_argument("--training_command", metavar="COMMAND", help="how the weights were made")
+    parser.add_argument("--training-command", metavar="COMMAND", help="how the weights were made")
     parser.add_argument("--curve", metavar="PICTURE", help="of the training curves")
     parser.add_argument("--pictures", action="store_true", help="draw FOLDER/images with the folder's weights")
     parser.add_argument(
@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
     from ..publishing.card import write_model_card
 
     if options.benchmarks and not options.pictures:
-        raise ValueError(f"`benchmarks` is of --pictures, which was not given, got {options.benchmarks!r}.")
+        raise ValueError(f"`--benchmarks` goes with `--pictures`, which was not given, got {options.benchmarks!r}.")
     if options.pictures:
         from ..pictures import write_pictures
 

@@ -15,9 +15,14 @@ if TYPE_CHECKING:
 
 
 def add_model(
-    parser: argparse.ArgumentParser, help: str = "bundled name, folder or Hub id", default: str | None = "natural-x4"
+    parser: argparse.ArgumentParser,
+    help: str = "bundled name, folder or Hub id",
+    default: str | None = "natural-x4",
+    *short: str,
 ) -> None:
-    parser.add_argument("--model", default=default, help=help if default is None else f"{help} (default {default})")
+    parser.add_argument(
+        *short, "--model", default=default, help=help if default is None else f"{help} (default {default})"
+    )
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, xpu, mps, ...")
 
@@ -27,11 +32,20 @@ def add_data(parser: argparse.ArgumentParser, required: bool = True, more: str =
     what = f"folder of high-resolution images, or a Hub id{more}"
     parser.add_argument("--data", required=required, metavar="DATA", help=what)
     parser.add_argument("--split", default="test", help="of a data set of the Hub (default test)")
-    parser.add_argument("--image_column", default="image", help="of a data set of the Hub (default image)")
+    parser.add_argument("--image-column", default="image", help="of a data set of the Hub (default image)")
+
+
+def add_lpips(parser: argparse.ArgumentParser) -> None:
+    """The option of LPIPS' weights."""
+    parser.add_argument(
+        "--lpips-weights",
+        metavar="PATH",
+        help="folder of lpips_alexnet.safetensors and lpips_vgg16.safetensors, or one file (default: $HVAE_SR_LPIPS)",
+    )
 
 
 class Output:
-    """The folder of --output_dir: texts, JSON, figures, and pictures (as PNG), whose files are printed.
+    """The folder of --output-dir: texts, JSON, figures, and pictures (as PNG), whose files are printed.
 
     Raises ValueError: matplotlib is not installed.
     """
@@ -45,7 +59,7 @@ class Output:
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("-o", "--output_dir", required=True, metavar="DIR")
+        parser.add_argument("-o", "--output-dir", required=True, metavar="DIR")
         what = "of the figures (default png)"
         parser.add_argument("--format", default="png", choices=["png", "pdf", "svg"], help=what)
 

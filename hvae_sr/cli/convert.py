@@ -7,7 +7,7 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT")
-    parser.add_argument("-o", "--output_dir", required=True, metavar="DIR", help="a folder that does not exist yet")
+    parser.add_argument("-o", "--output-dir", required=True, metavar="DIR", help="a folder that does not exist yet")
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--preset", help="name of a published model, such as ffhq256, cvdvae-ffhq256-x4 or edsr-x4")
     kind.add_argument("--hparams", metavar="FILE", help="JSON file with the published names of the hyper-parameters")

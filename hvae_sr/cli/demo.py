@@ -12,13 +12,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="bundled names, folders or Hub ids",
     )
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=7860, help="0 takes a free one (default 7860)")
     parser.add_argument(
-        "--max_pixels", type=int, default=256 * 256, help="of an input; a quarter at x8 (default 65536)"
+        "--port", type=int, help="0 takes a free one (default GRADIO_SERVER_PORT, else the first free from 7860 on)"
+    )
+    parser.add_argument(
+        "--max-pixels", type=int, default=512 * 512, help="of an input; a quarter at x8 (default 262144)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, xpu, mps, ...")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
-    parser.add_argument("--no_browser", action="store_true", help="only print the address")
+    parser.add_argument("--no-browser", action="store_true", help="only print the address")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -32,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     from ..demo.interface import build, launch
 
     if options.max_pixels < 16:
-        raise ValueError(f"`--max_pixels` must be at least 16, got {options.max_pixels}")
+        raise ValueError(f"`--max-pixels` must be at least 16, got {options.max_pixels}")
     blocks = build(
         options.model,
         options.max_pixels,

@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from .common import add_data, add_model, load_pipeline
+from .common import add_data, add_lpips, add_model, load_pipeline
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,26 +20,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "NAME_0.png, NAME_1.png, ... for several samples",
     )
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.2, 0.8, 1.0])
-    parser.add_argument("--num_samples", type=int, help="samples of each image (default 8; paper: 5)")
+    parser.add_argument("--num-samples", type=int, help="samples of each image (default 8; paper: 5)")
     parser.add_argument(
-        "--self_ensemble", action="store_true", help="draw samples in eight orientations of the image in turn"
+        "--self-ensemble", action="store_true", help="draw samples in eight orientations of the image in turn"
     )
-    parser.add_argument("--coverage_samples", type=int, help="also the calibration at t = 1, of so many samples")
+    parser.add_argument("--coverage-samples", type=int, help="also the calibration at t = 1, of so many samples")
     parser.add_argument(
-        "--metrics", nargs="*", help="brisque, lpips, fid; default: none, and those of the tables for paper"
+        "--metrics", nargs="*", help="brisque, lpips, lpips_vgg, fid; default: none, and those of the tables for paper"
     )
-    parser.add_argument("--num_images", type=int, help="only the first so many images")
-    parser.add_argument("--scale_factor", type=int, help="default: the model's, or 4")
+    add_lpips(parser)
+    parser.add_argument(
+        "--levels", action="store_true", help="also rows with one level of the latents at t = 1, the others at 0"
+    )
+    parser.add_argument("--num-images", type=int, help="only the first so many images")
+    parser.add_argument("--scale-factor", type=int, help="default: the model's, or 4")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch_size", type=int, help="samples for each network evaluation; default: by size")
+    parser.add_argument("--batch-size", type=int, help="samples for each network evaluation; default: by size")
     parser.add_argument(
-        "--write_pairs", metavar="DIR", help="only write the protocol's HR and LR images there, for another method"
+        "--write-pairs", metavar="DIR", help="only write the protocol's HR and LR images there, for another method"
     )
 
 
 _OPTIONS = (
     "data", "protocol", "size", "temperatures", "num_samples", "seed", "num_images", "batch_size", "coverage_samples",
-    "self_ensemble", "scale_factor", "predictions", "split", "image_column",
+    "self_ensemble", "levels", "scale_factor", "predictions", "split", "image_column",
 )  # fmt: skip
 """Those that `evaluate` has under the same names."""
 
@@ -53,15 +57,16 @@ def run(options: argparse.Namespace) -> int:
         for name in ("model", "predictions"):
             if getattr(options, name) is not None:
                 raise ValueError(
-                    f"`--{name}` does not go with --write_pairs, which scores nothing (--scale_factor chooses the LR "
-                    f"images); got {getattr(options, name)!r}"
+                    f"`--{name}` does not go with `--write-pairs`, which scores nothing (`--scale-factor` chooses the "
+                    f"LR images); got {getattr(options, name)!r}"
                 )
         return _write_pairs(options)
     # In bfloat16 as `hvae-sr upscale` computes it, with float32 weights.
     pipeline = load_pipeline(options, fast=options.dtype == "bfloat16") if options.model else None
     names = protocol_named(options.protocol).perceptual if options.metrics is None else options.metrics
     given = {name: getattr(options, name) for name in _OPTIONS}
-    perceptual = load_perceptual(names, pipeline.device if pipeline is not None else "cpu")
+    device = pipeline.device if pipeline is not None else "cpu"
+    perceptual = load_perceptual(names, device, options.lpips_weights)
     # What the report calls the model: a folder by its name alone.
     model = options.model and (Path(options.model).resolve().name if Path(options.model).is_dir() else options.model)
     report = evaluate(pipeline, perceptual=perceptual, name=model, report_path=options.output, **given)
@@ -103,6 +108,6 @@ def _write_pairs(options: argparse.Namespace) -> int:
             if not os.path.lexists(path):
                 save_image(Image.fromarray(pixels), path)
             elif not np.array_equal(np.asarray(load_image(path)), pixels):
-                raise ValueError(f"`--write_pairs`: {path} is there already and holds another image; name a new folder")
+                raise ValueError(f"`--write-pairs`: {path} is there already and holds another image; name a new folder")
     print(f"wrote {len(source.images)} pairs to {options.write_pairs}")
     return 0

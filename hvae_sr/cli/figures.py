@@ -9,7 +9,8 @@ from .common import Output
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reports", nargs="+", metavar="REPORT.json", help="what `hvae-sr evaluate` wrote")
     Output.add_arguments(parser)
-    parser.add_argument("--perception", choices=["fid", "lpips", "brisque"], help="of the plane; default: the first of")
+    kinds = ["fid", "lpips", "lpips_vgg", "brisque"]
+    parser.add_argument("--perception", choices=kinds, help="of the plane; default: the first of")
 
 
 def run(options: argparse.Namespace) -> int:

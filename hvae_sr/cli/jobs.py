@@ -1,14 +1,16 @@
 """What `upscale` has to do: which files, where to, and what of it is done."""
 
 import argparse
+import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 FORMATS = ("png", "webp", "jpg", "tiff")
+FILE_SUFFIXES = (".png", ".webp", ".jpg", ".jpeg", ".tif", ".tiff")
 _LONGEST = {".webp": 16383, ".jpg": 65500}
 """Pixels of the longest side that the encoders of a format take."""
 
@@ -22,7 +24,8 @@ class Job:
         frame: of an animation whose frames are all wanted; None takes the first.
         root: the output folder.
         folder: below it.
-        stem: of the names of the results, without the kind.
+        base: of the names of the results: that of the file, without its suffix unless another one has the same.
+        part: of the file, for the names of the results: which frame, which crop.
         suffix: of the format, with its dot.
         what: the frame is, where the frames of a file are not all alike.
     """
@@ -31,7 +34,8 @@ class Job:
     frame: int | None
     root: Path
     folder: Path
-    stem: str
+    base: str
+    part: str
     suffix: str
     what: str = ""
 
@@ -43,7 +47,7 @@ class Job:
 
     def path(self, kind: str, outscale: float) -> Path:
         """Of a result: "seed3", "mean" or "std"."""
-        return self.root / self.folder / f"{self.stem}_x{outscale:.8g}_{kind}{self.suffix}"
+        return self.root / self.folder / f"{self.base}{self.part}_x{outscale:.8g}_{kind}{self.suffix}"
 
     def make_folder(self) -> None:
         """Makes the folder of the results.
@@ -75,51 +79,55 @@ class Job:
         return digest.hexdigest()
 
 
-def plan(options: argparse.Namespace) -> tuple[list[Job], list[Exception]]:
-    """The images to upscale, and why some of those named cannot be.
+class Plan(NamedTuple):
+    """The images to upscale, why some of those named cannot be, and what to know of the names of results."""
 
-    Folders below an INPUT folder come again below the output folder. What the command itself wrote into its output
-    folder is left out.
+    jobs: list[Job]
+    errors: list[Exception]
+    warnings: list[str]
+
+
+def plan(options: argparse.Namespace) -> Plan:
+    """What the command is to do.
+
+    Results go to `--output-dir`, folders below an INPUT folder again below it; or else beside the inputs. What the
+    command itself wrote there is left out.
 
     Raises:
-        ValueError: no image, one alone that cannot be read, or two whose results would have the same names.
+        ValueError: no image, or one alone that cannot be read.
     """
     from ..images import ImageError, find_images, load_image
 
-    output = Path(options.output_dir)
     given = {_resolved(Path(source)) for source in options.inputs}
-    found: dict[Path, Path] = {}  # file: folder of its results
-    unreadable: list[Exception] = []
+    found: dict[Path, tuple[Path, Path]] = {}  # file: output folder, folder below it
+    errors: list[Exception] = []
     for source in map(Path, options.inputs):
         try:
             paths = find_images(source, recursive=options.recursive)
         except ImageError as error:
-            unreadable.append(error)
+            errors.append(error)
             continue
+        top = source if source.is_dir() else source.parent
+        output = Path(options.output_dir) if options.output_dir else top
         for path in paths:
             real = _resolved(path)
             if real in given or _resolved(output) not in real.parents or not _made_here(path):
-                found.setdefault(path, path.relative_to(source).parent if source.is_dir() else Path())
+                found.setdefault(path, (output, path.relative_to(source).parent if source.is_dir() else Path()))
     if not found:
-        raise unreadable[0] if unreadable else ValueError(f"`INPUT`: no images in {', '.join(options.inputs)}")
-    if len(found) == 1 and not unreadable:
+        raise errors[0] if errors else ValueError(f"`INPUT`: no images in {', '.join(options.inputs)}")
+    if len(found) == 1 and not errors:
         (path,) = found
         width, height = load_image(path).size  # a typo should not cost the time to load a model
         if min(width, height) < 2:
             raise ValueError(f"{path}: must be at least 2x2 pixels, is {width}x{height}")
-    jobs = [job for path, folder in found.items() for job in _jobs(path, folder, output, options)]
-    names: dict[Path, Job] = {}
-    for job in jobs:
-        other = names.setdefault(job.folder / job.stem, job)
-        if other is not job:
-            raise ValueError(f"`INPUT`: {other.name} and {job.name} would write files of the same name")
-    return jobs, unreadable
+    jobs = [job for path, where in found.items() for job in _jobs(path, *where, options)]
+    return _apart(jobs, errors)
 
 
-def _jobs(path: Path, folder: Path, output: Path, options: argparse.Namespace) -> list[Job]:
+def _jobs(path: Path, root: Path, folder: Path, options: argparse.Namespace) -> list[Job]:
     from ..images import ImageError, list_frames
 
-    suffix = f".{options.format}"
+    suffix, crop = f".{options.format}", "_crop{}-{}-{}-{}".format(*options.crop) if options.crop else ""
     frames = [""]
     if options.all_frames:
         try:
@@ -127,20 +135,44 @@ def _jobs(path: Path, folder: Path, output: Path, options: argparse.Namespace) -
         except ImageError:
             pass  # reported when its turn comes
     if len(frames) == 1:
-        return [Job(path, None, output, folder, path.stem, suffix)]
+        return [Job(path, None, root, folder, path.stem, crop, suffix)]
     alike = len(set(frames)) == 1
     return [
-        Job(path, number, output, folder, f"{path.stem}_frame{number:04d}", suffix, "" if alike else what)
+        Job(path, number, root, folder, path.stem, f"_frame{number:04d}{crop}", suffix, "" if alike else what)
         for number, what in enumerate(frames)
     ]
+
+
+def _apart(jobs: list[Job], errors: list[Exception]) -> Plan:
+    """Names those by their whole name whose results would have one name, and refuses what would have it even so."""
+    warnings = []
+    for same in _by_name(jobs):
+        for job in same if len({job.source.name for job in same}) > 1 else ():
+            jobs[jobs.index(job)] = replace(job, base=job.source.name)
+            begin = f"begin with {job.source.name!r}, as another input is called {job.base!r} too"
+            warnings.append(f"{job.name}: the names of its results {begin}")
+    refused = []
+    for first, *others in _by_name(jobs):
+        for job in others:
+            refused.append(job)
+            errors.append(ValueError(f"{job.name}: its results would replace those of {first.name}, of the same name"))
+    return Plan([job for job in jobs if job not in refused], errors, warnings)
+
+
+def _by_name(jobs: Sequence[Job]) -> list[list[Job]]:
+    """Jobs whose results would have the same names, also where systems do not tell cases apart, together."""
+    found: dict[str, list[Job]] = {}
+    for job in jobs:
+        found.setdefault(str(_resolved(job.root) / job.folder / f"{job.base}{job.part}").casefold(), []).append(job)
+    return list(found.values())
 
 
 def remove_leftovers(jobs: Sequence[Job]) -> None:
     """Removes what runs that were killed left half-written in the folders of the results."""
     from ..files import remove_abandoned
 
-    for folder in {job.root / job.folder for job in jobs}:
-        if _resolved(folder).is_relative_to(_resolved(jobs[0].root)):
+    for root, folder in {(job.root, job.root / job.folder) for job in jobs}:
+        if _resolved(folder).is_relative_to(_resolved(root)):
             remove_abandoned(folder)
 
 
@@ -162,13 +194,20 @@ def state(job: Job, settings: dict[str, Any], seeds: Sequence[int], options: arg
     """ "new", "finished", "other settings" or "unfinished".
 
     Raises:
-        ValueError: a file that this command did not write is in the way, and may not be replaced.
+        ValueError: a name that is too long; a file that is in the way and may not be replaced, as this command did not
+            write it or made it of another image.
     """
     from ..images import ImageError, read_metadata
     from .settings import agree
 
-    kinds = [f"seed{seed}" for seed in seeds] + ["mean", "std"]
+    kinds = [f"seed{seed}" for seed in seeds] + (["mean", "std"] if len(seeds) > 1 else [])
     paths = [job.path(kind, options.outscale) for kind in kinds]
+    longest = max((path.name for path in paths), key=lambda name: len(os.fsencode(name)))
+    if len(os.fsencode(longest)) > _longest_name(job.root):
+        raise ValueError(
+            f"{job.source}: its results would have names of {len(os.fsencode(longest))} bytes, and the output folder "
+            f"holds names of up to {_longest_name(job.root)}"
+        )
     present = [path for path in paths if os.path.lexists(path)]
     same = True
     for path in present:
@@ -178,11 +217,25 @@ def state(job: Job, settings: dict[str, Any], seeds: Sequence[int], options: arg
             found = {}
         if path.is_dir():
             raise ValueError(f"{job.source}: {path} is in the way, a folder")
-        if not found and not options.overwrite:
-            raise ValueError(f"{job.source}: {path} is in the way, and no result of this command (see --overwrite)")
+        if not options.overwrite:
+            if not found:
+                raise ValueError(f"{job.source}: {path} is in the way, and no result of this command (see --overwrite)")
+            if found.get("source_sha256", settings["source_sha256"]) != settings["source_sha256"]:
+                raise ValueError(
+                    f"{job.source}: {path} is in the way, made of another image ({found.get('source')}): name another "
+                    "`--output-dir`, or --overwrite"
+                )
         same = same and agree(found, settings) and found.get("seeds", list(seeds)) == list(seeds)
     if not present:
         return "new"
     if not same:
         return "other settings"
     return "finished" if len(present) == len(kinds) else "unfinished"
+
+
+def _longest_name(folder: Path) -> int:
+    """Bytes of a name in a folder, or in the one that it will be made in."""
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # on Windows, and file systems that do not tell
+        return os.pathconf(there, "PC_NAME_MAX")
+    return 255

@@ -8,11 +8,11 @@ from .terminal import print_line
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="a bundled name, or a folder of save_pretrained or training")
-    parser.add_argument("--repo_id", required=True, metavar="OWNER/NAME")
+    parser.add_argument("--repo-id", required=True, metavar="OWNER/NAME")
     parser.add_argument("--private", action="store_true", default=None, help="if the repository is made")
     parser.add_argument("--revision", help="branch (default main)")
     parser.add_argument("--message", help="of the commit")
-    parser.add_argument("--dry_run", action="store_true", help="list the files and upload nothing")
+    parser.add_argument("--dry-run", action="store_true", help="list the files and upload nothing")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 _FOR_PEOPLE = ("model", "version", "scale_factor", "device", "source")
 """Settings that change nothing that is meant to be."""
-_DEFAULTS = {"self_ensemble": False}
+_DEFAULTS = {"self_ensemble": False, "keep_exif": False}
 """Of settings that results of earlier versions do not tell."""
 
 
@@ -44,6 +44,8 @@ def settings_of(pipeline: "SuperResolutionPipeline", job: Job, options: argparse
         "tile": options.tile,
         "self_ensemble": options.self_ensemble,
         "bits": options.bits,
+        "keep_exif": options.keep_exif,
+        "crop": options.crop,
         "dtype": options.dtype,
         "device": pipeline.device.type,
         "source": job.source.name,
@@ -93,6 +95,7 @@ def like(options: argparse.Namespace) -> list[str]:
             "temperature": found["temperature"],
             "outscale": found.get("outscale"),
             "no_consistency": not found.get("consistent", True),
+            "crop": found.get("crop"),
         }
         for name, value in taken.items():
             if getattr(options, name) is None:
@@ -139,6 +142,12 @@ def _settings_in(path: str) -> dict[str, Any]:
         and isinstance(found.get("model"), str)
         and isinstance(found.get("outscale", 1.0), (int, float))
         and isinstance(found.get("weights", ""), str)
+        and _is_crop(found.get("crop"))
     ):
         raise ValueError(f"`--like`: {path} does not hold the settings of this command")
     return found
+
+
+def _is_crop(crop: Any) -> bool:
+    whole = isinstance(crop, list) and all(isinstance(side, int) and not isinstance(side, bool) for side in crop)
+    return crop is None or whole and len(crop) == 4 and min(crop[:2]) >= 0 and min(crop[2:]) > 0

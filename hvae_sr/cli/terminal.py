@@ -1,6 +1,8 @@
 """Lines for the terminal: results on stdout, warnings and errors on stderr, whatever its encoding holds."""
 
+import argparse
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,15 +32,38 @@ def print_line(line: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def warn(line: str) -> None:
-    """Prints a warning on stderr."""
-    _write(f"hvae-sr: warning: {line}", sys.stderr)
+def note(line: str) -> None:
+    """Prints on stderr what is no result."""
+    _write(f"hvae-sr: {line}", sys.stderr)
 
 
-def fail(error: Exception) -> int:
-    """Prints the error as one line on stderr; returns the exit status 2."""
-    _write(f"hvae-sr: error: {' '.join(str(error).split()) or type(error).__name__}", sys.stderr)
+def warn(line: str, options: argparse.Namespace | None = None) -> None:
+    """Prints a warning on stderr, the arguments it names as options."""
+    _write(f"hvae-sr: warning: {_with_options(line, options)}", sys.stderr)
+
+
+def progress(total: int, name: str) -> Any:
+    """A bar of samples on stderr, where that is a terminal and TQDM_DISABLE does not say otherwise."""
+    from tqdm import tqdm
+
+    disabled = os.environ.get("TQDM_DISABLE", "").lower() not in ("", "0", "false")
+    return tqdm(total=total, desc=name, unit="sample", leave=False, disable=True if disabled else None)
+
+
+def fail(error: Exception, options: argparse.Namespace | None = None) -> int:
+    """Prints the error as one line on stderr, the arguments it names as options; returns the exit status 2."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    _write(f"hvae-sr: error: {_with_options(line, options)}", sys.stderr)
     return 2
+
+
+def _with_options(line: str, options: argparse.Namespace | None) -> str:
+    """`max_memory` and `tile=True`, as the library calls its arguments, as `--max-memory` and `--tile`."""
+    return re.sub(
+        r"`(\w+)(?:=True)?`",
+        lambda found: f"`--{found[1].replace('_', '-')}`" if hasattr(options, found[1]) else found[0],
+        line,
+    )
 
 
 def _write(line: str, stream: Any) -> None:

@@ -1,7 +1,8 @@
 """Where the information of an image lies in the latent groups, and how many groups k to condition.
 
-Appendix A of the CVDVAE paper (U_k^s), expected consistency (slides, eq. 12-13), the KL of each group, and
-reconstructions from the first k groups. Every analysis returns a dictionary of plain numbers, ready for JSON.
+Appendix A of the CVDVAE paper (U_k^s), expected consistency (slides, eq. 12-13), the KL of each group, what samples owe
+to each level, and reconstructions from the first k groups. Every analysis returns a dictionary of plain numbers, ready
+for JSON.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from ..models import VDVAE, LRConditioner
 from ..models.lr_encoder import Condition
 from ..noise import CounterNoise
 from ..operators import Downsampling
-from .evaluator import quiet
-from .metrics import psnr, to_planes, to_uint8
-from .tables import markdown_lines
+from .metrics import psnr, ratio, to_planes, to_uint8
+from .perceptual import LPIPS
+from .samples import level_temperatures, quiet
+from .tables import markdown_lines, table
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -286,6 +288,77 @@ def reconstructions(
 
 def _no_noise(group: int, stride: int, shape: tuple[int, int, int, int], device: torch.device) -> Tensor:
     return torch.zeros(shape, device=device)
+
+
+def level_spread(
+    pipeline: SuperResolutionPipeline,
+    images: Iterable[Any],
+    num_samples: int = 4,
+    temperature: float = 1.0,
+    seed: int = 0,
+    lpips: LPIPS | None = None,
+    progress_bar: bool = True,
+) -> dict[str, Any]:
+    """How far samples differ when one level of the hierarchy is open, and when all up to one are.
+
+    A sampler whose coarse levels say nothing draws noise, not alternatives. Samples are the pipeline's own, projected
+    and in 8 bits. A few images and samples do for a validation.
+
+    Args:
+        pipeline: draws them; its groups of one stride are a level.
+        images: LR images y, as the pipeline takes them.
+        num_samples: of each image and opening; at least 2.
+        temperature: of the open groups; the others have 0.
+        seed: of the first sample.
+        lpips: measures the distance of samples, too.
+        progress_bar: show one.
+
+    Returns:
+        ``levels`` (names, of `level_temperatures`), for each of them ``std`` (grey levels, unbiased, mean over pixels
+        and images), ``share`` of the std of all and, with `lpips`, ``lpips`` (mean over the pairs), and the settings.
+
+    Raises ValueError: no images, or fewer than two samples.
+    """
+    inputs = list(images)
+    if not inputs:
+        raise ValueError("`images` must hold at least one image, got none.")
+    if num_samples < 2:
+        raise ValueError(f"`num_samples` must be at least 2, for a distance, got {num_samples}.")
+    vdvae = pipeline.vdvae
+    opened = level_temperatures([vdvae.stride(group) for group in range(vdvae.num_groups)], temperature)
+    std, distance = [], []
+    with quiet(pipeline):
+        for temperatures in tqdm(opened.values(), desc="levels", disable=not progress_bar):
+            stds: list[float] = []
+            distances: list[float] = []
+            for image in inputs:
+                out = pipeline(image, temperature=temperatures, num_samples=num_samples, seed=seed)
+                samples = [np.asarray(sample) for sample in out.images]
+                stds.append(float(np.std(samples, axis=0, ddof=1, dtype=np.float64).mean()))
+                if lpips is not None:
+                    seen = [lpips.look(sample) for sample in samples]
+                    distances += [sum(lpips.taps(lpips.maps(a, b))) for a, b in combinations(seen, 2)]
+            std.append(float(np.mean(stds)))
+            distance.append(float(np.mean(distances)) if distances else math.nan)
+    return {
+        "analysis": "levels",
+        "levels": list(opened),
+        "std": std,
+        "share": [ratio(value, std[-1]) for value in std],
+        **({"lpips": distance} if lpips is not None else {}),
+        "num_images": len(inputs),
+        "num_samples": num_samples,
+        "temperature": temperature,
+        "seed": seed,
+    }
+
+
+def level_table(analysis: Mapping[str, Any]) -> str:
+    """`level_spread` as Markdown."""
+    columns = {"std": ("std, grey levels", ".2f"), "share": ("of all", ".2f"), "lpips": ("LPIPS", ".3f")}
+    given = [key for key in columns if key in analysis]
+    rows = [{"name": name, **{key: analysis[key][i] for key in given}} for i, name in enumerate(analysis["levels"])]
+    return "\n".join([*table(rows, columns, f"open at t = {analysis['temperature']:g}"), ""])
 
 
 def distance_table(analysis: Mapping[str, Any], consistency: Mapping[str, Any] | None = None) -> str:

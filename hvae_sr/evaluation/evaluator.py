@@ -8,6 +8,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,15 +16,15 @@ import PIL
 import skimage
 import torch
 from accelerate.utils import gather_object
-from numpy.typing import NDArray
-from PIL import Image
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..images import ImageError
 from ..processes import process_state
 from . import metrics, posterior
-from .perceptual import PerceptualMetrics, frechet_distance
+from .perceptual import LPIPS, PerceptualMetrics, frechet_distance
 from .protocols import EvaluationProtocol, operator, protocol_named
+from .samples import Float, draw, level_temperatures, quiet
 from .sources import PathLike, Predictions, SourceImage, open_source
 from .storage import Features, Key, Partial, Rows
 from .tables import mean_rows
@@ -32,12 +33,6 @@ if TYPE_CHECKING:
     from ..pipelines import SuperResolutionPipeline
 
 logger = logging.getLogger(__name__)
-
-Float = NDArray[np.floating[Any]]
-
-_VALUES_PER_CALL = 2**22
-"""Pixel values that a pipeline is asked for at a time: 21 samples of 256x256. They are copied, so that memory holds
-the samples of an image once, however many they are."""
 
 
 @contextmanager
@@ -49,6 +44,12 @@ def _naming(name: str) -> Iterator[None]:
         raise
     except (ValueError, RuntimeError, ArithmeticError, LookupError) as error:
         raise ValueError(f"{name}: {error}") from error
+
+
+def _by_tap(name: str, taps: Sequence[float]) -> dict[str, float]:
+    """A distance by its name, and what each tap of its network adds, if there are several."""
+    each = {f"{name}@{tap + 1}": value for tap, value in enumerate(taps)} if len(taps) > 1 else {}
+    return {name: sum(taps), **each} if taps else {}
 
 
 class Scorer:
@@ -66,6 +67,7 @@ class Scorer:
         self.name, self.protocol, self.scale, self.perceptual = image.name, protocol, scale, perceptual
         self.rows: Rows = {}
         self.features: Features = {}
+        self.truth: dict[str, list[Tensor]] = {}
         with _naming(image.name):
             self.hr, self.lr = protocol.prepare(image.load(), size, scale)
             self.operator, self.y = operator(protocol.kernel, scale), metrics.to_planes(self.lr / 255)
@@ -86,30 +88,45 @@ class Scorer:
         """PSNR of one estimate, in 8 bits."""
         return self.protocol.psnr(self.hr, metrics.to_uint8(estimate), self.scale)
 
-    def _quality(self, estimate: Float) -> dict[str, float]:
-        """Distortion, consistency and perceptual quality of one estimate in [0, 1], before clamping and rounding."""
-        image = metrics.to_uint8(estimate)
+    def _quality(self, estimate: Float) -> tuple[dict[str, float], list[Tensor] | None]:
+        """Distortion, consistency and perceptual quality of one estimate in [0, 1], before clamping and rounding.
+
+        And what LPIPS' network sees in it.
+        """
+        image, perceptual = metrics.to_uint8(estimate), self.perceptual
         row = {
             "psnr": self.protocol.psnr(self.hr, image, self.scale),
             "ssim": self.protocol.ssim(self.hr, image, self.scale),
             "lr_psnr": metrics.lr_psnr(self.operator, metrics.to_planes(image / 255), self.y),
             "lr_psnr_float": metrics.lr_psnr(self.operator, metrics.to_planes(estimate), self.y),
         }
-        if self.perceptual.lpips is not None:
-            row["lpips"] = float(self.perceptual.lpips(self.hr, image))
-        if self.perceptual.brisque is not None:
-            row["brisque"] = float(self.perceptual.brisque(image))
-        return row
+        taps, seen = self._lpips("lpips", image)
+        row |= _by_tap("lpips", taps)
+        row |= {"lpips_vgg": sum(self._lpips("lpips_vgg", image)[0])} if perceptual.lpips_vgg is not None else {}
+        if perceptual.brisque is not None:
+            row["brisque"] = float(perceptual.brisque(image))
+        row["detail"], row["detail_tail"] = metrics.detail_ratios(image, self.hr)
+        return row, seen
+
+    def _lpips(self, name: str, image: metrics.Uint8) -> tuple[list[float], list[Tensor] | None]:
+        """LPIPS to the truth by tap, and what the network sees; of another distance its value, and None."""
+        distance = getattr(self.perceptual, name)
+        if isinstance(distance, LPIPS):
+            if name not in self.truth:
+                self.truth[name] = distance.look(self.hr)
+            seen = distance.look(image)
+            return distance.taps(distance.maps(seen, self.truth[name])), seen
+        return [] if distance is None else [float(distance(self.hr, image))], None
 
     def _add(self, name: str, estimate: Float, **more: float) -> None:
         """The row of one estimate."""
-        self.rows[name] = self._quality(estimate) | more
+        self.rows[name] = self._quality(estimate)[0] | more
         self._keep_features(name, metrics.to_uint8(estimate))
 
     def add_samples(
         self, samples: Float, label: str, kept: int, calibrate: bool = False, temperature: float | None = None
     ) -> None:
-        """Rows of samples ``[N, H, W, 3]`` as they are, and projected; those of a pipeline tell their temperature.
+        """Rows of samples ``[N, H, W, 3]`` as they are, and projected; those of one temperature tell it.
 
         Rows are of the first `kept`, and of their mean image. All N projected ones serve curves over their number and,
         if `calibrate`, the calibration. A method of one image has one row: its sample is its mean.
@@ -119,34 +136,43 @@ class Scorer:
             projected = np.stack([self._project(sample) for sample in samples])
             for images, name in ((samples[:kept], label), (projected, f"{label} projected")):
                 alone = kept == 1 and temperature is None
-                means: dict[str, float] = {}
-                row = self._set_of(images, kept, means)
+                each = [self._quality(image) for image in images[:kept]]
+                row = {key: float(np.mean([values[key] for values, _ in each])) for key in each[0][0]}
+                best, means = self._curves(images, [values["psnr"] for values, _ in each])
                 self._keep_features(name if alone else f"sample {name}", metrics.to_uint8(images[0]))
                 self.rows[name if alone else f"sample {name}"] = row
                 if not alone:
                     self._add(f"mean {name}", images[:kept].mean(axis=0), **means, **more)
                 np.clip(images, 0, 1, out=images)
-                row |= self._spread(images, kept) if kept > 1 else {}
+                row |= best
+                row |= self._spread(images, [seen for _, seen in each]) if kept > 1 else {}
                 row |= self._calibration(images) if calibrate and images is projected else {}
                 row |= more
 
-    def _set_of(self, images: Float, kept: int, means: dict[str, float]) -> dict[str, float]:
-        """Means over the first `kept` images, and curves over the number n of all: the best of, and the mean of n."""
-        each = [self._quality(image) for image in images[:kept]]
-        row = {key: float(np.mean([values[key] for values in each])) for key in each[0]}
+    def _curves(self, images: Float, psnrs: list[float]) -> tuple[dict[str, float], dict[str, float]]:
+        """PSNR over the number n of all images: of the best of n, and of the mean of n. `psnrs` has the first ones."""
+        best: dict[str, float] = {}
+        means: dict[str, float] = {}
         if len(images) > 1:
-            psnrs = [values["psnr"] for values in each] + [self._psnr(image) for image in images[kept:]]
+            psnrs = psnrs + [self._psnr(image) for image in images[len(psnrs) :]]
             for n in [2**i for i in range(len(images).bit_length())]:
-                row[f"best_psnr@{n}"] = posterior.best_of_n(psnrs, n)
+                best[f"best_psnr@{n}"] = posterior.best_of_n(psnrs, n)
                 groups = psnrs if n == 1 else [self._psnr(mean) for mean in posterior.mean_of_n(images, n)]
                 means[f"psnr@{n}"] = float(np.mean(groups))
-        return row
+        return best, means
 
-    def _spread(self, images: Float, kept: int) -> dict[str, float]:
-        found = posterior.spread(images[:kept], self.hr / 255)
-        if self.perceptual.lpips is not None:
-            eight_bit = metrics.to_uint8(images[:kept])
-            found["apd_lpips"] = posterior.average_pairwise_distance(eight_bit, self.perceptual.lpips)
+    def _spread(self, images: Float, seen: Sequence[list[Tensor] | None]) -> dict[str, float]:
+        """Of as many images as were seen."""
+        images, distance = images[: len(seen)], self.perceptual.lpips
+        found = posterior.spread(images, self.hr / 255)
+        if isinstance(distance, LPIPS):
+            looks = [look for look in seen if look is not None]
+            pairs = [distance.taps(distance.maps(a, b)) for a, b in combinations(looks, 2)]
+            found |= _by_tap("apd_lpips", np.mean(pairs, axis=0).tolist())
+            maps = [distance.spatial(distance.maps(look, self.truth["lpips"]), self.hr.shape[:2]) for look in looks]
+            found["diversity_score_lpips"] = posterior.diversity_of_maps(np.stack(maps))
+        elif distance is not None:
+            found["apd_lpips"] = posterior.average_pairwise_distance(metrics.to_uint8(images), distance)
         return found
 
     def _calibration(self, images: Float) -> dict[str, float]:
@@ -155,28 +181,6 @@ class Scorer:
         for level, covered, width in zip(*curve.values(), strict=True):
             row |= {f"coverage@{level:g}": covered, f"width@{level:g}": width}
         return row | {"coverage": row["coverage@0.9"], "interval_width": row["width@0.9"]}
-
-
-def _draw(
-    pipeline: SuperResolutionPipeline, scorers: Sequence[Scorer], temperature: float, count: int, seed: int, **more: Any
-) -> list[Float]:
-    """Unprojected samples of each image, ``[count, H, W, 3]``: sample j has the seed `seed` + j."""
-    drawn: list[Float] = [np.empty((count, *scorer.hr.shape), dtype=np.float32) for scorer in scorers]
-    step = max(1, _VALUES_PER_CALL // sum(scorer.hr.size for scorer in scorers))
-    for start in range(0, count, step):
-        number = min(step, count - start)
-        images = pipeline(
-            [Image.fromarray(scorer.lr) for scorer in scorers],
-            temperature=temperature,
-            num_samples=number,
-            seed=seed + start,
-            enforce_consistency=False,
-            output_type="np",
-            **more,
-        ).images
-        for index, samples in enumerate(drawn):
-            samples[start : start + number] = images[index * number : (index + 1) * number]
-    return drawn
 
 
 def _describe_pipeline(pipeline: SuperResolutionPipeline) -> dict[str, Any]:
@@ -215,6 +219,8 @@ def _check_settings(settings: dict[str, Any], full_images: bool) -> None:
     for name in ("num_samples", "batch_size", "scale_factor"):
         if settings[name] is not None and settings[name] < 1:
             raise ValueError(f"`{name}` must be at least 1, got {settings[name]}.")
+    if settings.get("levels") and settings["num_samples"] < 2:
+        raise ValueError(f"`num_samples` must be at least 2 with `levels`, got {settings['num_samples']}.")
     if covered is not None and (covered < 19 or 1.0 not in temperatures):
         raise ValueError(f"`coverage_samples` must be >= 19, with temperature 1, got {covered}.")
 
@@ -231,6 +237,7 @@ def evaluate(
     batch_size: int | None = None,
     coverage_samples: int | None = None,
     self_ensemble: bool = False,
+    levels: bool = False,
     scale_factor: int | None = None,
     predictions: PathLike | None = None,
     perceptual: PerceptualMetrics | None = None,
@@ -263,6 +270,7 @@ def evaluate(
         coverage_samples: samples for the calibration of central intervals at temperature 1; one image's are held in
             memory at a time (50 MB for 64 of 256x256).
         self_ensemble: draws samples in eight orientations, see the pipeline; rows of samples are of all of them.
+        levels: also rows with one level of the hierarchy at temperature 1 and the others at 0, and with all up to one.
         scale_factor: None means the pipeline's, or 4.
         predictions: folder of another method's images, instead of a pipeline (see `Predictions`).
         perceptual: LPIPS, BRISQUE and FID, from `load_perceptual`.
@@ -291,6 +299,7 @@ def evaluate(
         "temperatures": [float(t) for t in temperatures] if pipeline is not None else [],
         "coverage_samples": coverage_samples if pipeline is not None else None,
         **({"self_ensemble": True} if self_ensemble and pipeline is not None else {}),
+        **({"levels": True} if levels and pipeline is not None else {}),
     }
     _check_settings(settings | {"batch_size": batch_size}, chosen.full_images)
     source = open_source(data, split, image_column, num_images)
@@ -308,6 +317,10 @@ def evaluate(
         others = Predictions(predictions, source.images)
         settings |= {"predictions": {"name": others.name, "sha256": others.sha256}, "num_samples": others.num_samples}
     kept = settings["num_samples"]
+    opened_levels: dict[str, list[float]] = {}
+    if pipeline is not None and levels:
+        opened_levels = level_temperatures([pipeline.vdvae.stride(group) for group in range(pipeline.vdvae.num_groups)])
+        del opened_levels["all"]  # this is t=1
     options = {"batch_size": batch_size} if batch_size is not None else {}
     options |= {"self_ensemble": True} if "self_ensemble" in settings else {}
 
@@ -315,9 +328,13 @@ def evaluate(
         scorers = [Scorer(chosen, image, settings["size"] or 0, scale_factor, perceptual) for image in images]
         for tau in settings["temperatures"] if pipeline is not None else ():
             covered = (coverage_samples or 0) if tau == 1 else 0
-            drawn = _draw(pipeline, scorers, tau, max(kept, covered), seed, **options)
+            drawn = draw(pipeline, [scorer.lr for scorer in scorers], tau, max(kept, covered), seed, **options)
             for scorer, samples in zip(scorers, drawn, strict=True):
                 scorer.add_samples(samples, f"t={tau:g}", kept, bool(covered), tau)
+        for level, opened in opened_levels.items() if pipeline is not None else ():
+            drawn = draw(pipeline, [scorer.lr for scorer in scorers], opened, kept, seed, **options)
+            for scorer, samples in zip(scorers, drawn, strict=True):
+                scorer.add_samples(samples, level, kept)
         for scorer, image in zip(scorers, images, strict=True):
             if others is not None:
                 scorer.add_samples(others.load(image, *scorer.hr.shape[:2]), others.name, kept)
@@ -337,19 +354,6 @@ def evaluate(
         "rows": rows,
         "images": [{"name": key[0], "sha256": key[1], "rows": done[key][0]} for key in keys],
     }
-
-
-@contextmanager
-def quiet(pipeline: SuperResolutionPipeline | None) -> Iterator[None]:
-    """Hides the progress bar of a pipeline, if it is one, and leaves its settings as they were."""
-    before = getattr(pipeline, "_progress_bar_config", {})
-    if pipeline is not None:
-        pipeline.set_progress_bar_config(**{**before, "disable": True})
-    try:
-        yield
-    finally:
-        if pipeline is not None:
-            pipeline.set_progress_bar_config(**before)
 
 
 def _score_all(

@@ -1,25 +1,62 @@
-"""Perceptual metrics with injectable networks: LPIPS, FID, and what of them is there.
+"""Perceptual metrics: LPIPS from a local file, FID with an injectable network, and what of them is there.
 
-The formulas are here; the pretrained networks come with the extra `metrics` (torchmetrics, torchvision,
-torch-fidelity) and are downloaded by those at first use. What is not installed is reported as absent, never as a
-number.
+What has no weights or is not installed is reported as absent, never as a number.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from .metrics import ArrayLike, Uint8, as_array, as_rgb_pair, to_planes
+from .metrics import Array, ArrayLike, Uint8, as_array, as_rgb, as_rgb_pair, to_planes
 from .no_reference import brisque
 
 Distance = Callable[[Uint8, Uint8], float]
-NAMES = ("brisque", "lpips", "fid")
+NAMES = ("brisque", "lpips", "lpips_vgg", "fid")
+LPIPS_WEIGHTS = "HVAE_SR_LPIPS"
+"""The variable of the environment that names the folder of LPIPS' weights."""
+
+#: Convolutions, in torchvision's places: of AlexNet (in, out, kernel, stride, padding), and of VGG16 (out).
+_ALEXNET = {0: (3, 64, 11, 4, 2), 3: (64, 192, 5, 1, 2), 6: (192, 384, 3, 1, 1), 8: (384, 256, 3, 1, 1)}
+_ALEXNET[10] = (256, 256, 3, 1, 1)
+_VGG16 = {0: 64, 2: 64, 5: 128, 7: 128, 10: 256, 12: 256, 14: 256, 17: 512, 19: 512, 21: 512, 24: 512, 26: 512, 28: 512}
+_TAPS = {"alexnet": (1, 4, 7, 9, 11), "vgg16": (3, 8, 15, 22, 29)}
+_POOLS = {"alexnet": {2: 3, 5: 3}, "vgg16": {4: 2, 9: 2, 16: 2, 23: 2}}
+_MEAN, _STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+
+
+def tap_maps(
+    first: Sequence[Tensor], second: Sequence[Tensor], weights: Sequence[ArrayLike] | None = None
+) -> list[Tensor]:
+    """LPIPS (Zhang et al., CVPR 2018, eq. 1) at each position of each layer l: sum_c w_lc (f_lc(a) - f_lc(b))².
+
+    f_l are the activations, scaled to unit length across the channels at each position.
+
+    Args:
+        first, second: activations of each layer, ``[B, C_l, h_l, w_l]``.
+        weights: w_l, ``[C_l]`` each; None means 1.
+
+    Returns ``[B, h_l, w_l]`` for each layer: LPIPS is the sum over layers of their means.
+    """
+    if weights is not None and len(weights) != len(first):
+        raise ValueError(f"`weights` must be one array for each of {len(first)} layers, got {len(weights)}.")
+    maps = []
+    for index, (a, b) in enumerate(zip(first, second, strict=True)):
+        squares = (a / (a.norm(dim=1, keepdim=True) + 1e-10) - b / (b.norm(dim=1, keepdim=True) + 1e-10)).square()
+        if weights is not None:
+            squares = squares * torch.as_tensor(weights[index], dtype=a.dtype, device=a.device).view(1, -1, 1, 1)
+        maps.append(squares.sum(dim=1))
+    return maps
 
 
 def lpips(
@@ -28,14 +65,12 @@ def lpips(
     network: Callable[[Tensor], Sequence[Tensor]],
     weights: Sequence[ArrayLike] | None = None,
 ) -> float:
-    """Learned perceptual distance (Zhang et al., CVPR 2018, eq. 1): sum_l mean_hw sum_c w_lc (f_lc(a) - f_lc(b))².
-
-    f_l are the activations of layer l, scaled to unit length across the channels at each position.
+    """LPIPS of two 8-bit RGB images ``[H, W, 3]`` by any network: sum over layers of the means of `tap_maps`.
 
     Args:
-        a, b: 8-bit RGB images ``[H, W, 3]``.
+        a, b: the images.
         network: from ``[2, 3, H, W]`` on [-1, 1] to the activations of each layer, ``[2, C_l, h_l, w_l]``.
-        weights: w_l, ``[C_l]`` each; None means 1.
+        weights: of the channels of each layer, ``[C_l]`` each; None means 1.
 
     >>> image = np.zeros((4, 4, 3), dtype=np.uint8)
     >>> lpips(image, image, lambda x: [x])
@@ -43,15 +78,91 @@ def lpips(
     """
     with torch.no_grad():
         layers = network(to_planes(np.stack(as_rgb_pair(a, b)) / 127.5 - 1))
-    factors = [None] * len(layers) if weights is None else list(weights)
-    if len(factors) != len(layers):
-        raise ValueError(f"`weights` must be one array for each of {len(layers)} layers, got {len(factors)}.")
-    total = 0.0
-    for layer, factor in zip(layers, factors, strict=True):
-        unit = layer / (layer.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)
-        squares = (unit[0] - unit[1]).square().mean(dim=(1, 2)).double().cpu().numpy()
-        total += float(squares.sum() if factor is None else squares @ as_array("weights", factor).reshape(-1))
-    return total
+        return sum(float(m.mean()) for m in tap_maps([f[:1] for f in layers], [f[1:] for f in layers], weights))
+
+
+class LPIPS(nn.Module):
+    """LPIPS, version 0.1, with its own heads on AlexNet or VGG16 (Zhang et al., CVPR 2018).
+
+    Args:
+        weights: by name: the trunk's as in torchvision (``features.N.weight``, ``.bias``), the heads as
+            ``lin0.weight`` to ``lin4.weight``. Which trunk it is, their names tell.
+
+    Raises ValueError: the weights are of neither.
+    """
+
+    def __init__(self, weights: dict[str, Tensor]):
+        super().__init__()
+        self.name = "vgg16" if "features.28.weight" in weights else "alexnet"
+        sides = [3, *_VGG16.values()]
+        vgg16 = {place: (sides[i], out, 3, 1, 1) for i, (place, out) in enumerate(_VGG16.items())}
+        convolutions = vgg16 if self.name == "vgg16" else _ALEXNET
+        layers: list[nn.Module] = []
+        for place in range(_TAPS[self.name][-1] + 1):
+            if place in convolutions:
+                layers.append(nn.Conv2d(*convolutions[place]))
+            elif place in _POOLS[self.name]:
+                layers.append(nn.MaxPool2d(_POOLS[self.name][place], 2))
+            else:
+                layers.append(nn.ReLU())
+        self.features = nn.Sequential(*layers)
+        try:
+            self.heads = [weights[f"lin{tap}.weight"].float().flatten() for tap in range(5)]
+            trunk = {name: value.float() for name, value in weights.items() if name.startswith("features.")}
+            self.load_state_dict(trunk)
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"`weights` must be LPIPS 0.1 on AlexNet or VGG16: {error}") from None
+        self.eval().requires_grad_(False)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> LPIPS:
+        """With the weights of a .safetensors file.
+
+        Raises ValueError: the file cannot be read, or holds other weights.
+        """
+        try:
+            return cls(load_file(path)).to(device)
+        except (OSError, SafetensorError, ValueError) as error:
+            raise ValueError(f"`lpips_weights`: {os.fspath(path)!r}: {error}") from None
+
+    def forward(self, sample: Tensor) -> list[Tensor]:
+        """Activations after five ReLUs, ``[B, C_l, h_l, w_l]`` each, of RGB ``[B, 3, H, W]`` on [-1, 1]."""
+        x = (sample - sample.new_tensor(_MEAN).view(3, 1, 1)) / sample.new_tensor(_STD).view(3, 1, 1)
+        taps = []
+        for place, layer in enumerate(self.features):
+            x = layer(x)
+            if place in _TAPS[self.name]:
+                taps.append(x)
+        return taps
+
+    @torch.no_grad()
+    def look(self, image: ArrayLike) -> list[Tensor]:
+        """What this network sees in an 8-bit image ``[H, W, 3]``, for `maps`: images are looked at once each."""
+        pixels, least = as_rgb("image", image), {"alexnet": 31, "vgg16": 16}[self.name]
+        if min(pixels.shape[:2]) < least:
+            raise ValueError(
+                f"`image` must be at least {least}x{least} pixels for LPIPS on {self.name}, got {pixels.shape[:2]}."
+            )
+        return self(to_planes(pixels[None] / 127.5 - 1).to(next(self.parameters()).device))
+
+    def maps(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> list[Tensor]:
+        """The weighted squares at each position of each tap, ``[B, h_l, w_l]``; LPIPS is the sum of their means."""
+        return tap_maps(first, second, self.heads)
+
+    @staticmethod
+    def taps(maps: Sequence[Tensor]) -> list[float]:
+        """What each tap adds to LPIPS: the means of its map."""
+        return [float(tap.mean()) for tap in maps]
+
+    @staticmethod
+    def spatial(maps: Sequence[Tensor], size: tuple[int, int]) -> Array:
+        """LPIPS at each pixel, ``[H, W]``: the maps of all taps, enlarged bilinearly to `size`, added up."""
+        enlarged = [F.interpolate(tap[None], size, mode="bilinear", align_corners=False)[0, 0] for tap in maps]
+        return torch.stack(enlarged).sum(dim=0).cpu().numpy()
+
+    def distance(self, a: ArrayLike, b: ArrayLike) -> float:
+        """LPIPS of two 8-bit RGB images ``[H, W, 3]``."""
+        return sum(self.taps(self.maps(*map(self.look, as_rgb_pair(a, b)))))
 
 
 def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
@@ -84,29 +195,42 @@ class PerceptualMetrics:
 
     Args:
         brisque: quality of one image without a reference.
-        lpips: distance of two images.
+        lpips: `LPIPS`, or any distance of two images: to the truth, and between samples.
         features: ``[D]`` of one image, between whose sets FID is computed.
+        lpips_vgg: a second distance to the truth.
         absent: reasons by name for what was asked for and is not there.
     """
 
     brisque: Callable[[Uint8], float] | None = None
-    lpips: Distance | None = None
+    lpips: LPIPS | Distance | None = None
     features: Callable[[Uint8], ArrayLike] | None = None
+    lpips_vgg: LPIPS | Distance | None = None
     absent: dict[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
         """What is there, in the order of `NAMES`."""
-        there = (self.brisque, self.lpips, self.features)
+        there = (self.brisque, self.lpips, self.lpips_vgg, self.features)
         return [name for name, function in zip(NAMES, there, strict=True) if function is not None]
 
 
-def load_perceptual(names: Iterable[str] = NAMES, device: str | torch.device = "cpu") -> PerceptualMetrics:
-    """The perceptual metrics called `names` ("brisque", "lpips", "fid"), as far as they are installed.
+def load_perceptual(
+    names: Iterable[str] = NAMES,
+    device: str | torch.device = "cpu",
+    lpips_weights: str | os.PathLike[str] | None = None,
+) -> PerceptualMetrics:
+    """The perceptual metrics called `names` ("brisque", "lpips", "lpips_vgg", "fid"), as far as they are there.
 
-    LPIPS is that of AlexNet, version 0.1, as in the papers; FID has the features of the Inception network of 2015.
+    LPIPS is that of AlexNet, version 0.1, as in the papers, and `lpips_vgg` that of VGG16; FID has the features of the
+    Inception network of 2015.
 
-    Raises ValueError for a name that is none of them.
+    Args:
+        names: which.
+        device: of the networks.
+        lpips_weights: a folder of ``lpips_alexnet*.safetensors`` and ``lpips_vgg16*.safetensors``, or one such file;
+            None means the folder that HVAE_SR_LPIPS names.
+
+    Raises ValueError: a name that is none of them, or weights that were named and cannot be read.
     """
     wanted = list(dict.fromkeys(names))
     unknown = sorted(set(wanted) - set(NAMES))
@@ -114,30 +238,32 @@ def load_perceptual(names: Iterable[str] = NAMES, device: str | torch.device = "
         raise ValueError(f"`metrics` must be among {', '.join(NAMES)}; got {', '.join(unknown)}.")
     found: dict[str, Any] = {"brisque": brisque} if "brisque" in wanted else {}
     absent: dict[str, str] = {}
-    loaders = {"lpips": ("lpips", _load_lpips), "fid": ("features", _load_inception)}
-    for name, (argument, load) in loaders.items():
+    for name, trunk in (("lpips", "alexnet"), ("lpips_vgg", "vgg16")):
         if name in wanted:
-            try:
-                found[argument] = load(torch.device(device))
-            except (ImportError, OSError, RuntimeError, AttributeError) as error:  # a torchvision of another torch
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                absent[name] = f"{reason} (pip install 'hvae-sr[metrics]')"
+            file = find_lpips(trunk, lpips_weights)
+            if file is not None:
+                found[name] = LPIPS.from_file(file, device)
+            else:
+                absent[name] = f"no lpips_{trunk}.safetensors (its folder: --lpips-weights or {LPIPS_WEIGHTS})"
+    if "fid" in wanted:
+        try:
+            found["features"] = _load_inception(torch.device(device))
+        except (ImportError, OSError, RuntimeError, AttributeError) as error:  # a torchvision of another torch
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            absent["fid"] = f"{reason} (pip install 'hvae-sr[metrics]')"
     return PerceptualMetrics(**found, absent=absent)
 
 
-def _load_lpips(device: torch.device) -> Distance:
-    """The pretrained LPIPS of torchmetrics."""
-    import torchvision  # noqa: F401  # torchmetrics says less clearly that it is missing
-    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+def find_lpips(trunk: str = "alexnet", weights: str | os.PathLike[str] | None = None) -> Path | None:
+    """The file of LPIPS on "alexnet" or "vgg16" among `weights` (see `load_perceptual`), if there is one.
 
-    network = LearnedPerceptualImagePatchSimilarity(net_type="alex").to(device)
-
-    def distance(a: Uint8, b: Uint8) -> float:
-        planes = [to_planes(image[None] / 127.5 - 1).to(device) for image in (a, b)]
-        with torch.no_grad():
-            return float(network(*planes))
-
-    return distance
+    Raises ValueError: `weights` is given, and is neither a file nor a folder.
+    """
+    place = Path(weights if weights is not None else os.environ.get(LPIPS_WEIGHTS) or os.devnull)
+    if weights is not None and not place.exists():
+        raise ValueError(f"`lpips_weights` must be a folder or a .safetensors file, got {os.fspath(weights)!r}.")
+    files = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
+    return next((file for file in files if file.name.startswith(f"lpips_{trunk}") and file.is_file()), None)
 
 
 def _load_inception(device: torch.device) -> Callable[[Uint8], ArrayLike]:

@@ -44,8 +44,11 @@ _STYLE: dict[Any, Any] = {
     "savefig.dpi": 200,
     "pdf.fonttype": 42,
 }
-PERCEPTION = ("fid", "lpips", "brisque")
+PERCEPTION = ("fid", "lpips", "lpips_vgg", "brisque")
 """Metrics for the second axis of the plane of distortion and perception, the first that is there."""
+
+_OF_ONE = ("exchangeability_mse", "exchangeability_lpips", "detail", "detail_tail")
+"""Ratios that are 1 where samples look like the truth."""
 
 P = ParamSpec("P")
 
@@ -129,8 +132,8 @@ def temperature_figure(report: Mapping[str, Any], projected: bool = True) -> Fig
     by_name = {row["name"]: row for row in report["rows"]}
     means = [by_name[str(row["name"]).replace("sample", "mean", 1)] for row in rows]
     bicubic = by_name["bicubic projected" if projected else "bicubic"]
-    wanted = ("psnr", "ssim", "lpips", "brisque", "fid", "lr_psnr", "apd_mse", "apd_lpips", "crps", "mse_ratio_true")
-    keys = [key for key in wanted if key in rows[0]]
+    wanted = ["psnr", "ssim", "lpips", "lpips_vgg", "brisque", "fid", "lr_psnr", "apd_mse", "apd_lpips", "crps"]
+    keys = [key for key in (*wanted, "diversity_score_lpips", "mse_ratio_true", *_OF_ONE) if key in rows[0]]
     taus = [row["temperature"] for row in rows]
     columns = min(4, len(keys))
     figure, axes = _axes(-(-len(keys) // columns), columns, width=2.4, height=2.1)
@@ -140,11 +143,14 @@ def temperature_figure(report: Mapping[str, Any], projected: bool = True) -> Fig
         ax.plot(taus, [row[key] * FACTORS.get(key, 1) for row in rows], label="one sample", **line_style(0))
         if key in means[0]:
             ax.plot(taus, [row[key] for row in means], label=f"mean of {report['num_samples']}", **line_style(1))
-        if key in bicubic and np.isfinite(bicubic[key]):
+        if key in _OF_ONE:
+            ax.axhline(1, label="right", **_REFERENCE)
+        elif key in bicubic and np.isfinite(bicubic[key]):
             ax.axhline(bicubic[key], label="bicubic", **_REFERENCE)
         if f"{key}_expected" in rows[0]:
             expected = [row[f"{key}_expected"] for row in rows]
             ax.plot(taus, expected, label="calibrated", **{**_REFERENCE, "linestyle": "--"})
+        if key in _OF_ONE or f"{key}_expected" in rows[0]:
             ax.legend()
         ax.set_title({**QUALITY, **SPREAD}[key][0], fontsize=9)
         ax.set_xlabel(r"temperature $\tau$")
@@ -156,13 +162,13 @@ def temperature_figure(report: Mapping[str, Any], projected: bool = True) -> Fig
 def plane_figure(reports: Sequence[Mapping[str, Any]], perception: str | None = None, projected: bool = True) -> Figure:
     """The plane of distortion and perception (Blau & Michaeli 2018), marked by diversity.
 
-    A point for each temperature and method; the area of a marker is proportional to APD-MSE, and bicubic, which has
-    none, is a cross.
+    A point for each temperature; the area of a marker is proportional to APD-MSE, and bicubic, which has none, is a
+    cross. Other methods' images stand as they are, with a line to their projection.
 
     Args:
-        reports: of the same data, protocol and perceptual metrics.
+        reports: of the same data, protocol and perceptual metrics: of pipelines, or of predictions.
         perception: one of `PERCEPTION`; None means the first of these that all reports have.
-        projected: whether the samples are the projected ones.
+        projected: whether a pipeline's samples are the projected ones.
 
     Raises ValueError: there is no such metric in all reports.
     """
@@ -176,14 +182,11 @@ def plane_figure(reports: Sequence[Mapping[str, Any]], perception: str | None = 
     bicubic = reports[0]["rows"][0]
     ax.plot(bicubic["psnr"], bicubic[key], color="black", marker="x", linestyle="none", label="bicubic")
     for index, report in enumerate(reports):
-        rows: Sequence[Mapping[str, Any]] = [row for row in report["rows"] if "bicubic" not in row["name"]]
-        if report["temperatures"]:
-            rows = sample_rows(report, projected)
-        elif projected:
-            rows = [row for row in rows if row["name"].endswith(" projected")]
+        others = [row for row in report["rows"] if not row["name"].startswith(("bicubic", "mean "))]
+        rows: Sequence[Mapping[str, Any]] = sample_rows(report, projected) if report["temperatures"] else others
         xs, ys = [row["psnr"] for row in rows], [row[key] for row in rows]
         style = line_style(index)
-        ax.plot(xs, ys, label=method_name(report), **{**style, "markersize": 3})
+        ax.plot(xs, ys, label=method_name(report), **style)
         areas = [2.5e4 * row.get("apd_mse", 0) for row in rows]
         ax.scatter(xs, ys, s=areas, color=style["color"], marker=style["marker"], alpha=0.5)
         for row in rows:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import uniform_filter
 
-from .metrics import Array, ArrayLike, as_array
+from .metrics import Array, ArrayLike, as_array, ratio
 
 Distance = Callable[[Any, Any], Any]
 
@@ -166,6 +166,15 @@ def diversity_score(
         maps = np.stack([as_array("distance", distance(sample, target)) for sample in samples])
     if maps.shape != array.shape[:3]:
         raise ValueError(f"`distance` must return {array.shape[1:3]} maps, got {maps.shape[1:]}.")
+    return diversity_of_maps(maps, neighbourhood)
+
+
+def diversity_of_maps(maps: ArrayLike, neighbourhood: int = 1) -> float:
+    """`diversity_score` of the samples' distances at each pixel, ``[N, H, W]``.
+
+    Maps of LPIPS see their neighbourhoods by themselves: that of 1 pixel is theirs.
+    """
+    maps = as_array("maps", maps)
     global_best = float(maps.mean(axis=(1, 2)).min())
     if global_best == 0:
         return 0.0
@@ -197,10 +206,7 @@ def mse_ratio_of_parts(mse: float, mse_of_mean: float, variance: float, num_samp
     >>> mse_ratio_of_parts(2.0, 1.25, 1.0, 4)
     (1.6, 2.0)
     """
-    ratios = []
-    for denominator in (mse_of_mean, mse_of_mean - variance / num_samples):
-        ratios.append(1.0 if mse == 0 else mse / denominator if denominator > 0 else float("inf"))
-    return ratios[0], ratios[1]
+    return ratio(mse, mse_of_mean), ratio(mse, mse_of_mean - variance / num_samples)
 
 
 def mse_ratio(samples: ArrayLike, target: ArrayLike) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .metrics import ratio
 from .posterior import expected_mse_ratio, mse_ratio_of_parts
 
 #: Title and format of the metrics of images, of what describes sets of samples, and of curves over n or a level.
@@ -19,10 +20,13 @@ QUALITY = {
     "psnr_gain": ("PSNR gain", "+.2f"),
     "ssim_gain": ("SSIM gain", "+.4f"),
     "lpips": ("LPIPS", ".3f"),
+    "lpips_vgg": ("LPIPS-VGG", ".3f"),
     "brisque": ("BRISQUE", ".2f"),
     "fid": ("FID", ".2f"),
     "lr_psnr": ("LR-PSNR", ".1f"),
     "lr_psnr_float": ("LR-PSNR float", ".1f"),
+    "detail": ("detail", ".2f"),
+    "detail_tail": ("detail, p99.9", ".2f"),
 }
 SPREAD = {
     "std": ("std", ".4f"),
@@ -30,6 +34,9 @@ SPREAD = {
     "apd_lpips": ("APD-LPIPS x1e3", ".1f"),
     "crps": ("CRPS", ".4f"),
     "diversity_score": ("NTIRE score", ".2f"),
+    "diversity_score_lpips": ("NTIRE score, LPIPS", ".2f"),
+    "exchangeability_mse": ("exchangeability, MSE", ".2f"),
+    "exchangeability_lpips": ("exchangeability, LPIPS", ".2f"),
     "mse_ratio": ("MSE ratio", ".3f"),
     "mse_ratio_expected": ("expected", ".3f"),
     "mse_ratio_true": ("MSE ratio, true mean", ".3f"),
@@ -42,6 +49,7 @@ CURVES = {
     "best_psnr@": ("PSNR of the best of n", "n", ".2f"),
     "coverage@": ("Coverage of intervals", "level", ".3f"),
     "width@": ("Width of intervals", "level", ".4f"),
+    "exchangeability_lpips@": ("Exchangeability by LPIPS' taps", "tap", ".2f"),
 }
 FACTORS = {"apd_mse": 1e4, "apd_lpips": 1e3}
 
@@ -50,6 +58,7 @@ def mean_rows(images: Sequence[Mapping[str, Mapping[str, float]]], num_samples: 
     """Means over images of rows of metrics, their gains in PSNR and SSIM over the first row, and ratios of MSEs.
 
     The ratios are of the means over images: a mean of ratios is not what a calibrated sampler has an expectation of.
+    `exchangeability_` d is E d(x_1, x_2) / E d(x_1, x), for samples x_1, x_2 and the truth x: 1 if they follow p(x|y).
 
     >>> bicubic = {"psnr": 20.0, "ssim": 0.5}
     >>> images = [{"bicubic": bicubic, "ours": {"psnr": p, "ssim": 0.75}} for p in (21, 22)]
@@ -63,6 +72,8 @@ def mean_rows(images: Sequence[Mapping[str, Mapping[str, float]]], num_samples: 
         base = rows[0] if rows else row
         for key in ("psnr", "ssim"):  # two infinite values have no difference
             row[f"{key}_gain"] = 0.0 if row[key] == base[key] else row[key] - base[key]
+        for distance in [key.removeprefix("apd_") for key in row if key.startswith("apd_")]:
+            row[f"exchangeability_{distance}"] = ratio(row[f"apd_{distance}"], row[distance])
         if "mse" in row:
             parts = {key: row[key] for key in ("mse", "mse_of_mean", "variance")}
             row["mse_ratio"], row["mse_ratio_true"] = mse_ratio_of_parts(**parts, num_samples=num_samples)
@@ -198,6 +209,7 @@ def command_line(report: Mapping[str, Any], output: str = "report.json") -> str:
         "num_samples": report["num_samples"] if pipeline else None,
         "coverage_samples": report["coverage_samples"] if pipeline else None,
         "self_ensemble": [] if pipeline and report.get("self_ensemble") else None,
+        "levels": [] if pipeline and report.get("levels") else None,
         "seed": (report["seed"] or None) if pipeline else None,
         "dtype": dtype if dtype != "float32" else None,
         "scale_factor": report["scale_factor"] if report["scale_factor"] != 4 and not pipeline else None,

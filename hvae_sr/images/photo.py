@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -79,6 +79,26 @@ class Photo:
         kept = (self.grey, self.icc_profile, self.exif, wide, self.dpi, self.png_chunks, self.warnings)
         return Photo(Image.fromarray(to_8_bits(pixels)), None, *kept)
 
+    def crop(self, left: int, top: int, width: int, height: int) -> Photo:
+        """A rectangle of it, in pixels of the upright image.
+
+        Raises:
+            ValueError: it is empty, or leaves the image.
+        """
+        right, bottom = left + width, top + height
+        if min(left, top) < 0 or min(width, height) < 1 or right > self.image.width or bottom > self.image.height:
+            raise ValueError(
+                f"`crop` must lie in the image, of {self.image.width}x{self.image.height} pixels; got "
+                f"{width}x{height} at ({left}, {top})"
+            )
+        box = (left, top, right, bottom)
+        return replace(
+            self,
+            image=self.image.crop(box),
+            alpha=self.alpha and self.alpha.crop(box),
+            wide=None if self.wide is None else np.ascontiguousarray(self.wide[top:bottom, left:right]),
+        )
+
     def finish(
         self, colours: Image.Image | torch.Tensor | np.ndarray, keep_grey: bool = False, bits: int = 8
     ) -> Image.Image | WideImage:
@@ -101,24 +121,22 @@ class Photo:
         if bits not in (8, 16):
             raise ValueError(f"`bits` must be 8 or 16, got {bits!r}")
         grey = self.grey and keep_grey
-        finished: Image.Image | WideImage
-        if bits == 16:
-            finished = WideImage(self._wide(_to_tensor(colours), grey))
-        else:
-            finished = colours.copy() if isinstance(colours, Image.Image) else to_pil(_to_tensor(colours))
-            finished = finished.convert("L") if grey else finished
-            if self.alpha is not None:
-                alpha = self.alpha.resize(finished.size, Image.Resampling.BICUBIC)
-                finished = finished.convert("LA" if grey else "RGBA")
-                finished.putalpha(alpha)
-        finished.info.clear()
+        given = colours if isinstance(colours, Image.Image) else _to_tensor(colours)
+        size = given.size if isinstance(given, Image.Image) else (given.shape[-1], given.shape[-2])
+        info: dict[Any, Any] = {"png_chunks": self.png_chunks} if self.png_chunks else {}
         if profile := colour.matched(self.icc_profile, grey) if self.grey else self.icc_profile:
-            finished.info["icc_profile"] = profile
+            info["icc_profile"] = profile
         if self.dpi is not None:
-            scales = (new / old for new, old in zip(finished.size, self.image.size, strict=True))
-            finished.info["dpi"] = tuple(dots * scale for dots, scale in zip(self.dpi, scales, strict=True))
-        if self.png_chunks:
-            finished.info["png_chunks"] = self.png_chunks
+            info["dpi"] = tuple(d * new / old for d, new, old in zip(self.dpi, size, self.image.size, strict=True))
+        if bits == 16:
+            return WideImage(self._wide(_to_tensor(given), grey), info)
+        finished = given if isinstance(given, Image.Image) else to_pil(given)
+        finished = finished.convert("L") if grey else finished
+        if self.alpha is not None:
+            alpha = self.alpha.resize(size, Image.Resampling.BICUBIC)
+            finished = finished.convert("LA" if grey else "RGBA")
+            finished.putalpha(alpha)
+        finished.info = info
         return finished
 
     def _wide(self, colours: torch.Tensor, grey: bool) -> np.ndarray:

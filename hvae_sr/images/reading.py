@@ -159,7 +159,9 @@ def list_frames(source: PathLike) -> list[str]:
     with _opened(source) as (file, kind):
         if kind == "TIFF":
             pages = [tiff.read_tags(file, offset) for offset in tiff.page_offsets(file)]
-            return [f"{tags[256]}x{tags[257]}" + ", a preview" * (tags.get(254, 0) & 1) for tags in pages]
+            return [
+                "{}x{}".format(*tiff.size_of(tags)) + ", a preview" * (tags.get(254) in (1, 3, 5, 7)) for tags in pages
+            ]
         if kind == "HEIF":
             return [f"{width}x{height}" for width, height in (picture.size for picture in _heif(file))]
         with _pillow(file) as image:
@@ -327,7 +329,7 @@ def _from_tiff(file: io.BufferedReader, number: int) -> _Decoded:
 
 
 def _from_page(file: IO[bytes], tags: tiff.ImageFileDirectory_v2, exif: Image.Exif, warnings: list[str]) -> _Decoded:
-    _check_size((tags[256], tags[257]))
+    _check_size(tiff.size_of(tags))
     info = {"icc_profile": tags.get(34675) or b""}
     found = tiff.read_page(file, tags, warnings)
     pixels = _channels(found, info["icc_profile"], warnings) if isinstance(found, Image.Image) else found
@@ -363,6 +365,8 @@ def _channels(image: Image.Image, profile: bytes, warnings: list[str]) -> np.nda
     """`[H, W, 1 to 4]`, uint8 or uint16, of a decoded image of any mode."""
     mode = image.mode
     if mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16)[..., None]
+    if mode == "I" and image.format == "PPM":  # of more than 8 bits, which Pillow scales to 16
         return np.asarray(image).astype(np.uint16)[..., None]
     if mode == "I":
         return tiff.integer_levels(np.asarray(image))[..., None]

@@ -55,6 +55,18 @@ def read_tags(file: IO[bytes], offset: int) -> ImageFileDirectory_v2:
     return tags
 
 
+def size_of(tags: ImageFileDirectory_v2) -> tuple[int, int]:
+    """Width and height of a page.
+
+    Raises:
+        ValueError: they are not there, or no whole numbers.
+    """
+    width, height = tags.get(256), tags.get(257)
+    if not (isinstance(width, int) and isinstance(height, int)):
+        raise ValueError(f"damaged: a page of {width}x{height} pixels")
+    return width, height
+
+
 def from_page(file: IO[bytes], offset: int) -> IO[bytes]:
     """The file as if the page at `offset` were its first: Pillow would mix a later page's profile with the first's."""
     file.seek(0)
@@ -97,7 +109,8 @@ def read_page(file: IO[bytes], tags: ImageFileDirectory_v2, warnings: list[str])
     extra = tags.get(338)
     has_alpha = samples > colours and photometric != 5 and (extra is None or extra[0] in (1, 2))
     kept = colours + has_alpha
-    values = np.empty((tags[257], tags[256], kept), np.dtype(f"{letter}{max(2 if depth > 8 else 1, depth // 8)}"))
+    width, height = size_of(tags)
+    values = np.empty((height, width, kept), np.dtype(f"{letter}{max(2 if depth > 8 else 1, depth // 8)}"))
     for rows, columns, plane, block in _segments(file, tags, depth, values.dtype):
         if plane is None:
             values[rows, columns] = block[..., :kept]
@@ -112,7 +125,7 @@ def read_page(file: IO[bytes], tags: ImageFileDirectory_v2, warnings: list[str])
             levels[row, :, :-1] = np.minimum(np.rint(levels[row, :, :-1] * np.float64(most) / alpha[row]), most)
     if photometric == 5:
         narrow = levels if levels.dtype == np.uint8 else ((levels.astype(np.uint32) + 128) // 257).astype(np.uint8)
-        return Image.frombytes("CMYK", (tags[256], tags[257]), narrow.tobytes())
+        return Image.frombytes("CMYK", (width, height), narrow.tobytes())
     return levels
 
 
@@ -120,7 +133,8 @@ def _segments(
     file: IO[bytes], tags: ImageFileDirectory_v2, depth: int, dtype: np.dtype
 ) -> Iterator[tuple[slice, slice, int | None, np.ndarray]]:
     """Strips and tiles: rows, columns, the plane of a planar file, and their samples `[rows, columns, samples]`."""
-    width, height, samples = tags[256], tags[257], tags.get(277, 1)
+    width, height = size_of(tags)
+    samples = tags.get(277, 1)
     planar, tiled = tags.get(284, 1) == 2 and samples > 1, 322 in tags
     across, down = (tags[322], tags[323]) if tiled else (width, min(tags.get(278, height), height))
     columns, rows = -(-width // across), -(-height // down)

@@ -151,14 +151,18 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, in_channels, H, W]` -> `[B, out_channels, H / down_rate, W / down_rate]`, in the dtype of x."""
-        h = self.c1(self.activation(x))
-        h = self.c2(self.activation(h))
-        h = self.c3(self.activation(h))
-        h = self.c4(self.activation(h))
+        h = self.inner(self.activation(x))
         h = x + h if self.residual else h
         if self.down_rate is not None:
             h = F.avg_pool2d(h, kernel_size=self.down_rate, stride=self.down_rate)
         return h
+
+    def inner(self, h: Tensor) -> Tensor:
+        """The four convolutions, of an input that is activated already."""
+        h = self.c1(h)
+        h = self.c2(self.activation(h))
+        h = self.c3(self.activation(h))
+        return self.c4(self.activation(h))
 
 
 def set_compute_dtype(network: nn.Module, dtype: torch.dtype | None) -> None:

@@ -1,5 +1,7 @@
 """CVDVAE's stochastic encoder (Prost et al., 2023): q_psi(z_l | z_<l, y) for the first k groups of a frozen prior."""
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -8,7 +10,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from ..loading import StrictLoading
-from .blocks import Bottleneck, kernel_size_at, parse_widths
+from .blocks import ACTIVATIONS, Bottleneck, kernel_size_at, parse_widths
 from .condition import Condition, LRFeatures, LRNetwork
 from .distributions import DiagonalGaussian
 from .hooks import entry_point
@@ -18,14 +20,36 @@ class LRHead(Bottleneck):
     """The posterior head of one group: a block that reads the stream and the features of y, `cat((x, f))`."""
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:  # type: ignore[override]
-        """`[B or 1, width, h, w]` and `[B or 1, width', h, w]` -> mean and log_sigma, `[B, 2 C, h, w]`."""
+        """Mean and log_sigma, `[B, 2 C, h, w]`.
+
+        Args:
+            x: the stream, `[B or 1, width, h, w]`.
+            features: activated already, once for all samples and heads, `[B or 1, width', h, w]`.
+        """
         rows = x.shape[0] if features.shape[0] == 1 else features.shape[0]
-        parts = (part.expand(rows, -1, -1, -1) for part in (x, features.to(x)))
-        return super().forward(torch.cat(tuple(parts), dim=1))
+        parts = (part.expand(rows, -1, -1, -1) for part in (self.activation(x), features.to(x)))
+        return self.inner(torch.cat(tuple(parts), dim=1))
 
 
+@dataclass(frozen=True)
 class LREncoderCondition(Condition):
-    """q_psi(z_l | z_<l, y) for l < k."""
+    """q_psi(z_l | z_<l, y) for l < k.
+
+    Args:
+        activated: the features' activations, which all heads and samples read.
+    """
+
+    activated: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all maps."""
+        return super().nbytes + sum(x.nbytes for x in self.activated.values())
+
+    def _with_rows(self, choose: Callable[[Tensor], Tensor]) -> Condition:
+        activated = {resolution: choose(x) for resolution, x in self.activated.items()}
+        chosen = super()._with_rows(choose)
+        return LREncoderCondition(self.network, chosen.features, chosen.location, activated)
 
     def has_posterior(self, group: int) -> bool:
         """Whether l < k."""
@@ -33,7 +57,7 @@ class LREncoderCondition(Condition):
 
     def posterior(self, group: int, x: Tensor, prior: DiagonalGaussian) -> DiagonalGaussian | None:
         """q_psi(z_l | z_<l, y) for l < k (CVDVAE, eq. 12); within `max_deviation` of the group's prior."""
-        return self.network.posterior(self.features, group, x, prior) if self.has_posterior(group) else None
+        return self.network.posterior(self.activated, group, x, prior) if self.has_posterior(group) else None
 
 
 class LREncoder(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
@@ -117,7 +141,11 @@ class LREncoder(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         Raises:
             ValueError: not [B, 3, h, w], or sides that are no multiples of `size_multiple`.
         """
-        return LREncoderCondition(self, self._features(sample))
+        activation = ACTIVATIONS[self.config.activation]
+        features = self._features(sample)
+        return LREncoderCondition(
+            self, features, None, {resolution: activation(x) for resolution, x in features.items()}
+        )
 
     @entry_point
     def posterior(
@@ -126,7 +154,7 @@ class LREncoder(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         """q_psi(z_l | z_<l, y) for l < k (eq. 12); within `max_deviation` of the group's prior.
 
         Args:
-            features: of y, `{nominal resolution: [B, width, h, w]}`.
+            features: of y, activated, `{nominal resolution: [B, width, h, w]}`.
             group: l.
             x: the group's stream, `[B or 1, width, h, w]`.
             prior: of the group.

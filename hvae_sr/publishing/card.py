@@ -214,13 +214,19 @@ def _read_report(report: Report) -> dict[str, Any]:
         raise ValueError(str(error).replace("`report`", "`reports`")) from error
 
 
-_ROW = re.compile(r"(mean|sample) t=([\d.]+)( projected)?")
+_ROW = re.compile(r"(mean|sample) (?:t=([\d.]+)|((?:up to )?stride \d+))( projected)?")
 _SPREAD = {
     "grey_levels": ("standard deviation, grey levels", ".1f"),
     "lr_psnr": ("LR-PSNR in 8 bit, dB", ".1f"),
     "lr_psnr_float": ("before rounding, dB", ".1f"),
     "crps": ("CRPS", ".4f"),
     "lpips": ("LPIPS", ".3f"),
+    "lpips_vgg": ("LPIPS-VGG", ".3f"),
+    "apd_lpips": ("LPIPS between samples x1e3", ".1f"),
+    "exchangeability_lpips": ("exchangeability, LPIPS", ".2f"),
+    "exchangeability_mse": ("exchangeability, MSE", ".2f"),
+    "detail": ("detail", ".2f"),
+    "detail_tail": ("detail, p99.9", ".2f"),
     "brisque": ("BRISQUE", ".1f"),
     "coverage": ("coverage of 90 % intervals", ".3f"),
 }
@@ -232,12 +238,12 @@ def _chosen_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for row in report["rows"]:
         match = _ROW.fullmatch(row["name"])
-        if match and not match[3] and f"{row['name']} projected" in names:
+        if match and not match[4] and f"{row['name']} projected" in names:
             continue
         name = row["name"]
         if match:
             what = f"mean of {report['num_samples']} samples" if match[1] == "mean" else "one sample"
-            name = f"{what}, temperature {match[2]}"
+            name = f"{what}, temperature {match[2] or f'1 at {match[3]} and 0 elsewhere'}".replace("at up to", "up to")
         rows.append({**row, "name": name})
     return rows
 
@@ -277,7 +283,7 @@ def _results(reports: list[dict[str, Any]], name: str) -> str:
 
 def _eval_results(report: dict[str, Any], model: dict[str, Any]) -> list[EvalResult]:
     """The metadata's results: every sample and mean of a report, at the default temperature where it has that."""
-    rows = [row for row in _chosen_rows(report) if "temperature" in row["name"]]
+    rows = [row for row in _chosen_rows(report) if "temperature" in row["name"] and "stride" not in row["name"]]
     usual = model["temperature"]
     default = [row for row in rows if usual is not None and row["name"].endswith(f"temperature {usual:g}")]
     names = {"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS", "lr_psnr": "LR-PSNR", "crps": "CRPS"}
