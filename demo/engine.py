@@ -151,7 +151,7 @@ class Engine:
             session.image,
             recipes=recipes,
             temperature=settings.temperature,
-            enforce_consistency=settings.consistent,
+            enforce_consistency=None if settings.consistent else False,
             batch_size=1,  # so that each is shown as soon as it can be
         )
         for recipe, sample in zip(recipes, samples, strict=True):

@@ -281,7 +281,8 @@ def resize(planes: Planes, size: Size, kind: str, random: np.random.Generator, j
         return planes
     if kind == "nearest":
         rows, columns = (
-            _nearest(old, new, _between(jitter, random.random())) for old, new in zip(planes.shape[1:], size)
+            _nearest(old, new, _between(jitter, random.random()))
+            for old, new in zip(planes.shape[1:], size, strict=True)
         )
         return planes[:, rows[:, None], columns]
     if kind == "bilinear":

@@ -4,8 +4,8 @@ A degradation is one of several chains, drawn by weight; a chain is a list of st
 `degradation_steps` for their equations). Its result has 1/scale of the photograph's size, rounded up, and 8 bits.
 
 D is a pure function of (seed, index): all draws are of numpy's Philox generator (Salmon et al., "Parallel random
-numbers: as easy as 1, 2, 3", 2011), whose key is (seed, index), and whose counter begins at a multiple of 2**192 that is
-the number of the step. No state goes from one image to the next, so that workers, processes, batches and resumed runs
+numbers: as easy as 1, 2, 3", 2011), whose key is (seed, index), and whose counter begins at 2**192 times the number of
+the step. No state goes from one image to the next, so that workers, processes, batches and resumed runs
 see the same; and a step that draws more or less does not change the draws of the others.
 """
 
@@ -52,14 +52,14 @@ class Degradation:
     """A distribution of degradations.
 
     Args:
-        name: of the bundled file, or of one's own without its suffix.
+        name: the bundled name, or that of one's own file.
         chains: one of them is drawn for each image.
     """
 
     name: str
     chains: tuple[Chain, ...]
 
-    def __call__(self, planes: Planes, seed: int, index: int, scale_factor: int) -> Planes:
+    def __call__(self, planes: Planes, seed: int, index: int, scale_factor: int) -> NDArray[np.uint8]:
         """y of the photograph x.
 
         Args:
@@ -68,7 +68,7 @@ class Degradation:
             scale_factor: sides of x over those of y.
 
         Returns:
-            `[c, ceil(H / scale_factor), ceil(W / scale_factor)]`, whole numbers 0..255; c = 3 where colour was brought.
+            `[c, ceil(H / scale_factor), ceil(W / scale_factor)]`, uint8; c = 3 where colour was brought.
         """
         weights = {str(number): chain.weight for number, chain in enumerate(self.chains)}
         chain = self.chains[int(choose(weights, _generator(seed, index, 0)))]
@@ -163,7 +163,7 @@ def load_degradation(name: str | os.PathLike[str]) -> Degradation:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"`degradation`: cannot read {text!r}: {' '.join(str(error).split())}") from error
-    return parse_degradation(content, path.stem, text)
+    return parse_degradation(content, text if text in bundled else path.name, text)
 
 
 def parse_degradation(content: Any, name: str, where: str = "content") -> Degradation:

@@ -55,7 +55,7 @@ def build_objective(config: TrainingConfig, load_weights: bool = True) -> Object
     if config.stage == "energy-score":
         vdvae.remove_encoder()
         network = _lr_network(_lr_class(config), config, load_weights)
-        score = (config.score_samples, config.score_patch_sizes, config.score_point_weight)
+        score = (config.score_samples, config.score_patch_sizes, config.score_point_weight, config.exact)
         return EnergyScore(vdvae, network, operator, *score)
     if vdvae.encoder is not None and not config.train_encoder:
         vdvae.encoder.requires_grad_(False)

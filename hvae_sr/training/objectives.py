@@ -50,7 +50,7 @@ class Objective(nn.Module):
             images: `[B, 3, H, W]` uint8.
             seeds: one integer for each image, addresses the noise of its latents.
             rate_weight: factor of the rate in an ELBO; below 1 it lets latents come alive (Sønderby et al., 2016).
-            low: `[B, 3, h, w]` uint8, the LR images where they are given; else the degradation makes them.
+            low: `[B, 3, h, w]` uint8, the LR images where they are given; else H makes them.
         """
         raise NotImplementedError
 
@@ -230,6 +230,7 @@ class EnergyScore(ConditionalObjective):
         num_samples: n.
         patch_sizes: p, in pixels; all must divide the sides of the crops.
         point_weight: w; 0 leaves the term out.
+        exact: whether y is Hx. If not (y of random degradations), nothing is projected, here as at inference.
     """
 
     figure = "score"
@@ -237,7 +238,7 @@ class EnergyScore(ConditionalObjective):
 
     def __init__(
         self, vdvae: VDVAE, lr_network: LREncoder | LRConditioner, operator: Downsampling, num_samples: int = 2,
-        patch_sizes: Sequence[int] = (1, 4), point_weight: float = 0.0,
+        patch_sizes: Sequence[int] = (1, 4), point_weight: float = 0.0, exact: bool = True,
     ) -> None:  # fmt: skip
         super().__init__(vdvae, lr_network, operator)
         if num_samples < 1:
@@ -249,6 +250,7 @@ class EnergyScore(ConditionalObjective):
         self.num_samples = num_samples
         self.patch_sizes = tuple(patch_sizes)
         self.point_weight = point_weight
+        self.exact = exact
 
     def forward(self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1, low: Tensor | None = None) -> Loss:
         x, y = self.pairs(images, low)
@@ -269,7 +271,7 @@ class EnergyScore(ConditionalObjective):
     def samples(
         self, y: Tensor, size: tuple[int, int], seeds: Sequence[int], condition: Condition | None = None
     ) -> tuple[Tensor, ...]:
-        """n projected samples for each y, `[B, 3, H, W]` on [-1, 1] each.
+        """n samples for each y, as the pipeline returns them before clamping, `[B, 3, H, W]` on [-1, 1] each.
 
         Args:
             y: `[B, 3, h, w]` on [-1, 1].
@@ -281,6 +283,8 @@ class EnergyScore(ConditionalObjective):
         condition = condition or self.lr_network.encode(y)
         noise = CounterNoise([seed + j * _SAMPLE_STRIDE for j in range(n) for seed in seeds])
         drawn = self._draw(size, noise, condition.repeat(n), float(n > 1))
+        if not self.exact:
+            return drawn.chunk(n)
         with torch.autocast(y.device.type, enabled=False):
             return self.operator.project(drawn, y.repeat(n, 1, 1, 1)).chunk(n)
 
