@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 from transformers import HfArgumentParser
 
+from ..data import bundled_degradations, load_degradation
 from ..features import NUM_TAPS
 from ..files import write_atomically
 
@@ -25,13 +26,14 @@ _CHOICES = {
     "lr_scheduler": ("constant", "constant_with_warmup", "linear", "cosine", "plateau"),
     "mixed_precision": ("no", "bf16", "fp16"),
     "saved_dtype": ("float32", "float16"),
+    "consistency": (None, "exact", "none"),
 }
 _RESUMED = (
     "learning_rate", "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon", "use_ema", "ema_decay",
     "plateau_patience", "plateau_factor",
 )  # fmt: skip
 """Options that a checkpoint holds: a run that goes on from it cannot have others."""
-_RELATIVE = ("vdvae_config", "lr_config")
+_RELATIVE = ("vdvae_config", "lr_config", "degradation")
 """Files that a recipe names relative to its own folder."""
 _FREEZE = {"train_decoder": ("vdvae-sr", "energy-score"), "train_encoder": ("vdvae-sr",)}
 """Options that freeze weights where they are false, and the stages that read them."""
@@ -81,6 +83,13 @@ class TrainingConfig:
     )
     scale_factor: int = option(4, "Sides of x over sides of y.")
     downsampling_kernel: str = option("bicubic", "Kernel that makes y from x (see Downsampling).")
+    degradation: str | None = option(
+        None,
+        "Random degradation that makes y instead: mild-jpeg, noise, blur-noise, second-order, real or a YAML file.",
+    )
+    consistency: str | None = option(
+        None, "exact (samples are projected on Hx = y) or none; default: none with `degradation`, else exact."
+    )
     saved_dtype: str = option("float32", "Of the saved weights: float32, or float16 at half the size.")
     default_temperature: float = option(0.8, "Temperature that the saved pipeline uses by default.")
     kl_reduction: str = option("sum", "lr-encoder: sum (the paper's eq. 14) or group_mean (the published code).")
@@ -152,7 +161,10 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
             _check(
-                getattr(self, name) in allowed, name, f"must be one of {', '.join(allowed)}; got", getattr(self, name)
+                getattr(self, name) in allowed,
+                name,
+                f"must be one of {', '.join(filter(None, allowed))}; got",
+                getattr(self, name),
             )
         self._check_data()
         _check(self.output_dir, "output_dir", "must be given")
@@ -171,6 +183,7 @@ class TrainingConfig:
         sound = all(0 <= t < math.inf for t in temperatures)
         _check(sound, "validation_temperatures", "must be finite and >= 0, got", temperatures)
         self._check_stage()
+        self._check_degradation()
 
     def _check_stage(self) -> None:
         """Raises a ValueError unless the stage has what it needs."""
@@ -227,6 +240,24 @@ class TrainingConfig:
             given = getattr(self, name)
             _check(not given or self.scale_factor > 1, name, "needs a `scale_factor` above 1; got", given)
 
+    def _check_degradation(self) -> None:
+        """Raises a ValueError unless `degradation` can be read, and goes with the other options."""
+        if self.degradation is None:
+            return
+        load_degradation(self.degradation)
+        given = {"stage": self.stage == "vdvae", "consistency": self.consistency == "exact"}
+        given |= {name: bool(getattr(self, name)) for name in ("train_lr_dir", "validation_lr_dir")}
+        for name in [name for name, wrong in given.items() if wrong]:
+            _check(
+                False, name, "does not go with `degradation`, which makes a y that is not Hx; got", getattr(self, name)
+            )
+
+    @property
+    def exact(self) -> bool:
+        """Whether y is Hx, so that samples are projected on {x : Hx = y}."""
+        chosen = self.consistency or ("exact" if self.degradation is None else "none")
+        return chosen == "exact"
+
     @property
     def output_path(self) -> Path:
         """`output_dir` as a path."""
@@ -275,7 +306,7 @@ class TrainingConfig:
         """Writes the resolved options as JSON, a recipe for another run."""
         options = asdict(self)
         for name in _RELATIVE:
-            if options[name] is not None:
+            if _is_file(name, options[name]):
                 options[name] = os.path.abspath(options[name])
         write_atomically(json.dumps(options, indent=2) + "\n", path)
 
@@ -290,6 +321,11 @@ def _check(sound: Any, name: str, must: str, *value: Any) -> None:
     """Raises a ValueError about the option `name` unless it is sound."""
     if not sound:
         raise ValueError(" ".join([f"`{name}` {must}", *map(repr, value)]))
+
+
+def _is_file(name: str, value: Any) -> bool:
+    """Whether the value of an option of `_RELATIVE` is a path; a degradation may be a bundled name."""
+    return isinstance(value, str) and (name != "degradation" or value not in bundled_degradations())
 
 
 def _parse_point(entry: str) -> tuple[int, float]:
@@ -370,6 +406,6 @@ def read_recipe(path: Path) -> dict[str, Any]:
     if unknown:
         raise ValueError(f"`config`: {path} names options that do not exist: {', '.join(sorted(unknown))}")
     for name in _RELATIVE:
-        if isinstance(options.get(name), str) and not Path(options[name]).is_absolute():
+        if _is_file(name, options.get(name)) and not Path(options[name]).is_absolute():
             options[name] = str(path.parent / options[name])
     return options

@@ -52,7 +52,7 @@ class Objective(nn.Module):
             images: `[B, 3, H, W]` uint8.
             seeds: one integer for each image, addresses the noise of its latents.
             rate_weight: factor of the rate in an ELBO; below 1 it lets latents come alive (Sønderby et al., 2016).
-            low: `[B, 3, h, w]` uint8, the LR images where they are given; else the degradation makes them.
+            low: `[B, 3, h, w]` uint8, the LR images where they are given; else H makes them.
         """
         raise NotImplementedError
 
@@ -246,6 +246,7 @@ class EnergyScore(ConditionalObjective):
             the coarsest, the two coarsest, and so on. What is left of 1 goes to all levels.
         level_pools: side in pixels of the squares that photographs and samples are averaged over there, one for each of
             these shares; None means half the stride of the finest level at temperature 1.
+        exact: whether y is Hx. If not (y of random degradations), nothing is projected, here as at inference.
     """
 
     figure = "score"
@@ -255,7 +256,7 @@ class EnergyScore(ConditionalObjective):
         self, vdvae: VDVAE, lr_network: LREncoder | LRConditioner, operator: Downsampling, num_samples: int = 2,
         patch_sizes: Sequence[int] = (1, 4), point_weight: float = 0.0,
         distances: Mapping[str, tuple[Distance, float]] | None = None,
-        level_dropout: Sequence[float] = (), level_pools: Sequence[int] | None = None,
+        level_dropout: Sequence[float] = (), level_pools: Sequence[int] | None = None, exact: bool = True,
     ) -> None:  # fmt: skip
         super().__init__(vdvae, lr_network, operator)
         if num_samples < 1:
@@ -277,6 +278,7 @@ class EnergyScore(ConditionalObjective):
         self.patches = PatchDistance(patch_sizes)
         self.distances = nn.ModuleDict({name: distance for name, (distance, _) in (distances or {}).items()})
         self.weights = {name: weight for name, (_, weight) in (distances or {}).items()}
+        self.exact = exact
 
     def forward(self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1, low: Tensor | None = None) -> Loss:
         x, y = self.pairs(images, low)
@@ -308,7 +310,7 @@ class EnergyScore(ConditionalObjective):
     def samples(
         self, y: Tensor, size: tuple[int, int], seeds: Sequence[int], condition: Condition | None = None
     ) -> tuple[Tensor, ...]:
-        """n projected samples for each y, `[B, 3, H, W]` on [-1, 1] each.
+        """n samples for each y, as the pipeline returns them before clamping, `[B, 3, H, W]` on [-1, 1] each.
 
         Args:
             y: `[B, 3, h, w]` on [-1, 1].
@@ -320,6 +322,8 @@ class EnergyScore(ConditionalObjective):
         condition = condition or self.lr_network.encode(y)
         noise = CounterNoise([seed + j * _SAMPLE_STRIDE for j in range(n) for seed in seeds])
         drawn = self._draw(size, noise, condition.repeat(n), self._temperatures(seeds) if n > 1 else 0.0)
+        if not self.exact:
+            return drawn.chunk(n)
         with torch.autocast(y.device.type, enabled=False):
             return self.operator.project(drawn, y.repeat(n, 1, 1, 1)).chunk(n)
 
