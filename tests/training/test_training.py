@@ -303,7 +303,8 @@ def test_two_processes_that_share_the_parameters_train_like_one(precision, optio
     for expected, found in zip(log(one), log(two), strict=True):
         assert found.keys() == expected.keys()
         for name in expected:
-            assert found[name] == pytest.approx(expected[name], rel=tolerance, abs=1e-7), name
+            if not name.endswith("_ratio"):  # of what each process has alone, averaged
+                assert found[name] == pytest.approx(expected[name], rel=tolerance, abs=1e-7), name
     expected, found = weights(one), weights(two)
     assert expected.keys() == found.keys()
     for name in expected:

@@ -27,7 +27,9 @@ def test_a_run_resumes_and_two_processes_train_like_one(options, photos, tmp_pat
     on_processes(options("energy-score", two, **common | {"train_batch_size": 2}))
     for expected, found in zip(log(one), log(two), strict=True):
         for name in expected:
-            assert found[name] == pytest.approx(expected[name], rel=1e-3 if "psnr" in name else 1e-4, abs=1e-6), name
+            if not name.endswith("_ratio"):  # of what each process has alone, averaged
+                tolerance = 1e-3 if "psnr" in name else 1e-4
+                assert found[name] == pytest.approx(expected[name], rel=tolerance, abs=1e-6), name
     pipe = SuperResolutionPipeline.from_pretrained(one)
     assert pipe.config.consistency == "none"
 
