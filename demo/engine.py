@@ -261,7 +261,7 @@ class Engine:
             image,
             recipes=recipes,
             temperature=settings.temperature,
-            enforce_consistency=settings.consistent,
+            enforce_consistency=None if settings.consistent else False,
             batch_size=1,  # so that each is shown as soon as it can be
         ):
             yield sample.image, sample.lr_psnr

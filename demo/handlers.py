@@ -1,10 +1,12 @@
 """What happens on the page: each visitor's action, from what the components hold to what they show."""
 
 import html
+import logging
 import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,28 @@ from .layout import LEFT, MAX_LEVELS, RIGHT, examples
 MAX_ROUNDS = 8
 PREVIEW = 1600
 """Pixels of a photograph's longer side on the page."""
+
+
+logger = logging.getLogger(__name__)
+
+
+def _tell(run: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    """Of a run that fails, tells the visitor why and ends it like any other: after an error what follows is left out,
+    and with it the buttons."""
+
+    @wraps(run)
+    def told(self: "Handlers", visit: Visit, *given: Any) -> Iterator[Any]:
+        try:
+            yield from run(self, visit, *given)
+        except Exception as error:
+            if not isinstance(error, ValueError):
+                logger.exception("a run failed")
+            text = str(error) if isinstance(error, ValueError) else f"This did not work ({type(error).__name__})."
+            gr.Warning(text, duration=8)
+            stage = self.on_compare(visit, "Bicubic", RIGHT[0]) if visit.rounds else markup.placeholder()
+            yield visit, markup.note(text), gr.skip(), stage, _rounds(visit)
+
+    return told
 
 
 class Handlers:
@@ -120,6 +144,7 @@ class Handlers:
         visit.rounds = [*(one for one in visit.rounds if one not in gone), drawn]
         visit.current = len(visit.rounds) - 1
 
+    @_tell
     def on_open(self, visit: Visit, ticket: float) -> Iterator[tuple[Any, ...]]:
         """A finished example, drawn for the first visitor of all."""
         path = self.examples[0][1]
@@ -144,53 +169,53 @@ class Handlers:
         stage = self.on_compare(visit, "Bicubic", RIGHT[0])
         yield visit, text, _selected(visit.rounds[0]), stage, _rounds(visit)
 
+    @_tell
     def on_draw(
         self, visit: Visit, ticket: float, image: Any, model: str, temperature: float, by_level: bool, *others: Any
     ) -> Iterator[tuple[Any, ...]]:
         """Samples of the picture, or of the part of it that is framed."""
         *levels, consistent, seed, count = others
-        with _friendly():
-            if image is None or Path(image).stem != visit.preview:
-                self.read(visit, image, model)
-            assert visit.photo is not None
-            part = visit.photo.crop(visit.box) if visit.box else visit.photo
-            self.engine.check(part, model)
-            settings = self._settings(model, temperature, by_level, levels, consistent)
-            drawn = Round("Drawn", part, settings, visit.new_folder(self.root.name), visit.stem)
-            recipes = self.engine.recipes(model, _seed(seed), int(count))
-            yield from self._run(visit, ticket, drawn, recipes, True)
+        if image is None or Path(image).stem != visit.preview:
+            self.read(visit, image, model)
+        assert visit.photo is not None
+        part = visit.photo.crop(visit.box) if visit.box else visit.photo
+        self.engine.check(part, model)
+        settings = self._settings(model, temperature, by_level, levels, consistent)
+        drawn = Round("Drawn", part, settings, visit.new_folder(self.root.name), visit.stem)
+        recipes = self.engine.recipes(model, _seed(seed), int(count))
+        yield from self._run(visit, ticket, drawn, recipes, True)
 
+    @_tell
     def on_vary(self, visit: Visit, ticket: float, kept: float, seed: Any, count: float) -> Iterator[tuple[Any, ...]]:
         """A round of the selected sample as it is, and of others that share its coarse groups."""
-        with _friendly():
-            old = _shown(visit)
-            chosen, groups = old.chosen, len(old.chosen.recipe.group_seeds)
-            fixed = round(groups * kept / 100)
-            first = max(_seed(seed), *(max(sample.recipe.group_seeds) for sample in _all(visit))) + 100
-            drawn = Round(
-                f"Like {describe(chosen.recipe)}", old.image, old.settings, visit.new_folder(self.root.name), old.stem
-            )
-            drawn.keep(chosen.image, chosen.recipe, chosen.lr_psnr)
-            recipes = [chosen.recipe.vary(fixed, first + j) for j in range(max(int(count) - 1, 1))]
-            yield from self._run(visit, ticket, drawn, recipes, False)
+        old = _shown(visit)
+        chosen, groups = old.chosen, len(old.chosen.recipe.group_seeds)
+        fixed = round(groups * kept / 100)
+        first = max(_seed(seed), *(max(sample.recipe.group_seeds) for sample in _all(visit))) + 100
+        drawn = Round(
+            f"Like {describe(chosen.recipe)}", old.image, old.settings, visit.new_folder(self.root.name), old.stem
+        )
+        drawn.keep(chosen.image, chosen.recipe, chosen.lr_psnr)
+        recipes = [chosen.recipe.vary(fixed, first + j) for j in range(max(int(count) - 1, 1))]
+        yield from self._run(visit, ticket, drawn, recipes, False)
 
+    @_tell
     def on_redraw(
         self, visit: Visit, ticket: float, outline: Any, left: float, top: float, width: float, height: float, seed: Any
     ) -> Iterator[tuple[Any, ...]]:
         """One more sample: the selected one with a region drawn again."""
-        with _friendly():
-            drawn = _shown(visit)
-            mask = _mask(outline, (left, top, width, height), drawn.chosen.image.size)
-            if not mask.any():
-                raise Refused("Mark a part of the picture first.")
-            number = sum(len(sample.recipe.regions) for sample in _all(visit))
-            before, count = drawn.selected, len(drawn.samples)
-            drawn.selected = count  # the new one, as soon as it is there
-            try:
-                recipe = drawn.samples[before].recipe.redraw(mask, _seed(seed) + 5000 + number)
-                yield from self._run(visit, ticket, drawn, [recipe], False)
-            finally:
-                drawn.selected = min(drawn.selected, len(drawn.samples) - 1) if len(drawn.samples) > count else before
+        drawn = _shown(visit)
+        mask = _mask(outline, (left, top, width, height), drawn.chosen.image.size)
+        if not mask.any():
+            raise Refused("Mark a part of the picture first.")
+        number = sum(len(sample.recipe.regions) for sample in _all(visit))
+        before, count = drawn.selected, len(drawn.samples)
+        drawn.selected = count  # the new one, as soon as it is there
+        try:
+            recipe = drawn.samples[before].recipe.redraw(mask, _seed(seed) + 5000 + number)
+            yield from self._run(visit, ticket, drawn, [recipe], False)
+        finally:
+            drawn.selected = min(drawn.selected, len(drawn.samples) - 1) if len(drawn.samples) > count else before
 
     # The picture
 
@@ -202,6 +227,8 @@ class Handlers:
 
     def on_image(self, visit: Visit, image: Any, model: str) -> tuple[Any, ...]:
         """A new picture: its preview, what there is to say of it, and a frame on it if it is over the limit."""
+        if image is not None and visit.photo is not None and Path(str(image)).stem == visit.preview:
+            return (gr.skip(),) * 6  # another event of the same picture
         visit.photo, visit.box = None, None
         try:
             if image is not None:

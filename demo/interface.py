@@ -151,7 +151,9 @@ class Page(Handlers):
 
         framing = [page.shrink, page.frame, page.framing, page.tabs]
         photo = [page.image, page.about, *framing]
-        gr.on([page.image.upload, page.image.clear], self.on_image, [visit, page.image, page.model], photo, **quick)
+        # A pasted picture is no upload.
+        for event in (page.image.upload, page.image.input, page.image.clear):
+            event(self.on_image, [visit, page.image, page.model], photo, **quick)
         page.examples.take(self.on_example, [visit, page.model], photo, **quick)
         page.shrink.click(self.on_shrink, [visit, page.model], photo, **quick)
         page.frame.frame(self.on_frame, visit, None, **now)

@@ -22,7 +22,7 @@ CAPTION = (
 )
 EXAMPLES = {
     "Cat": ("chelsea.png", (96, 36, 288, 228)),
-    "Text": ("page.png", (0, 0, 288, 192)),
+    "Text": ("text.png", (0, 0, 448, 172)),
     "Bricks": ("brick.png", (128, 128, 384, 384)),
     "Grass": ("grass.png", (128, 128, 384, 384)),
     "Cup": ("coffee.png", (90, 40, 410, 360)),

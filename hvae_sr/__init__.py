@@ -22,6 +22,7 @@ _PUBLIC = {
     "Downsampling": "operators",
     "SuperResolutionPipeline": "pipelines",
     "SuperResolutionOutput": "pipelines",
+    **dict.fromkeys(("RegressionPipeline", "HCFlowPipeline", "SR3Pipeline", "DPSPipeline"), "pipelines"),
 }
 _HERE = Path(__file__).resolve().parent
 
@@ -50,7 +51,14 @@ if not (_HERE / "pipelines").is_dir():
 if TYPE_CHECKING:
     from .models import VDVAE, LRConditioner, LREncoder
     from .operators import Downsampling
-    from .pipelines import SuperResolutionOutput, SuperResolutionPipeline
+    from .pipelines import (  # noqa: F401
+        DPSPipeline,
+        HCFlowPipeline,
+        RegressionPipeline,
+        SR3Pipeline,
+        SuperResolutionOutput,
+        SuperResolutionPipeline,
+    )
 
 
 def __getattr__(name: str) -> Any:

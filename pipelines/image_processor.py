@@ -13,7 +13,7 @@ from hvae_sr.images import ImageError, ImageInput, Photo, prepare_photos
 from hvae_sr.operators import cached_downsampling
 from hvae_sr.sampling import Consistency
 
-from .inputs import check_count
+from .inputs import check_consistency, check_count, chosen_consistency
 from .output import OUTPUT_TYPES, Sample, convert
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class SuperResolutionImageProcessor(ImageProcessingMixin):
         downsampling_kernel: H, a kernel of `Downsampling`.
         size_multiple: what the sides of y must be multiples of for the networks; its last rows and columns are repeated
             until they are.
+        consistency: "exact" or "none", see `SuperResolutionPipeline`.
 
     Raises:
         ValueError: a factor, kernel or multiple that does not exist; the message names it.
@@ -56,19 +57,23 @@ class SuperResolutionImageProcessor(ImageProcessingMixin):
         scale_factor: int = 4,
         downsampling_kernel: str | Sequence[float] = "bicubic",
         size_multiple: int = 1,
+        consistency: str = "exact",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         check_count("size_multiple", size_multiple, 1)
+        check_consistency(consistency)
         cached_downsampling(scale_factor, downsampling_kernel)  # raises for values that it does not have
         self.scale_factor = scale_factor
         self.downsampling_kernel = downsampling_kernel
         self.size_multiple = size_multiple
+        self.consistency = consistency
 
     @classmethod
     def from_pipeline(cls, pipe: "SuperResolutionPipeline") -> "SuperResolutionImageProcessor":
         """The image processor that fits the networks of a `SuperResolutionPipeline`."""
-        return cls(pipe.operator.scale_factor, pipe.operator.kernel, pipe.networks.sizes.multiple)
+        sizes = pipe.networks.sizes
+        return cls(pipe.operator.scale_factor, pipe.operator.kernel, sizes.multiple, pipe.config.consistency)
 
     def __call__(self, images: ImageInput | Photo | Sequence[ImageInput | Photo], **kwargs: Any) -> BatchFeature:
         """See `preprocess`."""
@@ -108,7 +113,7 @@ class SuperResolutionImageProcessor(ImageProcessingMixin):
         self,
         samples: Tensor,
         images: ImageInput | Photo | Sequence[ImageInput | Photo],
-        enforce_consistency: bool = True,
+        enforce_consistency: bool | None = None,
         output_type: str = "pil",
     ) -> list[Sample]:
         """Samples of the networks as the pipeline returns them: cropped, projected on {x : Hx = y}, and measured.
@@ -116,7 +121,7 @@ class SuperResolutionImageProcessor(ImageProcessingMixin):
         Args:
             samples: `[N * n, 3, H, W]` on [-1, 1], the n samples of each of N images in a row.
             images: the N images, as given to `preprocess`.
-            enforce_consistency: whether samples are projected.
+            enforce_consistency: whether samples are projected; None means what `consistency` says.
             output_type: "pil", "np" or "pt".
 
         Returns:
@@ -133,6 +138,7 @@ class SuperResolutionImageProcessor(ImageProcessingMixin):
             raise ValueError(f"`samples` must be a tensor [N, 3, H, W], got {shape}")
         if len(samples) % len(photos):
             raise ValueError(f"`samples` must be as many for each of {len(photos)} images, got {shape}")
+        enforced = chosen_consistency(enforce_consistency, self.consistency)
         operator = cached_downsampling(self.scale_factor, self.downsampling_kernel)
         each = len(samples) // len(photos)
         finished = []
@@ -141,7 +147,7 @@ class SuperResolutionImageProcessor(ImageProcessingMixin):
             if tuple(samples.shape[-2:]) != expected:
                 raise ValueError(f"`samples` must have sides {expected} for `images[{i}]`, got {tuple(samples.shape)}")
             y = y.to(samples.device)
-            consistency = Consistency(operator, y, enforce_consistency)
+            consistency = Consistency(operator, y, enforced)
             for index in range(i * each, (i + 1) * each):
                 x, exact, unprojected = consistency(samples[index].clone())
                 image = convert(x, output_type)

@@ -28,6 +28,10 @@ _ELSEWHERE = {
 """Arguments of other pipelines, and what stands for them here."""
 
 
+CONSISTENCIES = ("exact", "none")
+"""Whether a model knows H: samples are projected on {x : Hx = y}; or it does not, and they never are."""
+
+
 @dataclass(frozen=True)
 class SamplingOptions:
     """The rare arguments of `SuperResolutionPipeline`; a call takes them by name too.
@@ -98,6 +102,31 @@ def check_flag(name: str, value: Any) -> None:
     """Raises a ValueError unless `value` is True or False."""
     if not isinstance(value, (bool, np.bool_)):
         raise ValueError(f"`{name}` must be True or False, got {value!r}")
+
+
+def check_consistency(consistency: Any) -> None:
+    """Raises a ValueError unless `consistency` is one of `CONSISTENCIES`."""
+    if consistency not in CONSISTENCIES:
+        raise ValueError(f"`consistency` must be one of {', '.join(map(repr, CONSISTENCIES))}; got {consistency!r}")
+
+
+def chosen_consistency(enforce_consistency: bool | None, consistency: str) -> bool:
+    """Whether samples are projected: what a caller asks for, or, for None, what the model's `consistency` says.
+
+    Raises:
+        ValueError: neither None nor a flag, or a projection that the model has no H for.
+    """
+    if enforce_consistency is None:
+        return consistency == "exact"
+    check_flag("enforce_consistency", enforce_consistency)
+    if enforce_consistency and consistency == "none":
+        raise ValueError(
+            "`enforce_consistency` must be None or False for this model, got True: it was made for images whose "
+            "degradation is not known, so there is no H to project by, and a projection on a blurred, noisy or "
+            "compressed image would bring its noise and blocks back (the model's configuration says "
+            "`consistency`: 'none')"
+        )
+    return bool(enforce_consistency)
 
 
 def check_count(name: str, value: Any, minimum: int, maximum: float = math.inf, optional: bool = False) -> None:

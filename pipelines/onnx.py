@@ -19,7 +19,8 @@ OPSET = 20
 
 
 class Sampler(nn.Module):
-    """Bottom-up pass over y, top-down pass, E[x|z], and the projection on the images consistent with y.
+    """Bottom-up pass over y, top-down pass, E[x|z], and the projection on the images consistent with y
+    (of a model that knows H).
 
     Args:
         pipe: a pipeline; its networks are used as they are.
@@ -32,6 +33,7 @@ class Sampler(nn.Module):
     def __init__(self, pipe: SuperResolutionPipeline, size: tuple[int, int]) -> None:
         super().__init__()
         self.vdvae, self.lr_encoder, self.operator = pipe.vdvae, pipe.lr_encoder, pipe.operator
+        self.exact = pipe.config.consistency == "exact"
         scale = self.operator.scale_factor
         self.lr_size = size
         self.size = (size[0] * scale, size[1] * scale)
@@ -77,7 +79,7 @@ class Sampler(nn.Module):
         x = (out.sample + 1) / 2
         luminance = sum(weight * x[:, channel : channel + 1] for channel, weight in enumerate(LUMA))
         x = torch.where((image == image[:, :1]).all(), luminance, x)  # as the pipeline does
-        return self.operator.project(x, image).clamp(0, 1)
+        return (self.operator.project(x, image) if self.exact else x).clamp(0, 1)
 
 
 def example_inputs(sampler: Sampler, batch_size: int = 2) -> tuple[Tensor, Tensor, list[Tensor]]:

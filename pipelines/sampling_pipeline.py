@@ -20,7 +20,16 @@ from hvae_sr.posterior import Recipe, composite, noise_of
 from hvae_sr.sampling import Budget, Consistency, Networks, SelfEnsemble, WindowSampler, budget
 
 from .computing import Computing
-from .inputs import SamplingOptions, base_seeds, check_components, check_count, check_flag, is_list
+from .inputs import (
+    SamplingOptions,
+    base_seeds,
+    check_components,
+    check_consistency,
+    check_count,
+    check_flag,
+    chosen_consistency,
+    is_list,
+)
 from .output import OUTPUT_TYPES, Sample, convert
 
 
@@ -50,9 +59,11 @@ class SamplingPipeline(Computing, DiffusionPipeline):
         default_temperature: float = 0.8,
         input_description: str | None = None,
         fast_inference: bool = False,
+        consistency: str = "exact",
     ) -> None:
         super().__init__()
         check_flag("fast_inference", fast_inference)
+        check_consistency(consistency)
         group_temperatures(default_temperature, vdvae.num_groups, "default_temperature")
         operator = cached_downsampling(scale_factor, downsampling_kernel)
         self.register_modules(vdvae=vdvae, lr_encoder=lr_encoder)
@@ -62,6 +73,7 @@ class SamplingPipeline(Computing, DiffusionPipeline):
             default_temperature=default_temperature,
             input_description=input_description,
             fast_inference=fast_inference,
+            consistency=consistency,
         )
         if fast_inference:
             self.enable_fast_inference()
@@ -137,7 +149,7 @@ class SamplingPipeline(Computing, DiffusionPipeline):
         self,
         temperature: float | Sequence[float] | None = None,
         num_samples: int = 1,
-        enforce_consistency: bool = True,
+        enforce_consistency: bool | None = None,
         num_conditioned_groups: int | None = None,
         latents: Sequence[Tensor | None] | None = None,
         batch_size: int | None = None,
@@ -154,7 +166,7 @@ class SamplingPipeline(Computing, DiffusionPipeline):
         temperature = self.config.default_temperature if temperature is None else temperature
         group_temperatures(temperature, groups)
         check_count("num_samples", num_samples, 1)
-        check_flag("enforce_consistency", enforce_consistency)
+        enforced = chosen_consistency(enforce_consistency, self.config.consistency)
         check_count("batch_size", batch_size, 1, optional=True)
         check_count("num_conditioned_groups", num_conditioned_groups, 0, groups, optional=True)
         check_count("num_fixed_groups", options.num_fixed_groups, 0, groups, optional=True)
@@ -180,14 +192,14 @@ class SamplingPipeline(Computing, DiffusionPipeline):
                 f"`self_ensemble` = {options.self_ensemble!r} goes with seeds alone, not with `{name}`: its samples "
                 "have no common grid of latents"
             )
-        return Call(temperature, enforce_consistency, num_conditioned_groups, batch_size, output_type, options)
+        return Call(temperature, enforced, num_conditioned_groups, batch_size, output_type, options)
 
     def samples(
         self,
         image: ImageInput | Photo,
         seeds: Sequence[int] | None = None,
         temperature: float | Sequence[float] | None = None,
-        enforce_consistency: bool = True,
+        enforce_consistency: bool | None = None,
         num_conditioned_groups: int | None = None,
         batch_size: int | None = None,
         output_type: str = "pil",
@@ -267,6 +279,7 @@ class SamplingPipeline(Computing, DiffusionPipeline):
         sources: Any = recipes if recipes is not None else (noise or [None])[0]
         count = len(sources)
         consistency = Consistency(self.operator, y, call.enforce_consistency)
+        known = self.config.consistency == "exact"  # whether y is H of anything
         keep_latents = options.return_latents or call.output_type == "latent"
         make = partial(
             WindowSampler,
@@ -311,7 +324,7 @@ class SamplingPipeline(Computing, DiffusionPipeline):
                     continue
                 x, exact, unprojected = consistency(out.sample[position])
                 if own and own[position].regions:
-                    x = composite(plain, self.operator, own[position])
+                    x = composite(plain, self.operator if known else None, own[position])
                     exact = consistency.lr_psnr(x)
                 picture = convert(x, call.output_type)
                 returned = consistency.lr_psnr(picture if call.output_type == "pil" else x)

@@ -26,7 +26,7 @@ class SuperResolutionPipeline(SamplingPipeline):
 
     Either system runs here: CVDVAE (an `LREncoder` gives q_psi(z_<k|y) of a frozen prior) and VDVAE-SR (an
     `LRConditioner` conditions the prior itself). At the end each sample is projected on the images that the
-    degradation maps to y: x̂ = (I - H⁺H) x + H⁺ y (CVDVAE slides, eq. 14).
+    degradation maps to y: x̂ = (I - H⁺H) x + H⁺ y (CVDVAE slides, eq. 14), unless the model does not know H.
 
     Args:
         vdvae: the prior.
@@ -38,6 +38,9 @@ class SuperResolutionPipeline(SamplingPipeline):
             people.
         fast_inference: whether the pipeline starts as `enable_fast_inference` leaves it. Saved with the pipeline: it
             belongs to weights on which the fast dtype was found to be accurate, as it was on the bundled ones.
+        consistency: "exact": y is Hx, and samples are projected. "none": the model is for images whose degradation is
+            not known (see `hvae_sr.data.degrade`); there is no H to project by. `lr_psnr` is then measured all the
+            same, by `downsampling_kernel`: information, not a promise, as a good sample is not H's inverse of noise.
     """
 
     @torch.no_grad()
@@ -46,7 +49,7 @@ class SuperResolutionPipeline(SamplingPipeline):
         image: ImageInput | Photo | Sequence[ImageInput | Photo],
         temperature: float | Sequence[float] | None = None,
         num_samples: int = 1,
-        enforce_consistency: bool = True,
+        enforce_consistency: bool | None = None,
         seed: int | Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         num_conditioned_groups: int | None = None,
@@ -65,7 +68,8 @@ class SuperResolutionPipeline(SamplingPipeline):
             temperature: factor of the latents' standard deviations, one for all groups or one for each; 0 is
                 deterministic. None means the pipeline's `default_temperature`.
             num_samples: samples of each image.
-            enforce_consistency: whether samples are projected on {x : Hx = y}.
+            enforce_consistency: whether samples are projected on {x : Hx = y}; None means what the model's
+                configuration says: yes, unless its `consistency` is "none", where True is an error.
             seed: sample j of every image has the seed `seed + j`; a list gives one base seed for each image.
             generator: supplies a base seed for each image; or one generator for each image.
             num_conditioned_groups: lets y into the first so many groups only; None means all that the model has. A
@@ -178,7 +182,7 @@ class SuperResolutionPipeline(SamplingPipeline):
         num_samples: int = 32,
         seed: int | Sequence[int] | None = 0,
         temperature: float | Sequence[float] | None = None,
-        enforce_consistency: bool = True,
+        enforce_consistency: bool | None = None,
         window_size: int | None = None,
         window_margin: int = MARGIN,
     ) -> Tensor:
@@ -210,7 +214,7 @@ class SuperResolutionPipeline(SamplingPipeline):
                 self.operator,
                 range(base, base + num_samples),
                 q,
-                enforce_consistency,
+                call.enforce_consistency,
                 on_sample=lambda: bar.update(1),
                 temperature=call.temperature,
                 return_latents=False,

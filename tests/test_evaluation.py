@@ -324,7 +324,7 @@ def test_the_command_scores_predictions_of_the_pairs_it_wrote(folder, tmp_path, 
     rows = by_name(read_report(report))
     assert rows["Lanczos"]["psnr"] > 10 and "brisque" in rows["Lanczos"]
     assert main([*common, "--predictions", str(made), "--metrics", "ssim"]) == 2
-    assert "`metrics`" in capsys.readouterr().err
+    assert "`--metrics`" in capsys.readouterr().err
 
 
 def test_pairs_replace_no_other_files(folder, tmp_path, capsys):

@@ -14,7 +14,7 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hvae_sr import VDVAE, LRConditioner, LREncoder
+from hvae_sr import VDVAE, Downsampling, LRConditioner, LREncoder
 from hvae_sr.models.blocks import BottomUp, parse_blocks
 from hvae_sr.noise import CounterNoise
 
@@ -581,7 +581,7 @@ def test_distillation_reaches_the_lr_encoder_alone(make_vdvae: Any, make_lr_netw
 # Construction.
 
 
-@pytest.mark.parametrize("item", ["x", "32y3", "32x", "0x2", "32xm", "-4x1", ""])
+@pytest.mark.parametrize("item", ["x", "32y3", "32x", "0x2", "32xm", "-4x1", "", "4d2", "4r", "4r0", "8r2", "4r100000"])
 def test_wrong_block_notation_is_refused_with_the_argument_and_the_item(item: str) -> None:
     with pytest.raises(ValueError, match="`decoder_blocks`") as error:
         VDVAE(decoder_blocks=f"4x1,{item}")
@@ -591,8 +591,58 @@ def test_wrong_block_notation_is_refused_with_the_argument_and_the_item(item: st
 def test_block_notation_is_vd_vae_s() -> None:
     specs = parse_blocks("1x2, 4m1,8,8d2")
     assert [tuple(spec) for spec in specs] == [
-        (1, None, None), (1, None, None), (4, None, 1), (8, None, None), (8, 2, None)
+        (1, None, None, 0), (1, None, None, 0), (4, None, 1, 0), (8, None, None, 0), (8, 2, None, 0)
     ]  # fmt: skip
+    assert [tuple(spec) for spec in parse_blocks("4x2,4r1,8m4,8r2,8r1")] == [
+        (4, None, None, 0), (4, None, None, 1), (8, None, 4, 3)
+    ]  # fmt: skip
+
+
+def test_residual_blocks_without_latents_belong_to_the_group_before_them(make_vdvae: Any) -> None:
+    plain = make_vdvae(seed=5)
+    deeper = make_vdvae(seed=5, decoder_blocks="4x1,8m4,8r2,8x1,16m8,16r1", residual_multiple=1.0)
+    assert deeper.resolutions == plain.resolutions
+    added = deeper.state_dict().keys() - plain.state_dict().keys()
+    assert {name.rsplit(".", 2)[0] for name in added} == {
+        "blocks.1.residual_blocks.0", "blocks.1.residual_blocks.1", "blocks.3.residual_blocks.0"
+    }  # fmt: skip
+    assert deeper.blocks[1].residual_blocks[0].c2.out_channels == deeper.config.width  # residual_multiple of it
+    deeper.load_state_dict(plain.state_dict(), strict=False)
+    noise = CounterNoise([3])
+    changed = deeper.sample(1, noise=noise).sample
+    for name in added:
+        if ".c4." in name:
+            deeper.get_parameter(name).data.zero_()
+    expected = plain.sample(1, noise=noise).sample
+    torch.testing.assert_close(deeper.sample(1, noise=noise).sample, expected)
+    assert not torch.allclose(changed, expected)
+
+
+def test_latent_channels_of_each_resolution(make_vdvae: Any) -> None:
+    vdvae = make_vdvae(custom_latent_channels="16:1,4:3")
+    shapes = [(2, 3, 4, 4), (2, 4, 8, 8), (2, 4, 8, 8), (2, 1, 16, 16)]
+    assert [vdvae.latent_shape(group, 2, (16, 16)) for group in range(4)] == shapes
+    assert [tuple(z.shape) for z in vdvae.sample(2, noise=CounterNoise([1, 2])).latents] == shapes
+    assert len(vdvae(torch.zeros(2, 3, 16, 16), noise=CounterNoise([1, 2])).group_kl) == 4
+
+
+def test_an_lr_network_with_parameters_of_the_latents_refuses_custom_channels(
+    make_vdvae: Any, make_lr_network: Any
+) -> None:
+    config, operator = make_vdvae(custom_latent_channels="16:1").config, Downsampling(4)
+    make_lr_network("vdvae-sr").check_fit(config, operator)
+    with pytest.raises(ValueError, match="`lr_encoder` was made for latent_channels 4, not '16:1'"):
+        make_lr_network("cvdvae").check_fit(config, operator)
+
+
+def test_a_shuffled_stream_says_different_things_to_neighbours(make_vdvae: Any) -> None:
+    nearest, shuffled = (make_vdvae(mixin_upsampling=name) for name in ("nearest", "pixel_shuffle"))
+    assert not nearest.upsamplers and list(shuffled.upsamplers) == ["1", "3"]
+    coarse = torch.randn(1, 8, 4, 4)
+    upsampled, mixed = (vdvae._start(1, {4: coarse}, 1, (16, 16)) for vdvae in (nearest, shuffled))
+    assert torch.equal(upsampled[..., ::2, ::2], upsampled[..., 1::2, 1::2])
+    assert not torch.allclose(mixed[..., ::2, ::2], mixed[..., 1::2, 1::2])
+    torch.testing.assert_close(mixed - shuffled.biases["8"](1, 1, 1), shuffled.upsamplers["1"](coarse))
 
 
 @pytest.mark.parametrize(
@@ -610,6 +660,11 @@ def test_block_notation_is_vd_vae_s() -> None:
         ({"num_mixtures": 0}, "`num_mixtures` must be an integer of at least 1, got 0"),
         ({"image_size": 16.0}, "`image_size` must be an integer of at least 1, got 16.0"),
         ({"width": 0}, "`width`"),
+        ({"custom_latent_channels": "8"}, "`custom_latent_channels`: '8'"),
+        ({"custom_latent_channels": "8:0"}, "`latent_channels` and `custom_latent_channels` must be .* got 0"),
+        ({"residual_multiple": 0}, "`residual_multiple` must be None or above 0 and finite, got 0"),
+        ({"mixin_upsampling": "linear"}, "`mixin_upsampling` must be 'nearest' or 'pixel_shuffle', got 'linear'"),
+        ({"encoder_blocks": "16x1,16r1,16d2,8x1,8d2,4x1"}, "`encoder_blocks`: '16r1'"),
         ({"width": 10**6}, "`width` and `custom_widths` must be between 1 and 65536, got 1000000"),
         ({"decoder_blocks": "1x100000000,16m1"}, "`decoder_blocks`: '1x100000000' makes more than 10000 blocks"),
         ({"bottleneck_multiple": 0.01}, "`bottleneck_multiple`"),

@@ -114,7 +114,7 @@ def test_weights_are_found_by_folder_file_or_environment(tmp_path, monkeypatch):
     assert find_lpips() is None and find_lpips("alexnet", tmp_path) == find_lpips("alexnet", file) == file
     assert find_lpips("vgg16", tmp_path) is None
     found = load_perceptual(["lpips", "lpips_vgg"])
-    assert found.lpips is None and "--lpips_weights or HVAE_SR_LPIPS" in found.absent["lpips"]
+    assert found.lpips is None and "--lpips-weights or HVAE_SR_LPIPS" in found.absent["lpips"]
     monkeypatch.setenv("HVAE_SR_LPIPS", str(tmp_path))
     found = load_perceptual(["lpips", "lpips_vgg"])
     assert found.names == ["lpips"] and found.lpips.name == "alexnet" and list(found.absent) == ["lpips_vgg"]

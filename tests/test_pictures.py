@@ -96,14 +96,14 @@ def test_the_card_command_draws_and_shows_the_contact_sheet(benchmarks, make_pip
     make_pipeline("cvdvae").save_pretrained(folder)
     monkeypatch.setattr("hvae_sr.pictures.BENCHMARK_CROPS", dict(list(BENCHMARK_CROPS.items())[:2]))
     command = ["card", str(folder), "--benchmarks", str(benchmarks)]
-    assert main(command) == 2 and "`benchmarks` is of --pictures" in capsys.readouterr().err
+    assert main(command) == 2 and "`--benchmarks` goes with `--pictures`" in capsys.readouterr().err
     assert main([*command, "--pictures", "--temperatures", "0", "0.5", "1"]) == 0
     picture = f"images/{CONTACT_SHEET}"
     assert f"]({picture})" in (folder / "README.md").read_text() and picture in files_to_push(folder)
     assert Image.open(folder / picture).format == "WEBP"
     (benchmarks / next(iter(BENCHMARK_CROPS))).unlink()
     assert main([*command, "--pictures"]) == 2
-    assert "`benchmarks` must hold Set14/img_001.png" in capsys.readouterr().err
+    assert "`--benchmarks` must hold Set14/img_001.png" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("suffix", ["webp", "jpg"])

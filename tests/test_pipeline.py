@@ -703,3 +703,33 @@ def test_samples_come_one_by_one_and_are_those_of_a_call(make_pipeline: MakePipe
     for arguments, message in (({}, "`seeds`"), ({"seeds": []}, "`seeds`"), ({"seeds": [1.5]}, "`seed`")):
         with pytest.raises(ValueError, match=message):
             pipe.samples(photo(), **arguments)  # before the first sample is asked for
+
+
+# Models that do not know H
+
+
+def test_a_model_that_does_not_know_the_degradation_projects_nothing(make_pipeline, tmp_path):
+    exact = make_pipeline()
+    parts = {"vdvae": exact.vdvae, "lr_encoder": exact.lr_encoder}
+    SuperResolutionPipeline(**parts, consistency="none").save_pretrained(tmp_path)
+    pipe = SuperResolutionPipeline.from_pretrained(tmp_path)
+    assert pipe.config.consistency == "none" and exact.config.consistency == "exact"
+    y = photo()
+    found, expected = (p(y, seed=0, output_type="pt", enforce_consistency=e) for p, e in ((pipe, None), (exact, False)))
+    assert torch.equal(found.images, expected.images) and found.lr_psnr == expected.lr_psnr
+    for call in (pipe, pipe.quantiles):
+        with pytest.raises(ValueError, match="`enforce_consistency`.*degradation is not known"):
+            call(y, enforce_consistency=True)
+    with pytest.raises(ValueError, match="`consistency` must be one of 'exact', 'none'; got 'soft'"):
+        SuperResolutionPipeline(**parts, consistency="soft")
+
+
+def test_folders_from_before_consistency_was_an_option_are_exact(make_pipeline, tmp_path):
+    make_pipeline().save_pretrained(tmp_path)
+    index = tmp_path / "model_index.json"
+    saved = json.loads(index.read_text())
+    del saved["consistency"]
+    index.write_text(json.dumps(saved))
+    pipe = SuperResolutionPipeline.from_pretrained(tmp_path)
+    assert pipe.config.consistency == "exact"
+    assert min(pipe(photo(), seed=0).lr_psnr_float) > 60

@@ -126,7 +126,7 @@ def test_a_push_that_was_killed_goes_on_where_it_was(folder, tmp_path):
 @pytest.mark.parametrize("repo_id", ["tiny", "a/b/c", "some one/tiny", "someone/tiny..x4"])
 def test_an_id_that_is_none_is_refused_before_anything_is_sent(hub, folder, repo_id, capsys):
     assert main(["push", str(folder), "--repo_id", repo_id]) == 2
-    assert "`repo_id`" in capsys.readouterr().err and not hub.log
+    assert "`--repo-id`" in capsys.readouterr().err and not hub.log
 
 
 def test_a_wrong_token_is_named_and_not_tried_again(hub, folder):

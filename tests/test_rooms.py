@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = [
-    ["files", "noise", "loading", "processes"],
+    ["files", "noise", "loading", "processes", "features"],
     ["operators"],
     ["models", "images"],
     ["sampling", "baselines"],

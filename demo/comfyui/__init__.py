@@ -108,7 +108,7 @@ class DiverseUpscale:
                 y,
                 range(seed, seed + num_samples),
                 temperature=temperature,
-                enforce_consistency=consistent,
+                enforce_consistency=None if consistent else False,
                 output_type="pt",
             ):
                 stacks[-1].append(sample.image.movedim(0, -1).float().cpu())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models import VDVAE, LRConditioner, LREncoder
-from ..models.blocks import BlockSpec, parse_blocks
+from ..models.blocks import BlockSpec, TopDownBlock, Upsampler, parse_blocks
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +75,9 @@ def transfer(trained: VDVAE | LREncoder | LRConditioner, network: VDVAE | LREnco
 
     A block's place is that of its number among the blocks of the same nominal resolution; a parameter of another shape
     has none. With nominal sizes such that y has the same in both, blocks keep their distance from y's resolution.
+    Residual blocks without latents that `network` has more than `trained` add nothing at first, and convolutions in the
+    place of the nearest neighbour's upsampling start as that, so that a decoder that differs in these alone starts as
+    the same function. A group with other latent channels starts as the same function at temperature 0.
 
     Args:
         trained: the network whose weights are taken.
@@ -106,8 +109,42 @@ def transfer(trained: VDVAE | LREncoder | LRConditioner, network: VDVAE | LREnco
     if not count:
         raise ValueError(f"no weights of the pretrained {type(trained).__name__} have a place in the new one")
     network.load_state_dict(taken, strict=False)
+    if isinstance(trained, VDVAE) and isinstance(network, VDVAE):
+        _keep_function(trained, network, places["blocks."], set(state) - set(taken))
     logger.info("%s: %d of %d parameters from the pretrained network", type(network).__name__, count, total)
     return set(state) - set(taken)
+
+
+@torch.no_grad()
+def _keep_function(trained: VDVAE, network: VDVAE, places: dict[int, int], new: set[str]) -> None:
+    """Lets parameters that are `new` in a decoder change little: see `transfer`; groups have these `places` in it."""
+    for group, place in places.items():
+        before, after = trained.blocks[group], network.blocks[place]
+        assert isinstance(before, TopDownBlock) and isinstance(after, TopDownBlock)
+        if before.latent_channels != after.latent_channels:
+            _keep_residual(before, after)
+    for name in new:
+        if ".residual_blocks." in name and ".c4." in name:
+            nn.init.zeros_(network.get_parameter(name))
+    for group_name, upsampler in network.upsamplers.items():
+        if f"upsamplers.{group_name}.conv.weight" in new and trained.config.mixin_upsampling == "nearest":
+            assert isinstance(upsampler, Upsampler)
+            for parameter in upsampler.parameters():
+                nn.init.zeros_(parameter)
+            places_of_channel = upsampler.conv.weight.unflatten(0, (-1, upsampler.factor**2))  # pixel_shuffle's order
+            for channel in range(min(places_of_channel.shape[0], places_of_channel.shape[2])):
+                places_of_channel[channel, :, channel, 1, 1] = 1
+
+
+def _keep_residual(before: TopDownBlock, after: TopDownBlock) -> None:
+    """The prior head's residual from a group with other latent channels, whose means are part of it then."""
+    old, new, c = before.prior_head.c4, after.prior_head.c4, before.latent_channels
+    if before.width != after.width or old.in_channels != new.in_channels:
+        return
+    matrix = before.z_projection.weight.flatten(1)
+    weight, bias = (matrix @ part[:c].flatten(1) for part in (old.weight, old.bias[:, None]))  # type: ignore[index]
+    new.weight[-after.width :] = old.weight[2 * c :] + weight[..., None, None]
+    new.bias[-after.width :] = old.bias[2 * c :] + bias[:, 0]  # type: ignore[index]
 
 
 def _same_resolution(blocks: str | None, others: str | None) -> Iterator[tuple[int, int]]:

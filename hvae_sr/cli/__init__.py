@@ -61,4 +61,5 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options, unknown = parser.parse_known_args(typed)
     if unknown:
         command.error(f"{unknown[0]!r} has no place here: inputs stand together, before the options or after `-i`")
+    options.named = {action.dest for action in command._actions if action.option_strings}  # not what has no dashes
     return options

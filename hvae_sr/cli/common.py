@@ -38,7 +38,7 @@ def add_data(parser: argparse.ArgumentParser, required: bool = True, more: str =
 def add_lpips(parser: argparse.ArgumentParser) -> None:
     """The option of LPIPS' weights."""
     parser.add_argument(
-        "--lpips_weights",
+        "--lpips-weights",
         metavar="PATH",
         help="folder of lpips_alexnet.safetensors and lpips_vgg16.safetensors, or one file (default: $HVAE_SR_LPIPS)",
     )

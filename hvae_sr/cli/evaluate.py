@@ -34,7 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num-images", type=int, help="only the first so many images")
     parser.add_argument("--scale-factor", type=int, help="default: the model's, or 4")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--degradation",
+        metavar="NAME|FILE",
+        help="make the LR images by random degradations of --seed: mild-jpeg, noise, blur-noise, second-order, real, "
+        "or a YAML file; default: the protocol's downsampling",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of samples, and of degradations")
     parser.add_argument("--batch-size", type=int, help="samples for each network evaluation; default: by size")
     parser.add_argument(
         "--write-pairs", metavar="DIR", help="only write the protocol's HR and LR images there, for another method"
@@ -43,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 _OPTIONS = (
     "data", "protocol", "size", "temperatures", "num_samples", "seed", "num_images", "batch_size", "coverage_samples",
-    "self_ensemble", "levels", "scale_factor", "predictions", "split", "image_column",
+    "self_ensemble", "levels", "scale_factor", "predictions", "split", "image_column", "degradation",
 )  # fmt: skip
 """Those that `evaluate` has under the same names."""
 
@@ -87,11 +93,13 @@ def _write_pairs(options: argparse.Namespace) -> int:
     import numpy as np
     from PIL import Image
 
-    from ..evaluation.protocols import protocol_named
+    from ..data import load_degradation
+    from ..evaluation.protocols import degraded, protocol_named
     from ..evaluation.sources import open_source
     from ..images import load_image, save_image
 
     protocol = protocol_named(options.protocol)
+    made = None if options.degradation is None else load_degradation(options.degradation)
     source = open_source(options.data, options.split, options.image_column, options.num_images)
     folders = [Path(options.write_pairs) / kind for kind in ("HR", "LR")]
     owners: dict[str, str] = {}
@@ -102,7 +110,8 @@ def _write_pairs(options: argparse.Namespace) -> int:
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
     for image in source.images:
-        pair = protocol.prepare(image.load(), options.size, options.scale_factor or 4)
+        own = protocol if made is None else degraded(protocol, made, options.seed, image.number)
+        pair = own.prepare(image.load(), options.size, options.scale_factor or 4)
         for folder, pixels in zip(folders, pair, strict=True):
             path = folder / f"{image.stem}.png"
             if not os.path.lexists(path):

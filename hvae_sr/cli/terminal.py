@@ -59,9 +59,10 @@ def fail(error: Exception, options: argparse.Namespace | None = None) -> int:
 
 def _with_options(line: str, options: argparse.Namespace | None) -> str:
     """`max_memory` and `tile=True`, as the library calls its arguments, as `--max-memory` and `--tile`."""
+    named = getattr(options, "named", ())
     return re.sub(
         r"`(\w+)(?:=True)?`",
-        lambda found: f"`--{found[1].replace('_', '-')}`" if hasattr(options, found[1]) else found[0],
+        lambda found: f"`--{found[1].replace('_', '-')}`" if found[1] in named else found[0],
         line,
     )
 

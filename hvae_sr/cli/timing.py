@@ -39,7 +39,9 @@ def announce(
     """
     sizes = [size for job in jobs if (size := _size(job, options)) is not None]
     pixels = options.num_samples * sum(evaluated_pixels(pipeline, size, options) for size in sizes)
-    side = pipeline.networks.sizes.fixed_side or _PROBE
+    networks = getattr(pipeline, "networks", None)
+    side = networks.sizes.fixed_side if networks is not None else None
+    side = side or _PROBE
     if pixels <= probes * (side * pipeline.operator.scale_factor) ** 2:
         return
     seconds = pixels * seconds_per_pixel(pipeline, side, options)
@@ -63,6 +65,8 @@ def evaluated_pixels(pipeline: "SuperResolutionPipeline", size: tuple[int, int],
     from ..sampling import WindowSampler, budget
 
     scale, (width, height), pixels = pipeline.operator.scale_factor, size, 0
+    if not hasattr(pipeline, "networks"):  # a compared system: of one pass, and of windows of its own
+        return width * height * scale**2
     for _ in range(num_passes(scale, options.outscale)):
         output = (height * scale, width * scale)
         try:

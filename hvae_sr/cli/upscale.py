@@ -67,9 +67,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"`-n` names a model, got {options.model}; `--num-samples {options.model}` draws so many")
     output = Path(options.output_dir) if options.output_dir else None
     if output is not None and not output.is_dir() and output.suffix.lower() in FILE_SUFFIXES:
-        raise ValueError(
-            f"`--output-dir` is a folder, for several results, got {output}; `--format` chooses their kind"
-        )
+        raise ValueError(f"`--output-dir` must be a folder, got {output}; `--format` chooses the kind of results")
     if output is not None:
         check_writable(output, "--output-dir")
     from accelerate.utils import gather_object
@@ -134,7 +132,7 @@ def _complete(options: argparse.Namespace, pipeline: "SuperResolutionPipeline") 
     options.dtype = str(pipeline.inference_dtype).removeprefix("torch.")
     options.num_samples = 5 if options.num_samples is None else options.num_samples
     options.seed = options.seed or 0
-    options.no_consistency = bool(options.no_consistency)
+    options.no_consistency = bool(options.no_consistency) or pipeline.config.consistency == "none"
     if options.bits == 16 and f".{options.format}" not in WIDE_SUFFIXES:
         raise ValueError(f"`--bits` 16 goes with `--format` png or tiff; {options.format} holds 8")
     if options.outscale is None:

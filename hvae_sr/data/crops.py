@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +23,8 @@ logger = logging.getLogger("hvae_sr.data")
 
 NAMES_LOGGED = 20
 _T = TypeVar("_T")
+Degrader = Callable[[torch.Tensor, int], torch.Tensor]
+"""(crop [3, H, W] uint8, its number) -> its LR image; must be picklable, and a function of the two alone."""
 _Source = Any
 """What Pillow opens: a path or a file; or an image."""
 
@@ -74,6 +76,7 @@ class ImageCrops(Dataset[dict[str, torch.Tensor]]):
         self.seed = seed
         self.crops_per_image = crops_per_image
         self.factor = factor
+        self.degrade: Degrader | None = None  # makes "low" of a crop and its number, in the workers
         self.skipped: dict[Any, str] = {}  # name -> reason
         self._where = where
         # In shared memory, so that persistent workers see a new epoch too.
@@ -123,7 +126,7 @@ class ImageCrops(Dataset[dict[str, torch.Tensor]]):
         self._epoch.fill_(epoch)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """Return {"image": uint8 tensor [3, crop_size, crop_size]}, and "low" where LR images are given.
+        """Return {"image": uint8 tensor [3, crop_size, crop_size]}, and "low" where LR images are given or made.
 
         Raises:
             IndexError: `index` is not in 0..len - 1.
@@ -133,7 +136,10 @@ class ImageCrops(Dataset[dict[str, torch.Tensor]]):
             raise IndexError(f"index must lie in 0..{len(self) - 1}, got {index}")
         draws = draw(self.seed, self.epoch, index)
         pixels, low = self._pictures(index % self.num_images, float(draws[0]))
-        return self.augmentation.crop(pixels, draws, low, self.factor)
+        crop = self.augmentation.crop(pixels, draws, low, self.factor)
+        if self.degrade is not None:
+            crop["low"] = self.degrade(crop["image"], (self.epoch << 32) + index)
+        return crop
 
     def _shapes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """The sizes of all pictures that an image of `size` is kept as: its levels, or itself and its LR image."""

@@ -19,7 +19,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ..images import load_image
 from .augmentation import Augmentation, draw, resize
-from .crops import NAMES_LOGGED, ImageCrops, one_line
+from .crops import NAMES_LOGGED, Degrader, ImageCrops, one_line
 
 logger = logging.getLogger("hvae_sr.data")
 
@@ -184,6 +184,7 @@ class ImageStream(IterableDataset[dict[str, torch.Tensor]]):
         self.seed = seed
         self.batch_size = batch_size
         self.rank = rank
+        self.degrade: Degrader | None = None  # as in `ImageCrops`
         self.start = 0
         self.skipped = 0
 
@@ -214,7 +215,10 @@ class ImageStream(IterableDataset[dict[str, torch.Tensor]]):
                     draws = draw(self.seed, self.rank, worker, each)
                     levels = self.augmentation.levels(image.size)
                     level = resize(image, levels[int(draws[0] * len(levels))])
-                    yield self.augmentation.crop(np.asarray(level), draws)
+                    crop = self.augmentation.crop(np.asarray(level), draws)
+                    if self.degrade is not None:
+                        crop["low"] = self.degrade(crop["image"], (self.rank << 52) + (worker << 40) + each)
+                    yield crop
                 waiting.clear()
             if number == first and info is not None:
                 return  # more workers than shards

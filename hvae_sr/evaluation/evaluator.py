@@ -19,11 +19,12 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..data import Degradation, load_degradation
 from ..images import ImageError
 from ..processes import process_state
 from . import metrics, posterior
 from .perceptual import LPIPS, PerceptualMetrics, frechet_distance
-from .protocols import EvaluationProtocol, operator, protocol_named
+from .protocols import EvaluationProtocol, degraded, operator, protocol_named
 from .samples import Float, draw, level_temperatures, quiet
 from .sources import PathLike, Predictions, SourceImage, open_source
 from .storage import Features, Key, Partial, Rows
@@ -59,12 +60,15 @@ class Scorer:
         protocol, size, scale: how the pair is made and measured.
         image: HR, as it is in the data.
         perceptual: further metrics.
+        exact: whether y is H of the HR image, so that estimates are projected on {x : Hx = y} too.
     """
 
     def __init__(
-        self, protocol: EvaluationProtocol, image: SourceImage, size: int, scale: int, perceptual: PerceptualMetrics
-    ):
+        self, protocol: EvaluationProtocol, image: SourceImage, size: int, scale: int, perceptual: PerceptualMetrics,
+        exact: bool = True,
+    ):  # fmt: skip
         self.name, self.protocol, self.scale, self.perceptual = image.name, protocol, scale, perceptual
+        self.exact = exact
         self.rows: Rows = {}
         self.features: Features = {}
         self.truth: dict[str, list[Tensor]] = {}
@@ -74,7 +78,8 @@ class Scorer:
             self._keep_features("truth", self.hr)
             bicubic = protocol.upsample(self.lr, scale) / 255
             self._add("bicubic", bicubic)
-            self._add("bicubic projected", self._project(bicubic))
+            if exact:
+                self._add("bicubic projected", self._project(bicubic))
 
     def _keep_features(self, name: str, image: metrics.Uint8) -> None:
         if self.perceptual.features is not None:
@@ -126,15 +131,20 @@ class Scorer:
     def add_samples(
         self, samples: Float, label: str, kept: int, calibrate: bool = False, temperature: float | None = None
     ) -> None:
-        """Rows of samples ``[N, H, W, 3]`` as they are, and projected; those of one temperature tell it.
+        """Rows of samples ``[N, H, W, 3]`` as they are, and projected if y is Hx; those of one temperature tell it.
 
-        Rows are of the first `kept`, and of their mean image. All N projected ones serve curves over their number and,
-        if `calibrate`, the calibration. A method of one image has one row: its sample is its mean.
+        Those of a pipeline tell their temperature. Rows are of the first `kept`, and of their mean image. All N of the
+        last kind serve curves over their number and, if `calibrate`, the calibration. A method of one image has one
+        row: its sample is its mean.
         """
         with _naming(self.name):
             more = {} if temperature is None else {"temperature": temperature}
-            projected = np.stack([self._project(sample) for sample in samples])
-            for images, name in ((samples[:kept], label), (projected, f"{label} projected")):
+            if self.exact:
+                last = np.stack([self._project(sample) for sample in samples])
+                sets = [(samples[:kept], label), (last, f"{label} projected")]
+            else:
+                last, sets = samples, [(samples, label)]
+            for images, name in sets:
                 alone = kept == 1 and temperature is None
                 each = [self._quality(image) for image in images[:kept]]
                 row = {key: float(np.mean([values[key] for values, _ in each])) for key in each[0][0]}
@@ -146,7 +156,7 @@ class Scorer:
                 np.clip(images, 0, 1, out=images)
                 row |= best
                 row |= self._spread(images, [seen for _, seen in each]) if kept > 1 else {}
-                row |= self._calibration(images) if calibrate and images is projected else {}
+                row |= self._calibration(images) if calibrate and images is last else {}
                 row |= more
 
     def _curves(self, images: Float, psnrs: list[float]) -> tuple[dict[str, float], dict[str, float]]:
@@ -243,6 +253,7 @@ def evaluate(
     perceptual: PerceptualMetrics | None = None,
     split: str = "test",
     image_column: str = "image",
+    degradation: Degradation | PathLike | None = None,
     name: str | None = None,
     report_path: str | os.PathLike[str] | None = None,
     progress_bar: bool = True,
@@ -275,6 +286,9 @@ def evaluate(
         predictions: folder of another method's images, instead of a pipeline (see `Predictions`).
         perceptual: LPIPS, BRISQUE and FID, from `load_perceptual`.
         split, image_column: of a data set of the Hub.
+        degradation: makes the LR images instead of the protocol's downsampling: a bundled name, a file or a
+            `Degradation`; that of image i of the data set has the index i and `seed`. Rows are then projected only for
+            a pipeline that does so itself.
         name: of the model, for the report.
         report_path: results are kept beside it, as ``REPORT_PATH.partial-`` and a hash of the settings, and taken from
             there by a later call with equal settings. `write_report` removes that file.
@@ -305,6 +319,10 @@ def evaluate(
     source = open_source(data, split, image_column, num_images)
     settings |= {"dataset": source.name, "downsampling_kernel": chosen.kernel, "pipeline": None, "name": name}
     settings |= {"predictions": None, "metrics": perceptual.names, "absent": perceptual.absent, "versions": _versions()}
+    made = degradation if isinstance(degradation, Degradation) or degradation is None else load_degradation(degradation)
+    exact = pipeline.config.get("consistency", "exact") == "exact" if pipeline is not None else made is None
+    if made is not None:
+        settings["degradation"] = {"name": made.name, "seed": seed, **made.as_dict()}
     others: Predictions | None = None
     if pipeline is not None:
         scale, kernel = pipeline.operator.scale_factor, pipeline.operator.kernel
@@ -325,7 +343,10 @@ def evaluate(
     options |= {"self_ensemble": True} if "self_ensemble" in settings else {}
 
     def score(images: Sequence[SourceImage]) -> list[Scorer]:
-        scorers = [Scorer(chosen, image, settings["size"] or 0, scale_factor, perceptual) for image in images]
+        scorers = []
+        for image in images:
+            own = chosen if made is None else degraded(chosen, made, seed, image.number)
+            scorers.append(Scorer(own, image, settings["size"] or 0, scale_factor, perceptual, exact))
         for tau in settings["temperatures"] if pipeline is not None else ():
             covered = (coverage_samples or 0) if tau == 1 else 0
             drawn = draw(pipeline, [scorer.lr for scorer in scorers], tau, max(kept, covered), seed, **options)

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..features import FeatureNetwork
 from .metrics import Array, ArrayLike, Uint8, as_array, as_rgb, as_rgb_pair, to_planes
 from .no_reference import brisque
 
@@ -25,14 +24,6 @@ Distance = Callable[[Uint8, Uint8], float]
 NAMES = ("brisque", "lpips", "lpips_vgg", "fid")
 LPIPS_WEIGHTS = "HVAE_SR_LPIPS"
 """The variable of the environment that names the folder of LPIPS' weights."""
-
-#: Convolutions, in torchvision's places: of AlexNet (in, out, kernel, stride, padding), and of VGG16 (out).
-_ALEXNET = {0: (3, 64, 11, 4, 2), 3: (64, 192, 5, 1, 2), 6: (192, 384, 3, 1, 1), 8: (384, 256, 3, 1, 1)}
-_ALEXNET[10] = (256, 256, 3, 1, 1)
-_VGG16 = {0: 64, 2: 64, 5: 128, 7: 128, 10: 256, 12: 256, 14: 256, 17: 512, 19: 512, 21: 512, 24: 512, 26: 512, 28: 512}
-_TAPS = {"alexnet": (1, 4, 7, 9, 11), "vgg16": (3, 8, 15, 22, 29)}
-_POOLS = {"alexnet": {2: 3, 5: 3}, "vgg16": {4: 2, 9: 2, 16: 2, 23: 2}}
-_MEAN, _STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 def tap_maps(
@@ -81,59 +72,8 @@ def lpips(
         return sum(float(m.mean()) for m in tap_maps([f[:1] for f in layers], [f[1:] for f in layers], weights))
 
 
-class LPIPS(nn.Module):
-    """LPIPS, version 0.1, with its own heads on AlexNet or VGG16 (Zhang et al., CVPR 2018).
-
-    Args:
-        weights: by name: the trunk's as in torchvision (``features.N.weight``, ``.bias``), the heads as
-            ``lin0.weight`` to ``lin4.weight``. Which trunk it is, their names tell.
-
-    Raises ValueError: the weights are of neither.
-    """
-
-    def __init__(self, weights: dict[str, Tensor]):
-        super().__init__()
-        self.name = "vgg16" if "features.28.weight" in weights else "alexnet"
-        sides = [3, *_VGG16.values()]
-        vgg16 = {place: (sides[i], out, 3, 1, 1) for i, (place, out) in enumerate(_VGG16.items())}
-        convolutions = vgg16 if self.name == "vgg16" else _ALEXNET
-        layers: list[nn.Module] = []
-        for place in range(_TAPS[self.name][-1] + 1):
-            if place in convolutions:
-                layers.append(nn.Conv2d(*convolutions[place]))
-            elif place in _POOLS[self.name]:
-                layers.append(nn.MaxPool2d(_POOLS[self.name][place], 2))
-            else:
-                layers.append(nn.ReLU())
-        self.features = nn.Sequential(*layers)
-        try:
-            self.heads = [weights[f"lin{tap}.weight"].float().flatten() for tap in range(5)]
-            trunk = {name: value.float() for name, value in weights.items() if name.startswith("features.")}
-            self.load_state_dict(trunk)
-        except (KeyError, RuntimeError) as error:
-            raise ValueError(f"`weights` must be LPIPS 0.1 on AlexNet or VGG16: {error}") from None
-        self.eval().requires_grad_(False)
-
-    @classmethod
-    def from_file(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> LPIPS:
-        """With the weights of a .safetensors file.
-
-        Raises ValueError: the file cannot be read, or holds other weights.
-        """
-        try:
-            return cls(load_file(path)).to(device)
-        except (OSError, SafetensorError, ValueError) as error:
-            raise ValueError(f"`lpips_weights`: {os.fspath(path)!r}: {error}") from None
-
-    def forward(self, sample: Tensor) -> list[Tensor]:
-        """Activations after five ReLUs, ``[B, C_l, h_l, w_l]`` each, of RGB ``[B, 3, H, W]`` on [-1, 1]."""
-        x = (sample - sample.new_tensor(_MEAN).view(3, 1, 1)) / sample.new_tensor(_STD).view(3, 1, 1)
-        taps = []
-        for place, layer in enumerate(self.features):
-            x = layer(x)
-            if place in _TAPS[self.name]:
-                taps.append(x)
-        return taps
+class LPIPS(FeatureNetwork):
+    """LPIPS, version 0.1, with its own heads on AlexNet or VGG16 (Zhang et al., CVPR 2018)."""
 
     @torch.no_grad()
     def look(self, image: ArrayLike) -> list[Tensor]:
@@ -143,7 +83,7 @@ class LPIPS(nn.Module):
             raise ValueError(
                 f"`image` must be at least {least}x{least} pixels for LPIPS on {self.name}, got {pixels.shape[:2]}."
             )
-        return self(to_planes(pixels[None] / 127.5 - 1).to(next(self.parameters()).device))
+        return self(to_planes(pixels[None] / 127.5 - 1).to(self.mean.device))
 
     def maps(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> list[Tensor]:
         """The weighted squares at each position of each tap, ``[B, h_l, w_l]``; LPIPS is the sum of their means."""
@@ -244,7 +184,7 @@ def load_perceptual(
             if file is not None:
                 found[name] = LPIPS.from_file(file, device)
             else:
-                absent[name] = f"no lpips_{trunk}.safetensors (its folder: --lpips_weights or {LPIPS_WEIGHTS})"
+                absent[name] = f"no lpips_{trunk}.safetensors (its folder: --lpips-weights or {LPIPS_WEIGHTS})"
     if "fid" in wanted:
         try:
             found["features"] = _load_inception(torch.device(device))

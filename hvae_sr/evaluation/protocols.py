@@ -8,12 +8,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
 from PIL import Image
 
+from ..data import Degradation, degrade
 from ..operators import Downsampling
 from . import metrics
 from .metrics import Uint8
@@ -159,6 +160,23 @@ PROTOCOLS: dict[str, EvaluationProtocol] = {
         full_images=True,
     ),
 }
+
+
+def degraded(protocol: EvaluationProtocol, degradation: Degradation, seed: int, number: int) -> EvaluationProtocol:
+    """The protocol with y of `hvae_sr.data.degrade`: the HR image, and the metrics, are as they were.
+
+    Args:
+        protocol: makes the HR image.
+        degradation: makes y of it.
+        seed: of the degradations.
+        number: of the image in its data set, the index of its degradation.
+    """
+
+    def prepare(image: Image.Image, size: int, scale: int) -> tuple[Uint8, Uint8]:
+        hr, _ = protocol.prepare(image, size, scale)
+        return hr, degrade(hr, degradation, seed, number, scale)
+
+    return replace(protocol, prepare=prepare)
 
 
 def protocol_named(name: str) -> EvaluationProtocol:

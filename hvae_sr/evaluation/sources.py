@@ -28,11 +28,13 @@ class SourceImage:
         name: of the file, or made of its number.
         sha256: of its bytes, shortened: results are kept under name and content.
         load: decodes it, as RGB.
+        number: of the image in the data set, from 0, in the order of names.
     """
 
     name: str
     sha256: str
     load: Callable[[], Image.Image]
+    number: int = 0
 
     @property
     def stem(self) -> str:
@@ -89,7 +91,10 @@ def open_source(
     if holds_data or is_hub_id:
         return _open_dataset(data, split, image_column, num_images)
     files = list_images(data)
-    images = [SourceImage(file.name, _digest(file), partial(load_image, file)) for file in files[:num_images]]
+    images = [
+        SourceImage(file.name, _digest(file), partial(load_image, file), number)
+        for number, file in enumerate(files[:num_images])
+    ]
     return ImageSource(folder.resolve().name, images, len(files))
 
 
@@ -114,7 +119,7 @@ def _open_dataset(data: PathLike, split: str, column: str, num_images: int | Non
             raise ImageError(f"{name}: {error}") from error
 
     names = [f"{split}-{index:06d}" for index in range(min(num_images or len(table), len(table)))]
-    images = [SourceImage(name, _digest(read(i)), partial(load, i, name)) for i, name in enumerate(names)]
+    images = [SourceImage(name, _digest(read(i)), partial(load, i, name), i) for i, name in enumerate(names)]
     return ImageSource(Path(data).name, images, len(table))
 
 

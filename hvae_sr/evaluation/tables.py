@@ -100,6 +100,8 @@ def published_rows(report: Mapping[str, Any]) -> tuple[str, list[dict[str, Any]]
 
     A data set has the figures of the published one whose name is part of its own, but for case, - and _.
     """
+    if report.get("degradation"):  # they are of other LR images
+        return "", []
     text = resources.files(__package__).joinpath("published.json").read_text(encoding="utf-8")
     entry = json.loads(text)[report["protocol"]]
     tables = entry["tables"].get(f"{report['size'] or 'full'} x{report['scale_factor']}", {})
@@ -143,6 +145,8 @@ def markdown_table(report: Mapping[str, Any]) -> str:
     source, published = published_rows(report)
     size = f", {report['size']}x{report['size']}" if report["size"] else ""
     title = f"**{report['dataset']}**, {report['protocol']} protocol{size}, x{report['scale_factor']}, "
+    if made := report.get("degradation"):
+        title += f"LR degraded by {made['name']} of seed {made['seed']}, "
     partial = report["num_images"] < report["num_images_available"]
     title += f"{'the first ' if partial else ''}{report['num_images']} of {report['num_images_available']} images"
     if any("std" in row for row in report["rows"]):
@@ -185,13 +189,18 @@ def sample_rows(report: Mapping[str, Any], projected: bool = True) -> list[Mappi
 
     Raises ValueError: the report is not of a pipeline.
     """
-    suffix = " projected" if projected else ""
+    suffix = " projected" if projected and _has_projected(report) else ""
     by_name = {row["name"]: row for row in report["rows"]}
     names = [f"sample t={temperature:g}{suffix}" for temperature in sorted(report["temperatures"])]
     rows = [by_name[name] for name in names if name in by_name]
     if not rows:
         raise ValueError("`report` has no rows of samples: it must be of a pipeline, with at least one temperature.")
     return rows
+
+
+def _has_projected(report: Mapping[str, Any]) -> bool:
+    """Whether a report has rows of projections: without a known H there are none."""
+    return any(str(row["name"]).endswith(" projected") for row in report["rows"])
 
 
 def command_line(report: Mapping[str, Any], output: str = "report.json") -> str:
@@ -204,13 +213,14 @@ def command_line(report: Mapping[str, Any], output: str = "report.json") -> str:
         "predictions": predictions["name"] if predictions else None,
         "data": report["dataset"],
         "protocol": report["protocol"],
+        "degradation": (report.get("degradation") or {}).get("name"),
         "size": report["size"],
         "temperatures": [f"{tau:g}" for tau in report["temperatures"]] if pipeline else None,
         "num_samples": report["num_samples"] if pipeline else None,
         "coverage_samples": report["coverage_samples"] if pipeline else None,
         "self_ensemble": [] if pipeline and report.get("self_ensemble") else None,
         "levels": [] if pipeline and report.get("levels") else None,
-        "seed": (report["seed"] or None) if pipeline else None,
+        "seed": (report["seed"] or None) if pipeline or report.get("degradation") else None,
         "dtype": dtype if dtype != "float32" else None,
         "scale_factor": report["scale_factor"] if report["scale_factor"] != 4 and not pipeline else None,
         "num_images": report["num_images"] if first else None,
@@ -235,7 +245,7 @@ def summary_table(reports: Sequence[Mapping[str, Any]]) -> str:
         row = {"name": f"{method_name(report)}, {report['dataset']}, {report['protocol']}{size_of(report)}{part}"}
         for found in report["rows"]:
             name = str(found["name"]).removesuffix(" projected")
-            if name != found["name"]:
+            if name != found["name"] or not _has_projected(report):
                 row[name] = found["psnr_gain"]
                 columns.setdefault(name, (name, "+.2f"))
             row |= {"coverage": found["coverage"]} if "coverage" in found else {}

@@ -22,63 +22,80 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "silu": F.
 
 
 class BlockSpec(NamedTuple):
-    """One residual block of VD-VAE's block notation: its resolution, and how it changes resolution, if it does."""
+    """One block of VD-VAE's block notation: its resolution, how it changes resolution, if it does, and what follows it.
+
+    Args:
+        resolution: nominal.
+        down_rate: of the average pooling after the block.
+        mixin: resolution of the coarser stream that is added.
+        residual_blocks: blocks without latents after a latent group.
+    """
 
     resolution: int
     down_rate: int | None = None
     mixin: int | None = None
+    residual_blocks: int = 0
 
 
-def parse_blocks(blocks: str, argument: str = "blocks") -> list[BlockSpec]:
+def parse_blocks(blocks: str, argument: str = "blocks", kinds: str = "xdmr") -> list[BlockSpec]:
     """Reads VD-VAE's block notation.
 
     "32x3" is three blocks at resolution 32; "32d2" a block at 32 followed by average pooling by 2; "32m16" a block
-    at 32 that adds the stream of resolution 16, upsampled; "32" a single block.
+    at 32 that adds the stream of resolution 16, upsampled; "32" a single block. Beyond VD-VAE, "32r3" is three residual
+    blocks that draw no latent: they belong to the group before them, and are no groups themselves.
 
     Args:
         blocks: comma-separated items, such as `"1x2,4m1,4x3"`.
         argument: the name to use in errors.
+        kinds: letters that may occur.
 
     Raises:
         ValueError: an item that does not follow the notation, or more than 10,000 blocks; the message names it.
     """
     specs: list[BlockSpec] = []
+    total = 0
     for item in (part.strip() for part in blocks.split(",")):
-        kind = next((letter for letter in "xdm" if letter in item), None)
+        kind = next((letter for letter in kinds if letter in item), None)
         try:
-            numbers = [int(number) for number in (item.split(kind) if kind else [item])]
+            resolution, number = (int(part) for part in (item.split(kind) if kind else (item, "1")))
         except ValueError:
-            numbers = []
-        if len(numbers) != (2 if kind else 1) or any(number < 1 for number in numbers):
-            raise ValueError(f"`{argument}`: {item!r} is not block notation such as '32x3', '32d2' or '32m16'")
-        if kind == "d":
-            specs.append(BlockSpec(numbers[0], down_rate=numbers[1]))
-        elif kind == "m":
-            specs.append(BlockSpec(numbers[0], mixin=numbers[1]))
+            resolution = number = 0
+        if min(resolution, number) < 1:
+            examples = " or ".join(f"'32{letter}2'" for letter in kinds)
+            raise ValueError(f"`{argument}`: {item!r} is not block notation such as {examples}")
+        total += number if kind in ("x", "r") else 1
+        if total > MAX_BLOCKS:
+            raise ValueError(f"`{argument}`: {item!r} makes more than {MAX_BLOCKS} blocks")
+        if kind == "r":
+            if not specs or specs[-1].resolution != resolution or specs[-1].down_rate is not None:
+                raise ValueError(f"`{argument}`: {item!r} must follow a group at resolution {resolution}")
+            specs[-1] = specs[-1]._replace(residual_blocks=specs[-1].residual_blocks + number)
+        elif kind in ("d", "m"):
+            specs.append(BlockSpec(resolution, **{"down_rate" if kind == "d" else "mixin": number}))
         else:
-            count = numbers[1] if kind else 1
-            if len(specs) + count > MAX_BLOCKS:
-                raise ValueError(f"`{argument}`: {item!r} makes more than {MAX_BLOCKS} blocks")
-            specs.extend([BlockSpec(numbers[0])] * count)
+            specs.extend([BlockSpec(resolution)] * number)
     return specs
 
 
-def parse_widths(width: int, custom_widths: str | None) -> dict[int, int]:
+def parse_widths(width: int, custom_widths: str | None, argument: str = "width") -> dict[int, int]:
     """Channels at each resolution: `width`, unless "32:64,16:96" names another.
 
+    `argument` is the name of `width` in errors; that of the other is "custom_" and its plural.
+
     Raises:
-        ValueError: an item that is not "resolution:width", or a width that is not between 1 and 65536.
+        ValueError: an item that is not "resolution:channels", or channels that are not between 1 and 65536.
     """
+    custom = f"custom_{argument.removesuffix('s')}s"
     widths: dict[int, int] = defaultdict(lambda: width)
     for item in filter(None, (part.strip() for part in (custom_widths or "").split(","))):
         try:
             resolution, channels = (int(number) for number in item.split(":"))
         except ValueError:
-            raise ValueError(f"`custom_widths`: {item!r} is not 'resolution:width', such as '32:64'") from None
+            raise ValueError(f"`{custom}`: {item!r} is not 'resolution:channels', such as '32:64'") from None
         widths[resolution] = channels
     for channels in (width, *widths.values()):
         if not 1 <= channels <= MAX_WIDTH:
-            raise ValueError(f"`width` and `custom_widths` must be between 1 and {MAX_WIDTH}, got {channels}")
+            raise ValueError(f"`{argument}` and `{custom}` must be between 1 and {MAX_WIDTH}, got {channels}")
     return widths
 
 
@@ -179,6 +196,18 @@ def set_compute_dtype(network: nn.Module, dtype: torch.dtype | None) -> None:
                     layer.compute_dtype = dtype
 
 
+class Upsampler(nn.Module):
+    """A 3x3 convolution and a pixel shuffle: a map at `factor` times the resolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+        self.conv = Convolution(in_channels, out_channels * factor**2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.conv(x), self.factor)
+
+
 def kernel_size_at(resolution: int) -> int:
     """3, but 1 at resolutions 1 and 2, where a 3x3 kernel would mostly see padding (VD-VAE)."""
     return 3 if resolution > 2 else 1
@@ -208,13 +237,13 @@ class BottomUp(nn.Module):
         argument: str = "encoder_blocks",
     ) -> None:
         super().__init__()
-        specs = parse_blocks(blocks, argument)
+        specs = parse_blocks(blocks, argument, "xd")
         self.patch_size = patch_size
         self.resolution = specs[0].resolution
         self.resolutions_after = [spec.resolution // (spec.down_rate or 1) for spec in specs]
         following = [*(spec.resolution for spec in specs[1:]), self.resolutions_after[-1]]
-        for spec, after, then in zip(specs, self.resolutions_after, following, strict=True):
-            if spec.mixin is not None or after != then or after < 1:
+        for after, then in zip(self.resolutions_after, following, strict=True):
+            if after != then or after < 1:
                 raise ValueError(f"`{argument}`: resolution {after} cannot be followed by {then} in {blocks!r}")
         resolutions = [spec.resolution for spec in specs]
         self.widths = {resolution: widths[resolution] for resolution in (*resolutions, *self.resolutions_after)}
@@ -286,8 +315,10 @@ class GroupStatistics:
 class TopDownBlock(nn.Module):
     """One latent group: prior and posterior heads, the projection of z, and a residual block (VD-VAE, figure 3).
 
+    Further residual blocks may follow, where what the latents say is worked into structure.
+
     Args:
-        spec: resolution, and the coarser resolution whose stream is mixed in.
+        spec: resolution, the coarser resolution whose stream is mixed in, and the number of further residual blocks.
         width: channels of the stream.
         latent_channels: channels of z.
         bottleneck_multiple: inner width of the blocks as a share of `width`.
@@ -295,6 +326,7 @@ class TopDownBlock(nn.Module):
         with_posterior: whether the head q(z_l | z_<l, x) is built.
         activation: "gelu" or "silu".
         max_log_sigma: bound of the prior's log_sigma, or None.
+        residual_multiple: `bottleneck_multiple` of the further residual blocks; None means the same.
     """
 
     def __init__(
@@ -307,6 +339,7 @@ class TopDownBlock(nn.Module):
         with_posterior: bool,
         activation: str,
         max_log_sigma: float | None = None,
+        residual_multiple: float | None = None,
     ) -> None:
         super().__init__()
         self.resolution, self.mixin, self.width = spec.resolution, spec.mixin, width
@@ -322,9 +355,14 @@ class TopDownBlock(nn.Module):
         )
         self.z_projection = Convolution(latent_channels, width)
         self.resnet = Bottleneck(width, middle, width, kernel_size, residual=True, activation=activation)
+        inner = middle if residual_multiple is None else int(width * residual_multiple)
+        self.residual_blocks = nn.ModuleList(
+            Bottleneck(width, inner, width, kernel_size, residual=True, activation=activation)
+            for _ in range(spec.residual_blocks)
+        )
         with torch.no_grad():
-            self.z_projection.weight.mul_((1 / num_blocks) ** 0.5)
-            self.resnet.c4.weight.mul_((1 / num_blocks) ** 0.5)
+            for layer in (self.z_projection, *(block.c4 for block in (self.resnet, *self.residual_blocks))):
+                layer.weight.mul_((1 / num_blocks) ** 0.5)
 
     def prior(self, x: Tensor) -> tuple[DiagonalGaussian, Tensor]:
         """p(z_l | z_<l) from the stream `[B, width, h, w]`, and the deterministic residual that is added to it."""
@@ -388,4 +426,6 @@ class TopDownBlock(nn.Module):
 
         z = z.to(x.device)
         x = x + residual + self.z_projection(z.to(residual.dtype))
-        return self.resnet(x), GroupStatistics(z, prior, posterior, lr_posterior)
+        for block in (self.resnet, *self.residual_blocks):
+            x = block(x)
+        return x, GroupStatistics(z, prior, posterior, lr_posterior)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..operators import Downsampling
 from . import blocks as parts
-from .blocks import BlockSpec, Bottleneck, BottomUp, Convolution, kernel_size_at, parse_blocks, parse_widths
+from .blocks import BlockSpec, Bottleneck, BottomUp, Convolution, Upsampler, kernel_size_at, parse_blocks, parse_widths
 from .distributions import DiagonalGaussian
 from .hooks import UNSET, PerGroup, per_group
 
@@ -93,18 +93,6 @@ class Condition:
         return replace(self, features=features, location=None if self.location is None else choose(self.location))
 
 
-class Upsampler(nn.Module):
-    """A 3x3 convolution and a pixel shuffle: features of y at a resolution above y's own."""
-
-    def __init__(self, in_channels: int, out_channels: int, factor: int) -> None:
-        super().__init__()
-        self.factor = factor
-        self.conv = Convolution(in_channels, out_channels * factor**2, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.conv(x), self.factor)
-
-
 class LinearFeatures(nn.Module):
     """A linear map of the pixels of y that a position of a coarser resolution covers, to `channels` that start at 0.
 
@@ -146,13 +134,13 @@ class LRFeatureNetwork(nn.Module):
         super().__init__()
         self.bottom_up = BottomUp(blocks, widths, bottleneck_multiple, 1, skip, activation, argument="blocks")
         self.widths = dict(self.bottom_up.widths)
-        self.up_specs = parse_blocks(upsampling_blocks, "upsampling_blocks") if upsampling_blocks else []
+        self.up_specs = parse_blocks(upsampling_blocks, "upsampling_blocks", "xm") if upsampling_blocks else []
         up_layers: list[nn.Module] = []
         for spec in self.up_specs:
             width = widths[spec.resolution]
             if spec.mixin is not None and spec.mixin in self.widths and spec.resolution % spec.mixin == 0:
                 up_layers.append(Upsampler(self.widths[spec.mixin], width, spec.resolution // spec.mixin))
-            elif spec.mixin is None and spec.down_rate is None and spec.resolution in self.widths:
+            elif spec.mixin is None and spec.resolution in self.widths:
                 middle, size = int(width * bottleneck_multiple), kernel_size_at(spec.resolution)
                 up_layers.append(Bottleneck(width, middle, width, size, residual=True, activation=activation))
             else:
@@ -194,7 +182,7 @@ class LRNetwork:
     def _conditioned_groups(self) -> list[BlockSpec]:
         """The blocks of the first `num_conditioned_groups` groups."""
         c = self.config
-        specs = parse_blocks(c.decoder_blocks, "decoder_blocks")
+        specs = parse_blocks(c.decoder_blocks, "decoder_blocks", "xmr")
         k = len(specs) if c.num_conditioned_groups is None else c.num_conditioned_groups
         if not 0 < k <= len(specs):
             raise ValueError(f"`num_conditioned_groups` must be between 1 and {len(specs)}, got {k}")
@@ -212,7 +200,7 @@ class LRNetwork:
             "decoder_custom_widths": vdvae.custom_widths,
         }
         if own.get("conditioning") != "final":  # which has no parameters of any latent
-            expected["latent_channels"] = vdvae.latent_channels
+            expected["latent_channels"] = vdvae.get("custom_latent_channels") or vdvae.latent_channels
         if own.get("likelihood_location") is not None:
             expected |= {"scale_factor": scale, "downsampling_kernel": operator.kernel}
         for name, value in expected.items():

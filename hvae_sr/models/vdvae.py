@@ -21,6 +21,7 @@ from .blocks import (
     Convolution,
     GroupStatistics,
     TopDownBlock,
+    Upsampler,
     parse_blocks,
     parse_widths,
     set_channels,
@@ -117,9 +118,10 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         custom_widths: such as `"32:64,16:96"`.
         encoder_blocks: bottom-up network, such as `"32x2,32d2,16x2,16d2,8x2"`; None builds no encoder and no
             posterior heads (for inference; `from_pretrained(..., encoder_blocks=None)` leaves their weights out).
-        decoder_blocks: top-down groups, such as `"8x2,16m8,16x2,32m16,32x2"`.
+        decoder_blocks: top-down groups, such as `"8x2,16m8,16x2,32m16,32x2"`; "16r3" adds three residual blocks without
+            latents to the group before it.
         bottleneck_multiple: inner width of a block as a share of its width.
-        latent_channels: channels of each z_l.
+        latent_channels: channels of each z_l whose resolution `custom_latent_channels` does not name.
         num_mixtures: logistics of the likelihood.
         bias_type: "spatial" (as published) or "channel".
         no_bias_above: finest resolution that starts from a learned bias; finer ones start from zero.
@@ -130,6 +132,10 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         initial_log_scale: log-scale of the logistics (on [-1, 1]) that the output layer's bias starts at.
         max_log_sigma: bound of the priors' log_sigma, so that a conditioned stream unlike any in training, such as that
             of noise, cannot send draws to infinity; None (as published) leaves it free.
+        residual_multiple: `bottleneck_multiple` of the blocks without latents; None means the same.
+        custom_latent_channels: such as `"32:4"`.
+        mixin_upsampling: how a coarser stream comes to the resolution that it is mixed into: "nearest" (as published),
+            or "pixel_shuffle" of a 3x3 convolution, with which it can say different things to neighbouring places.
     """
 
     _supports_gradient_checkpointing = True
@@ -157,21 +163,26 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         activation: str = "gelu",
         initial_log_scale: float = 0.0,
         max_log_sigma: float | None = None,
+        residual_multiple: float | None = None,
+        custom_latent_channels: str | None = None,
+        mixin_upsampling: str = "nearest",
     ) -> None:
         super().__init__()
-        if bias_type not in ("spatial", "channel"):
-            raise ValueError(f"`bias_type` must be 'spatial' or 'channel', got {bias_type!r}")
-        if output_bits not in (5, 8):
-            raise ValueError(f"`output_bits` must be 5 or 8, got {output_bits}")
-        counts = {"image_size": image_size, "latent_channels": latent_channels}
-        counts |= {"num_mixtures": num_mixtures, "patch_size": patch_size}
-        for name, value in counts.items():
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}")
+        choices = {"bias_type": ("spatial", "channel"), "output_bits": (5, 8)}
+        choices["mixin_upsampling"] = ("nearest", "pixel_shuffle")
+        for name, allowed in choices.items():
+            if self.config[name] not in allowed:
+                raise ValueError(f"`{name}` must be {allowed[0]!r} or {allowed[1]!r}, got {self.config[name]!r}")
+        for name in ("image_size", "latent_channels", "num_mixtures", "patch_size"):
+            if not isinstance(self.config[name], int) or self.config[name] < 1:
+                raise ValueError(f"`{name}` must be an integer of at least 1, got {self.config[name]!r}")
+        if residual_multiple is not None and not 0 < residual_multiple < float("inf"):
+            raise ValueError(f"`residual_multiple` must be None or above 0 and finite, got {residual_multiple!r}")
         if max_log_sigma is not None and not isinstance(max_log_sigma, (int, float)):
             raise ValueError(f"`max_log_sigma` must be a number or None, got {max_log_sigma!r}")
         widths = parse_widths(width, custom_widths)
-        specs = parse_blocks(decoder_blocks, "decoder_blocks")
+        channels = parse_widths(latent_channels, custom_latent_channels, "latent_channels")
+        specs = parse_blocks(decoder_blocks, "decoder_blocks", "xmr")
         finest = specs[-1].resolution
         if finest * patch_size != image_size:
             raise ValueError(
@@ -200,14 +211,22 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             TopDownBlock(
                 spec,
                 widths[spec.resolution],
-                latent_channels,
+                channels[spec.resolution],
                 bottleneck_multiple,
-                len(specs),
+                len(specs) + sum(spec.residual_blocks for spec in specs),
                 with_posterior=encoder_blocks is not None,
                 activation=activation,
                 max_log_sigma=max_log_sigma,
+                residual_multiple=residual_multiple,
             )
             for spec in specs
+        )
+        self.upsamplers = nn.ModuleDict(
+            {
+                str(group): Upsampler(widths[spec.mixin], widths[spec.resolution], spec.resolution // spec.mixin)
+                for group, spec in enumerate(specs)
+                if mixin_upsampling == "pixel_shuffle" and spec.mixin is not None
+            }
         )
         self.biases = nn.ModuleDict(
             {
@@ -223,6 +242,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             assert self.out_conv.bias is not None
             self.out_conv.bias.view(10, -1)[[2, 5, 8]] = initial_log_scale
         self.resolutions = [spec.resolution for spec in specs]
+        self.latent_channels = [channels[resolution] for resolution in self.resolutions]
         self.num_groups = len(specs)
         self.compute_dtype: torch.dtype | None = None
         self.gradient_checkpointing = False
@@ -255,8 +275,8 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
 
     def latent_shape(self, group: int, batch_size: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
         """`(B, C, h, w)` of z_group for an image of `size` = (H, W)."""
-        s = self.stride(group)
-        return batch_size, self.config.latent_channels, size[0] // s, size[1] // s
+        s, channels = self.stride(group), self.latent_channels[group]
+        return batch_size, channels, size[0] // s, size[1] // s
 
     def check_size(self, size: tuple[int, int], argument: str = "sample") -> None:
         """Raises a ValueError that names `argument` if the model cannot work at `size` = (H, W)."""
@@ -352,7 +372,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         out = TopDownOutput(torch.empty(0))
         for group, block in enumerate(self.blocks[:stop]):
             assert isinstance(block, TopDownBlock)
-            x = self._start(block, streams, 1 if activations is None else batch_size, size)
+            x = self._start(group, streams, 1 if activations is None else batch_size, size)
             step: dict[str, Any] = {
                 "condition": condition if group < conditioned_groups else None,
                 "activation": None if activations is None else activations[block.resolution],
@@ -375,16 +395,20 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         out.stream = x
         return out
 
-    def _start(self, block: TopDownBlock, streams: dict[int, Tensor], rows: int, size: tuple[int, int]) -> Tensor:
-        """The stream of the block's resolution, started from its bias or zero, with the coarser stream mixed in."""
-        stride = self.config.image_size // block.resolution
+    def _start(self, group: int, streams: dict[int, Tensor], rows: int, size: tuple[int, int]) -> Tensor:
+        """The stream of the group's resolution, started from its bias or zero, with the coarser stream mixed in."""
+        block, stride = self.blocks[group], self.stride(group)
+        assert isinstance(block, TopDownBlock)
         x = streams.get(block.resolution)
         if x is None and str(block.resolution) in self.biases:
             x = self.biases[str(block.resolution)](rows, size[0] // stride, size[1] // stride)
             x = x.to(_stream_dtype(x), memory_format=torch.channels_last)
         if block.mixin is not None:
-            coarse = set_channels(streams[block.mixin], block.width)
-            coarse = F.interpolate(coarse, scale_factor=block.resolution // block.mixin)
+            coarse = streams[block.mixin]
+            if str(group) in self.upsamplers:
+                coarse = self.upsamplers[str(group)](coarse)
+            else:
+                coarse = F.interpolate(set_channels(coarse, block.width), scale_factor=block.resolution // block.mixin)
             x = coarse if x is None else x.to(coarse.device) + coarse
         if x is None:
             device = execution_device(self)

@@ -12,7 +12,7 @@ from ..operators import Downsampling
 from .recipe import Recipe
 
 
-def composite(draw: Callable[[Recipe], Tensor], operator: Downsampling, recipe: Recipe) -> Tensor:
+def composite(draw: Callable[[Recipe], Tensor], operator: Downsampling | None, recipe: Recipe) -> Tensor:
     """The picture of a recipe with regions.
 
     Inside a mask the latents get the noise of another seed, so that the region still fits its surroundings. The
@@ -25,7 +25,7 @@ def composite(draw: Callable[[Recipe], Tensor], operator: Downsampling, recipe: 
 
     Args:
         draw: the plain sample of a recipe, `[3, H, W]` in [0, 1].
-        operator: H.
+        operator: H; None where it is not known, and the change w d is taken as it is.
         recipe: of the picture.
 
     Returns:
@@ -35,7 +35,10 @@ def composite(draw: Callable[[Recipe], Tensor], operator: Downsampling, recipe: 
     for count, region in enumerate(recipe.regions, 1):
         new = draw(Recipe(recipe.group_seeds, recipe.regions[:count]))
         weights = feather_weights(torch.from_numpy(region.mask), region.feather).to(x.device)
-        x = (x + unseen_change(operator, new - x, weights)).clamp(0, 1)
+        if operator is None:
+            x = (x + weights.to(x.dtype) * (new - x)).clamp(0, 1)
+        else:
+            x = (x + unseen_change(operator, new - x, weights)).clamp(0, 1)
     return x
 
 

@@ -9,6 +9,7 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,18 @@ from accelerate.data_loader import SeedableRandomSampler
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..data import DEFAULT_SCALES, Augmentation, ImageCrops, ImageFolder, ImageStream, ImageTable
+from ..data import (
+    DEFAULT_SCALES,
+    Augmentation,
+    Degradation,
+    ImageCrops,
+    ImageFolder,
+    ImageStream,
+    ImageTable,
+    degrade,
+    load_degradation,
+)  # fmt: skip
+from ..data.crops import Degrader
 from ..data.datasets import same_files
 from .config import OPTIONS_FILE, TrainingConfig
 
@@ -26,6 +38,10 @@ logger = logging.getLogger(__name__)
 
 _SEED_STRIDE = 0x9E3779B97F4A7C15
 """Addresses of noise have 64 bits: odd, so that no two seeds share them; far from 1, so that no two runs overlap."""
+
+
+_VALIDATION = 1 << 63
+"""Numbers of degradations from here on are those of the images held out."""
 
 
 class Batches:
@@ -124,16 +140,21 @@ def build_training_set(config: TrainingConfig, rank: int, num_processes: int) ->
             logger.warning("`scales` %s are not used: pairs of train_lr_dir keep their size", config.scales)
         scales = (1.0,)
     augmentation = Augmentation(config.resolution, config.horizontal_flip, False, config.rotate, scales)
+    found: ImageCrops | ImageStream
     if not config.streaming:
-        return _images(config, "train", config.dataset_split, augmentation, config.crops_per_image)
+        found = _images(config, "train", config.dataset_split, augmentation, config.crops_per_image)
+        found.degrade = _degrader(config)
+        return found
     with _options_named("train"):
-        return ImageStream(
+        found = ImageStream(
             **_dataset(config, config.dataset_split),
             augmentation=augmentation,
             batch_size=config.train_batch_size,
             rank=rank,
             world_size=num_processes,
         )
+    found.degrade = _degrader(config)
+    return found
 
 
 def build_validation_set(config: TrainingConfig) -> ImageCrops | None:
@@ -153,7 +174,20 @@ def build_validation_set(config: TrainingConfig) -> ImageCrops | None:
             )
     if config.train_lr_dir and config.validation_data_dir and not config.validation_lr_dir:
         logger.warning("LR images of validation_data_dir are made by %s", config.downsampling_kernel)
-    return _images(config, "validation", split, Augmentation(config.resolution, False, scales=(1.0,)), 1)
+    found = _images(config, "validation", split, Augmentation(config.resolution, False, scales=(1.0,)), 1)
+    found.degrade = _degrader(config, _VALIDATION)
+    return found
+
+
+def _degrader(config: TrainingConfig, first: int = 0) -> Degrader | None:
+    """What makes y of crops, by their numbers from `first` on; None where H does, on the device."""
+    if config.degradation is None:
+        return None
+    return partial(_degraded, load_degradation(config.degradation), config.seed, first, config.scale_factor)
+
+
+def _degraded(degradation: Degradation, seed: int, first: int, scale_factor: int, crop: Tensor, number: int) -> Tensor:
+    return degrade(crop, degradation, seed, first + number, scale_factor)
 
 
 def _images(config: TrainingConfig, part: str, split: str | None, augmentation: Augmentation, crops: int) -> ImageCrops:

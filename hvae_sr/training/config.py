@@ -13,6 +13,8 @@ import numpy as np
 import yaml
 from transformers import HfArgumentParser
 
+from ..data import bundled_degradations, load_degradation
+from ..features import NUM_TAPS
 from ..files import write_atomically
 
 OPTIONS_FILE = "training_config.json"
@@ -24,21 +26,24 @@ _CHOICES = {
     "lr_scheduler": ("constant", "constant_with_warmup", "linear", "cosine", "plateau"),
     "mixed_precision": ("no", "bf16", "fp16"),
     "saved_dtype": ("float32", "float16"),
+    "consistency": (None, "exact", "none"),
 }
 _RESUMED = (
     "learning_rate", "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon", "use_ema", "ema_decay",
     "plateau_patience", "plateau_factor",
 )  # fmt: skip
 """Options that a checkpoint holds: a run that goes on from it cannot have others."""
-_RELATIVE = ("vdvae_config", "lr_config")
+_RELATIVE = ("vdvae_config", "lr_config", "degradation")
 """Files that a recipe names relative to its own folder."""
 _FREEZE = {"train_decoder": ("vdvae-sr", "energy-score"), "train_encoder": ("vdvae-sr",)}
 """Options that freeze weights where they are false, and the stages that read them."""
 _AT_LEAST = {
-    0: "score_point_weight seed lr_warmup_steps dataloader_num_workers learning_rate adam_weight_decay adam_epsilon "
+    0: "score_point_weight score_band_weight score_perceptual_weight "
+    "seed lr_warmup_steps dataloader_num_workers learning_rate adam_weight_decay adam_epsilon "
     "default_temperature max_grad_norm skip_threshold plateau_patience cache_gib validation_images",
-    1: "resolution crops_per_image train_batch_size gradient_accumulation_steps max_train_steps num_train_epochs "
-    "scale_factor score_samples checkpointing_steps checkpoints_total_limit logging_steps validation_steps",
+    1: "score_samples score_perceptual_taps resolution crops_per_image train_batch_size "
+    "gradient_accumulation_steps max_train_steps num_train_epochs scale_factor checkpointing_steps "
+    "checkpoints_total_limit logging_steps validation_steps",
 }
 """Lowest values that are allowed, and the options that they are of."""
 
@@ -78,6 +83,13 @@ class TrainingConfig:
     )
     scale_factor: int = option(4, "Sides of x over sides of y.")
     downsampling_kernel: str = option("bicubic", "Kernel that makes y from x (see Downsampling).")
+    degradation: str | None = option(
+        None,
+        "Random degradation that makes y instead: mild-jpeg, noise, blur-noise, second-order, real or a YAML file.",
+    )
+    consistency: str | None = option(
+        None, "exact (samples are projected on Hx = y) or none; default: none with `degradation`, else exact."
+    )
     saved_dtype: str = option("float32", "Of the saved weights: float32, or float16 at half the size.")
     default_temperature: float = option(0.8, "Temperature that the saved pipeline uses by default.")
     kl_reduction: str = option("sum", "lr-encoder: sum (the paper's eq. 14) or group_mean (the published code).")
@@ -90,6 +102,23 @@ class TrainingConfig:
     score_samples: int = option(2, "energy-score: samples of each crop; 1 is the regression of a point estimate.")
     score_patch_sizes: list[int] = option([1, 4], "energy-score: sides of the patches that are compared, in pixels.")
     score_point_weight: float = option(0.0, "energy-score: weight of the error of the sample at temperature 0.")
+    score_band_weight: float = option(0.0, "energy-score: weight of the score of local energies of bands.")
+    score_band_windows: list[int] = option([8, 16, 32], "energy-score: sides of the windows of these, in pixels.")
+    score_perceptual_weight: float = option(0.0, "energy-score: weight of the score of features of VGG16.")
+    score_perceptual_taps: int = option(3, "energy-score: how many of LPIPS' five taps are scored, from the finest.")
+    score_level_dropout: list[float] = option(
+        [],
+        "energy-score: shares of the updates in which only the coarsest level, the two coarsest, ... are at "
+        "temperature 1; the rest goes to all levels.",
+    )
+    score_level_pools: list[int] = option(
+        [],
+        "energy-score: sides in pixels of the squares that images are averaged over in these updates, one for "
+        "each; none: half the stride of the finest level at temperature 1.",
+    )
+    lpips_weights: str | None = option(
+        None, "safetensors file of VGG16's convolutions (torchvision's names) and LPIPS' heads, for that score."
+    )
 
     resolution: int = option(64, "Side of the training crops.")
     scales: list[float] = option([1.0, 0.75, 0.5, 0.33, 0.25], "Factors that images are resized by before cropping.")
@@ -132,7 +161,10 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
             _check(
-                getattr(self, name) in allowed, name, f"must be one of {', '.join(allowed)}; got", getattr(self, name)
+                getattr(self, name) in allowed,
+                name,
+                f"must be one of {', '.join(filter(None, allowed))}; got",
+                getattr(self, name),
             )
         self._check_data()
         _check(self.output_dir, "output_dir", "must be given")
@@ -151,6 +183,7 @@ class TrainingConfig:
         sound = all(0 <= t < math.inf for t in temperatures)
         _check(sound, "validation_temperatures", "must be finite and >= 0, got", temperatures)
         self._check_stage()
+        self._check_degradation()
 
     def _check_stage(self) -> None:
         """Raises a ValueError unless the stage has what it needs."""
@@ -161,6 +194,16 @@ class TrainingConfig:
             sizes = self.score_patch_sizes
             sound = bool(sizes) and all(p >= 1 and side % p == 0 for p in sizes)
             _check(sound, "score_patch_sizes", f"must divide resolution {side}:", sizes)
+            sound = not self.score_band_weight or min(self.score_band_windows, default=0) > 1
+            _check(sound, "score_band_windows", "must be integers above 1, got", self.score_band_windows)
+            sound = not self.score_perceptual_weight or self.lpips_weights is not None
+            _check(sound, "lpips_weights", "must be given for a score_perceptual_weight above 0")
+            _check(
+                self.score_perceptual_taps <= NUM_TAPS,
+                "score_perceptual_taps",
+                f"must be at most {NUM_TAPS}, got",
+                self.score_perceptual_taps,
+            )
         pretrained = self.pretrained_vdvae is not None
         _check(pretrained or self.vdvae_config, "vdvae_config", "or `pretrained_vdvae` must be given")
         for name, stages in _FREEZE.items():
@@ -196,6 +239,24 @@ class TrainingConfig:
         for name in ("train_lr_dir", "validation_lr_dir"):
             given = getattr(self, name)
             _check(not given or self.scale_factor > 1, name, "needs a `scale_factor` above 1; got", given)
+
+    def _check_degradation(self) -> None:
+        """Raises a ValueError unless `degradation` can be read, and goes with the other options."""
+        if self.degradation is None:
+            return
+        load_degradation(self.degradation)
+        given = {"stage": self.stage == "vdvae", "consistency": self.consistency == "exact"}
+        given |= {name: bool(getattr(self, name)) for name in ("train_lr_dir", "validation_lr_dir")}
+        for name in [name for name, wrong in given.items() if wrong]:
+            _check(
+                False, name, "does not go with `degradation`, which makes a y that is not Hx; got", getattr(self, name)
+            )
+
+    @property
+    def exact(self) -> bool:
+        """Whether y is Hx, so that samples are projected on {x : Hx = y}."""
+        chosen = self.consistency or ("exact" if self.degradation is None else "none")
+        return chosen == "exact"
 
     @property
     def output_path(self) -> Path:
@@ -245,7 +306,7 @@ class TrainingConfig:
         """Writes the resolved options as JSON, a recipe for another run."""
         options = asdict(self)
         for name in _RELATIVE:
-            if options[name] is not None:
+            if _is_file(name, options[name]):
                 options[name] = os.path.abspath(options[name])
         write_atomically(json.dumps(options, indent=2) + "\n", path)
 
@@ -260,6 +321,11 @@ def _check(sound: Any, name: str, must: str, *value: Any) -> None:
     """Raises a ValueError about the option `name` unless it is sound."""
     if not sound:
         raise ValueError(" ".join([f"`{name}` {must}", *map(repr, value)]))
+
+
+def _is_file(name: str, value: Any) -> bool:
+    """Whether the value of an option of `_RELATIVE` is a path; a degradation may be a bundled name."""
+    return isinstance(value, str) and (name != "degradation" or value not in bundled_degradations())
 
 
 def _parse_point(entry: str) -> tuple[int, float]:
@@ -340,6 +406,6 @@ def read_recipe(path: Path) -> dict[str, Any]:
     if unknown:
         raise ValueError(f"`config`: {path} names options that do not exist: {', '.join(sorted(unknown))}")
     for name in _RELATIVE:
-        if isinstance(options.get(name), str) and not Path(options[name]).is_absolute():
+        if _is_file(name, options.get(name)) and not Path(options[name]).is_absolute():
             options[name] = str(path.parent / options[name])
     return options

@@ -19,6 +19,7 @@ from ..models import VDVAE, LRConditioner, LREncoder
 from ..operators import Downsampling
 from .config import TrainingConfig
 from .objectives import ELBO, ConditionalELBO, ConditionalObjective, Distillation, EnergyScore, Joint, Objective
+from .scores import BandDistance, Distance, PerceptualDistance
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +56,10 @@ def build_objective(config: TrainingConfig, load_weights: bool = True) -> Object
     if config.stage == "energy-score":
         vdvae.remove_encoder()
         network = _lr_network(_lr_class(config), config, load_weights)
-        score = (config.score_samples, config.score_patch_sizes, config.score_point_weight)
-        return EnergyScore(vdvae, network, operator, *score)
+        score = (config.score_samples, config.score_patch_sizes, config.score_point_weight, _distances(config))
+        return EnergyScore(
+            vdvae, network, operator, *score, config.score_level_dropout, config.score_level_pools or None, config.exact
+        )
     if vdvae.encoder is not None and not config.train_encoder:
         vdvae.encoder.requires_grad_(False)
     conditioner = _lr_network(LRConditioner, config, load_weights)
@@ -68,6 +71,17 @@ def build_objective(config: TrainingConfig, load_weights: bool = True) -> Object
                 f"{getattr(conditioner.config, name)!r}; its likelihood is located with the latter"
             )
     return ConditionalELBO(vdvae, conditioner, operator)
+
+
+def _distances(config: TrainingConfig) -> dict[str, tuple[Distance, float]]:
+    """Further distances of the energy score, and the weights of their scores."""
+    distances: dict[str, tuple[Distance, float]] = {}
+    if config.score_band_weight:
+        distances["band"] = BandDistance(config.score_band_windows), config.score_band_weight
+    if config.score_perceptual_weight:
+        distance = PerceptualDistance(config.lpips_weights or "", config.score_perceptual_taps)
+        distances["perceptual"] = distance, config.score_perceptual_weight
+    return distances
 
 
 def check_objective(objective: Objective, config: TrainingConfig, device: torch.device, num_processes: int = 1) -> None:

@@ -1,9 +1,10 @@
 """What each training stage minimises. A stage is an objective and its trainable parameters; the loop is one."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from ..models import VDVAE, Condition, LRConditioner, LREncoder, VDVAEOutput
 from ..models.distributions import DiagonalGaussian
 from ..noise import CounterNoise
 from ..operators import Downsampling
+from .scores import Distance, PatchDistance
 
 NATS_PER_BIT = 0.6931471805599453
 
@@ -50,7 +52,7 @@ class Objective(nn.Module):
             images: `[B, 3, H, W]` uint8.
             seeds: one integer for each image, addresses the noise of its latents.
             rate_weight: factor of the rate in an ELBO; below 1 it lets latents come alive (Sønderby et al., 2016).
-            low: `[B, 3, h, w]` uint8, the LR images where they are given; else the degradation makes them.
+            low: `[B, 3, h, w]` uint8, the LR images where they are given; else H makes them.
         """
         raise NotImplementedError
 
@@ -210,7 +212,7 @@ def _detached(gaussian: DiagonalGaussian) -> DiagonalGaussian:
 
 
 class EnergyScore(ConditionalObjective):
-    """Stage `energy-score`: a proper scoring rule of the sampler that the pipeline runs; there is no encoder of x.
+    """Stage `energy-score`: proper scoring rules of the sampler that the pipeline runs; there is no encoder of x.
 
     Samples x_1..x_n ~ p(x|y), E[x|z] each, projected on {x : Hx = y} as at inference, are compared with the
     photograph x by the energy score (Gneiting and Raftery, 2007, eq. 22), unbiased in n:
@@ -222,6 +224,15 @@ class EnergyScore(ConditionalObjective):
     distribution, so the spread of the samples is calibrated and not bought by a weight. With n = 1 the second term is
     missing, and z are the means of their distributions: the regression of a point estimate, at half the cost.
 
+    `distances` add the scores of other distances, each with its weight; their sum stays proper. Of each, the ratio
+    of the spread to the error is logged: 1 where samples and photographs can be exchanged, 0 where the samples are all
+    alike, above 1 where they are too far apart.
+
+    `level_dropout` has the scores taken on samples whose finer levels are at temperature 0, in a share of the updates,
+    and averaged over squares of `level_pools`: the groups up to each level are to be a calibrated sampler of images at
+    that resolution, where without it the finest, whose noise is the easiest to use, would say everything. Without the
+    averages (1) they would have to say everything themselves, and silence the finer ones.
+
     A finite network that has to spread its samples gives up some of the accuracy of its sample at temperature 0.
     `point_weight` w adds w |x_0 - x|, x_0 that sample, so that low temperatures stay close to the best point estimate.
     It is compared before its projection: what the projection replaces, such as the brightness, would be left to chance.
@@ -230,6 +241,12 @@ class EnergyScore(ConditionalObjective):
         num_samples: n.
         patch_sizes: p, in pixels; all must divide the sides of the crops.
         point_weight: w; 0 leaves the term out.
+        distances: further distances and the weights of their scores, by name.
+        level_dropout: share of the updates in which only the first levels, coarse to fine, are at temperature 1: only
+            the coarsest, the two coarsest, and so on. What is left of 1 goes to all levels.
+        level_pools: side in pixels of the squares that photographs and samples are averaged over there, one for each of
+            these shares; None means half the stride of the finest level at temperature 1.
+        exact: whether y is Hx. If not (y of random degradations), nothing is projected, here as at inference.
     """
 
     figure = "score"
@@ -238,38 +255,62 @@ class EnergyScore(ConditionalObjective):
     def __init__(
         self, vdvae: VDVAE, lr_network: LREncoder | LRConditioner, operator: Downsampling, num_samples: int = 2,
         patch_sizes: Sequence[int] = (1, 4), point_weight: float = 0.0,
+        distances: Mapping[str, tuple[Distance, float]] | None = None,
+        level_dropout: Sequence[float] = (), level_pools: Sequence[int] | None = None, exact: bool = True,
     ) -> None:  # fmt: skip
         super().__init__(vdvae, lr_network, operator)
         if num_samples < 1:
             raise ValueError(f"`num_samples` must be at least 1, got {num_samples}")
-        if not patch_sizes or min(patch_sizes) < 1:
-            raise ValueError(f"`patch_sizes` must be at least one integer above 0, got {patch_sizes}")
         if not 0 <= point_weight < float("inf"):
             raise ValueError(f"`point_weight` must be a finite number >= 0, got {point_weight}")
-        self.num_samples = num_samples
-        self.patch_sizes = tuple(patch_sizes)
-        self.point_weight = point_weight
+        self.levels = sorted(set(vdvae.resolutions))
+        most = len(self.levels) - 1
+        if len(level_dropout) > most or any(p < 0 for p in level_dropout) or sum(level_dropout) > 1:
+            raise ValueError(
+                f"`level_dropout` must be at most {most} shares >= 0 with a sum of at most 1, got {level_dropout}"
+            )
+        strides = [vdvae.config.image_size // level for level in self.levels[: len(level_dropout)]]
+        pools = [max(1, stride // 2) for stride in strides] if level_pools is None else level_pools
+        if len(pools) != len(level_dropout) or any(pool < 1 for pool in pools):
+            raise ValueError(f"`level_pools` must be {len(level_dropout)} integers above 0, got {level_pools}")
+        self.pools = (*pools, *(1 for _ in self.levels[len(pools) :]))
+        self.num_samples, self.point_weight, self.level_dropout = num_samples, point_weight, tuple(level_dropout)
+        self.patches = PatchDistance(patch_sizes)
+        self.distances = nn.ModuleDict({name: distance for name, (distance, _) in (distances or {}).items()})
+        self.weights = {name: weight for name, (_, weight) in (distances or {}).items()}
+        self.exact = exact
 
     def forward(self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1, low: Tensor | None = None) -> Loss:
         x, y = self.pairs(images, low)
         size = (x.shape[-2], x.shape[-1])
         condition = self.lr_network.encode(y)
         samples = self.samples(y, size, seeds, condition)
-        error = torch.stack([self._distance(sample, x) for sample in samples]).mean()
-        apart = [self._distance(one, other) for one, other in itertools.combinations(samples, 2)]
-        spread = torch.stack(apart).mean() if apart else torch.zeros_like(error)
+        pool = self.pools[self._finest(seeds)]
+        seen, drawn = F.avg_pool2d(x, pool), [F.avg_pool2d(sample, pool) for sample in samples]
+        error, spread = _error_and_spread(self.patches, drawn, seen)
         loss = score = error - 0.5 * spread
         figures = {"score": score, "error": error, "spread": spread}
         if self.point_weight:
-            figures["point_error"] = self._distance(self._draw(size, None, condition, 0.0), x)
-            loss = score + self.point_weight * figures["point_error"]
-        # In grey levels, for the log.
-        return loss, {name: 127.5 * value.detach() for name, value in figures.items()}
+            figures["point_error"] = self.patches([self._draw(size, None, condition, 0.0)], [x])
+            loss = loss + self.point_weight * figures["point_error"]
+        figures = {name: 127.5 * value.detach() for name, value in figures.items()}  # in grey levels, for the log
+        for name, distance in self.distances.items():
+            assert isinstance(distance, Distance)
+            far, apart = _error_and_spread(distance, drawn, seen)
+            loss = loss + self.weights[name] * (far - 0.5 * apart)
+            figures[f"{name}_score"] = (far - 0.5 * apart).detach()
+            figures[f"{name}_ratio"] = (apart / far).detach()
+        if len(samples) > 1:
+            figures["patch_ratio"] = (spread / error).detach()
+            images = torch.stack(drawn).detach()
+            # The mean square of the difference of each two is twice their unbiased variance.
+            figures["mse_ratio"] = 2 * images.var(dim=0).mean() / (images - seen).square().mean()
+        return loss, figures
 
     def samples(
         self, y: Tensor, size: tuple[int, int], seeds: Sequence[int], condition: Condition | None = None
     ) -> tuple[Tensor, ...]:
-        """n projected samples for each y, `[B, 3, H, W]` on [-1, 1] each.
+        """n samples for each y, as the pipeline returns them before clamping, `[B, 3, H, W]` on [-1, 1] each.
 
         Args:
             y: `[B, 3, h, w]` on [-1, 1].
@@ -280,22 +321,44 @@ class EnergyScore(ConditionalObjective):
         n = self.num_samples
         condition = condition or self.lr_network.encode(y)
         noise = CounterNoise([seed + j * _SAMPLE_STRIDE for j in range(n) for seed in seeds])
-        drawn = self._draw(size, noise, condition.repeat(n), float(n > 1))
+        drawn = self._draw(size, noise, condition.repeat(n), self._temperatures(seeds) if n > 1 else 0.0)
+        if not self.exact:
+            return drawn.chunk(n)
         with torch.autocast(y.device.type, enabled=False):
             return self.operator.project(drawn, y.repeat(n, 1, 1, 1)).chunk(n)
 
+    def _finest(self, seeds: Sequence[int]) -> int:
+        """The number of the finest level at temperature 1: a function of the seeds, so of the batch."""
+        share = float(np.random.default_rng([seed % 2**64 for seed in seeds]).random())
+        limits = itertools.accumulate(self.level_dropout)
+        return next((level for level, limit in enumerate(limits) if share < limit), len(self.levels) - 1)
+
+    def _temperatures(self, seeds: Sequence[int]) -> list[float]:
+        """1 for every group up to the finest level at temperature 1, else 0."""
+        finest = self.levels[self._finest(seeds)]
+        return [float(resolution <= finest) for resolution in self.vdvae.resolutions]
+
     def _draw(
-        self, size: tuple[int, int], noise: CounterNoise | None, condition: Condition, temperature: float
+        self,
+        size: tuple[int, int],
+        noise: CounterNoise | None,
+        condition: Condition,
+        temperature: float | Sequence[float],
     ) -> Tensor:
         """One sample for each row of the condition, not projected."""
         out = self.vdvae.sample(condition.batch_size, size, noise, condition=condition, temperature=temperature)
         return out.sample.float()
 
-    def _distance(self, one: Tensor, other: Tensor) -> Tensor:
-        """Root mean squares of the difference over patches, averaged over patches, images and patch sizes."""
-        squares = (one - other).square().mean(dim=1, keepdim=True)
-        # The constant keeps the gradient finite where two samples agree.
-        return torch.stack([(F.avg_pool2d(squares, p) + 1e-6).sqrt().mean() for p in self.patch_sizes]).mean()
+
+def _error_and_spread(distance: Distance, samples: Sequence[Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean distance of the samples from x, and of each two of them: 0 where there is only one."""
+    with torch.no_grad():
+        truth = distance.features(x)
+    maps = [feature.chunk(len(samples)) for feature in distance.features(torch.cat(tuple(samples)))]
+    drawn = list(zip(*maps, strict=True))
+    error = torch.stack([distance(sample, truth) for sample in drawn]).mean()
+    pairs = [distance(one, other) for one, other in itertools.combinations(drawn, 2)]
+    return error, torch.stack(pairs).mean() if pairs else torch.zeros_like(error)
 
 
 STAGES: dict[str, type[Objective]] = {

@@ -51,6 +51,7 @@ def write_folder(objective: Objective, config: TrainingConfig, folder: Path) -> 
             **components,
             scale_factor=config.scale_factor,
             downsampling_kernel=config.downsampling_kernel,
+            consistency="exact" if config.exact else "none",
             default_temperature=config.default_temperature,
             fast_inference=config.mixed_precision == "bf16",  # what the weights were trained in
         )

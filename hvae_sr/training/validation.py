@@ -70,6 +70,7 @@ class Validator:
                     **objective.components(),
                     scale_factor=config.scale_factor,
                     downsampling_kernel=config.downsampling_kernel,
+                    consistency="exact" if config.exact else "none",
                 )
                 pipe.set_progress_bar_config(disable=True)
                 for name, temperature in self._temperatures():

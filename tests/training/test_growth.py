@@ -9,6 +9,7 @@ from runs import LR_CONFIGS, VDVAE_CONFIG
 import train
 from hvae_sr import VDVAE, LRConditioner, LREncoder
 from hvae_sr.checkpoints.growth import grow, transfer
+from hvae_sr.noise import CounterNoise
 
 NETWORKS = [(VDVAE, "vdvae"), (LRConditioner, "lr_encoder")]
 KINDS = {"lr-encoder": LREncoder, "vdvae-sr": LRConditioner}
@@ -179,3 +180,27 @@ def test_a_frozen_encoder_is_not_left_random(options, prior, tmp_path, capsys):
     assert train.main(options("vdvae-sr", tmp_path / "out", train_encoder=False, **changes)) == 2
     assert "`vdvae_config`" in capsys.readouterr().err
     assert train.main(options("vdvae-sr", tmp_path / "out", **changes)) == 0
+
+
+@pytest.mark.parametrize(
+    "options, temperature",
+    [
+        ({"decoder_blocks": "8x1,8r2,16m8,16r1,16x1,16r1", "mixin_upsampling": "pixel_shuffle"}, 1.0),
+        ({"custom_latent_channels": "8:1"}, 0.0),
+        ({"custom_latent_channels": "16:6"}, 0.0),
+    ],
+)
+def test_another_decoder_starts_as_the_same_function(options, temperature):
+    """With residual blocks without latents and learned upsampling; with other latents, at temperature 0."""
+    torch.manual_seed(0)
+    plain = VDVAE(**VDVAE_CONFIG)
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    other = VDVAE(**{**VDVAE_CONFIG, **options})
+    new = transfer(plain, other)
+    if "mixin_upsampling" in options:
+        assert new and all(".residual_blocks." in name or name.startswith("upsamplers.") for name in new)
+    noise = CounterNoise([3, 4])
+    expected, found = (vdvae.sample(2, (32, 64), noise, temperature=temperature).sample for vdvae in (plain, other))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

@@ -9,6 +9,7 @@ from runs import LR_CONFIGS, VDVAE_CONFIG
 
 from hvae_sr import VDVAE, Downsampling, LRConditioner, LREncoder, SuperResolutionPipeline
 from hvae_sr.training import EnergyScore
+from hvae_sr.training.scores import BandDistance
 
 NETWORKS = {
     "cvdvae": lambda: LREncoder(**LR_CONFIGS["lr-encoder"]),
@@ -143,8 +144,86 @@ def test_the_gradient_reaches_both_networks(kind, n):
         assert math.isfinite(total) and total > 0
 
 
+def test_scores_of_further_distances_are_added_and_their_ratios_logged():
+    distance = BandDistance((8,))
+    plain, both = make(), make(distances={"band": (distance, 0.25)})
+    images, seeds = photographs(), [3, 10]
+    x, y = both.pairs(images)
+    with torch.no_grad():
+        truth, (one, other) = distance.features(x), (distance.features(s) for s in both.samples(y, (32, 32), seeds))
+        error, spread = (distance(one, truth) + distance(other, truth)) / 2, distance(one, other)
+        loss, figures = both(images, seeds)
+        expected = plain(images, seeds)[0] + 0.25 * (error - spread / 2)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    assert float(figures["band_ratio"]) == pytest.approx(float(spread / error), rel=1e-5)
+    assert float(figures["patch_ratio"]) == pytest.approx(float(figures["spread"] / figures["error"]), rel=1e-5)
+
+
+@pytest.mark.parametrize("shares, silent", [([], False), ([1.0], True), ([0.0], False)])
+def test_level_dropout_silences_the_finer_levels(shares, silent):
+    objective = make(level_dropout=shares)
+    _, y = objective.pairs(photographs())
+    seen = []
+    for group, block in enumerate(objective.vdvae.blocks):
+        block.register_forward_pre_hook(
+            lambda _, args, given, group=group: seen.append((group, given["temperature"])), with_kwargs=True
+        )
+    with torch.no_grad():
+        objective.samples(y, (32, 32), [3, 10])
+    levels = objective.vdvae.resolutions
+    assert dict(seen) == {g: float(not silent or levels[g] == min(levels)) for g in range(len(levels))}
+
+
+@pytest.mark.parametrize("pools, pool", [(None, 2), ([1], 1)])
+def test_coarse_levels_are_scored_on_averages(pools, pool):
+    """The fixture's levels have strides of 4 and 2."""
+    objective = make(level_dropout=[1.0], level_pools=pools, patch_sizes=(1,))
+    images, seeds = photographs(), [3, 10]
+    x, y = objective.pairs(images)
+    with torch.no_grad():
+        averages = [torch.nn.functional.avg_pool2d(s, pool) for s in (x, *objective.samples(y, (32, 32), seeds))]
+        _, figures = objective(images, seeds)
+    truth, one, other = ([a] for a in averages)
+    distance = objective.patches
+    expected = (distance(one, truth) + distance(other, truth) - distance(one, other)) / 2
+    assert float(figures["score"]) == pytest.approx(127.5 * float(expected), rel=1e-5)
+
+
+def test_level_dropout_takes_its_share_and_depends_on_the_seeds_alone():
+    objective = make(level_dropout=[0.3])
+    draws = [objective._temperatures([seed, -1]) for seed in range(300)]
+    assert draws == [objective._temperatures([seed, -1]) for seed in range(300)]
+    assert 60 < sum(draw.count(0.0) > 0 for draw in draws) < 120
+
+
 @pytest.mark.parametrize("wrong, named", [({"num_samples": 0}, "num_samples"), ({"patch_sizes": ()}, "patch_sizes"),
-                                          ({"patch_sizes": (0,)}, "patch_sizes")])  # fmt: skip
+                                          ({"patch_sizes": (0,)}, "patch_sizes"),
+                                          ({"level_dropout": (0.5, 0.5)}, "level_dropout"),
+                                          ({"level_dropout": (1.5,)}, "level_dropout"),
+                                          ({"level_dropout": (1.0,), "level_pools": (2, 2)}, "level_pools"),
+                                          ({"level_dropout": (1.0,), "level_pools": (0,)}, "level_pools")])  # fmt: skip
 def test_wrong_arguments_are_named(wrong, named):
     with pytest.raises(ValueError, match=named):
         make(**wrong)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_gradients_of_the_streams_keep_their_channels_last(make_vdvae, make_lr_network, n):
+    """A gradient whose planes lie apart makes that of all blocks before it so, and they are copied at each of them."""
+    widths = "4:16,8:12"  # truncated from one resolution to the next, as in the bundled models
+    vdvae = make_vdvae(encoder_blocks=None, custom_widths=widths)
+    network = make_lr_network("vdvae-sr", custom_widths=widths, decoder_custom_widths=widths)
+    objective = EnergyScore(vdvae, network, OPERATOR, num_samples=n, point_weight=1.0)
+    objective.to(memory_format=torch.channels_last)
+    found = []
+
+    def look(_, __, out):
+        out = out[0] if isinstance(out, tuple) else out
+        out.register_hook(lambda grad: found.append(grad.is_contiguous(memory_format=torch.channels_last)))
+
+    for block in (*vdvae.blocks, *network.network.bottom_up.blocks):
+        block.register_forward_hook(look)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = objective(photographs(), [3, 10])
+    loss.backward()
+    assert len(found) == 2 * len(vdvae.blocks) + len(network.network.bottom_up.blocks) and all(found)

@@ -1,0 +1,219 @@
+"""Random degradations: pure in (seed, index), of the size that is promised, within their ranges, and named when bad."""
+
+import io
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from stand_ins import NoisyBicubic, by_name, photo_folder, run
+
+from hvae_sr.cli import main
+from hvae_sr.data import bundled_degradations, degrade, load_degradation, make_pairs
+from hvae_sr.data.degradation_steps import STEPS, Blur, Compress, Noise, convolve
+from hvae_sr.data.random_degradation import parse_degradation
+from hvae_sr.evaluation import markdown_table, prepare_thesis
+from hvae_sr.evaluation.tables import command_line, sample_rows
+from hvae_sr.operators import Downsampling
+
+NAMES = ["blur-noise", "mild-jpeg", "noise", "real", "second-order"]
+
+
+def photograph(height=64, width=64, seed=0):
+    small = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def made(*steps):
+    return parse_degradation({"steps": list(steps)}, "made")
+
+
+def random(seed=0):
+    return np.random.default_rng(seed)
+
+
+def test_the_files_that_come_with_the_package_are_the_documented_ones():
+    assert list(bundled_degradations()) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_results_are_a_function_of_seed_and_index_alone(name):
+    x = photograph()
+    first = [degrade(x, name, 3, index) for index in range(8)]
+    again = [degrade(x, name, 3, index) for index in reversed(range(8))][::-1]
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not np.array_equal(np.stack(first), np.stack([degrade(x, name, 4, index) for index in range(8)]))
+
+
+def test_another_process_sees_the_same():
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        found = list(pool.map(partial(degrade, photograph(), "real", 3), range(8)))
+    assert all(np.array_equal(y, degrade(photograph(), "real", 3, index)) for index, y in enumerate(found))
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("size", [(64, 48), (41, 50), (7, 5), (1, 1)])
+def test_sides_are_those_of_the_photograph_over_the_scale_rounded_up(size, scale):
+    x = photograph(*size)
+    for name in NAMES:
+        for index in range(4):
+            y = degrade(x, name, 0, index, scale)
+            assert y.shape == (-(-size[0] // scale), -(-size[1] // scale), 3) and y.dtype == np.uint8
+
+
+def test_images_arrays_and_tensors_agree():
+    x = photograph()
+    y = degrade(x, "real", 0, 1)
+    assert np.array_equal(np.asarray(degrade(Image.fromarray(x), "real", 0, 1)), y)
+    tensor = degrade(torch.from_numpy(x.transpose(2, 0, 1).copy()), "real", 0, 1)
+    assert np.array_equal(tensor.permute(1, 2, 0).numpy(), y)
+
+
+def test_without_a_step_it_is_the_downsampling_of_clean_images():
+    x = torch.from_numpy(photograph().transpose(2, 0, 1).copy())
+    _, y = make_pairs(x[None], Downsampling(4))
+    assert (degrade(x, made(), 0, 0) - (y[0] + 1) * 127.5).abs().max() <= 1.001
+
+
+def test_grey_images_stay_grey_where_the_noise_is_grey():
+    grey = np.repeat(photograph()[..., :1], 3, axis=2)
+    steps = [{"step": name} for name in STEPS if name != "noise"]
+    for index in range(6):
+        for kind in ("gaussian", "poisson"):
+            noise = {"step": "noise", "kinds": {kind: 1}, "grey": 1}
+            y = degrade(grey, made(*steps[:2], noise, *steps[2:]), 0, index)
+            assert (y == y[..., :1]).all()
+            y = degrade(grey, made(steps[1], noise | {"grey": 0, "sigma": 20, "scale": 1}), 0, index)
+            assert (y != y[..., :1]).any()
+
+
+def test_chains_are_drawn_by_their_weights():
+    black, white = ({"step": "noise", "kinds": {"gaussian": 1}, "sigma": s} for s in (0, 100))
+    chains = [{"weight": 1, "steps": [black]}, {"weight": 3, "steps": [white]}]
+    spec = parse_degradation({"chains": chains}, "made")
+    x = np.full((8, 8, 3), 128, np.uint8)
+    share = np.mean([degrade(x, spec, 0, index).std() > 0 for index in range(400)])
+    assert abs(share - 0.75) < 0.07
+
+
+@pytest.mark.parametrize("kind", ["isotropic", "anisotropic", "generalised", "sinc"])
+def test_kernels_have_sum_one_and_the_width_that_was_drawn(kind):
+    for seed in range(20):
+        kernel = Blur(kinds={kind: 1.0}, sigma=(1.0, 2.0)).kernel(random(seed))
+        assert kernel.shape[0] % 2 and np.isclose(kernel.sum(), 1)
+        assert np.allclose(kernel, kernel[::-1, ::-1])
+        if kind.endswith("isotropic"):
+            place = np.arange(len(kernel)) - len(kernel) // 2
+            assert 0.8 < np.sqrt((kernel.sum(0) * place**2).sum()) < 2.05
+    flat = np.full((3, 12, 9), 77, np.float32)
+    assert np.allclose(convolve(flat, kernel), flat, atol=1e-3)
+
+
+def test_convolution_is_the_formula():
+    x, kernel = random(1).random((1, 9, 7)).astype(np.float32), Blur(sigma=(0.3, 0.9)).kernel(random(2))
+    radius = len(kernel) // 2
+    padded = np.pad(x[0], radius, "symmetric")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, kernel.shape)
+    assert np.allclose(convolve(x, kernel)[0], (windows * kernel[::-1, ::-1]).sum((-2, -1)), atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "key", "value", "deviation"), [
+    ("gaussian", "sigma", 12.0, 12.0), ("poisson", "scale", 2.0, 20.0),
+])  # fmt: skip
+def test_noise_has_the_deviation_that_was_drawn(kind, key, value, deviation):
+    flat = np.full((1, 64, 64), 100, np.float32)
+    noise = Noise(kinds={kind: 1.0}, **{key: (value, value)}, grey=0.0)(flat, random(), (64, 64))
+    assert noise.shape == (3, 64, 64)
+    assert abs(noise.std() / deviation - 1) < 0.05 and abs(noise.mean() - 100) < 1
+    assert abs(np.corrcoef(noise[0].ravel(), noise[1].ravel())[0, 1]) < 0.06
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "webp"])
+def test_compression_is_the_codec_of_that_quality_and_twice_is_another(kind):
+    x = photograph().transpose(2, 0, 1).astype(np.float32)
+    step = Compress(kinds={kind: 1.0}, quality=(40, 40), phase=(0, 0), subsampled=1.0)
+    once = step(x, random(), (64, 64))
+    file = io.BytesIO()
+    options = {"subsampling": 2} if kind == "jpeg" else {"method": 2}
+    Image.fromarray(photograph()).save(file, kind, quality=40, **options)
+    assert np.array_equal(once, np.asarray(Image.open(file).convert("RGB"), np.float32).transpose(2, 0, 1))
+    shifted = Compress(kinds={kind: 1.0}, quality=(40, 40), phase=(3, 3), subsampled=1.0)
+    twice = shifted(once, random(), (64, 64))
+    assert ((twice - x) ** 2).mean() > ((once - x) ** 2).mean()
+    best = Compress(kinds={kind: 1.0}, quality=(95, 95))(x, random(), (64, 64))
+    assert ((best - x) ** 2).mean() < ((once - x) ** 2).mean()
+
+
+BAD = {
+    "an unknown step": ({"steps": [{"step": "blurr"}]}, ["steps[0]", "'blurr'", "blur, resize"]),
+    "an unknown option": ({"steps": [{"step": "blur", "sigmas": [1, 2]}]}, ["steps[0] 'blur'", "'sigmas'", "sigma"]),
+    "a range out of order": (
+        {"chains": [{"name": "old", "steps": [{"step": "downsample"}, {"step": "compress", "quality": [95, 30]}]}]},
+        ["chains[0] 'old'", "steps[1] 'compress'", "`quality`", "[95, 30]"],
+    ),
+    "a range out of its limits": ({"steps": [{"step": "compress", "quality": [30, 101]}]}, ["`quality`", "<= 100"]),
+    "a range of words": ({"steps": [{"step": "noise", "sigma": ["a", "b"]}]}, ["'noise'", "`sigma`", "['a', 'b']"]),
+    "a probability above one": ({"steps": [{"step": "blur", "probability": 2}]}, ["`probability`", "[0, 1]", "2"]),
+    "an unknown kind": ({"steps": [{"step": "resize", "kinds": {"cubic": 1}}]}, ["`kinds`", "'cubic'", "bicubic"]),
+    "kinds without weight": ({"steps": [{"step": "resize", "kinds": {"area": 0}}]}, ["`kinds`", "'area': 0"]),
+    "a weight below zero": ({"chains": [{"weight": -1, "steps": []}]}, ["chains[0]", "`weight`", "-1"]),
+    "no chain that is taken": ({"chains": [{"weight": 0, "steps": []}]}, ["`weight`"]),
+    "no steps": ({}, ["`steps`"]),
+    "a list": ([1], ["must be a mapping"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_wrong_in_a_file_is_named(case, tmp_path):
+    content, words = BAD[case]
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ValueError) as caught:
+        load_degradation(path)
+    assert all(word in str(caught.value) for word in ["mine.yaml", *words]), caught.value
+
+
+@pytest.mark.parametrize(("arguments", "word"), [
+    ({"degradation": "unreal"}, "mild-jpeg"), ({"degradation": "missing.yaml"}, "missing.yaml"), ({"seed": -1}, "seed"),
+    ({"index": 2**64}, "index"), ({"scale_factor": 0}, "scale_factor"), ({"image": np.zeros((4, 4, 3))}, "image"),
+])  # fmt: skip
+def test_arguments_out_of_range_are_named(arguments, word):
+    with pytest.raises(ValueError, match=word):
+        degrade(**({"image": photograph(), "degradation": "real", "seed": 0, "index": 0} | arguments))
+
+
+def test_a_file_with_every_default_written_out_is_the_same():
+    spec = load_degradation("real")
+    again = parse_degradation(yaml.safe_load(yaml.safe_dump(spec.as_dict())), "real")
+    assert again == spec
+
+
+def test_an_evaluation_of_degraded_images_is_reproducible_and_says_what_it_is_of(tmp_path):
+    folder = photo_folder(tmp_path / "set", dict.fromkeys("abc", (40, 36)))
+    report = run(folder, NoisyBicubic(), degradation="second-order", seed=5)
+    assert report["rows"] == run(folder, NoisyBicubic(), degradation="second-order", seed=5)["rows"]
+    assert report["rows"] != run(folder, NoisyBicubic(), degradation="second-order", seed=6)["rows"]
+    assert (
+        report["images"][0]
+        == run(folder, NoisyBicubic(), degradation="second-order", seed=5, num_images=1)["images"][0]
+    )
+    assert "--degradation second-order" in command_line(report) and "--seed 5" in command_line(report)
+    assert "degraded by second-order of seed 5" in markdown_table(report)
+    assert "mean t=0.8 projected" in by_name(report)
+    blind = NoisyBicubic()
+    blind.config["consistency"] = "none"
+    covered = run(folder, blind, degradation="noise", temperatures=(1.0,), coverage_samples=19)
+    assert list(by_name(covered)) == ["bicubic", "sample t=1", "mean t=1"]
+    assert "coverage" in by_name(covered)["sample t=1"] and sample_rows(covered)
+
+
+def test_the_pairs_that_are_written_are_those_that_are_scored(tmp_path):
+    folder = photo_folder(tmp_path / "set", dict.fromkeys("ab", (40, 36)))
+    arguments = ["evaluate", "--data", folder, "--size", 32, "--degradation", "real", "--seed", 2, "-o", "x.json"]
+    assert main([*map(str, arguments), "--write_pairs", str(tmp_path / "pairs")]) == 0
+    hr, _ = prepare_thesis(Image.open(folder / "b.png"), 32)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "pairs" / "LR" / "b.png")), degrade(hr, "real", 2, 1))
