@@ -6,7 +6,7 @@ OUT ?= upscaled
 # A photograph in the public domain (CC0) that comes with scikit-image.
 PHOTO ?= $$($(BIN)/python -c "import skimage, pathlib; print(pathlib.Path(skimage.__file__).parent / 'data/chelsea.png')")
 
-.PHONY: install upscale test slow lint clean
+.PHONY: install upscale test slow lint docs dist-check test-lowest clean
 
 install: $(VENV)/.installed
 
@@ -33,5 +33,28 @@ test: lint
 slow: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m slow
 
+# The documentation site, into site/: every link and every name of the API must be found.
+docs: $(VENV)-docs/.installed
+	$(VENV)-docs/bin/python -m mkdocs build --strict --quiet
+
+$(VENV)-docs/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install -q --upgrade pip
+	$(VENV)-docs/bin/python -m pip install -q --group docs
+	touch $@
+
+# What would be uploaded to a package index, into dist/, and tried in an environment of its own.
+dist-check:
+	$(PYTHON) benchmarks/dist_check.py
+
+# The lowest versions of the dependencies, and the tests that tell most about them.
+LOWEST_TESTS ?= tests/test_loading.py tests/test_pipeline.py tests/test_images.py tests/test_datasets.py tests/test_demo.py \
+	tests/training/test_training.py
+test-lowest:
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install -q --upgrade pip
+	$(VENV)-lowest/bin/python -m pip install -q -c constraints-lowest.txt -e .[data,train,demo] pytest pytest-xdist
+	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest -n auto --dist loadfile $(LOWEST_TESTS)
+
 clean:
-	rm -rf $(VENV) $(OUT) build *.egg-info
+	rm -rf $(VENV) $(VENV)-docs $(VENV)-lowest $(OUT) build dist site *.egg-info

@@ -1,5 +1,6 @@
 """Strict loading: safetensors alone, and every key in its place."""
 
+import importlib
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -88,6 +89,21 @@ class StrictLoading:
     def leaves_out(self, key: str) -> bool:
         """Whether a parameter of this name belongs to a part that the configuration leaves out on purpose."""
         return False
+
+
+def from_diffusers(module: str, name: str) -> Any:
+    """A name of diffusers that its public interface does not promise, such as the tables of its loader.
+
+    Raises:
+        ImportError: an installed diffusers without it; the message says which versions have it.
+    """
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        version = importlib.import_module("diffusers").__version__
+        raise ImportError(
+            f"diffusers {version} has no `{module}.{name}`, which hvae-sr needs: install 'diffusers>=0.40,<0.43'"
+        ) from error
 
 
 @contextmanager

@@ -3,9 +3,9 @@
 import sys
 
 import diffusers
-from diffusers.pipelines import pipeline_loading_utils as _loading
 
 import hvae_sr
+from hvae_sr.loading import from_diffusers as _from_diffusers
 
 from .baselines import PIPELINES, DPSPipeline, HCFlowPipeline, RegressionPipeline, SR3Pipeline
 from .inputs import SamplingOptions
@@ -16,8 +16,8 @@ from .super_resolution import SuperResolutionPipeline
 _COMPARED = ("EDSR", "RRDBNet", "SRVGGNetCompact", "HCFlow", "SR3UNet", "GuidedDiffusionUNet", "AncestralScheduler")
 _NAMES = ("VDVAE", "LREncoder", "LRConditioner", *_COMPARED)
 _CLASSES = {name: ["save_pretrained", "from_pretrained"] for name in _NAMES}
-_loading.LOADABLE_CLASSES["hvae_sr"] = _CLASSES
-_loading.ALL_IMPORTABLE_CLASSES.update(_CLASSES)
+_from_diffusers("diffusers.pipelines.pipeline_loading_utils", "LOADABLE_CLASSES")["hvae_sr"] = _CLASSES
+_from_diffusers("diffusers.pipelines.pipeline_loading_utils", "ALL_IMPORTABLE_CLASSES").update(_CLASSES)
 # `DiffusionPipeline.from_pretrained(folder)` looks the class of model_index.json up here, and those of its components
 # in `diffusers.pipelines`, before it would run a file of that name in a repository.
 for _name, _class in PIPELINES.items():

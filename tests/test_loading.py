@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hvae_sr import SuperResolutionPipeline
+from hvae_sr.loading import from_diffusers
 
 over_models = pytest.mark.parametrize("kind", ["vdvae", "cvdvae", "vdvae-sr"])
 
@@ -53,3 +54,9 @@ def test_names_that_look_a_little_like_weights_are_no_weights(make_vdvae: Any, t
     (tmp_path / "README.pt.md").write_text("em português")
     (tmp_path / "bin").mkdir()
     type(model).from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("module", ["diffusers.pipelines.pipeline_loading_utils", "diffusers.a_module_of_long_ago"])
+def test_a_diffusers_without_a_name_that_is_needed_says_which_versions_have_it(module: str) -> None:
+    with pytest.raises(ImportError, match=rf"has no `{module}.TABLES`.*install 'diffusers>=0.40,<"):
+        from_diffusers(module, "TABLES")

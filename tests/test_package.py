@@ -1,11 +1,13 @@
 """What is uploaded to a package index: an sdist, the wheel made from it, and the wheel installed by itself."""
 
 import os
+import re
 import shutil
 import site
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from email import message_from_bytes
 from pathlib import Path
@@ -82,7 +84,12 @@ def test_the_metadata_is_what_an_index_accepts(built):
     archive = zipfile.ZipFile(built[1])
     raw = next(archive.read(name) for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
     metadata = metadata_module.Metadata.from_email(raw, validate=True)
-    assert metadata.name == "hvae-sr" and metadata.license_expression == "Apache-2.0"
+    assert metadata.name == "hvae-sr"
+    # Code and weights, with their notices: a wheel holds both.
+    assert str(metadata.license_expression).startswith("Apache-2.0 AND LicenseRef-")
+    assert {Path(name).name for name in metadata.license_files or ()} == {
+        "LICENSE", "LICENSE.weights", "brisque_model.LICENSE"
+    }  # fmt: skip
     assert message_from_bytes(raw)["Description-Content-Type"] == "text/markdown"
     base = [requirement.name for requirement in metadata.requires_dist if requirement.marker is None]
     assert "torch" in base and not {"gradio", "playwright", "torchvision"} & set(base)
@@ -103,3 +110,26 @@ def test_the_installed_wheel_upscales_with_the_bundled_weights(built, tmp_path):
     command = ["-S", "-m", "hvae_sr.cli", "upscale", "small.png", "-o", "out", "--num_samples", "1"]
     run(sys.executable, *command, env=environment, cwd=tmp_path)
     assert Image.open(tmp_path / "out" / "small_x4_seed0.png").size == (40, 48)
+
+
+def test_version_and_python_are_said_alike_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    version, python = project["version"], project["requires-python"].removeprefix(">=")
+    assert f'__version__ = "{version}"' in (ROOT / "hvae_sr/__init__.py").read_text("utf-8")
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
+    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert f"Python {python} or later" in (ROOT / "README.md").read_text("utf-8")
+    assert f"sys.version_info < ({python.replace('.', ', ')})" in (ROOT / "Makefile").read_text("utf-8")
+
+
+def test_the_floors_of_the_package_are_those_that_are_tested():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    listed = project["dependencies"] + [
+        line for extra in ("data", "train", "demo") for line in project["optional-dependencies"][extra]
+    ]
+    floors = {re.split(r"[\[>=<,]+", line)[0]: re.search(r">=([\d.]+)", line)[1] for line in listed}
+    lines = (ROOT / "constraints-lowest.txt").read_text("utf-8").splitlines()
+    lowest = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    floors.pop("torch"), lowest.pop("torch")  # versions below are builds for GPUs, of gigabytes
+    numbers = lambda text: [int(part) for part in text.split(".") if part != "0"]  # noqa: E731
+    assert {name: numbers(lowest[name]) for name in floors} == {name: numbers(floor) for name, floor in floors.items()}

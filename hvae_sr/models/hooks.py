@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
-from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
+from ..loading import from_diffusers
+
 _Method = TypeVar("_Method", bound=Callable[..., Any])
+_apply_forward_hook = from_diffusers("diffusers.utils.accelerate_utils", "apply_forward_hook")
 
 
 def entry_point(method: _Method) -> _Method:
@@ -17,7 +19,7 @@ def entry_point(method: _Method) -> _Method:
     accelerate's hooks (`enable_model_cpu_offload`, `enable_sequential_cpu_offload`) and diffusers' group offloading
     wrap `forward` alone; whoever calls another method first would find weights on the CPU.
     """
-    hooked = apply_forward_hook(method)
+    hooked = _apply_forward_hook(method)
 
     @functools.wraps(method)
     def wrapper(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
