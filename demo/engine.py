@@ -17,7 +17,7 @@ from scipy import ndimage
 from hvae_sr import SuperResolutionPipeline, __version__
 from hvae_sr.images import read_photo, save_image, to_tensor, uncertainty_to_pil
 from hvae_sr.images.degradation import inspect
-from hvae_sr.models.blocks import TopDownBlock
+from hvae_sr.models.group import TopDownBlock
 from hvae_sr.posterior import Recipe
 
 MATCHING = 45.0

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..models import VDVAE, LRConditioner, LREncoder
-from ..models.blocks import BlockSpec, TopDownBlock, Upsampler, parse_blocks
+from ..models.blocks import BlockSpec, Upsampler, parse_blocks
+from ..models.group import TopDownBlock
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,6 @@ from ..noise import NoiseSource, as_noise_source, uniform_source
 from .blocks import (
     BottomUp,
     Convolution,
-    GroupStatistics,
-    TopDownBlock,
     Upsampler,
     parse_blocks,
     parse_widths,
@@ -29,6 +27,7 @@ from .blocks import (
 )
 from .condition import Condition
 from .distributions import DiscretizedLogisticMixture, half_bin_shift, quantise
+from .group import GroupStatistics, TopDownBlock
 from .hooks import UNSET, PerGroup, entry_point, execution_device, per_group
 
 STRIP = 2**15

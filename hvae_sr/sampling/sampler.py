@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..models import VDVAE, Condition, LRConditioner, LREncoder, VDVAESample
-from ..models.blocks import GroupStatistics
+from ..models.group import GroupStatistics
 from ..models.hooks import PerGroup
 from ..noise import NoiseSource, TensorNoise
 from .memory import KEPT_FEATURES, PIXELS_PER_CHUNK, Budget

@@ -1,0 +1,155 @@
+"""The step of one latent group: prior, posterior, z, and the blocks after it (VD-VAE, figure 3)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .blocks import BlockSpec, Bottleneck, Convolution, kernel_size_at
+from .condition import Condition
+from .distributions import DiagonalGaussian
+
+
+@dataclass
+class GroupStatistics:
+    """One latent group of one top-down pass; a distribution is None where it does not exist.
+
+    Args:
+        z: `[B, C, h, w]`, the value that was passed on.
+        prior: p(z_l | z_<l), given y too if y conditions the prior.
+        posterior: q(z_l | z_<l, x), given y too if y conditions the stream or the posterior.
+        lr_posterior: q_psi(z_l | z_<l, y).
+    """
+
+    z: Tensor
+    prior: DiagonalGaussian
+    posterior: DiagonalGaussian | None = None
+    lr_posterior: DiagonalGaussian | None = None
+
+    def expand(self, rows: int) -> "GroupStatistics":
+        """The same for every row of the batch, where the rows shared it (a view)."""
+
+        def expand(p: DiagonalGaussian) -> DiagonalGaussian:
+            return DiagonalGaussian(*(part.expand(rows, -1, -1, -1) for part in p))
+
+        given = (None if p is None else expand(p) for p in (self.posterior, self.lr_posterior))
+        return GroupStatistics(self.z.expand(rows, -1, -1, -1), expand(self.prior), *given)
+
+
+class TopDownBlock(nn.Module):
+    """One latent group: prior and posterior heads, the projection of z, and a residual block (VD-VAE, figure 3).
+
+    Further residual blocks may follow, where what the latents say is worked into structure.
+
+    Args:
+        spec: resolution, the coarser resolution whose stream is mixed in, and the number of further residual blocks.
+        width: channels of the stream.
+        latent_channels: channels of z.
+        bottleneck_multiple: inner width of the blocks as a share of `width`.
+        num_blocks: blocks of the whole decoder; scales the initial weights.
+        with_posterior: whether the head q(z_l | z_<l, x) is built.
+        activation: "gelu" or "silu".
+        max_log_sigma: bound of the prior's log_sigma, or None.
+        residual_multiple: `bottleneck_multiple` of the further residual blocks; None means the same.
+    """
+
+    def __init__(
+        self,
+        spec: BlockSpec,
+        width: int,
+        latent_channels: int,
+        bottleneck_multiple: float,
+        num_blocks: int,
+        with_posterior: bool,
+        activation: str,
+        max_log_sigma: float | None = None,
+        residual_multiple: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.resolution, self.mixin, self.width = spec.resolution, spec.mixin, width
+        self.latent_channels, self.max_log_sigma = latent_channels, max_log_sigma
+        middle, kernel_size = int(width * bottleneck_multiple), kernel_size_at(spec.resolution)
+        self.posterior_head = (
+            Bottleneck(2 * width, middle, 2 * latent_channels, kernel_size, activation=activation)
+            if with_posterior
+            else None
+        )
+        self.prior_head = Bottleneck(
+            width, middle, 2 * latent_channels + width, kernel_size, zero_last=True, activation=activation
+        )
+        self.z_projection = Convolution(latent_channels, width)
+        self.resnet = Bottleneck(width, middle, width, kernel_size, residual=True, activation=activation)
+        inner = middle if residual_multiple is None else int(width * residual_multiple)
+        self.residual_blocks = nn.ModuleList(
+            Bottleneck(width, inner, width, kernel_size, residual=True, activation=activation)
+            for _ in range(spec.residual_blocks)
+        )
+        with torch.no_grad():
+            for layer in (self.z_projection, *(block.c4 for block in (self.resnet, *self.residual_blocks))):
+                layer.weight.mul_((1 / num_blocks) ** 0.5)
+
+    def prior(self, x: Tensor) -> tuple[DiagonalGaussian, Tensor]:
+        """p(z_l | z_<l) from the stream `[B, width, h, w]`, and the deterministic residual that is added to it."""
+        parameters, residual = self.prior_head(x).split((2 * self.latent_channels, self.width), dim=1)
+        return DiagonalGaussian.from_parameters(parameters), residual
+
+    def posterior(self, x: Tensor, activation: Tensor) -> DiagonalGaussian:
+        """q(z_l | z_<l, x) from the stream and the HR activation, `[B, width, h, w]` each."""
+        if self.posterior_head is None:
+            raise ValueError("this VDVAE was made without an encoder (`encoder_blocks=None`): it has no q(z|x)")
+        return DiagonalGaussian.from_parameters(self.posterior_head(torch.cat((x, activation.to(x.dtype)), dim=1)))
+
+    def forward(
+        self,
+        x: Tensor,
+        group: int,
+        condition: Condition | None = None,
+        activation: Tensor | None = None,
+        z: Tensor | None = None,
+        noise: Tensor | None = None,
+        temperature: float = 1.0,
+        lr_temperature: float = 1.0,
+    ) -> tuple[Tensor, GroupStatistics]:
+        """The whole step of the group, in one call so that hooks, sharding and checkpointing can treat it as a unit.
+
+        z_l is given, or drawn from q(z_l | z_<l, x) where there is an activation of x, else from q_psi(z_l | z_<l, y)
+        where the condition gives one (CVDVAE, eq. 12), else from the prior.
+
+        Args:
+            x: the stream, `[B, width, h, w]`, or `[1, width, h, w]` where all rows share it so far.
+            group: l, for the condition.
+            condition: what an LR network's `encode` returned.
+            activation: HR activation, `[B, width, h, w]`.
+            z: the value `[B, C, h, w]`, where it is given.
+            noise: standard normals `[B, C, h, w]`; None takes the mean. Made outside, as checkpointing runs the block
+                twice.
+            temperature, lr_temperature: factors of the standard deviations of prior and q_psi; q(z|x) is not scaled.
+
+        Returns:
+            The stream after the group, and the group's statistics.
+        """
+        if condition is not None:
+            x = condition.add_to_stream(group, x)
+        prior, residual = self.prior(x)
+        if condition is not None:
+            prior = condition.prior(group, prior)
+        prior = prior.clamp(self.max_log_sigma)
+        posterior = lr_posterior = None
+        if activation is not None:
+            activation = activation if condition is None else condition.add_to_activation(group, activation)
+            posterior = self.posterior(x, activation)
+        if condition is not None:
+            lr_posterior = condition.posterior(group, x, prior)
+
+        if z is None and posterior is not None:
+            z = posterior.sample(noise)
+        elif z is None and lr_posterior is not None:
+            z = lr_posterior.sample(noise, lr_temperature)
+        elif z is None:
+            z = prior.sample(noise, temperature)
+
+        z = z.to(x.device)
+        x = x + residual + self.z_projection(z.to(residual.dtype))
+        for block in (self.resnet, *self.residual_blocks):
+            x = block(x)
+        return x, GroupStatistics(z, prior, posterior, lr_posterior)
