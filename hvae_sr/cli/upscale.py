@@ -132,7 +132,7 @@ def _complete(options: argparse.Namespace, pipeline: "SuperResolutionPipeline") 
     options.dtype = str(pipeline.inference_dtype).removeprefix("torch.")
     options.num_samples = 5 if options.num_samples is None else options.num_samples
     options.seed = options.seed or 0
-    options.no_consistency = bool(options.no_consistency) or pipeline.config.consistency == "none"
+    options.no_consistency = bool(options.no_consistency) or pipeline.config.get("consistency") == "none"
     if options.bits == 16 and f".{options.format}" not in WIDE_SUFFIXES:
         raise ValueError(f"`--bits` 16 goes with `--format` png or tiff; {options.format} holds 8")
     if options.outscale is None:
