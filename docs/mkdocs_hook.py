@@ -18,15 +18,17 @@ def _fenced(match: re.Match[str]) -> str:
     return f"{match[1]}```python\n{match[0]}{match[1]}```\n"
 
 
-def on_config(config: Any) -> Any:
-    """Lays out `hvae_sr` with its pipelines inside, as in an installation; mkdocstrings does not follow links."""
+def on_startup(**_: Any) -> None:
+    """Lays out `hvae_sr` with its pipelines inside, as in an installation; mkdocstrings does not follow links.
+
+    Before the configuration is read: folders that are not there then are not searched.
+    """
     shutil.rmtree(SOURCE, ignore_errors=True)
     for source, target in ((ROOT / "hvae_sr", SOURCE), (ROOT / "pipelines", SOURCE / "pipelines")):
         for path in source.rglob("*.py"):
             place = target / path.relative_to(source)
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_text(DOCTEST.sub(_fenced, path.read_text("utf-8")), "utf-8")
-    return config
 
 
 def on_files(files: Files, config: Any) -> Files:
