@@ -246,12 +246,13 @@ class Computing:
     def _computing(self) -> Iterator[None]:
         """The networks' `compute_dtype` for evaluations of this pipeline; theirs comes back after the last of them.
 
-        Evaluations of several threads may overlap, and other pipelines may share the networks with another dtype.
+        Evaluations of several threads may overlap; those of pipelines that share networks with another dtype wait.
         """
         networks = (self.vdvae, self.lr_encoder)
         dtype = None if self.inference_dtype == self.vdvae.dtype else self.inference_dtype
-        with _lock:
-            before = [_running.setdefault(id(network), [0, network.compute_dtype]) for network in networks]
+        with _free:
+            _free.wait_for(lambda: all(_running.get(id(network), (0, 0, dtype))[2] == dtype for network in networks))
+            before = [_running.setdefault(id(network), [0, network.compute_dtype, dtype]) for network in networks]
             for network, entry in zip(networks, before, strict=True):
                 entry[0] += 1
                 if network.compute_dtype != dtype:
@@ -259,14 +260,15 @@ class Computing:
         try:
             yield
         finally:
-            with _lock:
+            with _free:
                 for network, entry in zip(networks, before, strict=True):
                     entry[0] -= 1
                     if not entry[0]:
                         del _running[id(network)]
                         network.set_compute_dtype(entry[1])
+                _free.notify_all()
 
 
-_lock = threading.Lock()
+_free = threading.Condition()
 _running: dict[int, list[Any]] = {}
-"""Of each network that is being evaluated: by how many calls, and the `compute_dtype` to put back."""
+"""Of each network that is evaluated: by how many calls, the `compute_dtype` to put back, and that of the calls."""

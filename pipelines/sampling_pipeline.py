@@ -226,8 +226,11 @@ class SamplingPipeline(Computing, DiffusionPipeline):
             raise ValueError(
                 f"`{'recipes' if seeds is None else 'seeds'}` must be a list that is not empty, got {chosen!r}"
             )
+        for name in ("latents", "num_samples", "num_fixed_groups", "noise", "seed", "generator"):
+            if named.get(name) is not None:
+                raise ValueError(f"`{name}` is an argument of a call; samples are named by `seeds` or `recipes`")
         if seeds is not None:
-            base_seeds(list(seeds), None, len(seeds))
+            seeds = base_seeds(list(seeds), None, len(seeds))
         call = self.check_inputs(
             temperature, 1, enforce_consistency, num_conditioned_groups, None, batch_size, output_type, options, **named
         )
@@ -237,15 +240,24 @@ class SamplingPipeline(Computing, DiffusionPipeline):
         if len(photos) != 1:
             raise ValueError(f"`image` must be one image, got {len(photos)}")
         y, photo = photos[0]
-        self._check_size(y, call, bool(recipes and any(recipe.seed is None for recipe in recipes)))
+        self._check_size(y, call, recipes is not None)
         groups = self.vdvae.num_groups
         size = (y.shape[-2] * self.operator.scale_factor, y.shape[-1] * self.operator.scale_factor)
         for recipe in recipes or ():
+            if not isinstance(recipe, Recipe):
+                raise ValueError(f"`recipes` must be a list of Recipe, got {recipe!r}")
             recipe.check(groups, size)
             if recipe.seed is None and call.options.self_ensemble:
                 raise ValueError("`self_ensemble` must be False for recipes of several seeds or regions")
-        given = list(recipes) if recipes is not None else [Recipe.of(int(seed), groups) for seed in seeds or ()]
-        return self._draw(y, photo, call, given, None, None)
+        given = list(recipes) if recipes is not None else [Recipe.of(seed, groups) for seed in seeds or ()]
+        return self._released(self._draw(y, photo, call, given, None, None))
+
+    def _released(self, samples: Iterator[Sample]) -> Iterator[Sample]:
+        """The same, and offloaded networks leave the device at the end, also of an iterator that is given up."""
+        try:
+            yield from samples
+        finally:
+            self.maybe_free_model_hooks()
 
     def _check_size(self, y: Tensor, call: Call, whole: bool) -> None:
         """Raises a ValueError for a size that the networks do not take, or for latents of an image in several tiles."""
@@ -333,7 +345,6 @@ class SamplingPipeline(Computing, DiffusionPipeline):
                 yield Sample(row, x, picture, seed, returned, exact, unprojected, z)
                 del x, picture
             del out
-        self.maybe_free_model_hooks()
 
     def _budget(self, y: Tensor, count: int, call: Call) -> Budget:
         """What the samples of a photograph may take of memory."""

@@ -100,6 +100,13 @@ class SuperResolutionPipeline(SamplingPipeline):
             **named,
         )
         noise, fixed = call.options.noise, call.options.num_fixed_groups
+        for name, tensors in (("noise", noise), ("latents", latents)):
+            if tensors is not None and not isinstance(tensors, (list, tuple)):
+                raise ValueError(
+                    f"`{name}` must be a list of tensors, one for each group; got {type(tensors).__name__}"
+                )
+        if noise is not None and (not noise or any(draw is None for draw in noise)):
+            raise ValueError(f"`noise` must be a list of tensors, one for each group, without None; got {len(noise)}")
         if noise is not None and (seed is not None or generator is not None):
             raise ValueError("`noise` was given together with `seed` or `generator`, which would have no effect")
         photos = prepare_photos(image)
@@ -156,6 +163,7 @@ class SuperResolutionPipeline(SamplingPipeline):
                     gathered["std"].append(std if output_type == "pt" else std.permute(1, 2, 0).cpu().numpy())
 
         # 3. Gather.
+        self.maybe_free_model_hooks()
         seeds = bases and [base + j for base in bases for j in range(num_samples)]
         all_latents = _join_latents(gathered["latents"]) if keep_latents else None
         if output_type == "latent":
@@ -243,7 +251,9 @@ class SuperResolutionPipeline(SamplingPipeline):
             ValueError: not the latents of every group, or of an image of another size, or too little memory.
         """
         y, _ = _single(image)
-        check_count("max_memory", max_memory, 1, optional=True)
+        self._check_size(y, self.check_inputs(max_memory=max_memory), True)
+        if isinstance(latents, (list, tuple)) and all(isinstance(z, Tensor) for z in latents):
+            check_finite("latents", latents)
         device, room = self._execution_device, None
         if max_memory is not None:
             size = (y.shape[-2] * self.operator.scale_factor, y.shape[-1] * self.operator.scale_factor)

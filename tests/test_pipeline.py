@@ -7,6 +7,7 @@ import json
 import math
 import pickle
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -700,7 +701,15 @@ def test_samples_come_one_by_one_and_are_those_of_a_call(make_pipeline: MakePipe
     first = next(samples)
     assert first.seed == 6 and torch.equal(first.x, whole.images[2]) and first.lr_psnr == whole.lr_psnr[2]
     assert torch.equal(next(samples).x, whole.images[0]) and next(samples, None) is None
-    for arguments, message in (({}, "`seeds`"), ({"seeds": []}, "`seeds`"), ({"seeds": [1.5]}, "`seed`")):
+    assert [one.seed for one in pipe.samples(photo(), np.array([0]), output_type="latent")] == [0]
+    refused: dict[str, dict[str, Any]] = {
+        "`seeds` or": {},
+        "`recipes`": {"recipes": [1]},
+        "`latents`": {"seeds": [0], "latents": []},
+        "`seeds`": {"seeds": []},
+        "`seed`": {"seeds": [1.5]},
+    }
+    for message, arguments in refused.items():
         with pytest.raises(ValueError, match=message):
             pipe.samples(photo(), **arguments)  # before the first sample is asked for
 
@@ -733,3 +742,26 @@ def test_folders_from_before_consistency_was_an_option_are_exact(make_pipeline, 
     pipe = SuperResolutionPipeline.from_pretrained(tmp_path)
     assert pipe.config.consistency == "exact"
     assert min(pipe(photo(), seed=0).lr_psnr_float) > 60
+
+
+def test_pipelines_that_share_networks_and_not_the_dtype_take_turns(make_pipeline: MakePipeline) -> None:
+    exact = make_pipeline()
+    fast = SuperResolutionPipeline.from_pipe(exact)
+    fast.enable_fast_inference(torch.bfloat16)
+    expected = {pipe: pipe(photo(), seed=0, output_type="pt").images for pipe in (exact, fast)}
+    wrong: list[str] = []
+
+    def draw(pipe: SuperResolutionPipeline) -> None:
+        try:
+            for _ in range(6):
+                if not torch.equal(pipe(photo(), seed=0, output_type="pt").images, expected[pipe]):
+                    wrong.append("another image")
+        except RuntimeError as error:
+            wrong.append(str(error))
+
+    threads = [threading.Thread(target=draw, args=(pipe,)) for pipe in (exact, fast)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong

@@ -59,7 +59,7 @@ def log_density(sampler: WindowSampler, latents: Sequence[Tensor]) -> Tensor:
     if not isinstance(latents, (list, tuple)) or len(latents) != groups or any(z is None for z in latents):
         given = len(latents) if isinstance(latents, (list, tuple)) else type(latents).__name__
         raise ValueError(f"`latents` must be a list of {groups} tensors, one for each group; got {given}")
-    count = len(latents[0]) if isinstance(latents[0], Tensor) and latents[0].ndim else 1
+    count = max(len(latents[0]), 1) if isinstance(latents[0], Tensor) and latents[0].ndim else 1
     sampler.vdvae.check_latents("latents", latents, sampler.size, (count,))
     total = torch.zeros(count, dtype=torch.float64)
     for window in sampler.windows:

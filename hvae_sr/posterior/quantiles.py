@@ -44,7 +44,10 @@ def quantiles(
     Raises:
         ValueError: `q` out of range.
     """
-    values = [float(value) for value in q]
+    try:
+        values = [float(value) for value in q]
+    except (TypeError, ValueError):
+        values = []
     if not values or not all(0 <= value <= 1 for value in values):
         raise ValueError(f"`q` must be numbers in [0, 1], got {q!r}")
     y, scale = sampler.y, sampler.scale

@@ -6,6 +6,7 @@ Groups run from coarse to fine, so a version that keeps the first k groups' seed
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -64,9 +65,15 @@ class Recipe:
         """Raises a ValueError unless the recipe is for `num_groups` groups, and its masks of an image of (H, W)."""
         if len(self.group_seeds) != num_groups:
             raise ValueError(f"`recipes`: {len(self.group_seeds)} group seeds for a model of {num_groups} groups")
+        seeds = (*self.group_seeds, *(region.seed for region in self.regions))
+        if not all(isinstance(seed, Integral) and not isinstance(seed, bool) for seed in seeds):
+            raise ValueError(f"`recipes`: seeds must be whole numbers, got {seeds}")
         for region in self.regions:
-            if region.mask.shape != size:
-                raise ValueError(f"`recipes`: a region's mask must be [H, W] = {size}, got {region.mask.shape}")
+            found = region.mask.shape if isinstance(region.mask, np.ndarray) else type(region.mask).__name__
+            if found != size or region.mask.dtype != bool or not region.mask.any():
+                raise ValueError(f"`recipes`: a region's mask must be booleans [H, W] = {size}, some true; got {found}")
+            if region.feather < 1:
+                raise ValueError(f"`recipes`: a region's feather must be at least 1, got {region.feather}")
 
 
 class RecipeNoise:
