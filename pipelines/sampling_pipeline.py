@@ -310,9 +310,14 @@ class SamplingPipeline(Computing, DiffusionPipeline):
         sampler = make(y)
         ensemble = SelfEnsemble(make, y) if options.self_ensemble else None
 
+        drawn: dict[Recipe, Tensor] = {}  # what versions of one sample share, and the version itself
+
         def plain(recipe: Recipe) -> Tensor:
-            with self._computing():
-                return consistency.image(sampler.sample(1, noise_of([recipe]), None, **arguments).sample[0])
+            if recipe not in drawn:
+                with self._computing():
+                    out = sampler.sample(1, noise_of([recipe]), None, **arguments)
+                drawn[recipe] = consistency.image(out.sample[0])
+            return drawn[recipe]
 
         chunk = sampler.samples_at_once
         if call.batch_size is not None and device.type != "cpu":
@@ -336,6 +341,9 @@ class SamplingPipeline(Computing, DiffusionPipeline):
                     continue
                 x, exact, unprojected = consistency(out.sample[position])
                 if own and own[position].regions:
+                    for recipe in [recipe for recipe in drawn if recipe.regions]:
+                        del drawn[recipe]
+                    drawn[own[position]] = x
                     x = composite(plain, self.operator if known else None, own[position])
                     exact = consistency.lr_psnr(x)
                 picture = convert(x, call.output_type)

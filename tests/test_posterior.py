@@ -199,3 +199,12 @@ def test_the_command_line_ranks_samples(by, make_pipeline, tmp_path, capsys):
     assert [int(line.split("seed ")[1].split(",")[0]) for line in lines] == expected
     assert main([*(str(word) for word in command), "--outscale", "16", "--overwrite"]) == 2
     assert "--rank" in capsys.readouterr().err
+
+
+def test_versions_of_a_region_share_the_sample_that_they_start_from(pipe, monkeypatch):
+    seen, sample = [], pipe.vdvae.sample
+    monkeypatch.setattr(pipe.vdvae, "sample", lambda *given, **named: seen.append(1) or sample(*given, **named))
+    mask = np.zeros((56, 68), dtype=bool)
+    mask[12:44, 20:52] = True
+    pipe.redraw_region(PHOTO, mask, seed=3, new_seed=50, num_samples=3, output_type="pt")
+    assert len(seen) == 4
