@@ -1,6 +1,7 @@
 """What each training stage minimises. A stage is an objective and its trainable parameters; the loop is one."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -233,6 +234,10 @@ class EnergyScore(ConditionalObjective):
     that resolution, where without it the finest, whose noise is the easiest to use, would say everything. Without the
     averages (1) they would have to say everything themselves, and silence the finer ones.
 
+    `low_temperatures` is the share of the updates whose samples are drawn at a temperature t, uniform on [0, 1), with
+    the spread weighted by `spread_weight(t)`. Without them, what samples at t < 1 look like is left to chance: the
+    networks never see latents of that size.
+
     A finite network that has to spread its samples gives up some of the accuracy of its sample at temperature 0.
     `point_weight` w adds w |x_0 - x|, x_0 that sample, so that low temperatures stay close to the best point estimate.
     It is compared before its projection: what the projection replaces, such as the brightness, would be left to chance.
@@ -246,6 +251,7 @@ class EnergyScore(ConditionalObjective):
             the coarsest, the two coarsest, and so on. What is left of 1 goes to all levels.
         level_pools: side in pixels of the squares that photographs and samples are averaged over there, one for each of
             these shares; None means half the stride of the finest level at temperature 1.
+        low_temperatures: share of the updates with all levels at a temperature below 1.
         exact: whether y is Hx. If not (y of random degradations), nothing is projected, here as at inference.
     """
 
@@ -256,7 +262,8 @@ class EnergyScore(ConditionalObjective):
         self, vdvae: VDVAE, lr_network: LREncoder | LRConditioner, operator: Downsampling, num_samples: int = 2,
         patch_sizes: Sequence[int] = (1, 4), point_weight: float = 0.0,
         distances: Mapping[str, tuple[Distance, float]] | None = None,
-        level_dropout: Sequence[float] = (), level_pools: Sequence[int] | None = None, exact: bool = True,
+        level_dropout: Sequence[float] = (), level_pools: Sequence[int] | None = None, low_temperatures: float = 0.0,
+        exact: bool = True,
     ) -> None:  # fmt: skip
         super().__init__(vdvae, lr_network, operator)
         if num_samples < 1:
@@ -269,12 +276,18 @@ class EnergyScore(ConditionalObjective):
             raise ValueError(
                 f"`level_dropout` must be at most {most} shares >= 0 with a sum of at most 1, got {level_dropout}"
             )
+        if not 0 <= low_temperatures <= 1 - sum(level_dropout):
+            raise ValueError(
+                f"`low_temperatures` must be a share between 0 and 1, what `level_dropout` leaves of it, got "
+                f"{low_temperatures}"
+            )
         strides = [vdvae.config.image_size // level for level in self.levels[: len(level_dropout)]]
         pools = [max(1, stride // 2) for stride in strides] if level_pools is None else level_pools
         if len(pools) != len(level_dropout) or any(pool < 1 for pool in pools):
             raise ValueError(f"`level_pools` must be {len(level_dropout)} integers above 0, got {level_pools}")
         self.pools = (*pools, *(1 for _ in self.levels[len(pools) :]))
         self.num_samples, self.point_weight, self.level_dropout = num_samples, point_weight, tuple(level_dropout)
+        self.low_temperatures = low_temperatures
         self.patches = PatchDistance(patch_sizes)
         self.distances = nn.ModuleDict({name: distance for name, (distance, _) in (distances or {}).items()})
         self.weights = {name: weight for name, (_, weight) in (distances or {}).items()}
@@ -285,10 +298,11 @@ class EnergyScore(ConditionalObjective):
         size = (x.shape[-2], x.shape[-1])
         condition = self.lr_network.encode(y)
         samples = self.samples(y, size, seeds, condition)
-        pool = self.pools[self._finest(seeds)]
+        finest, temperature = self._opened(seeds)
+        pool, kept = self.pools[finest], 0.5 * spread_weight(temperature)
         seen, drawn = F.avg_pool2d(x, pool), [F.avg_pool2d(sample, pool) for sample in samples]
         error, spread = _error_and_spread(self.patches, drawn, seen)
-        loss = score = error - 0.5 * spread
+        loss = score = error - kept * spread
         figures = {"score": score, "error": error, "spread": spread}
         if self.point_weight:
             figures["point_error"] = self.patches([self._draw(size, None, condition, 0.0)], [x])
@@ -297,8 +311,8 @@ class EnergyScore(ConditionalObjective):
         for name, distance in self.distances.items():
             assert isinstance(distance, Distance)
             far, apart = _error_and_spread(distance, drawn, seen)
-            loss = loss + self.weights[name] * (far - 0.5 * apart)
-            figures[f"{name}_score"] = (far - 0.5 * apart).detach()
+            loss = loss + self.weights[name] * (far - kept * apart)
+            figures[f"{name}_score"] = (far - kept * apart).detach()
             figures[f"{name}_ratio"] = (apart / far).detach()
         if len(samples) > 1:
             figures["patch_ratio"] = (spread / error).detach()
@@ -327,16 +341,17 @@ class EnergyScore(ConditionalObjective):
         with torch.autocast(y.device.type, enabled=False):
             return self.operator.project(drawn, y.repeat(n, 1, 1, 1)).chunk(n)
 
-    def _finest(self, seeds: Sequence[int]) -> int:
-        """The number of the finest level at temperature 1: a function of the seeds, so of the batch."""
-        share = float(np.random.default_rng([seed % 2**64 for seed in seeds]).random())
-        limits = itertools.accumulate(self.level_dropout)
-        return next((level for level, limit in enumerate(limits) if share < limit), len(self.levels) - 1)
+    def _opened(self, seeds: Sequence[int]) -> tuple[int, float]:
+        """The number of the finest level above temperature 0, and its temperature: a function of the batch's seeds."""
+        share, temperature = np.random.default_rng([seed % 2**64 for seed in seeds]).random(2)
+        limits = [*itertools.accumulate(self.level_dropout)]
+        finest = next((level for level, limit in enumerate(limits) if share < limit), len(self.levels) - 1)
+        return finest, float(temperature) if share >= 1 - self.low_temperatures else 1.0
 
     def _temperatures(self, seeds: Sequence[int]) -> list[float]:
-        """1 for every group up to the finest level at temperature 1, else 0."""
-        finest = self.levels[self._finest(seeds)]
-        return [float(resolution <= finest) for resolution in self.vdvae.resolutions]
+        """The temperature of every group: 0 beyond the finest level that is open."""
+        finest, temperature = self._opened(seeds)
+        return [temperature if resolution <= self.levels[finest] else 0.0 for resolution in self.vdvae.resolutions]
 
     def _draw(
         self,
@@ -348,6 +363,16 @@ class EnergyScore(ConditionalObjective):
         """One sample for each row of the condition, not projected."""
         out = self.vdvae.sample(condition.batch_size, size, noise, condition=condition, temperature=temperature)
         return out.sample.float()
+
+
+def spread_weight(temperature: float) -> float:
+    """lambda(t) = t sqrt(2 / (1 + t^2)), the weight of the spread in the energy score of samples at temperature t.
+
+    For a Gaussian p(x|y) of standard deviation sigma the minimum over Gaussian samplers is then at t sigma, which is
+    what temperature means: with s their deviation over sigma, E|x_i - x| is proportional to sqrt(1 + s^2) and
+    E|x_i - x_j| to sqrt(2) s. It is 1 at t = 1, the energy score itself, and 0 at t = 0, the point estimate's error.
+    """
+    return temperature * math.sqrt(2 / (1 + temperature**2))
 
 
 def _error_and_spread(distance: Distance, samples: Sequence[Tensor], x: Tensor) -> tuple[Tensor, Tensor]:

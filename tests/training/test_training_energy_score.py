@@ -9,6 +9,7 @@ from runs import LR_CONFIGS, VDVAE_CONFIG
 
 from hvae_sr import VDVAE, Downsampling, LRConditioner, LREncoder, SuperResolutionPipeline
 from hvae_sr.training import EnergyScore
+from hvae_sr.training.objectives import spread_weight
 from hvae_sr.training.scores import BandDistance
 
 NETWORKS = {
@@ -196,11 +197,37 @@ def test_level_dropout_takes_its_share_and_depends_on_the_seeds_alone():
     assert 60 < sum(draw.count(0.0) > 0 for draw in draws) < 120
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 0.8, 1.0])
+def test_the_score_of_a_temperature_is_lowest_at_samples_of_so_much_less_deviation(temperature):
+    """Two samples and a truth of a Gaussian in 48 dimensions, a patch of 4x4 pixels; the same draws for every size."""
+    one, other, truth = torch.randn(3, 20_000, 48, generator=torch.Generator().manual_seed(0)).double()
+
+    def score(s):
+        error = (s * one - truth).norm(dim=1).mean()
+        return error - 0.5 * spread_weight(temperature) * s * (one - other).norm(dim=1).mean()
+
+    sizes = [step / 20 for step in range(25)]
+    assert min(sizes, key=lambda s: float(score(s))) == pytest.approx(temperature, abs=0.051)
+
+
+def test_low_temperatures_take_their_share_and_weigh_the_spread():
+    objective = make(low_temperatures=0.5, level_dropout=[0.25], level_pools=[1], patch_sizes=(1,))
+    drawn = [objective._temperatures([seed]) for seed in range(400)]
+    low = [groups for groups in drawn if 0 < max(groups) < 1]
+    assert 160 < len(low) < 240 and all(len(set(groups)) == 1 for groups in low)
+    images, seed = photographs()[:1], drawn.index(low[0])
+    _, figures = objective(images, [seed])
+    expected = figures["error"] - 0.5 * spread_weight(low[0][0]) * figures["spread"]
+    assert float(figures["score"]) == pytest.approx(float(expected), rel=1e-5)
+
+
 @pytest.mark.parametrize("wrong, named", [({"num_samples": 0}, "num_samples"), ({"patch_sizes": ()}, "patch_sizes"),
                                           ({"patch_sizes": (0,)}, "patch_sizes"),
                                           ({"level_dropout": (0.5, 0.5)}, "level_dropout"),
                                           ({"level_dropout": (1.5,)}, "level_dropout"),
                                           ({"level_dropout": (1.0,), "level_pools": (2, 2)}, "level_pools"),
+                                          ({"low_temperatures": 1.1}, "low_temperatures"),
+                                          ({"level_dropout": (0.5,), "low_temperatures": 0.6}, "low_temperatures"),
                                           ({"level_dropout": (1.0,), "level_pools": (0,)}, "level_pools")])  # fmt: skip
 def test_wrong_arguments_are_named(wrong, named):
     with pytest.raises(ValueError, match=named):
