@@ -1,0 +1,93 @@
+"""Trains a bundled model by its recipe, and evaluates it: one command, which goes on where it was interrupted.
+
+python benchmarks/train_bundled.py NAME --train_data_dir DIR [DIR ...] --output_dir OUT [--lpips_weights VGG16]
+    [--benchmarks DIR [--lpips ALEXNET]] [further options of train.py]
+
+`hub_configs/NAME/recipe.yaml` has the model to start from (`start`: a folder of hub_configs, or null for random
+weights), the files of options for train.py (`parts`, at most three, in turn, each from the weights of the last one),
+and the options of `hvae-sr evaluate` for each table (`evaluate`: name of the set, size and so on). Part n is in
+OUT/n-PART; the trained folder is that of the last part; the reports are OUT/evaluation-n.json.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "hub_configs"
+
+
+def read_recipe(name: str) -> dict:
+    """`recipe.yaml` of the model.
+
+    Raises:
+        ValueError: there is none, or it does not say what it should.
+    """
+    path = CONFIGS / name / "recipe.yaml"
+    if not path.is_file():
+        known = sorted(recipe.parent.name for recipe in CONFIGS.glob("*/recipe.yaml"))
+        raise ValueError(f"`NAME` must be one of {', '.join(known)}, which have a recipe, got {name!r}")
+    recipe = yaml.safe_load(path.read_text())
+    if not isinstance(recipe, dict) or set(recipe) != {"start", "parts", "evaluate"}:
+        raise ValueError(f"{path} must have `start`, `parts` and `evaluate`, got {recipe!r}")
+    if not 1 <= len(recipe["parts"]) <= 3:
+        raise ValueError(f"`parts` of {path} must be one to three files, got {recipe['parts']!r}")
+    return recipe
+
+
+def training_commands(name: str, recipe: dict, output: Path, options: list[str]) -> list[list[str]]:
+    """The command of each part; the weights of the last part are where the next one starts."""
+    commands, start = [], CONFIGS / recipe["start"] if recipe["start"] else None
+    for number, part in enumerate(recipe["parts"], 1):
+        folder = output / f"{number}-{Path(part).stem}"
+        command = [sys.executable, str(ROOT / "train.py"), "--config", str(CONFIGS / name / part)]
+        if start is not None:
+            command += [
+                "--pretrained_vdvae",
+                str(start / "vdvae"),
+                "--pretrained_lr_encoder",
+                str(start / "lr_encoder"),
+            ]
+        commands.append([*command, "--output_dir", str(folder), "--resume_from_checkpoint", "latest", *options])
+        start = folder
+    return commands
+
+
+def evaluation_commands(recipe: dict, model: Path, output: Path, benchmarks: Path) -> list[list[str]]:
+    """The command of each table."""
+    commands = []
+    for number, (data, *options) in enumerate(recipe["evaluate"], 1):
+        report = output / f"evaluation-{number}.json"
+        command = [sys.executable, "-m", "hvae_sr.cli", "evaluate", "--model", str(model)]
+        commands.append([*command, "--data", str(benchmarks / data), *map(str, options), "-o", str(report)])
+    return commands
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", metavar="NAME", help="folder of hub_configs with a recipe.yaml")
+    parser.add_argument("--output_dir", required=True, type=Path, help="of the parts and the reports")
+    parser.add_argument("--benchmarks", type=Path, help="folder of the folders Set5, BSD100, ...; none: no evaluation")
+    parser.add_argument("--lpips", help="AlexNet's weights, for LPIPS in the evaluation")
+    given, options = parser.parse_known_args(arguments)
+    try:
+        recipe = read_recipe(given.name)
+    except ValueError as error:
+        parser.error(str(error))
+    commands = training_commands(given.name, recipe, given.output_dir, options)
+    if given.benchmarks is not None:
+        model = given.output_dir / f"{len(recipe['parts'])}-{Path(recipe['parts'][-1]).stem}"
+        lpips = ["--lpips-weights", given.lpips] if given.lpips else []
+        commands += [[*c, *lpips] for c in evaluation_commands(recipe, model, given.output_dir, given.benchmarks)]
+    for command in commands:
+        print("+", " ".join(command), flush=True)
+        status = subprocess.run(command, cwd=ROOT).returncode
+        if status:
+            raise SystemExit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Bundled models from their recipes, by one command."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from runs import LR_CONFIGS, VDVAE_CONFIG, log, weights
+
+from hvae_sr.training import TrainingConfig
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted(path.parent.name for path in (ROOT / "hub_configs").glob("*/recipe.yaml"))
+
+
+@pytest.fixture
+def command(monkeypatch):
+    spec = importlib.util.spec_from_file_location("train_bundled", ROOT / "benchmarks" / "train_bundled.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_parts_of_a_recipe_are_there_and_follow_each_other(name, command, tmp_path):
+    recipe = command.read_recipe(name)
+    folders = []
+    given = ["--train_data_dir", "photos", "--lpips_weights", "vgg16.safetensors"]
+    for arguments in command.training_commands(name, recipe, tmp_path, given):
+        options = dict(zip(arguments[2::2], arguments[3::2], strict=True))
+        options_of_part = yaml.safe_load(Path(options["--config"]).read_text())
+        named = ("train_data_dir", "output_dir", "lpips_weights")
+        TrainingConfig(**options_of_part | {name: options[f"--{name}"] for name in named})
+        start = options.get("--pretrained_vdvae")
+        assert not folders or Path(start).parent == folders[-1]
+        folders.append(Path(options["--output_dir"]))
+    assert recipe["start"] is None or (ROOT / "hub_configs" / recipe["start"] / "vdvae").is_dir()
+    for arguments in command.evaluation_commands(recipe, folders[-1], tmp_path, tmp_path):
+        assert arguments[arguments.index("--model") + 1] == str(folders[-1])
+
+
+@pytest.mark.parametrize("wrong, named", [(None, "must be one of"), ({"parts": []}, "`start`"),
+                                          ({"start": None, "parts": [], "evaluate": []}, "`parts`"),
+                                          ({"start": None, "parts": ["a"] * 4, "evaluate": 0}, "`parts`")])  # fmt: skip
+def test_a_recipe_that_is_none_is_named(wrong, named, command, monkeypatch, tmp_path):
+    monkeypatch.setattr(command, "CONFIGS", tmp_path)
+    if wrong is not None:
+        (tmp_path / "tiny").mkdir()
+        (tmp_path / "tiny" / "recipe.yaml").write_text(yaml.safe_dump(wrong))
+    with pytest.raises(ValueError, match=named):
+        command.read_recipe("tiny")
+
+
+@pytest.mark.slow
+def test_one_command_trains_all_parts_and_evaluates_what_they_leave(command, photos, monkeypatch, tmp_path):
+    monkeypatch.setattr(command, "CONFIGS", tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    folder, out = tmp_path / "tiny", tmp_path / "out"
+    folder.mkdir()
+    for name, config in {"vdvae": VDVAE_CONFIG, "lr_encoder": LR_CONFIGS["energy-score"]}.items():
+        (folder / f"{name}.json").write_text(json.dumps(config))
+    part = {"stage": "energy-score", "resolution": 32, "train_batch_size": 2, "max_train_steps": 2, "logging_steps": 1}
+    first = {**part, "vdvae_config": "vdvae.json", "lr_config": "lr_encoder.json", "score_samples": 1}
+    for name, options in {"first": first, "second": {**part, "seed": 1, "learning_rate": 1e-3}}.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(options))
+    recipe = {"start": None, "parts": ["first.yaml", "second.yaml"], "evaluate": [[photos.name, "--size", 32]]}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    arguments = ["tiny", "--output_dir", str(out), "--benchmarks", str(photos.parent), "--train_data_dir", str(photos)]
+    command.main(arguments)
+    assert json.loads((out / "evaluation-1.json").read_text())
+    one, two = weights(out / "1-first"), weights(out / "2-second")
+    assert one.keys() == two.keys() and any((one[name] != two[name]).any() for name in one)
+    assert [line["step"] for line in log(out / "2-second")][:2] == [1, 2]
