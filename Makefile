@@ -25,13 +25,15 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# One process for each core, one thread in each: small networks gain little from threads.
+# One process for each core, one thread in each: small networks gain little from threads. A test that hangs is ended.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile \
+	-o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	$(PYTEST)
 
 # What `test` leaves out because it takes longer.
 slow: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m slow
+	$(PYTEST) -m slow
 
 # The documentation site, into site/: every link and every name of the API must be found.
 docs: $(VENV)-docs/.installed

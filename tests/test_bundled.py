@@ -1,7 +1,6 @@
 """The bundled checkpoints, on photographs that nobody trained on, and the package that carries them."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 import skimage
 import torch
 from PIL import Image
+from processes import run
 
 import hvae_sr
 from hvae_sr import SuperResolutionPipeline
@@ -169,6 +169,6 @@ def test_every_configuration_in_hub_configs_can_be_built():
 
 def test_the_package_is_imported_from_anywhere_and_offers_its_names(tmp_path):
     code = "import hvae_sr, hvae_sr.pipelines, hvae_sr.hub_configs; print(hvae_sr.SuperResolutionPipeline.__module__)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = run([sys.executable, "-c", code], cwd=tmp_path, check=True)
     assert done.stdout.strip() == "hvae_sr.pipelines.super_resolution"
     assert all(hasattr(hvae_sr, name) for name in hvae_sr.__all__)

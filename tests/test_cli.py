@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms
+from processes import output, run
 
 from hvae_sr import VDVAE, Downsampling, LRConditioner, SuperResolutionPipeline, __version__
 from hvae_sr.cli import main
@@ -62,7 +63,7 @@ except SystemExit:
     pass
 sys.exit(f"{{sys.modules.keys() & {{'torch', 'diffusers', 'PIL', 'numpy'}}}}")
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = run([sys.executable, "-c", program])
     assert done.stderr.splitlines()[-1] == "set()" and len(done.stdout + done.stderr) > 50
 
 
@@ -347,7 +348,8 @@ def test_work_goes_on_where_nobody_reads_what_is_printed(model, photo, tmp_path)
     with open(tmp_path / "errors.txt", "w+b") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
         process.stdout.close()
-        assert process.wait(timeout=300) == 0
+        output(process)
+        assert process.returncode == 0
     assert len(list((tmp_path / "out").iterdir())) == 4  # two samples, mean, map
     assert "Broken pipe" not in (tmp_path / "errors.txt").read_text()
 

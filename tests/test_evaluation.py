@@ -10,8 +10,10 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 from PIL import Image
+from processes import output
 from stand_ins import NoisyBicubic, by_name, photo_folder, random_weights, run
 
 from hvae_sr.cli import main
@@ -271,9 +273,9 @@ def test_processes_split_the_images_and_write_one_report(folder, tmp_path):
         started.append(subprocess.Popen([*command, "-o", str(path)], env=environment, **pipes))
     printed = []
     for process in started:
-        output, errors = process.communicate(timeout=600)
+        text, errors = output(process)
         assert process.returncode == 0, errors[-3000:]
-        printed.append(output)
+        printed.append(text)
     assert "| bicubic projected |" in printed[0] and not printed[1]
     found = read_report(path)
     assert found["rows"] == run(folder)["rows"]
@@ -380,6 +382,5 @@ def test_a_data_set_of_the_hub_is_evaluated_by_its_name_like_its_folder(folder, 
         hub.repositories["ada/photos"] = Repository()
         hub.repositories["ada/photos"].commit("main", table)
         environment = {**os.environ, **hub.environment(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
-        found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert found.returncode == 0, found.stderr[-2000:]
+        processes.run(command, check=True, cwd=tmp_path, env=environment)
     assert read_report(tmp_path / "hub.json")["rows"] == run(folder)["rows"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from processes import run
 
 from hvae_sr.cli import main
 from hvae_sr.files import remove_abandoned, temporary_path
@@ -60,7 +61,7 @@ def test_what_a_killed_process_was_writing_is_removed_by_the_next_run(writer, ma
 def test_only_files_that_nobody_is_writing_are_removed(tmp_path):
     own = temporary_path(tmp_path / "photo.png")
     machine = own.name.split("-")[2]
-    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    ended = run([sys.executable, "-c", "import os; print(os.getpid())"])
     token, long_ago = "0123456789abcdef", time.time() - 10 * 24 * 3600
 
     def make(name: str, modified: float | None = None) -> Path:

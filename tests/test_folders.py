@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from processes import PATIENCE, output
 
 from hvae_sr.images import read_metadata
 
@@ -47,9 +48,9 @@ def launch(tmp_path, make_pipeline):
 
 def test_a_folder_that_was_killed_half_way_is_finished_by_the_same_command(launch, tmp_path):
     process = launch()
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + PATIENCE
     while not list((tmp_path / "out").glob("**/*_std.png")):  # the last file of an image
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        assert process.poll() is None and time.monotonic() < deadline, output(process)[0]
         time.sleep(0.02)
     workers = [child for child in psutil.Process(process.pid).children() if "hvae_sr.cli" in child.cmdline()]
     assert len(workers) == 2
@@ -57,7 +58,7 @@ def test_a_folder_that_was_killed_half_way_is_finished_by_the_same_command(launc
     for worker in workers:  # of sessions of their own
         with suppress(psutil.NoSuchProcess):
             worker.kill()
-    process.communicate()
+    output(process)
     before = {path: path.read_bytes() for path in (tmp_path / "out").glob("**/*.png")}
     for path in before:  # none of them half written
         Image.open(path).load()
@@ -66,7 +67,7 @@ def test_a_folder_that_was_killed_half_way_is_finished_by_the_same_command(launc
     assert 1 <= complete < 6
 
     process = launch()
-    text = process.communicate(timeout=300)[0]
+    text = output(process)[0]
     assert process.returncode == 1, text
     (summary,) = [line for line in text.splitlines() if line.startswith("7 images")]
     assert summary == f"7 images: {6 - complete} upscaled, {complete} finished before, 1 failed"

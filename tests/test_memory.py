@@ -1,6 +1,5 @@
 """Memory: of large images nothing is held but the input, the sample, and what is returned."""
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from processes import run
 
 from hvae_sr.pipelines.chaining import samples_at
 from hvae_sr.pipelines.output import collate
@@ -19,7 +19,7 @@ BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "memory.py"
 def beside(side: int) -> float:
     """MiB that an input of `side` x `side` takes beside its arrays, by the benchmark."""
     command = [sys.executable, str(BENCHMARK), "--small", "--sides", str(side)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = run(command, check=True)
     return float(done.stdout.splitlines()[-1].split("|")[6])
 
 
@@ -29,12 +29,12 @@ def test_memory_beside_the_arrays_does_not_grow_with_the_image() -> None:
 
 def test_the_bound_holds_and_one_that_cannot_is_refused() -> None:
     command = [sys.executable, str(BENCHMARK), "--small", "--sides", "512", "--num_samples", "3"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = run(command, check=True)
     loaded = float(done.stdout.splitlines()[-1].split("|")[4])  # MiB of a process that has drawn nothing large yet
     bound = round((loaded + 400) * 2**20)
-    done = subprocess.run([*command, "--max_memory", str(bound)], capture_output=True, text=True, check=True)
+    done = run([*command, "--max_memory", bound], check=True)
     assert float(done.stdout.splitlines()[-1].split("|")[7]) * 2**20 < bound
-    done = subprocess.run([*command, "--max_memory", "300MB"], capture_output=True, text=True)
+    done = run([*command, "--max_memory", "300MB"])
     assert done.returncode and "`max_memory` = 300 MB is too little for 3 samples of 2048x2048" in done.stderr
 
 

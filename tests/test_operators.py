@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from processes import run
 
 from hvae_sr.operators import Downsampling
 from hvae_sr.operators.downsampling import CACHE_ENTRIES
@@ -231,7 +231,7 @@ def test_matrices_of_a_large_side_are_never_held_whole() -> None:
         "op.project_(torch.rand(8192, 32), torch.rand(2048, 8))\n"
         "print((peak() - before) / 1024)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = run([sys.executable, "-c", program], check=True)
     assert float(done.stdout) < 100  # MiB; R and R⁺ would take 128 each
 
 

@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import site
-import subprocess
 import sys
 import tarfile
 import tomllib
@@ -13,6 +12,7 @@ from email import message_from_bytes
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 from PIL import Image
 
@@ -21,9 +21,7 @@ MIB = 2**20
 
 
 def run(*command, **options):
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, **options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return processes.run(command, check=True, **options).stdout
 
 
 @pytest.fixture(scope="module")

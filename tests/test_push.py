@@ -9,6 +9,7 @@ import pytest
 import torch
 from fake_hub import TOKEN, FakeHub
 from huggingface_hub import HfApi
+from processes import run
 
 from hvae_sr import SuperResolutionPipeline
 from hvae_sr.cli import main
@@ -115,9 +116,9 @@ def test_a_push_that_was_killed_goes_on_where_it_was(folder, tmp_path):
         first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         assert stalled.wait(120)
         first.kill()
-        first.wait()
+        first.wait(10)
         assert hub.objects and "model_index.json" not in hub.files(REPO)
-        subprocess.run(command, env=environment, check=True, capture_output=True)
+        run(command, check=True, env=environment)
         assert "model_index.json" in hub.files(REPO)
         sent = [line.split("/")[-1] for line in hub.requests("PUT /lfs/")]
         assert len(set(sent)) == 2 and len(sent) <= 3  # one may have been on its way when the process died
@@ -173,10 +174,7 @@ def test_what_was_pushed_loads_from_the_hub_in_a_fresh_process(folder, tmp_path,
             hub.connect(patch, tmp_path / "home")
             push(folder, REPO)
         environment = {**os.environ, **hub.environment(tmp_path / "other home", token="")}
-        done = subprocess.run(
-            [sys.executable, "-c", LOAD, REPO, how], env=environment, capture_output=True, text=True, cwd=tmp_path
-        )
-    assert done.returncode == 0, done.stderr
+        done = run([sys.executable, "-c", LOAD, REPO, how], check=True, env=environment, cwd=tmp_path)
     import numpy as np
 
     # The generic class computes in the weights' dtype; this package's own in bfloat16, where the processor has it.

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from processes import PATIENCE
 from stand_ins import NoisyBicubic, by_name, photo_folder, run
 
 from hvae_sr.cli import main
@@ -51,7 +52,7 @@ def test_results_are_a_function_of_seed_and_index_alone(name):
 
 def test_another_process_sees_the_same():
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        found = list(pool.map(partial(degrade, photograph(), "real", 3), range(8)))
+        found = list(pool.map(partial(degrade, photograph(), "real", 3), range(8), timeout=PATIENCE))
     assert all(np.array_equal(y, degrade(photograph(), "real", 3, index)) for index, y in enumerate(found))
 
 

@@ -2,11 +2,11 @@
 
 import ast
 import importlib
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import run
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = [
@@ -75,5 +75,5 @@ def test_a_checkout_has_no_second_copy_of_anything(name: str) -> None:
 
 def test_the_package_imports_nothing_before_it_is_used() -> None:
     code = "import sys, hvae_sr; print([n for n in ('torch', 'diffusers', 'numpy') if n in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    done = run([sys.executable, "-c", code], cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"

@@ -11,13 +11,16 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
+from processes import PATIENCE, status
 from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 from torch.testing import assert_close
 
 import train
+from hvae_sr.training import Trainer
 from hvae_sr.training.objectives import STAGES
 
 FIGURES = {stage: objective.figure for stage, objective in STAGES.items()}
@@ -93,19 +96,33 @@ def fsdp_environment():
 
 
 def allow_fsdp_on_the_cpu():
-    """accelerate takes FSDP for a matter of GPUs; all of its code, and torch's, also runs on the CPU over gloo."""
+    """accelerate takes FSDP for a matter of GPUs; all of its code, and torch's, also runs on the CPU over gloo.
+
+    Every further `AcceleratorState()`, as autocast and `prepare` make, asks the state below for the kind.
+    """
     initialise = AcceleratorState.__init__
 
     def patched(self, *args, **kwargs):
         initialise(self, *args, **kwargs)
         if kwargs.get("fsdp_plugin") is None:
             return
-        self.distributed_type = DistributedType.FSDP
+        self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         self.fsdp_plugin = kwargs["fsdp_plugin"]
         if self._mixed_precision != "no":
             self.fsdp_plugin.set_mixed_precision(self._mixed_precision)
 
     AcceleratorState.__init__ = patched
+
+
+def expect_shared_parameters():
+    """Makes a run fail whose parameters each process holds as a whole: it would test something else."""
+    train_as_before = Trainer.train
+
+    def checked(self):
+        assert self.trainable and all(isinstance(parameter, DTensor) for parameter in self.trainable)
+        return train_as_before(self)
+
+    Trainer.train = checked
 
 
 def in_process(arguments, environment, stop_at=None):
@@ -114,6 +131,7 @@ def in_process(arguments, environment, stop_at=None):
     torch.set_num_threads(1)
     if "ACCELERATE_USE_FSDP" in environment:
         allow_fsdp_on_the_cpu()
+        expect_shared_parameters()
     if stop_at is not None:
         save_state = Accelerator.save_state
 
@@ -132,15 +150,15 @@ def started(arguments, environment=None, stop_at=None):
     return process
 
 
-def wait_until(condition, process, seconds=60):
-    deadline = time.monotonic() + seconds
+def wait_until(condition, process):
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert process.is_alive(), f"the run ended with status {process.exitcode}"
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-def on_processes(arguments, count=2, sharded=False, seconds=600):
+def on_processes(arguments, count=2, sharded=False):
     """Runs `train.main` on so many processes of the CPU that meet over gloo, with FSDP if `sharded`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -153,9 +171,7 @@ def on_processes(arguments, count=2, sharded=False, seconds=600):
             environment = {name: str(value) for name, value in environment.items()}
             environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         ranks.append(started(arguments, environment | (fsdp_environment() if sharded else {})))
-    for process in ranks:
-        process.join(seconds)
-    assert [process.exitcode for process in ranks] == [0] * count
+    assert [status(process) for process in ranks] == [0] * count
 
 
 def write(path, text):

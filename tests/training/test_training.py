@@ -18,6 +18,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from PIL import Image
+from processes import status
 from runs import (
     ACCELERATE,
     FIGURES,
@@ -222,7 +223,7 @@ def test_a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before(options,
     partial = out / "checkpoint-4.partial"
     wait_until(lambda: (partial / "custom_checkpoint_2.pkl").exists(), process)
     os.kill(process.pid, signal.SIGKILL)
-    process.join()
+    status(process)
     assert partial.exists() and not (out / "checkpoint-4").exists() and not (out / "config.json").exists()
     for file in partial.iterdir():
         file.write_bytes(b"not to be read")
@@ -240,8 +241,7 @@ def test_a_run_that_is_asked_to_stop_saves_a_checkpoint_first(signum, options, t
     process = started(options("vdvae", out, max_train_steps=100000))
     wait_until(lambda: (out / "log.jsonl").exists() and len((out / "log.jsonl").read_text()) > 500, process)
     os.kill(process.pid, signum)
-    process.join(60)
-    assert process.exitcode == 128 + signum
+    assert status(process) == 128 + signum
     (checkpoint,) = list_checkpoints(out)
     step = int(checkpoint.name.split("-")[1])
     assert [record["step"] for record in log(out)] == list(range(1, step + 1))

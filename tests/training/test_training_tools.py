@@ -8,7 +8,6 @@ import re
 import resource
 import shutil
 import sqlite3
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import run, status
 from runs import assert_same, log, started, weights, write
 from safetensors.torch import load_file
 
@@ -214,8 +214,7 @@ def test_pictures_and_figures_reach_the_trackers_without_a_network(tracker, opti
     out = tmp_path / "out"
     environment = {"WANDB_MODE": "offline", "TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_OFFLINE": "1"}
     process = started(options("vdvae", out, **extra), environment)
-    process.join(300)
-    assert process.exitcode == 0
+    assert status(process) == 0
     if tracker == "wandb":
         (run,) = (out / "logs").glob("wandb/offline-run-*")  # below the run's folder, not where it was started
         assert {path.name.split("_")[0] for path in run.rglob("media/images/validation/*.png")} >= {"samples"}
@@ -370,10 +369,7 @@ def test_a_dataset_on_the_hub_is_trained_on_by_its_name_whole_and_streamed(optio
         hub.repositories["ada/photos"].commit("main", files)
         environment = {**os.environ, **hub.environment(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
         command = f"import sys, train; sys.exit(any(train.main(arguments) for arguments in {runs!r}))"
-        found = subprocess.run(
-            [sys.executable, "-c", command], cwd=Path(train.__file__).parent, env=environment, capture_output=True
-        )
-        assert found.returncode == 0, found.stderr.decode()[-2000:]
+        run([sys.executable, "-c", command], check=True, cwd=Path(train.__file__).parent, env=environment)
         assert hub.requests("GET /datasets/ada/photos/resolve/.*/data/train-.*parquet")
     for name in ("whole", "streamed"):
         records = log(tmp_path / name)
@@ -384,9 +380,9 @@ def test_pictures_of_runs_are_none_of_the_images(options, photos, tmp_path):
     photos = shutil.copytree(photos, tmp_path / "photos")
     config = parse_arguments(options("vdvae", photos / "out", train_data_dir=photos, validation_data_dir=photos))
     before = [build_training_set(config, 0, 1).paths, build_validation_set(config).paths]
-    for run in ("out", "another/run"):  # of this run, and of one with its options beside it
-        (photos / run / "images").mkdir(parents=True)
-        Image.new("RGB", (64, 64)).save(photos / run / "images" / "step-0000001-samples.png")
+    for name in ("out", "another/run"):  # of this run, and of one with its options beside it
+        (photos / name / "images").mkdir(parents=True)
+        Image.new("RGB", (64, 64)).save(photos / name / "images" / "step-0000001-samples.png")
     (photos / "another" / "run" / "training_config.json").write_text("{}")
     assert [build_training_set(config, 0, 1).paths, build_validation_set(config).paths] == before
 
