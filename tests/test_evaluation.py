@@ -148,6 +148,17 @@ def test_data_are_a_folder_of_images_whatever_lies_below_it_or_an_error(folder, 
             run(data)
 
 
+def test_every_second_image_has_the_place_and_the_degradation_that_it_has_among_all(folder):
+    with pytest.raises(ValueError, match="`every` must be at least 1, got 0"):
+        open_source(folder, every=0)
+    some, whole = (run(folder, degradation="noise", **given) for given in ({"every": 2}, {}))
+    assert [(image["name"], image["rows"]) for image in some["images"]] == [
+        (image["name"], image["rows"]) for image in whole["images"][::2]
+    ]
+    assert "--every 2" in command_line(some) and "--num_images" not in command_line(some)
+    assert ", 2 of 3 images" in markdown_table(some) and "--every" not in command_line(whole)
+
+
 def test_a_data_set_that_cannot_be_reached_is_named(monkeypatch):
     pytest.importorskip("datasets", reason="the library datasets is not installed (extra `data`)")
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)

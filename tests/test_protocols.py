@@ -127,6 +127,8 @@ def test_coverage_takes_its_own_number_of_samples_and_leaves_the_rest_alone(fold
     row = by_name(with_coverage)["sample t=1 projected"]
     assert 0 < row["coverage"] == row["coverage@0.9"] <= 1 and row["interval_width"] == row["width@0.9"] > 0
     assert curve(row, "coverage@")[0] == pytest.approx([i / 10 for i in range(1, 10)])
+    spreads = curve(row, "spread_of_fifth@")[1]
+    assert spreads == sorted(spreads) and len(curve(row, "error_of_fifth@")[1]) == 5
     # The samples beyond the third serve the calibration and curves over their number, nothing else.
     assert curve(row, "best_psnr@")[0] == [1, 2, 4, 8, 16]
     for one, other in zip(with_coverage["rows"], without["rows"], strict=True):

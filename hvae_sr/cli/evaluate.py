@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--levels", action="store_true", help="also rows with one level of the latents at t = 1, the others at 0"
     )
     parser.add_argument("--num-images", type=int, help="only the first so many images")
+    parser.add_argument("--every", type=int, default=1, help="only each so-many-th image, from the first on")
     parser.add_argument("--scale-factor", type=int, help="default: the model's, or 4")
     parser.add_argument(
         "--degradation",
@@ -48,8 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 _OPTIONS = (
-    "data", "protocol", "size", "temperatures", "num_samples", "seed", "num_images", "batch_size", "coverage_samples",
-    "self_ensemble", "levels", "scale_factor", "predictions", "split", "image_column", "degradation",
+    "data", "protocol", "size", "temperatures", "num_samples", "seed", "num_images", "every", "batch_size",
+    "coverage_samples", "self_ensemble", "levels", "scale_factor", "predictions", "split", "image_column",
+    "degradation",
 )  # fmt: skip
 """Those that `evaluate` has under the same names."""
 
@@ -100,7 +102,7 @@ def _write_pairs(options: argparse.Namespace) -> int:
 
     protocol = protocol_named(options.protocol)
     made = None if options.degradation is None else load_degradation(options.degradation)
-    source = open_source(options.data, options.split, options.image_column, options.num_images)
+    source = open_source(options.data, options.split, options.image_column, options.num_images, options.every)
     folders = [Path(options.write_pairs) / kind for kind in ("HR", "LR")]
     owners: dict[str, str] = {}
     for image in source.images:

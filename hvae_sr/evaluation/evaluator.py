@@ -190,6 +190,8 @@ class Scorer:
         row: dict[str, float] = {}
         for level, covered, width in zip(*curve.values(), strict=True):
             row |= {f"coverage@{level:g}": covered, f"width@{level:g}": width}
+        for fifth, (spread, error) in enumerate(zip(*posterior.error_by_spread(images, self.hr / 255), strict=True), 1):
+            row |= {f"spread_of_fifth@{fifth}": spread, f"error_of_fifth@{fifth}": error}
         return row | {"coverage": row["coverage@0.9"], "interval_width": row["width@0.9"]}
 
 
@@ -244,6 +246,7 @@ def evaluate(
     num_samples: int | None = None,
     seed: int = 0,
     num_images: int | None = None,
+    every: int = 1,
     batch_size: int | None = None,
     coverage_samples: int | None = None,
     self_ensemble: bool = False,
@@ -277,6 +280,7 @@ def evaluate(
             8, and 5 for ``"paper"``.
         seed: sample j of every image has the seed ``seed + j``.
         num_images: only the first images, in the order of their names.
+        every: only each so-many-th image, from the first on.
         batch_size: samples per network evaluation; ``batch_size // num_samples`` images a call.
         coverage_samples: samples for the calibration of central intervals at temperature 1; one image's are held in
             memory at a time (50 MB for 64 of 256x256).
@@ -314,9 +318,10 @@ def evaluate(
         "coverage_samples": coverage_samples if pipeline is not None else None,
         **({"self_ensemble": True} if self_ensemble and pipeline is not None else {}),
         **({"levels": True} if levels and pipeline is not None else {}),
+        **({"every": every} if every != 1 else {}),
     }
     _check_settings(settings | {"batch_size": batch_size}, chosen.full_images)
-    source = open_source(data, split, image_column, num_images)
+    source = open_source(data, split, image_column, num_images, every)
     settings |= {"dataset": source.name, "downsampling_kernel": chosen.kernel, "pipeline": None, "name": name}
     settings |= {"predictions": None, "metrics": perceptual.names, "absent": perceptual.absent, "versions": _versions()}
     made = degradation if isinstance(degradation, Degradation) or degradation is None else load_degradation(degradation)

@@ -120,6 +120,27 @@ def interval_width(samples: ArrayLike, level: float = 0.9) -> float:
     return calibration_curve(array, np.zeros(array.shape[1:]), (level,))["width"][0]
 
 
+def error_by_spread(samples: ArrayLike, target: ArrayLike, parts: int = 5) -> tuple[list[float], list[float]]:
+    """Whether errors are large where samples differ: (standard deviations of the samples, errors of their mean).
+
+    Values are sorted by the samples' standard deviation, and cut into `parts` of one size; of each, the root mean
+    square of it, and that of the mean's error. A calibrated sampler has the same two numbers everywhere, but for the
+    factor (1 + 1/N)^(1/2) of a mean of N samples; one whose map says nothing has errors that do not grow.
+
+    >>> samples = np.array([[-1.0, -2.0], [1.0, 2.0]])
+    >>> [[round(value, 3) for value in part] for part in error_by_spread(samples, np.array([0.5, -3.0]), parts=2)]
+    [[1.414, 2.828], [0.5, 3.0]]
+    """
+    array, truth = _ensemble_and_target(samples, target)
+    variance = array.var(axis=0, ddof=1, dtype=np.float64).reshape(-1)
+    error = np.square(array.mean(axis=0, dtype=np.float64) - truth).reshape(-1)
+    if not 1 <= parts <= variance.size:
+        raise ValueError(f"`parts` must lie between 1 and the number of values, {variance.size}, got {parts}.")
+    groups = np.array_split(np.argsort(variance, kind="stable"), parts)
+    spread, found = ([float(np.sqrt(square[group].mean())) for group in groups] for square in (variance, error))
+    return spread, found
+
+
 def crps(samples: ArrayLike, target: ArrayLike, fair: bool = True) -> float:
     """Continuous ranked probability score, E|X - t| - E|X - X'| / 2 (Gneiting & Raftery 2007), mean.
 

@@ -45,7 +45,7 @@ class SourceImage:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """The images of a data set, in order: `name`, the first of them, and how many there are in all."""
+    """The images of a data set, in order: `name`, those of them that are asked for, and how many there are in all."""
 
     name: str
     images: list[SourceImage]
@@ -70,7 +70,7 @@ def list_images(folder: PathLike, argument: str = "data") -> list[Path]:
 
 
 def open_source(
-    data: PathLike, split: str = "test", image_column: str = "image", num_images: int | None = None
+    data: PathLike, split: str = "test", image_column: str = "image", num_images: int | None = None, every: int = 1
 ) -> ImageSource:
     """The images of `data`: a folder of image files, or what `datasets.load_dataset` can load, such as a Hub id.
 
@@ -79,26 +79,29 @@ def open_source(
         split: of a data set that `load_dataset` loads.
         image_column: its column of images.
         num_images: only the first so many.
+        every: only each so-many-th image, from the first on.
 
     Raises ValueError: neither, no such split or column, no images, or the extra `data` is not installed.
     """
     if num_images is not None and num_images < 1:
         raise ValueError(f"`num_images` must be at least 1, got {num_images}.")
+    if every < 1:
+        raise ValueError(f"`every` must be at least 1, got {every}.")
     folder = Path(data)
     holds_images = folder.is_dir() and any(file.suffix.lower() in IMAGE_SUFFIXES for file in folder.iterdir())
     holds_data = folder.is_dir() and not holds_images and any(folder.rglob("*.parquet"))
     is_hub_id = not folder.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", os.fspath(data)) is not None
     if holds_data or is_hub_id:
-        return _open_dataset(data, split, image_column, num_images)
+        return _open_dataset(data, split, image_column, num_images, every)
     files = list_images(data)
     images = [
         SourceImage(file.name, _digest(file), partial(load_image, file), number)
-        for number, file in enumerate(files[:num_images])
+        for number, file in list(enumerate(files))[::every][:num_images]
     ]
     return ImageSource(folder.resolve().name, images, len(files))
 
 
-def _open_dataset(data: PathLike, split: str, column: str, num_images: int | None) -> ImageSource:
+def _open_dataset(data: PathLike, split: str, column: str, num_images: int | None, every: int) -> ImageSource:
     from ..data.datasets import open_dataset
 
     try:
@@ -118,8 +121,8 @@ def _open_dataset(data: PathLike, split: str, column: str, num_images: int | Non
         except (OSError, ValueError) as error:
             raise ImageError(f"{name}: {error}") from error
 
-    names = [f"{split}-{index:06d}" for index in range(min(num_images or len(table), len(table)))]
-    images = [SourceImage(name, _digest(read(i)), partial(load, i, name), i) for i, name in enumerate(names)]
+    names = {index: f"{split}-{index:06d}" for index in range(0, len(table), every)[:num_images]}
+    images = [SourceImage(name, _digest(read(i)), partial(load, i, name), i) for i, name in names.items()]
     return ImageSource(Path(data).name, images, len(table))
 
 

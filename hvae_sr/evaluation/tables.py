@@ -49,6 +49,8 @@ CURVES = {
     "best_psnr@": ("PSNR of the best of n", "n", ".2f"),
     "coverage@": ("Coverage of intervals", "level", ".3f"),
     "width@": ("Width of intervals", "level", ".4f"),
+    "spread_of_fifth@": ("Standard deviation by fifths of the uncertainty map", "fifth", ".4f"),
+    "error_of_fifth@": ("Error of the mean by fifths of the uncertainty map", "fifth", ".4f"),
     "exchangeability_lpips@": ("Exchangeability by LPIPS' taps", "tap", ".2f"),
 }
 FACTORS = {"apd_mse": 1e4, "apd_lpips": 1e3}
@@ -148,7 +150,9 @@ def markdown_table(report: Mapping[str, Any]) -> str:
     if made := report.get("degradation"):
         title += f"LR degraded by {made['name']} of seed {made['seed']}, "
     partial = report["num_images"] < report["num_images_available"]
-    title += f"{'the first ' if partial else ''}{report['num_images']} of {report['num_images_available']} images"
+    title += (
+        f"{'the first ' if _is_first(report) else ''}{report['num_images']} of {report['num_images_available']} images"
+    )
     if any("std" in row for row in report["rows"]):
         title += f", {report['num_samples']} samples of each"
     lines = [f"{title}.", "", *table([*published, *report["rows"]], QUALITY)]
@@ -207,7 +211,6 @@ def command_line(report: Mapping[str, Any], output: str = "report.json") -> str:
     """The `hvae-sr evaluate` command that makes such a report; folders by their names."""
     pipeline, predictions = report.get("pipeline"), report.get("predictions")
     dtype = (pipeline or {}).get("dtype", "float32")
-    first = report["num_images"] < report["num_images_available"]
     options: dict[str, Any] = {
         "model": (report.get("name") or "MODEL") if pipeline else None,
         "predictions": predictions["name"] if predictions else None,
@@ -223,7 +226,8 @@ def command_line(report: Mapping[str, Any], output: str = "report.json") -> str:
         "seed": (report["seed"] or None) if pipeline or report.get("degradation") else None,
         "dtype": dtype if dtype != "float32" else None,
         "scale_factor": report["scale_factor"] if report["scale_factor"] != 4 and not pipeline else None,
-        "num_images": report["num_images"] if first else None,
+        "num_images": report["num_images"] if _is_first(report) else None,
+        "every": report.get("every"),
         "metrics": [*report.get("metrics", []), *report.get("absent", {})] or None,
     }
     words = ["hvae-sr", "evaluate"]
@@ -241,8 +245,8 @@ def summary_table(reports: Sequence[Mapping[str, Any]]) -> str:
     rows: list[dict[str, Any]] = []
     columns: dict[str, tuple[str, str]] = {}
     for report in (report for report in reports if report.get("pipeline")):
-        part = f", first {report['num_images']}" if report["num_images"] < report["num_images_available"] else ""
-        row = {"name": f"{method_name(report)}, {report['dataset']}, {report['protocol']}{size_of(report)}{part}"}
+        what = f"{report['dataset']}, {report['protocol']}{size_of(report)}{part_of(report)}"
+        row = {"name": f"{method_name(report)}, {what}"}
         for found in report["rows"]:
             name = str(found["name"]).removesuffix(" projected")
             if name != found["name"] or not _has_projected(report):
@@ -252,6 +256,18 @@ def summary_table(reports: Sequence[Mapping[str, Any]]) -> str:
         rows.append(row)
     ordered = dict(sorted(columns.items(), key=lambda column: ("mean" not in column[0], column[0])))
     return "\n".join(table(rows, {**ordered, "coverage": SPREAD["coverage"]})) if rows else ""
+
+
+def part_of(report: Mapping[str, Any]) -> str:
+    """ ", first 20 images", ", every 8th image" or both, or nothing where all images were taken."""
+    every = f", every {report['every']}th image" if "every" in report else ""
+    return every + (f", first {report['num_images']} images" if _is_first(report) else "")
+
+
+def _is_first(report: Mapping[str, Any]) -> bool:
+    """Whether a report leaves out the last of the images that its `every` would take."""
+    available = report.get("num_images_available", report["num_images"])
+    return bool(report["num_images"] < -(-available // report.get("every", 1)))
 
 
 def size_of(report: Mapping[str, Any]) -> str:

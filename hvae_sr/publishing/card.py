@@ -19,7 +19,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..checkpoints.convert import PRESETS
 from ..evaluation import read_report
-from ..evaluation.tables import command_line, markdown_lines, table
+from ..evaluation.tables import command_line, markdown_lines, part_of, table
 from ..files import write_atomically
 from ..pictures import CONTACT_SHEET
 
@@ -250,10 +250,8 @@ def _chosen_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _title(report: dict[str, Any]) -> str:
     size = f" S={report['size']}" if report.get("size") else ""
-    part = report["num_images"] != report.get("num_images_available", report["num_images"])
-    share = f", first {report['num_images']} images" if part else ""
     ensemble = ", self-ensemble" if report.get("self_ensemble") else ""
-    return f"{report['dataset']} {report['protocol']}{size}{share}{ensemble}"
+    return f"{report['dataset']} {report['protocol']}{size}{part_of(report)}{ensemble}"
 
 
 def _results(reports: list[dict[str, Any]], name: str) -> str:
