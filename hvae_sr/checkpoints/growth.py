@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 _LRNetwork = TypeVar("_LRNetwork", LREncoder, LRConditioner)
 
 _MAY_DIFFER = ("blocks", "bottleneck_multiple", "gate_init")
+_CENTRES = ("bicubic", "projection")
+"""Values of `likelihood_location` that go over into each other: both are y enlarged, without parameters."""
 
 
 def grow(trained: _LRNetwork, larger: _LRNetwork) -> None:
@@ -25,6 +27,9 @@ def grow(trained: _LRNetwork, larger: _LRNetwork) -> None:
     convolution is zero, so that the residual stream passes it unchanged; new middle channels keep their random weights,
     but what was there before reads them with zeros. New blocks lie evenly between the old ones.
 
+    The centre of the likelihood may be another enlargement of y ("projection" to "bicubic", for a model that is not to
+    know H): what differs from the trained function then is the difference of the two, which a log line tells.
+
     Args:
         trained: the network whose weights are taken.
         larger: a new network, changed in place.
@@ -33,7 +38,13 @@ def grow(trained: _LRNetwork, larger: _LRNetwork) -> None:
         ValueError: configurations that differ in anything else, or a `larger` that is smaller.
     """
     for name, value in trained.config.items():
-        if not name.startswith("_") and name not in _MAY_DIFFER and larger.config[name] != value:
+        if name.startswith("_") or name in _MAY_DIFFER or larger.config[name] == value:
+            continue
+        if name == "likelihood_location" and {value, larger.config[name]} == set(_CENTRES):
+            logger.info(
+                "the likelihood is centred on %r, that of the pretrained network on %r", larger.config[name], value
+            )
+        else:
             raise ValueError(
                 f"`{name}` is {value!r} in the pretrained network, which cannot grow to {larger.config[name]!r}"
             )

@@ -72,6 +72,19 @@ def test_what_is_no_growth_is_refused(changes, message):
         grow(small, large)
 
 
+@pytest.mark.parametrize("before, after", [("projection", "bicubic"), ("bicubic", "projection")])
+def test_the_centre_of_the_likelihood_may_become_another_enlargement_of_y_which_the_log_tells(before, after, caplog):
+    small = trained("vdvae-sr", likelihood_location=before)
+    large = LRConditioner(**{**small.config, "likelihood_location": after})
+    with caplog.at_level("INFO", "hvae_sr"):
+        grow(small, large)
+    assert f"centred on '{after}', that of the pretrained network on '{before}'" in caplog.text
+    assert all(torch.equal(weight, large.state_dict()[name]) for name, weight in small.state_dict().items())
+    free = LRConditioner(**{**small.config, "likelihood_location": None})  # means of x itself, no offsets
+    with pytest.raises(ValueError, match="`likelihood_location`"):
+        grow(small, free)
+
+
 def test_what_has_no_blocks_is_taken_as_it_is():
     config = {name: value for name, value in LR_CONFIGS["vdvae-sr"].items() if name != "gate_init"}
     small, large = (LRConditioner(**config, conditioning="trivial") for _ in range(2))
