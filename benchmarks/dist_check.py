@@ -68,7 +68,7 @@ def check_demo(command: list[str], folder: Path, variables: dict[str, str]) -> N
     with (folder / "demo.txt").open("w") as log:
         demo = subprocess.Popen(command, cwd=folder, env=variables, stdout=log, stderr=subprocess.STDOUT)
     try:
-        for _ in range(120):
+        for _ in range(600):
             found = re.search(r"https?://[\w.]+:\d+", (folder / "demo.txt").read_text())
             if demo.poll() is not None:
                 sys.exit("the demo ended: " + (folder / "demo.txt").read_text())
@@ -81,7 +81,7 @@ def check_demo(command: list[str], folder: Path, variables: dict[str, str]) -> N
                 except urllib.error.URLError:
                     pass
             time.sleep(1)
-        sys.exit("the demo did not answer within two minutes: " + (folder / "demo.txt").read_text())
+        sys.exit("the demo did not answer within ten minutes: " + (folder / "demo.txt").read_text())
     finally:
         demo.terminate()
         demo.wait()
@@ -103,7 +103,10 @@ def main() -> None:
             Path(target, "dependencies.pth").write_text(paths)
             run(python, "-m", "pip", "install", "-q", "--no-deps", "--force-reinstall", wheel)
         else:
-            run(python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", f"{wheel}[demo]")
+            for what in (wheel, f"{wheel}[demo]"):
+                run(python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", what)
+                size = sum(path.stat().st_size for path in (folder / "installed").rglob("*") if not path.is_symlink())
+                print(f"installed {Path(what).name}: {size / MIB:.0f} MiB")
         elsewhere = folder / "elsewhere"
         elsewhere.mkdir()
         variables = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}

@@ -1,7 +1,7 @@
 """Samples of one photograph, one after the other: what `SuperResolutionPipeline` and its further methods build on."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from hvae_sr.loading import DAMAGED, without_warning
 from hvae_sr.models import VDVAE, LRConditioner, LREncoder
 from hvae_sr.models.vdvae import group_temperatures
 from hvae_sr.operators import Downsampling, cached_downsampling
-from hvae_sr.posterior import Recipe, composite, noise_of
+from hvae_sr.posterior import Calibration, Recipe, composite, noise_of
 from hvae_sr.sampling import Budget, Consistency, Networks, SelfEnsemble, WindowSampler, budget
 
 from .computing import Computing
@@ -60,6 +60,7 @@ class SamplingPipeline(Computing, DiffusionPipeline):
         input_description: str | None = None,
         fast_inference: bool = False,
         consistency: str = "exact",
+        calibration: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         check_flag("fast_inference", fast_inference)
@@ -74,6 +75,7 @@ class SamplingPipeline(Computing, DiffusionPipeline):
             input_description=input_description,
             fast_inference=fast_inference,
             consistency=consistency,
+            calibration=None if calibration is None else Calibration.from_dict(calibration).to_dict(),
         )
         if fast_inference:
             self.enable_fast_inference()
@@ -83,6 +85,12 @@ class SamplingPipeline(Computing, DiffusionPipeline):
     def operator(self) -> Downsampling:
         """H, as the configuration says; its matrices are shared by all who use the same."""
         return cached_downsampling(self.config.scale_factor, self.config.downsampling_kernel)
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What `calibrate` has found, if anything."""
+        found = self.config.calibration
+        return None if found is None else Calibration.from_dict(found)
 
     @property
     def networks(self) -> Networks:
@@ -236,10 +244,7 @@ class SamplingPipeline(Computing, DiffusionPipeline):
         )
         if call.options.noise is not None:
             raise ValueError("`noise` was given together with `seeds` or `recipes`, which would have no effect")
-        photos = prepare_photos(image)
-        if len(photos) != 1:
-            raise ValueError(f"`image` must be one image, got {len(photos)}")
-        y, photo = photos[0]
+        y, photo = single_photo(image)
         self._check_size(y, call, recipes is not None)
         groups = self.vdvae.num_groups
         size = (y.shape[-2] * self.operator.scale_factor, y.shape[-1] * self.operator.scale_factor)
@@ -377,3 +382,11 @@ def rows_of(values: Sequence[Tensor | None] | None, chosen: slice) -> list[Tenso
     if values is None:
         return None
     return [z if z is None or z.shape[0] == 1 else z[chosen] for z in values]
+
+
+def single_photo(image: ImageInput | Photo) -> tuple[Tensor, Photo | None]:
+    """`prepare_photos` of one image; a ValueError for several."""
+    prepared = prepare_photos(image)
+    if len(prepared) != 1:
+        raise ValueError(f"`image` must be one image, got {len(prepared)}")
+    return prepared[0]

@@ -10,18 +10,16 @@ from PIL import Image
 from torch import Tensor
 
 from hvae_sr.images import ImageInput, Photo, prepare_photos
-from hvae_sr.posterior import Rank, Recipe, log_density, quantiles, rank, read_mask
-from hvae_sr.posterior.quantiles import QUANTILE_VALUES
-from hvae_sr.sampling import Budget, WindowSampler, budget
-from hvae_sr.sampling.memory import KEPT_FEATURES
-from hvae_sr.sampling.sampler import MARGIN
+from hvae_sr.posterior import Rank, Recipe, log_density, rank, read_mask
+from hvae_sr.sampling import WindowSampler, budget
 
 from .inputs import SamplingOptions, base_seeds, check_count, check_finite
+from .intervals import IntervalPipeline
 from .output import RunningMoments, SuperResolutionOutput, collate, convert
-from .sampling_pipeline import SamplingPipeline, rows_of
+from .sampling_pipeline import rows_of, single_photo
 
 
-class SuperResolutionPipeline(SamplingPipeline):
+class SuperResolutionPipeline(IntervalPipeline):
     """Draws samples of p(x|y) for low-resolution images y, one network evaluation each, exactly consistent with y.
 
     Either system runs here: CVDVAE (an `LREncoder` gives q_psi(z_<k|y) of a frozen prior) and VDVAE-SR (an
@@ -41,6 +39,7 @@ class SuperResolutionPipeline(SamplingPipeline):
         consistency: "exact": y is Hx, and samples are projected. "none": the model is for images whose degradation is
             not known (see `hvae_sr.data.degrade`); there is no H to project by. `lr_psnr` is then measured all the
             same, by `downsampling_kernel`: information, not a promise, as a good sample is not H's inverse of noise.
+        calibration: what `calibrate` has found, as a dictionary; saved with the pipeline.
     """
 
     @torch.no_grad()
@@ -183,54 +182,6 @@ class SuperResolutionPipeline(SamplingPipeline):
         return output if return_dict else output.to_tuple()
 
     @torch.no_grad()
-    def quantiles(
-        self,
-        image: ImageInput | Photo,
-        q: Sequence[float] = (0.05, 0.5, 0.95),
-        num_samples: int = 32,
-        seed: int | Sequence[int] | None = 0,
-        temperature: float | Sequence[float] | None = None,
-        enforce_consistency: bool | None = None,
-        window_size: int | None = None,
-        window_margin: int = MARGIN,
-    ) -> Tensor:
-        """Quantiles of every pixel over the samples of the pipeline with the same seeds.
-
-        Args:
-            image: one image.
-            q: quantiles in [0, 1], interpolated linearly.
-            num_samples, seed, temperature, enforce_consistency: as in a call.
-            window_size: side of a window in pixels of y; None lets the samples of one take 0.8 GB.
-            window_margin: HR pixels around it that the networks see too.
-
-        Returns:
-            `[len(q), 3, H, W]` in [0, 1], on the CPU.
-
-        Raises:
-            ValueError: as a call; or `q` out of range.
-        """
-        options = SamplingOptions(window_size=window_size, window_margin=window_margin)
-        call = self.check_inputs(temperature, num_samples, enforce_consistency, options=options)
-        y, _ = _single(image)
-        self._check_size(y, call, False)
-        (base,) = base_seeds(seed, None, 1)
-        room = Budget(QUANTILE_VALUES // num_samples, KEPT_FEATURES)
-        sampler = WindowSampler(self.networks, y.to(self._execution_device), window_size, room, window_margin)
-        with self._computing(), self.progress_bar(total=len(sampler.windows) * num_samples) as bar:
-            found = quantiles(
-                sampler,
-                self.operator,
-                range(base, base + num_samples),
-                q,
-                call.enforce_consistency,
-                on_sample=lambda: bar.update(1),
-                temperature=call.temperature,
-                return_latents=False,
-            )
-        self.maybe_free_model_hooks()
-        return found
-
-    @torch.no_grad()
     def log_density(
         self,
         image: ImageInput | Photo,
@@ -250,7 +201,7 @@ class SuperResolutionPipeline(SamplingPipeline):
         Raises:
             ValueError: not the latents of every group, or of an image of another size, or too little memory.
         """
-        y, _ = _single(image)
+        y, _ = single_photo(image)
         self._check_size(y, self.check_inputs(max_memory=max_memory), True)
         if isinstance(latents, (list, tuple)) and all(isinstance(z, Tensor) for z in latents):
             check_finite("latents", latents)
@@ -321,7 +272,7 @@ class SuperResolutionPipeline(SamplingPipeline):
             if isinstance(value, bool) or not isinstance(value, Integral):
                 raise ValueError(f"`{name}` must be a whole number, got {value!r}")
         old = seed if isinstance(seed, Recipe) else Recipe.of(int(seed), self.vdvae.num_groups)
-        y, _ = _single(image)
+        y, _ = single_photo(image)
         scale = self.operator.scale_factor
         inside = read_mask(mask, (y.shape[-2] * scale, y.shape[-1] * scale), scale).numpy()
         recipes = [old.redraw(inside, new_seed + j, feather) for j in range(num_samples)]
@@ -346,10 +297,3 @@ def _join_latents(images: list[list[Tensor]]) -> Any:
     if any(len({z.shape for z in group}) > 1 for group in groups):
         return images
     return [torch.cat(group) for group in groups]
-
-
-def _single(image: ImageInput | Photo) -> tuple[Tensor, Photo | None]:
-    prepared = prepare_photos(image)
-    if len(prepared) != 1:
-        raise ValueError(f"`image` must be one image, got {len(prepared)}")
-    return prepared[0]

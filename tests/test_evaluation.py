@@ -109,6 +109,8 @@ def test_the_papers_table_has_the_published_rows_of_ffhq(folder, tmp_path):
     folder.rename(faces)
     report = run(faces, NoisyBicubic(), protocol="paper", size=None, num_samples=None)
     assert report["size"] == 256 and report["num_samples"] == 5
+    assert published_rows(report) == ("", [])  # a folder of this name only
+    report["rows"][0]["lr_psnr"] = 36.9
     _, published = published_rows(report)
     rows = {row["name"]: row for row in published}
     projected = rows["CVD-VAE t=0.8 projected (published)"]
@@ -294,7 +296,7 @@ def test_processes_split_the_images_and_write_one_report(folder, tmp_path):
     assert not list(tmp_path.glob("report.json.partial*"))
 
 
-def test_the_results_document_has_every_report_below_its_command(folder, predictions, tmp_path, capsys):
+def test_the_results_document_has_one_table_a_protocol_and_the_commands(folder, predictions, tmp_path, capsys):
     reports = [
         run(folder, NoisyBicubic(), temperatures=(0.5, 1.0), num_samples=2, coverage_samples=19, name="natural-x4"),
         run(folder, predictions=predictions, num_images=2),
@@ -310,13 +312,14 @@ def test_the_results_document_has_every_report_below_its_command(folder, predict
         "--num_samples 2 --coverage_samples 19 -o a.json\n" in text
     )
     assert "hvae-sr evaluate --predictions Ours --data Set5 --protocol thesis --size 32 --num_images 2" in text
-    assert f"| bicubic | {reports[0]['rows'][0]['psnr']:.2f} |" in text and str(tmp_path) not in text
+    assert text.count("## ") == 2 and text.count("|---|") == 2 and str(tmp_path) not in text
     rows = by_name(reports[0])
-    summary = next(block for block in text.split("\n\n") if "| natural-x4, Set5, thesis, S=32 |" in block)
-    heads, _, line = summary.split("\n")
-    found = dict(zip(heads.split(" | ")[1:], line.split(" | ")[1:], strict=True))
-    assert found["mean t=0.5"] == f"{rows['mean t=0.5 projected']['psnr_gain']:+.2f}"
-    assert found["coverage of 90 % |"] == f"{rows['sample t=1 projected']['coverage']:.3f} |"
+    assert "| Method | Set5 | Set5, first 2 images |" in text
+    for name, row in (("bicubic", rows["bicubic"]), ("natural-x4, mean t=0.5", rows["mean t=0.5 projected"])):
+        gain = f" ({row['psnr_gain']:+.2f})" if row["psnr_gain"] else ""
+        assert f"| {name} | {row['psnr']:.2f}{gain} / {row['ssim']:.4f} |" in text
+    line = next(line for line in text.splitlines() if line.startswith("| Set5: natural-x4, sample t=1 |"))
+    assert f"| {rows['sample t=1 projected']['coverage']:.3f} |" in line
     with pytest.raises(ValueError, match="`reports`"):
         results_document([])
 
@@ -395,3 +398,10 @@ def test_a_data_set_of_the_hub_is_evaluated_by_its_name_like_its_folder(folder, 
         environment = {**os.environ, **hub.environment(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
         processes.run(command, check=True, cwd=tmp_path, env=environment)
     assert read_report(tmp_path / "hub.json")["rows"] == run(folder)["rows"]
+
+
+def test_the_results_document_of_this_package_is_what_its_reports_give():
+    root = Path(__file__).resolve().parents[1]
+    paths = sorted((root / "benchmarks" / "reports").glob("*.json"))
+    made = results_document([read_report(path) for path in paths], [path.name for path in paths])
+    assert (root / "docs" / "results.md").read_text("utf-8") == made

@@ -166,6 +166,8 @@ def test_batches_of_images_give_the_same_report(folder):
 
 def test_the_table_shows_published_rows_with_gains_over_their_own_bicubic(folder):
     report = run(folder, NoisyBicubic(), size=64)
+    assert published_rows(report) == ("", [])  # a folder of this name only
+    report["rows"][0]["psnr"] = 23.2
     source, published = published_rows(report)
     assert "thesis" in source and len(published) == 5
     table = markdown_table(report)
@@ -173,7 +175,7 @@ def test_the_table_shows_published_rows_with_gains_over_their_own_bicubic(folder
     assert "| VDVAE-SR t=0.8 (published) | 24.79 | 0.7600 | +1.66 | +0.0979 |" in table
     assert f"| bicubic | {report['rows'][0]['psnr']:.2f} |" in table and ", 3 of 3 images" in table
     part = markdown_table({**report, "num_images_available": 9})
-    assert "the first 3 of 9 images" in part and "the whole set" in part and "the whole set" not in table
+    assert "the first 3 of 9 images" in part and "published" not in part.lower()
     for block in table.split("\n\n"):  # every table has as many cells in each line
         assert len({line.count("|") for line in block.splitlines() if line.startswith("|")}) <= 1
 

@@ -12,6 +12,7 @@ from huggingface_hub import HfApi
 from processes import run
 
 from hvae_sr import SuperResolutionPipeline
+from hvae_sr.checkpoints.names import bundled_checkpoints
 from hvae_sr.cli import main
 from hvae_sr.publishing.push import files_to_push, push
 
@@ -48,6 +49,12 @@ def test_a_dry_run_lists_the_files_and_asks_the_hub_nothing(hub, folder, capsys)
     expected = ["README.md", "model_index.json", "pipeline.py", "train.yaml"]
     assert listed == sorted(expected + [f"{part}/{name}" for part in ("lr_encoder", "vdvae") for name in networks])
     assert not hub.log
+
+
+def test_of_recipes_only_that_of_the_weights_is_uploaded():
+    found = set(files_to_push(bundled_checkpoints()["natural-x4"]))
+    assert "train.yaml" in found and not [name for name in found if name.startswith("train_") or "_larger" in name]
+    assert {"model_index.json", "lr_encoder/config.json", "LICENSE.weights", "images/overview.png"} <= found
 
 
 def test_folders_of_training_are_left_out_and_files_of_such_names_are_not(folder):

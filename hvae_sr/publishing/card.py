@@ -19,7 +19,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..checkpoints.convert import PRESETS
 from ..evaluation import read_report
-from ..evaluation.tables import command_line, markdown_lines, part_of, table
+from ..evaluation.tables import command_line, kept_rows, markdown_lines, part_of, table
 from ..files import write_atomically
 from ..pictures import CONTACT_SHEET
 
@@ -214,7 +214,7 @@ def _read_report(report: Report) -> dict[str, Any]:
         raise ValueError(str(error).replace("`report`", "`reports`")) from error
 
 
-_ROW = re.compile(r"(mean|sample) (?:t=([\d.]+)|((?:up to )?stride \d+))( projected)?")
+_ROW = re.compile(r"(mean|sample) (?:t=([\d.]+)|((?:up to )?stride \d+))")
 _SPREAD = {
     "grey_levels": ("standard deviation, grey levels", ".1f"),
     "lr_psnr": ("LR-PSNR in 8 bit, dB", ".1f"),
@@ -234,12 +234,9 @@ _SPREAD = {
 
 def _chosen_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of what users get: projected ones where there are both, with names that speak for themselves."""
-    names = {row["name"] for row in report["rows"]}
     rows = []
-    for row in report["rows"]:
+    for row in kept_rows(report):
         match = _ROW.fullmatch(row["name"])
-        if match and not match[4] and f"{row['name']} projected" in names:
-            continue
         name = row["name"]
         if match:
             what = f"mean of {report['num_samples']} samples" if match[1] == "mean" else "one sample"

@@ -24,9 +24,10 @@ _COMPONENT_CODE = """# diffusers asks for this file before it reads pipeline.py,
 from hvae_sr import {name} as {name}
 """
 
-_SUFFIXES = {".json", ".md", ".png", ".safetensors", ".svg", ".webp", ".weights", ".yaml", ".yml"}
-_SKIPPED_FILES = {"training_config.json"}
-"""Names the folders of the machine that trained; the card has the command without them."""
+_SUFFIXES = {".json", ".md", ".png", ".safetensors", ".svg", ".webp", ".weights"}
+_TOP = {"model_index.json", "config.json", "train.yaml"}
+"""Of the configurations at the top, those of these weights: not the recipes and networks of earlier parts of training,
+nor `training_config.json`, which names the folders of the machine that trained."""
 
 _SKIPPED_FOLDERS = ("checkpoint-", "logs", "runs", "samples", "validation", "wandb", "__pycache__", ".")
 """Folders that training leaves beside the result: their names begin with one of these."""
@@ -35,8 +36,9 @@ _SKIPPED_FOLDERS = ("checkpoint-", "logs", "runs", "samples", "validation", "wan
 def files_to_push(folder: str | os.PathLike[str]) -> dict[str, Path | bytes]:
     """What `push` uploads of a folder: `{path in the repository: file, or content that push adds}`.
 
-    Configurations, safetensors, the card with its pictures, recipes and licences; neither training checkpoints and
-    logs nor pickles. A folder without a card gets one, and a pipeline the lines of Python that diffusers looks for.
+    Configurations, safetensors, the card with its pictures, the recipe (`train.yaml`) and licences; no recipes of
+    earlier parts, training checkpoints, logs or pickles. A folder without a card gets one, and a pipeline the lines of
+    Python that diffusers looks for.
 
     Raises:
         ValueError: no folder, or one that holds no model or no weights.
@@ -50,9 +52,12 @@ def files_to_push(folder: str | os.PathLike[str]) -> dict[str, Path | bytes]:
         relative = path.relative_to(root)
         if any(part.startswith(_SKIPPED_FOLDERS) for part in relative.parts[:-1]) or not path.is_file():
             continue
-        if path.name in _SKIPPED_FILES or path.name.startswith("."):
+        if path.name.startswith("."):
             continue
-        if path.suffix.lower() in _SUFFIXES or path.name.startswith("LICENSE") or relative == Path(PIPELINE_FILE):
+        wanted = path.suffix.lower() in _SUFFIXES or path.name.startswith("LICENSE") or relative == Path(PIPELINE_FILE)
+        if len(relative.parts) == 1 and path.suffix.lower() in (".json", ".yaml", ".yml"):
+            wanted = path.name in _TOP or path.name.endswith(".safetensors.index.json")
+        if wanted:
             found[relative.as_posix()] = path
     if not any(name.endswith(".safetensors") for name in found):
         raise ValueError(f"`folder`: {root} holds no weights (*.safetensors)")

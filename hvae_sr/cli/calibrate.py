@@ -1,0 +1,76 @@
+"""Make the pixel intervals of a model hold the truth as often as they say, on images of your own."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .common import add_data, add_model, load_pipeline
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    add_data(parser, more=", which the model was not trained on")
+    parser.add_argument("--low", metavar="FOLDER", help="their LR images, named alike; default: made by the model's H")
+    parser.add_argument("--coverage", type=float, default=0.9, help="what intervals are to hold (default 0.9)")
+    parser.add_argument("--num-samples", type=int, default=32, help="of each image (default 32)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the samples (default 1)")
+    what = "side of the square in the middle of each image that is used, to save time (default 256; 0: whole images)"
+    parser.add_argument("--size", type=int, default=256, help=what)
+    parser.add_argument("--num-images", type=int, help="only the first so many")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "-o", "--output-dir", required=True, metavar="DIR", help="where the calibrated model is written"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    import shutil
+
+    from ..checkpoints.names import resolve
+    from ..evaluation.sources import list_images, open_source
+    from ..files import check_writable
+    from ..images import load_image
+    from ..pipelines import SuperResolutionPipeline
+
+    output = Path(options.output_dir)
+    check_writable(output, "output_dir")
+    source = open_source(options.data, options.split, options.image_column, options.num_images)
+    pipeline = load_pipeline(options, fast=True)
+    if not isinstance(pipeline, SuperResolutionPipeline):
+        raise ValueError(f"`model`: {type(pipeline).__name__} has no samples to make intervals of")
+    scale = pipeline.operator.scale_factor
+    if options.size < 0 or options.size % scale:
+        raise ValueError(f"`size` must be a multiple of {scale}, or 0, got {options.size}")
+    low = None
+    if options.low is not None:
+        files = {path.stem: path for path in list_images(options.low, "low")}
+        missing = [image.name for image in source.images if image.stem not in files]
+        if missing:
+            raise ValueError(f"`low`: {options.low} has no image of {', '.join(missing[:5])}")
+        low = [_middle(load_image(files[image.stem]), options.size // scale) for image in source.images]
+    images = [_middle(image.load(), options.size, scale) for image in source.images]
+    found = pipeline.calibrate(
+        images, low, options.coverage, options.num_samples, options.temperature, seed=options.seed
+    )
+    folder = Path(resolve(options.model))
+    if folder.is_dir():  # weights bit by bit, with their licence and card
+        shutil.copytree(folder, output, dirs_exist_ok=True)
+        pipeline.save_config(output)
+    else:
+        pipeline.save_pretrained(output)
+    print(
+        f"intervals of {found.coverage:g} at temperature {found.temperature:g}, {found.num_samples} samples: "
+        f"to be widened {found.factor:.3f} times, found on {found.num_images} images; wrote {output}"
+    )
+    return 0
+
+
+def _middle(image: "Image", size: int, multiple: int = 1) -> "Image":
+    """The square of `size` in the middle of an image, or what of it there is; its corner at multiples of `multiple`."""
+    if not size:
+        return image
+    left, top = (max(side // multiple - size // multiple, 0) // 2 * multiple for side in image.size)
+    return image.crop((left, top, min(left + size, image.width), min(top + size, image.height)))

@@ -1,0 +1,163 @@
+"""Quantiles of every pixel, and intervals that keep a promise."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hvae_sr.images import ImageInput, Photo
+from hvae_sr.posterior import Calibration, quantiles
+from hvae_sr.posterior.conformal import check_coverage, missed, quantiles_of, smallest_factor, widen
+from hvae_sr.posterior.quantiles import QUANTILE_VALUES
+from hvae_sr.sampling import Budget, WindowSampler
+from hvae_sr.sampling.memory import KEPT_FEATURES
+from hvae_sr.sampling.sampler import MARGIN
+
+from .inputs import SamplingOptions, base_seeds, check_flag
+from .sampling_pipeline import Call, SamplingPipeline, single_photo
+
+
+class IntervalPipeline(SamplingPipeline):
+    """`SuperResolutionPipeline`'s quantiles and calibration."""
+
+    @torch.no_grad()
+    def quantiles(
+        self,
+        image: ImageInput | Photo,
+        q: Sequence[float] | None = None,
+        num_samples: int | None = None,
+        seed: int | Sequence[int] | None = 0,
+        temperature: float | Sequence[float] | None = None,
+        enforce_consistency: bool | None = None,
+        window_size: int | None = None,
+        window_margin: int = MARGIN,
+        calibrated: bool = False,
+    ) -> Tensor:
+        """Quantiles of every pixel over the samples of the pipeline with the same seeds.
+
+        Args:
+            image: one image.
+            q: quantiles in [0, 1], interpolated linearly; None means 0.05, 0.5 and 0.95.
+            num_samples, seed, temperature, enforce_consistency: as in a call; None means 32 samples.
+            window_size: side of a window in pixels of y; None lets the samples of one take 0.8 GB.
+            window_margin: HR pixels around it that the networks see too.
+            calibrated: whether the first and the last are the ends of an interval that holds the truth as often as
+                `calibrate` has promised. `q`, `num_samples`, `temperature` and `enforce_consistency` are then those of
+                the calibration, which says nothing about others.
+
+        Returns:
+            `[len(q), 3, H, W]` in [0, 1], on the CPU; calibrated: lower ends, medians, upper ends.
+
+        Raises:
+            ValueError: as a call; `q` out of range; or `calibrated` without a calibration, or beside other settings
+                than its own.
+        """
+        check_flag("calibrated", calibrated)
+        calibration = self.calibration if calibrated else None
+        if calibrated:
+            if calibration is None:
+                raise ValueError("`calibrated` must be False: this pipeline has no calibration, `calibrate` makes one")
+            q = calibration.agreed("q", q)
+            num_samples = calibration.agreed("num_samples", num_samples)
+            temperature = calibration.agreed("temperature", temperature)
+            enforce_consistency = calibration.agreed("enforce_consistency", enforce_consistency)
+        q, num_samples = quantiles_of(0.9) if q is None else q, 32 if num_samples is None else num_samples
+        options = SamplingOptions(window_size=window_size, window_margin=window_margin)
+        call = self.check_inputs(temperature, num_samples, enforce_consistency, options=options)
+        y, _ = single_photo(image)
+        self._check_size(y, call, False)
+        (base,) = base_seeds(seed, None, 1)
+        sampler, seeds = self._quantile_sampler(y, call, num_samples), range(base, base + num_samples)
+        with self.progress_bar(total=len(sampler.windows) * num_samples) as bar:
+            found = self._quantiles(sampler, call, q, seeds, bar.update)
+        self.maybe_free_model_hooks()
+        return found if calibration is None else widen(found, calibration.factor)
+
+    def _quantile_sampler(self, y: Tensor, call: Call, num_samples: int) -> WindowSampler:
+        """The sampler of y `[3, h, w]` in windows of which all samples are held at a time."""
+        room, options = Budget(QUANTILE_VALUES // num_samples, KEPT_FEATURES), call.options
+        y = y.to(self._execution_device)
+        return WindowSampler(self.networks, y, options.window_size, room, options.window_margin)
+
+    def _quantiles(
+        self,
+        sampler: WindowSampler,
+        call: Call,
+        q: Sequence[float],
+        seeds: Sequence[int],
+        on_sample: Callable[[], Any] | None = None,
+    ) -> Tensor:
+        arguments = {"temperature": call.temperature, "return_latents": False}
+        with self._computing():
+            return quantiles(sampler, self.operator, seeds, q, call.enforce_consistency, on_sample, **arguments)
+
+    @torch.no_grad()
+    def calibrate(
+        self,
+        images: Iterable[ImageInput | Photo],
+        low: Iterable[ImageInput | Photo] | None = None,
+        coverage: float = 0.9,
+        num_samples: int = 32,
+        temperature: float = 1.0,
+        enforce_consistency: bool | None = None,
+        seed: int = 0,
+    ) -> Calibration:
+        """Finds how much pixel intervals must be widened to hold the truth, by split conformal prediction.
+
+        For `images` and a new one that are exchangeable, such as draws from one collection, the intervals of
+        `quantiles(..., calibrated=True)` hold a value of the new image, at a pixel drawn at random, with a probability
+        of at least `coverage`, and of at most 2 / (n + 1) more. That is on average over images and over pixels; it
+        promises nothing for a single image or for one kind of pixel. `hvae_sr.posterior.conformal.smallest_factor` has
+        equation, proof and sources.
+
+        The pipeline keeps the result, which is saved with it. It holds for these weights and settings alone.
+
+        Args:
+            images: n HR images, at least 1 / (1 - coverage) - 1 (nine for 0.9), as in a call; an iterator is read once,
+                image by image. They must not be among those that the model was trained on. What exceeds a multiple of
+                the scale is cut off at the right and the bottom.
+            low: y of each, in the same order, H of its size; None makes them by H, in 8 bits.
+            coverage: share of the truth that intervals are to hold.
+            num_samples: of each image; more make narrower intervals.
+            temperature: of the samples; 1 is the model's own distribution.
+            enforce_consistency: as in a call.
+            seed: of each image's first sample.
+
+        Raises:
+            ValueError: an argument out of range, too few images, sizes that do not fit, other numbers of `images` and
+                `low`; or no `low` for a model that does not know H.
+        """
+        check_coverage(coverage, len(images) if hasattr(images, "__len__") else None)
+        call = self.check_inputs(temperature, num_samples, enforce_consistency)
+        (base,) = base_seeds(seed, None, 1)
+        if low is None and self.config.consistency != "exact":
+            raise ValueError("`low` must be given: this model is for images whose degradation is not known")
+        q, scale, seeds = quantiles_of(coverage), self.operator.scale_factor, range(base, base + num_samples)
+        pairs: Iterable[Any] = ((image, None) for image in images) if low is None else zip(images, low, strict=True)
+        if hasattr(images, "__len__"):
+            pairs = list(pairs)  # so that the progress bar knows where it ends
+
+        def curves() -> Iterator[np.ndarray]:
+            for number, (image, given) in enumerate(self.progress_bar(pairs)):
+                x, _ = single_photo(image)
+                height, width = (side // scale * scale for side in x.shape[-2:])
+                x = x[:, :height, :width]
+                if given is None:
+                    y = self.operator(x).mul(255).round().clamp(0, 255).div(255)
+                else:
+                    y, _ = single_photo(given)
+                if tuple(y.shape[-2:]) != (height // scale, width // scale):
+                    raise ValueError(
+                        f"`low[{number}]` must be {width // scale}x{height // scale} pixels for an image of "
+                        f"{width}x{height}, is {y.shape[-1]}x{y.shape[-2]}"
+                    )
+                self._check_size(y, call, False)
+                yield missed(self._quantiles(self._quantile_sampler(y, call, num_samples), call, q, seeds), x.cpu())
+
+        factor, count = smallest_factor(curves(), coverage)
+        self.maybe_free_model_hooks()
+        found = Calibration(coverage, factor, count, num_samples, float(temperature), call.enforce_consistency)
+        self.register_to_config(calibration=found.to_dict())
+        return found

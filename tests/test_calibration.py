@@ -1,0 +1,155 @@
+"""Intervals that keep their promise: split conformal prediction, its factor in the pipeline, the command."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hvae_sr import Downsampling, SuperResolutionPipeline
+from hvae_sr.cli import main
+from hvae_sr.posterior import Calibration
+from hvae_sr.posterior.conformal import FACTORS, missed, quantiles_of, smallest_factor, widen
+from hvae_sr.publishing.push import files_to_push
+
+LEVEL = 0.9
+
+
+def photos(count, seed=0, side=16):
+    return list(np.random.default_rng(seed).random((count, side, side, 3), dtype=np.float32))
+
+
+def draws(count, seed, spread):
+    """Intervals of a model that believes in one spread, and truths of another one, `[count, 500]`, by image."""
+    generator = torch.Generator().manual_seed(seed)
+    scale = 0.005 + 0.05 * torch.rand(count, 500, generator=generator, dtype=torch.float64)
+    truth = 0.5 + spread * scale * torch.randn(count, 500, generator=generator, dtype=torch.float64)
+    wrong = torch.full_like(truth, 0.5)
+    return torch.stack([wrong - 1.645 * scale, wrong, wrong + 1.645 * scale], dim=1), truth.clamp(0, 1)
+
+
+@pytest.mark.parametrize("spread", [0.3, 1.0, 2.5])
+def test_widened_intervals_cover_further_images_to_within_one_percent(spread):
+    intervals, truth = draws(200, 0, spread)
+    factor, count = smallest_factor(map(missed, intervals, truth), LEVEL)
+    assert count == 200 and factor == pytest.approx(spread, rel=0.1)  # but for half a level
+    new, answer = draws(200, 1, spread)
+    low, _, high = widen(new.movedim(1, 0), factor)
+    assert LEVEL - 0.003 < ((low <= answer) & (answer <= high)).double().mean() < LEVEL + 0.01
+
+
+def test_one_value_an_image_gives_the_quantile_of_split_conformal_prediction():
+    truth = torch.linspace(0.5, 0.9, 50, dtype=torch.float64)[:, None]
+    intervals = torch.tensor([[0.4], [0.5], [0.6]]).expand(50, 3, 1)
+    factor, _ = smallest_factor(map(missed, intervals, truth), LEVEL)
+    needed = (truth[45] - 0.5) / (0.1 + 0.5 / 255)  # the 46th of 50: ceil(0.9 x 51)
+    assert needed <= factor * (1 + 1e-9) and factor <= needed * FACTORS[1] / FACTORS[0]
+
+
+def test_a_model_without_doubt_gets_intervals_too_and_the_truth_of_all_pixels_is_within_reach():
+    intervals, truth = torch.full((3, 6, 6), 0.2), torch.ones(6, 6)
+    assert missed(intervals, truth)[-1] == 0
+    factor, _ = smallest_factor([missed(intervals, truth)] * 9, LEVEL)
+    assert torch.equal(widen(intervals, factor)[2], truth)
+
+
+@pytest.mark.parametrize("coverage", [0, 1, -0.5, float("nan"), "0.9", True])
+def test_a_coverage_out_of_range_is_refused(make_pipeline, coverage):
+    with pytest.raises(ValueError, match="`coverage`"):
+        make_pipeline().calibrate(photos(20), coverage=coverage)
+
+
+@pytest.mark.parametrize(("coverage", "needed"), [(0.9, 9), (0.5, 1), (0.99, 99)])
+def test_too_few_images_promise_nothing(make_pipeline, coverage, needed):
+    with pytest.raises(ValueError, match=f"`images` must be at least {needed} "):
+        make_pipeline().calibrate(photos(needed - 1), coverage=coverage)
+    with pytest.raises(ValueError, match=f"at least {needed} "):
+        smallest_factor([np.zeros(len(FACTORS))] * (needed - 1), coverage)
+
+
+def test_the_intervals_of_a_pipeline_cover_further_images_to_within_one_percent_also_when_loaded_again(
+    make_pipeline, tmp_path
+):
+    pipe = make_pipeline("vdvae-sr")
+    found = pipe.calibrate(photos(110), num_samples=2)
+    assert isinstance(found, Calibration) and found == pipe.calibration and found.num_images == 110
+    pipe.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "model_index.json").read_text())["calibration"] == found.to_dict()
+    again = SuperResolutionPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    assert again.calibration == found
+    assert b'"factor"' in files_to_push(tmp_path)["model_index.json"].read_bytes()
+    inside, operator = [], Downsampling(4)
+    for photo in photos(15, seed=1):
+        x = torch.from_numpy(photo).movedim(-1, 0)
+        low, middle, high = again.quantiles(operator(x), calibrated=True)
+        assert ((low <= middle) & (middle <= high)).all() and low.min() >= 0 and high.max() <= 1
+        inside.append(((low <= x) & (x <= high)).double().mean())
+    assert abs(float(np.mean(inside)) - LEVEL) < 0.01
+
+
+def test_calibrated_intervals_are_the_quantiles_widened_around_the_median(make_pipeline):
+    pipe = make_pipeline()
+    y = photos(1, side=8)[0]
+    with pytest.raises(ValueError, match="`calibrated`.*no calibration"):
+        pipe.quantiles(y, calibrated=True)
+    found = pipe.calibrate(photos(9), num_samples=2, temperature=0.7)
+    plain = pipe.quantiles(y, quantiles_of(LEVEL), num_samples=2, temperature=0.7)
+    for q in (None, (0.05, 0.5, 0.95)):
+        assert torch.equal(pipe.quantiles(y, q, calibrated=True), widen(plain, found.factor))
+    for name, value in {
+        "q": (0.1, 0.5, 0.9), "num_samples": 32, "temperature": 1.0, "enforce_consistency": False
+    }.items():  # fmt: skip
+        with pytest.raises(ValueError, match=f"`{name}` must be None or"):
+            pipe.quantiles(y, calibrated=True, **{name: value})
+
+
+def test_pairs_may_be_given_and_must_fit(make_pipeline):
+    pipe, high = make_pipeline(), photos(9, side=18)
+    operator = Downsampling(4)
+    low = [operator(torch.from_numpy(x).movedim(-1, 0)[:, :16, :16]).mul(255).round() / 255 for x in high]
+    arguments = {"num_samples": 2}
+    assert pipe.calibrate(iter(high), iter(low), **arguments) == pipe.calibrate(high, **arguments)
+    with pytest.raises(ValueError, match=r"`low\[0\]` must be 4x4 pixels"):
+        pipe.calibrate(high, [np.zeros((5, 4, 3), np.float32)] * 9)
+    with pytest.raises(ValueError, match="shorter"):
+        pipe.calibrate(high, low[:8])
+
+
+def test_a_model_that_does_not_know_h_needs_pairs(make_pipeline):
+    pipe = make_pipeline()
+    pipe.register_to_config(consistency="none")
+    with pytest.raises(ValueError, match="`low` must be given"):
+        pipe.calibrate(photos(9))
+
+
+@pytest.mark.parametrize("damaged", [{}, {"factor": 1}, 3, Calibration(0.9, -1.0, 9, 2, 1.0, True).to_dict()])
+def test_a_damaged_calibration_is_refused(make_pipeline, tmp_path, damaged):
+    make_pipeline().save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    (tmp_path / "model_index.json").write_text(json.dumps({**index, "calibration": damaged}))
+    with pytest.raises(ValueError, match="`calibration`"):
+        SuperResolutionPipeline.from_pretrained(tmp_path)
+
+
+def test_the_command_writes_a_model_that_is_calibrated(make_pipeline, tmp_path, capsys):
+    model, data = make_pipeline("vdvae-sr"), tmp_path / "photos"
+    model.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "LICENSE.weights").write_text("for research")
+    data.mkdir()
+    for number, photo in enumerate(photos(10, side=24)):
+        Image.fromarray((255 * photo).astype(np.uint8)).save(data / f"{number}.png")
+    options = ["--model", tmp_path / "model", "--data", data, "--num-samples", 2, "--size", 16, "-o", tmp_path / "out"]
+    command = [str(word) for word in ["calibrate", *options, "--device", "cpu", "--dtype", "float32"]]
+    assert main(command) == 0
+    pipe = SuperResolutionPipeline.from_pretrained(tmp_path / "out")
+    assert pipe.calibration.num_images == 10 and pipe.calibration.num_samples == 2
+    assert (tmp_path / "out" / "LICENSE.weights").read_text() == "for research"
+    assert f"{pipe.calibration.factor:.3f}" in capsys.readouterr().out
+    assert main([*command, "--num-images", "4"]) == 2
+    assert "`images` must be at least 9" in capsys.readouterr().err
+    low = tmp_path / "low"
+    low.mkdir()
+    assert main([*command, "--low", str(low)]) == 2
+    assert "--low" in capsys.readouterr().err
