@@ -32,10 +32,13 @@ def on_startup(**_: Any) -> None:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """README, contributing and changelog as pages; each tutorial's script as a page with its output."""
+    """README, contributing and changelog as pages, pictures of the models, each tutorial's script with its output."""
     for name, page in PAGES.items():
         text = (ROOT / name).read_text("utf-8")
         files.append(File.generated(config, page, content=text.replace("](docs/", "](")))
+    for picture in sorted((ROOT / "hub_configs").glob("natural-*/images/*")):
+        page = f"gallery/{picture.parent.parent.name}/{picture.name}"
+        files.append(File.generated(config, page, abs_src_path=str(picture)))
     for script in sorted((ROOT / "docs" / "tutorials").glob("*.py")):
         source = script.read_text("utf-8")
         docstring, code = re.match(r'"""(.*?)"""\n+(.*)', source, re.DOTALL).groups()  # type: ignore[union-attr]

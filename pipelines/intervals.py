@@ -1,6 +1,6 @@
 """Quantiles of every pixel, and intervals that keep a promise."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -129,14 +129,14 @@ class IntervalPipeline(SamplingPipeline):
             ValueError: an argument out of range, too few images, sizes that do not fit, other numbers of `images` and
                 `low`; or no `low` for a model that does not know H.
         """
-        check_coverage(coverage, len(images) if hasattr(images, "__len__") else None)
+        check_coverage(coverage, len(images) if isinstance(images, Sized) else None)
         call = self.check_inputs(temperature, num_samples, enforce_consistency)
         (base,) = base_seeds(seed, None, 1)
         if low is None and self.config.consistency != "exact":
             raise ValueError("`low` must be given: this model is for images whose degradation is not known")
         q, scale, seeds = quantiles_of(coverage), self.operator.scale_factor, range(base, base + num_samples)
         pairs: Iterable[Any] = ((image, None) for image in images) if low is None else zip(images, low, strict=True)
-        if hasattr(images, "__len__"):
+        if isinstance(images, Sized):
             pairs = list(pairs)  # so that the progress bar knows where it ends
 
         def curves() -> Iterator[np.ndarray]:
