@@ -159,7 +159,6 @@ def markdown_table(report: Mapping[str, Any]) -> str:
     title = f"**{report['dataset']}**, {report['protocol']} protocol{size}, x{report['scale_factor']}, "
     if made := report.get("degradation"):
         title += f"LR degraded by {made['name']} of seed {made['seed']}, "
-    partial = report["num_images"] < report["num_images_available"]
     title += (
         f"{'the first ' if _is_first(report) else ''}{report['num_images']} of {report['num_images_available']} images"
     )
