@@ -8,6 +8,7 @@ Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models", ICML 2
 argument: diffusers' `DDPMScheduler` would draw it itself, so that a sample could not be addressed by its seed.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from ..models.distributions import DiagonalGaussian
 from .common import check_choice, check_whole
 
 VARIANCE_TYPES = ("fixed_small", "learned_range")
@@ -170,6 +172,41 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
         fraction = (fraction + 1) / 2
         low, high = float(self.posterior_log_variance_clipped[index]), float(np.log(self.betas[index]))
         return predicted, fraction * high + (1 - fraction) * low
+
+
+def variational_bound(
+    scheduler: AncestralScheduler, predicted: Tensor, variance: Tensor, index: Tensor, sample: Tensor, original: Tensor
+) -> Tensor:
+    """T L_t of the variational bound in bits per dimension, `[B]`, whose mean over random steps t estimates L_vlb.
+
+        L_t = KL(q(x_(t-1) | x_t, x_0) || p(x_(t-1) | x_t)),    L_0 = -log p(x_0 | x_1) of 8-bit levels
+
+    (Nichol and Dhariwal, eq. 4-7). The prior's term, which has no parameters, is left out.
+
+    Args:
+        scheduler: of variance_type "learned_range".
+        predicted: the noise, `[B, 3, H, W]`.
+        variance: between log v_t (-1) and log beta_t (1), `[B, 3, H, W]`.
+        index: of the steps, `[B]`.
+        sample, original: x_t and x_0, `[B, 3, H, W]` on [-1, 1].
+    """
+
+    def at(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(sample)[index].reshape(-1, 1, 1, 1)
+
+    abar, low, high = at(scheduler.alphas_cumprod), at(scheduler.posterior_log_variance_clipped), at(scheduler.betas)
+    c1, c2 = at(scheduler.posterior_mean_coef1), at(scheduler.posterior_mean_coef2)
+    fraction = (variance + 1) / 2
+    log_sigma = 0.5 * (fraction * torch.log(high) + (1 - fraction) * low)
+    x0 = (sample - torch.sqrt(1 - abar) * predicted) / torch.sqrt(abar)  # not clamped, as published
+    mean, truth = c1 * x0 + c2 * sample, c1 * original + c2 * sample
+    kl = DiagonalGaussian(truth, 0.5 * low.expand_as(truth)).kl(DiagonalGaussian(mean, log_sigma))
+    scale = torch.exp(-log_sigma)
+    above = torch.where(original > 0.999, 1.0, torch.special.ndtr((original - mean + 1 / 255) * scale))
+    below = torch.where(original < -0.999, 0.0, torch.special.ndtr((original - mean - 1 / 255) * scale))
+    reconstruction = -torch.log((above - below).clamp(min=1e-12))
+    nats = torch.where((index == 0).reshape(-1, 1, 1, 1), reconstruction, kl)
+    return scheduler.num_steps * nats.mean((1, 2, 3)) / math.log(2)
 
 
 def space_timesteps(total: int, chosen: int | str | Sequence[int]) -> list[int]:

@@ -157,6 +157,21 @@ def build_training_set(config: TrainingConfig, rank: int, num_processes: int) ->
     return found
 
 
+def first_crops(
+    dataset: ImageCrops | ImageStream, count: int, device: torch.device
+) -> tuple[Tensor, list[int], Tensor | None]:
+    """Crops spread over the images (a stream's first ones), addresses of noise, and the LR crops where they are given.
+
+    They are the same on every process, but for streams.
+    """
+    if isinstance(dataset, ImageStream):
+        crops = list(itertools.islice(dataset, count))
+    else:
+        crops = [dataset[i * len(dataset) // count] for i in range(count)]
+    batch = {name: torch.stack([crop[name] for crop in crops]).to(device) for name in crops[0]}
+    return batch["image"], list(range(count)), batch.get("low")
+
+
 def build_validation_set(config: TrainingConfig) -> ImageCrops | None:
     """The images held out, or None: crops at full scale, neither mirrored nor turned.
 

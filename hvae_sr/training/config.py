@@ -13,17 +13,28 @@ import numpy as np
 import yaml
 from transformers import HfArgumentParser
 
+from ..checkpoints.compared import PRESETS as BASELINES
 from ..data import bundled_degradations, load_degradation
 from ..features import NUM_TAPS
 from ..files import write_atomically
 
 OPTIONS_FILE = "training_config.json"
 """In `output_dir`: the resolved options."""
-STAGES = ("vdvae", "lr-encoder", "joint", "vdvae-sr", "energy-score")
+BASELINE_STAGES = ("regression", "hcflow", "sr3", "ddpm")
+"""Those of the compared systems."""
+STAGES = ("vdvae", "lr-encoder", "joint", "vdvae-sr", "energy-score", *BASELINE_STAGES)
 _CHOICES = {
     "stage": STAGES,
     "kl_reduction": ("sum", "group_mean"),
-    "lr_scheduler": ("constant", "constant_with_warmup", "linear", "cosine", "plateau"),
+    "lr_scheduler": (
+        "constant",
+        "constant_with_warmup",
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "piecewise_constant",
+        "plateau",
+    ),
     "mixed_precision": ("no", "bf16", "fp16"),
     "saved_dtype": ("float32", "float16"),
     "consistency": (None, "exact", "none"),
@@ -33,17 +44,17 @@ _RESUMED = (
     "plateau_patience", "plateau_factor",
 )  # fmt: skip
 """Options that a checkpoint holds: a run that goes on from it cannot have others."""
-_RELATIVE = ("vdvae_config", "lr_config", "degradation")
+_RELATIVE = ("vdvae_config", "lr_config", "degradation", "baseline")
 """Files that a recipe names relative to its own folder."""
 _FREEZE = {"train_decoder": ("vdvae-sr", "energy-score"), "train_encoder": ("vdvae-sr",)}
 """Options that freeze weights where they are false, and the stages that read them."""
 _AT_LEAST = {
-    0: "score_point_weight score_band_weight score_perceptual_weight "
+    0: "flow_pixel_weight vlb_weight score_point_weight score_band_weight score_perceptual_weight "
     "seed lr_warmup_steps dataloader_num_workers learning_rate adam_weight_decay adam_epsilon "
     "default_temperature max_grad_norm skip_threshold plateau_patience cache_gib validation_images",
     1: "score_samples score_perceptual_taps resolution crops_per_image train_batch_size "
     "gradient_accumulation_steps max_train_steps num_train_epochs scale_factor checkpointing_steps "
-    "checkpoints_total_limit logging_steps validation_steps",
+    "checkpoints_total_limit logging_steps validation_steps lr_num_cycles",
 }
 """Lowest values that are allowed, and the options that they are of."""
 
@@ -59,7 +70,11 @@ def option(default: Any, help: str) -> Any:
 class TrainingConfig:
     """Options of `train.py`. Names are those of diffusers' training scripts where they mean the same."""
 
-    stage: str = option("vdvae", "vdvae (ELBO), lr-encoder (distillation), joint (both), vdvae-sr or energy-score.")
+    stage: str = option(
+        "vdvae",
+        "vdvae (ELBO), lr-encoder (distillation), joint (both), vdvae-sr or energy-score; of the compared systems "
+        "regression, hcflow, sr3 or ddpm (the prior of DPS).",
+    )
     train_data_dir: list[str] = option([], "Folders of photographs, searched recursively.")
     validation_data_dir: list[str] = option([], "Folders of photographs held out, to measure the loss on.")
     train_lr_dir: list[str] = option([], "Folders of ready-made LR images, one for each of train_data_dir.")
@@ -81,6 +96,14 @@ class TrainingConfig:
     pretrained_lr_encoder: str | None = option(
         None, "A trained LR network; with lr_config, it grows to that, or for another decoder gives it what fits."
     )
+    baseline: str | None = option(
+        None,
+        "Compared system: a name that `hvae-sr convert --preset` takes, or a JSON file with architecture, its options, "
+        "scheduler and pipeline.",
+    )
+    pretrained_network: str | None = option(None, "A trained network of that system to start from: its folder.")
+    flow_pixel_weight: float = option(0.0, "hcflow: weight of the L1 error of the sample at temperature 0.")
+    vlb_weight: float = option(0.001, "ddpm: weight of the variational bound, which trains the variances.")
     scale_factor: int = option(4, "Sides of x over sides of y.")
     downsampling_kernel: str = option("bicubic", "Kernel that makes y from x (see Downsampling).")
     degradation: str | None = option(
@@ -134,8 +157,14 @@ class TrainingConfig:
     max_train_steps: int = option(1000, "Updates in all.")
     num_train_epochs: int | None = option(None, "Passes over the images in all, instead of max_train_steps.")
     learning_rate: float = option(1e-3, "Peak learning rate.")
-    lr_scheduler: str = option("cosine", "constant, constant_with_warmup, linear, cosine or plateau.")
+    lr_scheduler: str = option(
+        "cosine", "constant, constant_with_warmup, linear, cosine, cosine_with_restarts, piecewise_constant or plateau."
+    )
     lr_warmup_steps: int = option(100, "Updates of linear warm-up.")
+    lr_num_cycles: int = option(1, "cosine_with_restarts: cycles.")
+    lr_step_rules: str | None = option(
+        None, "piecewise_constant: factors and the updates until which they hold, as 1:200000,0.5."
+    )
     plateau_patience: int = option(10, "plateau: validations in a row without a better loss that are borne.")
     plateau_factor: float = option(0.5, "plateau: what the rate is multiplied by.")
     adam_beta1: float = option(0.9, "AdamW.")
@@ -207,6 +236,14 @@ class TrainingConfig:
                 f"must be at most {NUM_TAPS}, got",
                 self.score_perceptual_taps,
             )
+        if self.lr_scheduler == "piecewise_constant":
+            _check_rules(self.lr_step_rules)
+        if stage in BASELINE_STAGES:
+            _check(self.baseline, "baseline", f"must be given for stage {stage}")
+            # The flow's Jacobian and its inverse are no better than the precision of every layer.
+            sound = stage != "hcflow" or self.mixed_precision == "no"
+            _check(sound, "mixed_precision", "must be no for stage hcflow, got", self.mixed_precision)
+            return
         pretrained = self.pretrained_vdvae is not None
         _check(pretrained or self.vdvae_config, "vdvae_config", "or `pretrained_vdvae` must be given")
         for name, stages in _FREEZE.items():
@@ -248,7 +285,7 @@ class TrainingConfig:
         if self.degradation is None:
             return
         load_degradation(self.degradation)
-        given = {"stage": self.stage == "vdvae", "consistency": self.consistency == "exact"}
+        given = {"stage": self.stage in ("vdvae", "ddpm"), "consistency": self.consistency == "exact"}
         given |= {name: bool(getattr(self, name)) for name in ("train_lr_dir", "validation_lr_dir")}
         for name in [name for name, wrong in given.items() if wrong]:
             _check(
@@ -327,8 +364,21 @@ def _check(sound: Any, name: str, must: str, *value: Any) -> None:
 
 
 def _is_file(name: str, value: Any) -> bool:
-    """Whether the value of an option of `_RELATIVE` is a path; a degradation may be a bundled name."""
-    return isinstance(value, str) and (name != "degradation" or value not in bundled_degradations())
+    """Whether the value of an option of `_RELATIVE` is a path; some may be names."""
+    names = bundled_degradations() if name == "degradation" else BASELINES if name == "baseline" else ()
+    return isinstance(value, str) and value not in names
+
+
+def _check_rules(rules: str | None) -> None:
+    """Raises a ValueError unless diffusers can read them: "factor:update,...,factor"."""
+    try:
+        *steps, last = (rules or "").split(",")
+        updates = [int(step.split(":")[1]) for step in steps]
+        factors = [float(last), *(float(step.split(":")[0]) for step in steps)]
+        sound = updates == sorted(updates) and all(0 <= factor < math.inf for factor in factors)
+    except (ValueError, IndexError):
+        sound = False
+    _check(sound, "lr_step_rules", "must be factors and ascending updates, such as 1:200000,0.5; got", rules)
 
 
 def _parse_point(entry: str) -> tuple[int, float]:

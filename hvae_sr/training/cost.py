@@ -18,7 +18,7 @@ from .checkpoints import find_checkpoints
 from .config import OPTIONS_FILE, TrainingConfig
 from .log import check_tracker
 from .networks import build_objective, check_objective
-from .objectives import ConditionalObjective, Objective
+from .objectives import Objective, PairedObjective
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """What `mixed_precision` computes convolutions in."""
@@ -108,9 +108,12 @@ def plan(config: TrainingConfig, num_processes: int = 1) -> tuple[Objective, Cos
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         objective = build_objective(config, load_weights=False)
-    if isinstance(objective, ConditionalObjective):
+    if isinstance(objective, PairedObjective):
         image = torch.zeros(1, 3, config.resolution, config.resolution)
-        for holder in (objective, objective.lr_network):  # H's matrices are cut by their values: no fake ones
+        for holder in (
+            objective,
+            getattr(objective, "lr_network", None),
+        ):  # H's matrices are cut by their values: no fake ones
             operator = getattr(holder, "operator", None)
             if operator is not None:
                 operator.project(image, operator(image))

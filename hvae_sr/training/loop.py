@@ -19,13 +19,13 @@ from tqdm.auto import tqdm
 from ..data.crops import one_line
 from ..files import check_writable
 from ..publishing.push import push
-from .batches import Batches, build_training_set, build_validation_set
+from .baselines import Flow
+from .batches import Batches, build_training_set, build_validation_set, first_crops
 from .checkpoints import Progress, check_checkpoint, find_checkpoints, remove_partial, save_checkpoint
 from .config import OPTIONS_FILE, TrainingConfig
 from .cost import DTYPES, measure_cost, measure_peak
 from .log import Log, Meter, check_tracker, read_log
-from .networks import build_objective
-from .objectives import STAGES
+from .networks import STAGES, build_objective
 from .publish import repository, write_card, write_folder
 from .schedule import PlateauSchedule, make_schedule
 from .sharding import Average, averaged, check_sharding, whole
@@ -81,6 +81,9 @@ class Trainer:
             for layer in objective.modules():
                 if isinstance(layer, torch.nn.Conv2d):
                     layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        dataset = build_training_set(config, self.accelerator.process_index, processes)
+        if isinstance(objective, Flow) and not self.checkpoints and config.pretrained_network is None:
+            objective.initialise(*first_crops(dataset, config.train_batch_size, device))
         self.trainable = [parameter for parameter in objective.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.trainable,
@@ -90,7 +93,6 @@ class Trainer:
             eps=config.adam_epsilon,
             fused=device.type in ("cpu", "cuda"),
         )
-        dataset = build_training_set(config, self.accelerator.process_index, processes)
         self.validation_set = build_validation_set(config)
         self.validator = Validator(self.validation_set, config, self.accelerator) if self.validation_set else None
         self.batches = Batches(dataset, config, self.accelerator)
@@ -198,12 +200,14 @@ class Trainer:
         """Figures and pictures of the held-out images, and a look at the loss by a schedule that follows it."""
         figures: dict[str, Any] = {}
         if self.validator is not None:
+            self.objective.eval()  # networks of compared systems may have dropout
             with self._averaged() as objective:
                 figures = self.validator.figures(objective)
                 if self.accelerator.is_main_process:
                     pictures, measured = self.validator.pictures(objective, step, figures)
                     figures.update(measured)
                     self.log.show(step, pictures)
+            self.objective.train()
             self.log.write(step, figures)
         if isinstance(self.scheduler, PlateauSchedule):
             if self.validator is None:

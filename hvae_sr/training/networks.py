@@ -13,16 +13,24 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from safetensors import SafetensorError
 
+from ..baselines import AncestralScheduler
+from ..checkpoints.compared import ARCHITECTURES, PRESETS, Recipe
 from ..checkpoints.growth import grow, transfer
 from ..data.crops import one_line
 from ..models import VDVAE, LRConditioner, LREncoder
 from ..operators import Downsampling
-from .config import TrainingConfig
+from .baselines import BaselineObjective, DiffusionPrior, Flow, Refinement, Regression
+from .config import BASELINE_STAGES, TrainingConfig
 from .objectives import ELBO, ConditionalELBO, ConditionalObjective, Distillation, EnergyScore, Joint, Objective
 from .scores import BandDistance, Distance, PerceptualDistance
 
 logger = logging.getLogger(__name__)
 
+STAGES: dict[str, type[Objective]] = {
+    "vdvae": ELBO, "lr-encoder": Distillation, "joint": Joint, "vdvae-sr": ConditionalELBO, "energy-score": EnergyScore,
+    "regression": Regression, "hcflow": Flow, "sr3": Refinement, "ddpm": DiffusionPrior,
+}  # fmt: skip
+"""A stage is an objective and its trainable parameters."""
 _NAMES_SHOWN = 5
 _CONDITIONED = ("vdvae-sr", "energy-score")
 _Network = TypeVar("_Network", bound=ModelMixin)
@@ -43,6 +51,8 @@ def build_objective(config: TrainingConfig, load_weights: bool = True) -> Object
     Raises:
         ValueError: a configuration or a folder that cannot be read, or does not describe the network it should.
     """
+    if config.stage in BASELINE_STAGES:
+        return _baseline(config, load_weights)
     vdvae = _started(VDVAE, "pretrained_vdvae", "vdvae_config", config, load_weights)
     if config.stage == "vdvae":
         return ELBO(vdvae)
@@ -70,6 +80,50 @@ def build_objective(config: TrainingConfig, load_weights: bool = True) -> Object
                 f"{getattr(conditioner.config, name)!r}; its likelihood is located with the latter"
             )
     return ConditionalELBO(vdvae, conditioner, operator)
+
+
+def baseline_recipe(config: TrainingConfig) -> Recipe:
+    """The compared system that `config.baseline` names: a preset of `hvae-sr convert`, or a JSON file.
+
+    Raises:
+        ValueError: neither, or a file that cannot be read.
+    """
+    name = config.baseline or ""
+    if name in PRESETS:
+        return Recipe.of_preset(name)
+    try:
+        options = json.loads(Path(name).read_text(encoding="utf-8"))
+        if not isinstance(options, dict):
+            raise ValueError(f"expected a mapping, got {type(options).__name__}")
+        return Recipe.of_config(options)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"`baseline`: {name!r} is no readable JSON configuration, and none of {', '.join(PRESETS)}: "
+            f"{one_line(error)}"
+        ) from error
+
+
+def _baseline(config: TrainingConfig, load_weights: bool) -> BaselineObjective:
+    """The objective of a compared system."""
+    recipe, folder = baseline_recipe(config), config.pretrained_network
+    kind = STAGES[config.stage]
+    operator = Downsampling(config.scale_factor, config.downsampling_kernel)
+    try:
+        network = recipe.build()
+        scheduler = AncestralScheduler(**recipe.scheduler) if recipe.scheduler else None
+        if folder is not None and load_weights:
+            trained = cast(Any, ARCHITECTURES[recipe.architecture]).from_pretrained(folder)
+            network.load_state_dict(trained.state_dict())
+    except _UNREADABLE as error:
+        named = "baseline" if folder is None else "pretrained_network"
+        raise ValueError(f"`{named}` {folder or config.baseline!r}: {one_line(error)}") from error
+    own: dict[type[Objective], tuple[Any, ...]] = {
+        Flow: (config.flow_pixel_weight,), Refinement: (scheduler,), DiffusionPrior: (scheduler, config.vlb_weight)
+    }  # fmt: skip
+    try:
+        return cast(Any, kind)(network, operator, *own.get(kind, ()))
+    except ValueError as error:
+        raise ValueError(f"`baseline` {config.baseline!r} does not go with stage {config.stage}: {error}") from error
 
 
 def _distances(config: TrainingConfig) -> dict[str, tuple[Distance, float]]:

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,20 +32,12 @@ Loss = tuple[Tensor, dict[str, Tensor]]
 
 
 class Objective(nn.Module):
-    """A loss over a batch of photographs, and the networks it trains.
-
-    Args:
-        vdvae: the prior.
-    """
+    """A loss over a batch of photographs, and the networks it trains."""
 
     figure = "bits_per_dim"
     """The figure in the log that the stage is judged by."""
     method: str
     """What the stage is, in a few words."""
-
-    def __init__(self, vdvae: VDVAE) -> None:
-        super().__init__()
-        self.vdvae = vdvae
 
     def forward(self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1, low: Tensor | None = None) -> Loss:
         """The loss and its figures.
@@ -57,13 +50,29 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
-    def components(self) -> dict[str, VDVAE | LREncoder | LRConditioner]:
+    def components(self) -> dict[str, Any]:
         """The networks under the names that a pipeline gives them."""
-        return {"vdvae": self.vdvae}
+        raise NotImplementedError
 
 
-class ConditionalObjective(Objective):
-    """An objective with an LR network.
+class PairedObjective(Objective):
+    """An objective that sees y.
+
+    Args:
+        operator: H, makes y from x; the same operator as at inference.
+    """
+
+    def __init__(self, operator: Downsampling) -> None:
+        super().__init__()
+        self.operator = operator
+
+    def pairs(self, images: Tensor, low: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x and y on [-1, 1], from 8-bit images."""
+        return make_pairs(images, self.operator) if low is None else convert_pairs(images, low)
+
+
+class ConditionalObjective(PairedObjective):
+    """An objective with a prior and an LR network.
 
     Args:
         vdvae: the prior.
@@ -74,22 +83,29 @@ class ConditionalObjective(Objective):
     lr_network: LREncoder | LRConditioner
 
     def __init__(self, vdvae: VDVAE, lr_network: LREncoder | LRConditioner, operator: Downsampling) -> None:
-        super().__init__(vdvae)
+        super().__init__(operator)
+        self.vdvae = vdvae
         self.lr_network = lr_network
-        self.operator = operator
 
-    def pairs(self, images: Tensor, low: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x and y on [-1, 1], from 8-bit images."""
-        return make_pairs(images, self.operator) if low is None else convert_pairs(images, low)
-
-    def components(self) -> dict[str, VDVAE | LREncoder | LRConditioner]:
+    def components(self) -> dict[str, Any]:
         return {"vdvae": self.vdvae, "lr_encoder": self.lr_network}
 
 
 class ELBO(Objective):
-    """Stage `vdvae`: the negative ELBO of x (VD-VAE, eq. 1), in nats per dimension."""
+    """Stage `vdvae`: the negative ELBO of x (VD-VAE, eq. 1), in nats per dimension.
+
+    Args:
+        vdvae: the prior.
+    """
 
     method = "VD-VAE prior (negative ELBO)"
+
+    def __init__(self, vdvae: VDVAE) -> None:
+        super().__init__()
+        self.vdvae = vdvae
+
+    def components(self) -> dict[str, Any]:
+        return {"vdvae": self.vdvae}
 
     def forward(self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1, low: Tensor | None = None) -> Loss:
         x = images.float() / 127.5 - 1
@@ -384,12 +400,6 @@ def _error_and_spread(distance: Distance, samples: Sequence[Tensor], x: Tensor) 
     error = torch.stack([distance(sample, truth) for sample in drawn]).mean()
     pairs = [distance(one, other) for one, other in itertools.combinations(drawn, 2)]
     return error, torch.stack(pairs).mean() if pairs else torch.zeros_like(error)
-
-
-STAGES: dict[str, type[Objective]] = {
-    "vdvae": ELBO, "lr-encoder": Distillation, "joint": Joint, "vdvae-sr": ConditionalELBO, "energy-score": EnergyScore
-}  # fmt: skip
-"""A stage is an objective and its trainable parameters."""
 
 
 def _elbo(out: VDVAEOutput, rate_weight: float) -> tuple[Tensor, dict[str, Tensor]]:

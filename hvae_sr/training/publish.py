@@ -12,21 +12,43 @@ from typing import Any
 
 import yaml
 from diffusers.configuration_utils import FrozenDict
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard, ModelCardData
 
 from ..checkpoints.names import is_hub_id
-from ..files import remove_abandoned, temporary_path
+from ..files import remove_abandoned, temporary_path, write_atomically
 from ..images import save_image
-from ..models import VDVAE, LRConditioner, LREncoder
 from ..pipelines import SuperResolutionPipeline
 from ..publishing.card import IMAGES_FOLDER, NOTES_FILE, write_model_card
-from .config import TrainingConfig
-from .objectives import STAGES, Objective
+from .baselines import BaselineObjective
+from .config import BASELINE_STAGES, TrainingConfig
+from .networks import STAGES, baseline_recipe
+from .objectives import Objective
 from .plots import plot_curve
 
 logger = logging.getLogger(__name__)
 
 _SIGNATURE = "Made by `train.py` of hvae-sr:"
+
+
+def build_pipeline(objective: Objective, config: TrainingConfig, components: dict[str, Any] | None = None) -> Any:
+    """The pipeline of the objective's networks, or of other ones in their places."""
+    networks = objective.components() if components is None else components
+    shared = {"scale_factor": config.scale_factor, "downsampling_kernel": config.downsampling_kernel}
+    if not isinstance(objective, BaselineObjective):
+        return SuperResolutionPipeline(
+            **networks,
+            **shared,
+            consistency="exact" if config.exact else "none",
+            default_temperature=config.default_temperature,
+        )
+    own: dict[str, Any] = {**baseline_recipe(config).pipeline, **shared}
+    if objective.pipeline.has_temperature:
+        own.setdefault("default_temperature", config.default_temperature)
+    if not config.exact or config.consistency is not None:  # else as the published system does
+        own["enforce_consistency"] = config.exact
+    if objective.scheduler is not None:
+        own["scheduler"] = objective.scheduler
+    return objective.pipeline(**networks, **own)
 
 
 def write_folder(objective: Objective, config: TrainingConfig, folder: Path) -> None:
@@ -47,14 +69,9 @@ def write_folder(objective: Objective, config: TrainingConfig, folder: Path) -> 
         result, index = components["vdvae"], "config.json"
     else:
         index = "model_index.json"
-        result = SuperResolutionPipeline(
-            **components,
-            scale_factor=config.scale_factor,
-            downsampling_kernel=config.downsampling_kernel,
-            consistency="exact" if config.exact else "none",
-            default_temperature=config.default_temperature,
-            fast_inference=config.mixed_precision == "bf16",  # what the weights were trained in
-        )
+        result = build_pipeline(objective, config, components)
+        if isinstance(result, SuperResolutionPipeline):
+            result.register_to_config(fast_inference=config.mixed_precision == "bf16")  # what was trained in
     remove_abandoned(folder)
     temporary = temporary_path(folder / "export")
     try:
@@ -83,6 +100,9 @@ def write_card(config: TrainingConfig, folder: Path, records: list[dict[str, Any
         picture = folder / IMAGES_FOLDER / "curve.png"
         picture.parent.mkdir(exist_ok=True)
         save_image(curve, picture)
+    if config.stage in BASELINE_STAGES:
+        _write_baseline_card(config, folder, _summary(config, records, updates), picture)
+        return
     own = folder / NOTES_FILE
     with tempfile.TemporaryDirectory() as temporary:
         notes = Path(temporary) / NOTES_FILE
@@ -93,6 +113,24 @@ def write_card(config: TrainingConfig, folder: Path, records: list[dict[str, Any
             text += f"\n<!-- {_SIGNATURE} written again at the end of each run -->\n"
         notes.write_text(text, encoding="utf-8")
         write_model_card(folder, training_command=_command(config), notes=notes, curve=picture)
+
+
+def _write_baseline_card(config: TrainingConfig, folder: Path, summary: str, curve: Path | None) -> None:
+    """The card of a compared system: what it is, how it was trained and how it is used."""
+    data = ModelCardData(
+        license="other", library_name="hvae-sr", pipeline_tag="image-to-image", tags=["super-resolution"],
+        **_metadata(config),
+    )  # fmt: skip
+    picture = f"\n\n![Training curves]({IMAGES_FOLDER}/{curve.name})" if curve is not None else ""
+    name = folder.resolve().name
+    text = (
+        f"# {name}\n\nA system that `hvae-sr` compares with: "
+        f"{Path(config.baseline or '').stem}, x{config.scale_factor}.\n\n"
+        f"```\nhvae-sr upscale INPUT -o OUT --model {name}\n```\n\n"
+        f"## Training\n\n{summary}\n\n```\n{_command(config)}\n```{picture}\n"
+    )
+    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
+    write_atomically(str(card), folder / "README.md")
 
 
 def repository(config: TrainingConfig) -> str:
@@ -113,7 +151,7 @@ def repository(config: TrainingConfig) -> str:
 
 def _metadata(config: TrainingConfig) -> dict[str, Any]:
     """What of the options is on the Hub, for the card."""
-    given = [config.pretrained_vdvae, config.pretrained_lr_encoder, config.dataset_name]
+    given = [config.pretrained_vdvae, config.pretrained_lr_encoder, config.pretrained_network, config.dataset_name]
     *bases, dataset = (name if name and is_hub_id(name) and not Path(name).exists() else None for name in given)
     found = {"base_model": [name for name in bases if name], "datasets": [dataset] if dataset else []}
     return {name: values for name, values in found.items() if values}
@@ -140,6 +178,6 @@ def _command(config: TrainingConfig) -> str:
     return shlex.join([head + sign + (Path(last).name if os.path.isabs(last) else last) for head, sign, last in parts])
 
 
-def _forget_origin(network: VDVAE | LREncoder | LRConditioner) -> None:
+def _forget_origin(network: Any) -> None:
     """diffusers would write the folder that a network was loaded from into the configuration of the new one."""
     network._internal_dict = FrozenDict({k: v for k, v in network.config.items() if k != "_name_or_path"})

@@ -88,6 +88,11 @@ def make_schedule(
     if config.lr_scheduler == "plateau":
         return PlateauSchedule(optimizer, config.lr_warmup_steps, config.plateau_factor, config.plateau_patience)
     named = get_scheduler(
-        config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=max_steps
+        config.lr_scheduler,
+        optimizer,
+        step_rules=config.lr_step_rules,
+        num_warmup_steps=config.lr_warmup_steps,
+        num_training_steps=max_steps,
+        num_cycles=config.lr_num_cycles,
     )
     return StepSchedule(optimizer, named.lr_lambdas)

@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader, Subset
 from ..data import ImageCrops
 from ..images import save_image
 from ..noise import CounterNoise
-from ..pipelines import SuperResolutionPipeline
 from .config import TrainingConfig
-from .objectives import GROUPS, ConditionalObjective, Objective
+from .objectives import ELBO, GROUPS, ConditionalObjective, Objective, PairedObjective
 from .plots import plot_groups, sheet
+from .publish import build_pipeline
 
 
 class Validator:
@@ -54,33 +54,29 @@ class Validator:
     def samples(self, objective: Objective) -> tuple[Image.Image, dict[str, float]]:
         """A sheet with one row for each of the first images, and what was measured on its samples.
 
-        With an LR network: HR, LR, and a sample at each temperature, with PSNR against HR and LR-PSNR of the 8-bit
-        images (dB, means over the rows). Without one: HR, its reconstruction, and samples of the prior. On one process.
+        With a system that has y: HR, LR, and a sample at each temperature, with PSNR against HR and LR-PSNR of the
+        8-bit images (dB, means over the rows). Of a prior: HR, its reconstruction, and samples. On one process.
         """
         count = min(self.config.validation_images, len(self.dataset))
         images, low = self._batch(list(range(count)))
         columns = {"HR": _pixels(images.float() / 255)}
         measured: dict[str, float] = {}
         with self.accelerator.autocast():
-            if isinstance(objective, ConditionalObjective):
+            if isinstance(objective, PairedObjective):
                 config = self.config
                 _, y = objective.pairs(images, low)
                 columns["LR"] = _pixels((y + 1) / 2).repeat(config.scale_factor, 1).repeat(config.scale_factor, 2)
-                pipe = SuperResolutionPipeline(
-                    **objective.components(),
-                    scale_factor=config.scale_factor,
-                    downsampling_kernel=config.downsampling_kernel,
-                    consistency="exact" if config.exact else "none",
-                )
+                pipe = build_pipeline(objective, config)
                 pipe.set_progress_bar_config(disable=True)
-                for name, temperature in self._temperatures():
+                without = not getattr(pipe, "has_temperature", True)
+                for name, temperature in [("t=1", 1.0)] if without else self._temperatures():
                     out = pipe((y + 1) / 2, temperature=temperature, num_samples=1, seed=0)
                     columns[name] = np.stack([np.asarray(image) for image in out.images])
                     error = ((columns[name].astype(float) - columns["HR"]) ** 2).mean(axis=(1, 2, 3))
                     psnr = 10 * np.log10(255**2 / np.maximum(error, 1e-10))
                     measured[f"validation_psnr_t{temperature:g}"] = float(psnr.mean())
                     measured[f"validation_lr_psnr_t{temperature:g}"] = float(np.mean(out.lr_psnr))
-            else:
+            elif isinstance(objective, ELBO):
                 x, noise = images.float() / 127.5 - 1, CounterNoise(range(count))
                 columns["reconstruction"] = _pixels((objective.vdvae(x, noise=noise).sample + 1) / 2)
                 size = (x.shape[-2], x.shape[-1])
@@ -98,7 +94,8 @@ class Validator:
         if self.config.validation_images:
             pictures["samples"], measured = self.samples(objective)
         groups = figures.get(f"validation_{GROUPS}")
-        plot = plot_groups(groups, objective.vdvae, step) if groups is not None else None
+        prior = objective.vdvae if isinstance(objective, (ELBO, ConditionalObjective)) else None
+        plot = plot_groups(groups, prior, step) if groups is not None and prior is not None else None
         if plot is not None:
             pictures["groups"] = plot
         folder = self.config.output_path / "validation"

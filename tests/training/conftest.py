@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
-from runs import LR_CONFIGS, VDVAE_CONFIG
+from runs import BASELINES, LR_CONFIGS, VDVAE_CONFIG
 
 from hvae_sr import VDVAE
 
@@ -49,7 +49,7 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def configs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("configs")
-    for name, config in {"vdvae": VDVAE_CONFIG, **LR_CONFIGS}.items():
+    for name, config in {"vdvae": VDVAE_CONFIG, **LR_CONFIGS, **BASELINES}.items():
         (folder / f"{name}.json").write_text(json.dumps(config))
     return folder
 
@@ -76,8 +76,11 @@ def options(photos, configs, prior):
             "crops_per_image": 2, "train_batch_size": 2, "max_train_steps": 3, "learning_rate": 3e-3,
             "lr_scheduler": "constant", "lr_warmup_steps": 0, "logging_steps": 1, "ema_decay": 0.9,
         }  # fmt: skip
-        scratch = stage in ("vdvae", "joint")
-        values |= {"vdvae_config": configs / "vdvae.json"} if scratch else {"pretrained_vdvae": prior}
+        if stage in BASELINES:
+            values["baseline"] = configs / f"{stage}.json"
+        else:
+            scratch = stage in ("vdvae", "joint")
+            values |= {"vdvae_config": configs / "vdvae.json"} if scratch else {"pretrained_vdvae": prior}
         if stage in LR_CONFIGS:
             values["lr_config"] = configs / f"{stage}.json"
         values |= changes

@@ -20,8 +20,9 @@ from torch.distributed.tensor import DTensor
 from torch.testing import assert_close
 
 import train
+from hvae_sr.baselines.guided_diffusion import published_options
 from hvae_sr.training import Trainer
-from hvae_sr.training.objectives import STAGES
+from hvae_sr.training.networks import STAGES
 
 FIGURES = {stage: objective.figure for stage, objective in STAGES.items()}
 """What a stage logs of its loss."""
@@ -37,6 +38,23 @@ LR_CONFIGS = {
 }
 LR_CONFIGS["joint"] = LR_CONFIGS["lr-encoder"]
 LR_CONFIGS["energy-score"] = {"_class_name": "LRConditioner", **LR_CONFIGS["vdvae-sr"]}
+_SCHEDULE = {"num_train_timesteps": 20, "beta_start": 1e-3, "beta_end": 0.3}
+BASELINES = {
+    "regression": {"architecture": "RRDBNet", "num_blocks": 1, "width": 8, "growth": 4},
+    "hcflow": {
+        "architecture": "HCFlow", "num_steps": 2, "num_conditional_steps": 1, "hidden_width": 8, "feature_width": 8,
+        "feature_growth": 4, "feature_blocks": [1, 1],
+    },
+    "sr3": {
+        "architecture": "SR3UNet", "image_size": 32, "width": 8, "width_multiples": [1, 2], "num_res_blocks": 1,
+        "norm_groups": 4, "dropout": 0.2, "scheduler": _SCHEDULE, "pipeline": {"num_inference_steps": 4},
+    },
+    "ddpm": {
+        "architecture": "GuidedDiffusionUNet", **published_options(32, 32, 1, "1,1"),
+        "scheduler": {**_SCHEDULE, "variance_type": "learned_range"}, "pipeline": {"num_inference_steps": 4},
+    },
+}  # fmt: skip
+"""Small ones of the compared systems, one for each of their stages."""
 ACCELERATE = Path(__file__).parents[2] / "hub_configs" / "accelerate"
 PROCESSES = multiprocessing.get_context("forkserver")  # imports once for all; no threads or devices are inherited
 PROCESSES.set_forkserver_preload(["train", "pytest", "hvae_sr.pipelines", "torch._dynamo", "torch.distributed"])

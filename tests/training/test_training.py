@@ -21,6 +21,7 @@ from PIL import Image
 from processes import status
 from runs import (
     ACCELERATE,
+    BASELINES,
     FIGURES,
     LR_CONFIGS,
     STAGES,
@@ -39,6 +40,7 @@ from runs import (
 import train
 from hvae_sr import VDVAE, SuperResolutionPipeline
 from hvae_sr.data import ImageFolder
+from hvae_sr.pipelines.baselines import pipeline_class
 from hvae_sr.training import Trainer, TrainingConfig, parse_arguments
 from hvae_sr.training.checkpoints import list_checkpoints
 from hvae_sr.training.networks import build_objective, check_objective
@@ -54,7 +56,7 @@ def test_a_stage_leaves_what_it_should(stage, options, tmp_path):
         network = VDVAE.from_pretrained(out)
         assert torch.isfinite(network(torch.zeros(1, 3, 32, 32)).loss).all()
     else:
-        pipeline = SuperResolutionPipeline.from_pretrained(out)
+        pipeline = pipeline_class(out).from_pretrained(out)
         assert pipeline.config.scale_factor == 4
         pipeline.set_progress_bar_config(disable=True)
         sample = pipeline(Image.new("RGB", (8, 8), (90, 120, 60)), num_samples=2, seed=0)
@@ -354,7 +356,7 @@ def test_an_update_with_an_unsound_gradient_is_skipped_and_counted(factor, optio
     assert any(not torch.equal(second[name], third[name]) for name in second)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", set(STAGES) - {"hcflow"})
 def test_mixed_precision_and_gradient_checkpointing_run(stage, options, tmp_path):
     reference, out = tmp_path / "reference", tmp_path / "bf16"
     assert train.main(options(stage, reference)) == 0
@@ -442,6 +444,28 @@ BAD = {  # what is changed, and what the error must name; the folder of photogra
     "no epochs": ({"num_train_epochs": 0}, ["num_train_epochs"]),
     "a factor that lowers nothing": ({"plateau_factor": 1.0}, ["plateau_factor"]),
     "a temperature below 0": ({"validation_temperatures": -1}, ["validation_temperatures"]),
+    "no compared system": ({"stage": "sr3", "baseline": None}, ["baseline", "sr3"]),
+    "a compared system that does not exist": ({"stage": "sr3", "baseline": "sr4"}, ["baseline", "sr4", "sr3-16-128"]),
+    "a compared system of another stage": ({"stage": "sr3", "baseline": "edsr-x4"}, ["baseline", "SR3UNet", "EDSR"]),
+    "a compared system of another scale": (
+        {"stage": "regression", "baseline": "edsr-x2"},
+        ["edsr-x2", "scale_factor", "2", "4"],
+    ),
+    "a compared system with a typo": ({"stage": "regression", "baseline": "TYPED"}, ["baseline", "widht"]),
+    "a prior of diffusion without its variances": (
+        {"stage": "ddpm", "baseline": "FIXED"},
+        ["scheduler", "fixed_small"],
+    ),
+    "a flow in half precision": ({"stage": "hcflow", "mixed_precision": "bf16"}, ["mixed_precision", "hcflow"]),
+    "trained weights of another network": (
+        {"stage": "regression", "pretrained_network": "PRIOR"},
+        ["pretrained_network", "prior"],
+    ),
+    "a schedule of steps without them": ({"lr_scheduler": "piecewise_constant"}, ["lr_step_rules"]),
+    "steps of a schedule that go back": (
+        {"lr_scheduler": "piecewise_constant", "lr_step_rules": "1:9,0.5:3,0.1"},
+        ["lr_step_rules", "1:9"],
+    ),
     "a tracker that does not exist": ({"report_to": "paper"}, ["report_to", "paper"]),
 }
 
@@ -460,6 +484,8 @@ def test_bad_input_ends_with_one_line_and_leaves_nothing(case, options, photos, 
         "TYPO": write(tmp_path / "typo.json", json.dumps({**VDVAE_CONFIG, "widht": 8})),
         "OTHER": write(tmp_path / "other.json", json.dumps({"_class_name": "LREncoder", **VDVAE_CONFIG})),
         "BLOCKS": write(tmp_path / "blocks.json", json.dumps({**VDVAE_CONFIG, "decoder_blocks": "8y1"})),
+        "TYPED": write(tmp_path / "typed.json", json.dumps({"architecture": "RRDBNet", "widht": 8})),
+        "FIXED": write(tmp_path / "fixed.json", json.dumps({**BASELINES["ddpm"], "scheduler": {"beta_end": 0.1}})),
         "UNKNOWN": write(tmp_path / "unknown.yaml", "learning_rat: 1.0e-3\n"),
         "WRONG": write(tmp_path / "wrong.yaml", "crops_per_image: 2.5\n"),
         "LIST": write(tmp_path / "list.yaml", "- 1\n"),

@@ -1,0 +1,196 @@
+"""Stages of the compared systems: their losses are the published formulas, and their runs resume and go on."""
+
+import json
+import math
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from runs import BASELINES, assert_equal_trees, assert_same, log, started, state, wait_until, weights
+from torch.testing import assert_close
+
+import train
+from hvae_sr import AncestralScheduler, Downsampling, HCFlow
+from hvae_sr.baselines.diffusion import variational_bound
+from hvae_sr.noise import CounterNoise
+from hvae_sr.pipelines.baselines import enlarge, pipeline_class
+from hvae_sr.training import parse_arguments
+from hvae_sr.training.baselines import enlarge_batch
+from hvae_sr.training.checkpoints import list_checkpoints
+from hvae_sr.training.networks import build_objective
+
+IMAGES = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+SEEDS = [3, 10]
+
+
+def make(stage, options, folder, **changes):
+    return build_objective(parse_arguments(options(stage, folder, **changes)))
+
+
+@pytest.mark.parametrize("stage", BASELINES)
+def test_a_compared_system_that_was_killed_goes_on_as_if_it_had_not_been(stage, options, photos, tmp_path):
+    common = {"max_train_steps": 4, "checkpointing_steps": 1, "validation_data_dir": photos, "validation_steps": 3}
+    common |= {"validation_images": 2, "checkpoints_total_limit": 9}
+    assert train.main(options(stage, tmp_path / "straight", **common)) == 0
+    out = tmp_path / "out"
+    process = started(options(stage, out, **common), stop_at="checkpoint-3")
+    wait_until(lambda: (out / "checkpoint-3.partial" / "custom_checkpoint_2.pkl").exists(), process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert [path.name for path in list_checkpoints(out)] == ["checkpoint-1", "checkpoint-2"]
+    assert train.main(options(stage, out, **common, resume_from_checkpoint="latest")) == 0
+    assert_same(weights(tmp_path / "straight"), weights(out))
+    assert_equal_trees(state(tmp_path / "straight" / "checkpoint-4"), state(out / "checkpoint-4"))
+    assert log(out) == log(tmp_path / "straight")
+    found = [record for record in log(out) if "validation_psnr_t1" in record]
+    assert [record["step"] for record in found] == [3, 4] and (
+        out / "validation" / "step-0000003-samples.png"
+    ).is_file()
+    assert "--stage=" + stage in (out / "README.md").read_text()
+
+
+def test_a_trained_network_is_where_another_run_starts(options, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert train.main(options("hcflow", first)) == 0
+    assert train.main(options("hcflow", second, pretrained_network=first / "flow", skip_threshold=0)) == 0
+    assert_same(weights(first), weights(second))
+
+
+def test_a_regression_is_the_mean_error_in_grey_levels(options, tmp_path):
+    file = tmp_path / "edsr.json"
+    file.write_text(json.dumps({"architecture": "EDSR", "num_blocks": 1, "width": 8}))
+    objective = make("regression", options, tmp_path / "out", baseline=file)
+    x, y = objective.pairs(IMAGES)
+    with torch.no_grad():
+        loss, figures = objective(IMAGES, SEEDS)
+        expected = (objective.network(127.5 * (y + 1)).sample - IMAGES).abs().mean()
+    assert_close(loss, expected, rtol=1e-5, atol=1e-4)
+    assert_close(figures["error"], loss)
+
+
+def test_a_new_flow_is_normalised_by_first_crops(options, tmp_path):
+    objective = make("hcflow", options, tmp_path)
+    before = float(objective(IMAGES, SEEDS)[0])
+    objective.initialise(IMAGES, SEEDS)
+    assert all(bool(x.any()) for name, x in objective.named_parameters() if name.endswith("actnorm.bias"))
+    x, y = ((value + 1) / 2 for value in objective.pairs(IMAGES))
+    uniform = CounterNoise(SEEDS).uniform(0, tuple(x.shape), x.device)
+    with torch.no_grad():
+        expected = objective.network(x, y, uniform).loss.mean()
+        loss, _ = objective(IMAGES, SEEDS)
+    assert_close(loss, expected)
+    assert float(loss) != before
+
+
+def test_a_run_begins_with_a_normalised_flow(options, tmp_path):
+    assert train.main(options("hcflow", tmp_path, max_train_steps=1, learning_rate=0, use_ema="false")) == 0
+    flow = HCFlow.from_pretrained(tmp_path / "flow")
+    assert all(bool(x.any()) for name, x in flow.named_parameters() if name.endswith("actnorm.bias"))
+
+
+def test_the_pixels_of_a_flow_are_those_of_its_sample_at_temperature_0(options, tmp_path):
+    objective = make("hcflow", options, tmp_path, flow_pixel_weight=500)
+    x, y = ((value + 1) / 2 for value in objective.pairs(IMAGES))
+    with torch.no_grad():
+        loss, figures = objective(IMAGES, SEEDS)
+        error = (objective.network.sample(y, CounterNoise(SEEDS), 0.0).sample - x).abs().mean()
+    assert_close(loss, figures["nll"] + 500 * error)
+    assert_close(figures["error"], 255 * error)
+
+
+def test_sr3_learns_the_noise_at_levels_between_steps(options, tmp_path):
+    objective = make("sr3", options, tmp_path)
+    objective.eval()
+    seen = {}
+    objective.network.register_forward_pre_hook(
+        lambda _, given: seen.update(noisy=given[0], y=given[1], level=given[2])
+    )
+    with torch.no_grad():
+        loss, _ = objective(IMAGES, SEEDS)
+        x, y = objective.pairs(IMAGES)
+        noise = (seen["noisy"] - seen["level"].reshape(-1, 1, 1, 1) * x) / (1 - seen["level"] ** 2).sqrt().reshape(
+            -1, 1, 1, 1
+        )
+        expected = (objective.network(seen["noisy"], seen["y"], seen["level"]).sample - noise).abs().mean()
+    assert_close(loss, expected, rtol=1e-4, atol=1e-4)
+    levels = np.sqrt(np.append(1.0, objective.scheduler.alphas_cumprod))
+    assert all(levels[-1] <= float(level) <= 1 for level in seen["level"]) and len(set(seen["level"].tolist())) == 2
+    assert_close(seen["y"], enlarge_batch(y, 4))
+
+
+def test_y_is_enlarged_as_pil_does_to_a_grey_level():
+    low = torch.randint(0, 256, (2, 3, 9, 12), generator=torch.Generator().manual_seed(1)).float()
+    expected = torch.stack([enlarge(image / 255, 4) for image in low])
+    difference = (enlarge_batch(low / 127.5 - 1, 4) - expected).abs() * 127.5
+    assert float(difference.max()) < 1.01 and float((difference > 0.5).float().mean()) < 0.01
+
+
+def test_a_diffusion_prior_adds_the_bound_that_trains_its_variances(options, tmp_path):
+    objective = make("ddpm", options, tmp_path, vlb_weight=0.5)
+    loss, figures = objective(IMAGES, SEEDS)
+    assert_close(loss.detach(), figures["noise_error"] + 0.5 * figures["vlb_bits_per_dim"])
+    plain = make("ddpm", options, tmp_path, vlb_weight=0)
+    plain.load_state_dict(objective.state_dict())
+    gradients = []
+    for each in (objective, plain):
+        each.zero_grad()
+        each(IMAGES, SEEDS)[0].backward()
+        gradients.append(each.network.conv_out.weight.grad)
+    assert_close(gradients[0][:3], gradients[1][:3])  # of the noise: the bound adds nothing
+    assert bool(gradients[0][3:].any()) and not bool(gradients[1][3:].any())
+
+
+@pytest.mark.parametrize("index", [0, 1, 7])
+def test_the_bound_of_one_step_is_its_divergence_in_bits(index):
+    """Against torch's own distributions; at step 0 the mass of the level that x has."""
+    scheduler = AncestralScheduler(10, 1e-3, 0.3, "learned_range")
+    rand = torch.Generator().manual_seed(index)
+    x = torch.randint(0, 256, (1, 3, 4, 4), generator=rand) / 127.5 - 1
+    noise, variance = torch.randn(1, 3, 4, 4, generator=rand), torch.rand(1, 3, 4, 4, generator=rand) * 2 - 1
+    abar = float(scheduler.alphas_cumprod[index])
+    noisy = scheduler.add_noise(x, noise, torch.tensor([math.sqrt(abar)]))
+    predicted = noise + 0.1
+    found = variational_bound(scheduler, predicted, variance, torch.tensor([index]), noisy, x)
+    low, high = scheduler.posterior_log_variance_clipped[index], math.log(scheduler.betas[index])
+    sigma = torch.exp((low + (variance + 1) / 2 * (high - low)) / 2)
+    c1, c2 = scheduler.posterior_mean_coef1[index], scheduler.posterior_mean_coef2[index]
+    x0 = (noisy - math.sqrt(1 - abar) * predicted) / math.sqrt(abar)
+    model = torch.distributions.Normal(c1 * x0 + c2 * noisy, sigma)
+    if index:
+        truth = torch.distributions.Normal(c1 * x + c2 * noisy, math.exp(low / 2))
+        nats = torch.distributions.kl_divergence(truth, model)
+    else:
+        above = torch.where(x > 0.999, 1.0, model.cdf(x + 1 / 255))
+        below = torch.where(x < -0.999, 0.0, model.cdf(x - 1 / 255))
+        nats = -(above - below).clamp(min=1e-12).log()
+    assert_close(found, 10 * nats.mean()[None] / math.log(2), rtol=1e-4, atol=1e-4)
+
+
+def test_a_diffusion_model_is_saved_with_its_schedule_and_samples_in_the_steps_that_its_file_says(options, tmp_path):
+    assert train.main(options("ddpm", tmp_path, max_train_steps=1)) == 0
+    pipe = pipeline_class(tmp_path).from_pretrained(tmp_path)
+    assert pipe.scheduler.config.num_train_timesteps == 20 and pipe.config.num_inference_steps == 4
+    assert pipe.config.downsampling_kernel == "bicubic" and pipe.config.scale_factor == 4
+    pipe.set_progress_bar_config(disable=True)
+    out = pipe(Image.new("RGB", (8, 8), (90, 120, 60)), seed=0, enforce_consistency=True)
+    assert out.images[0].size == (32, 32) and out.lr_psnr_float[0] > 80
+
+
+def test_random_degradations_train_a_system_that_does_not_project(options, tmp_path):
+    assert train.main(options("sr3", tmp_path, max_train_steps=1, degradation="noise")) == 0
+    assert pipeline_class(tmp_path).from_pretrained(tmp_path).config.enforce_consistency is False
+
+
+def test_the_operator_of_training_is_that_of_the_saved_pipeline(options, tmp_path):
+    objective = make("regression", options, tmp_path, downsampling_kernel="box")
+    x, y = objective.pairs(IMAGES)
+    assert_close(y, (Downsampling(4, "box")(IMAGES.float()).round() / 127.5) - 1)
+    assert train.main(options("regression", tmp_path, downsampling_kernel="box", max_train_steps=1)) == 0
+    assert pipeline_class(tmp_path).from_pretrained(tmp_path).config.downsampling_kernel == "box"
+    shutil.rmtree(tmp_path / "network")
+    with pytest.raises(ValueError, match="cannot load"):
+        pipeline_class(tmp_path).from_pretrained(tmp_path)
