@@ -114,7 +114,7 @@ def train(folder: Path, options: Mapping[str, Any], data: Path, hours: float) ->
 def choose_groups(folder: Path, scale: int, codes: int) -> tuple[int, dict[str, Any]]:
     """k of CVDVAE by appendix A, and U_k^s; where U stays above the threshold, from where on it is a 20th of U_0."""
     from hvae_sr import VDVAE
-    from hvae_sr.evaluation import choose_num_groups, low_resolution_distance
+    from hvae_sr.evaluation.analyses import choose_num_groups, low_resolution_distance
 
     file = folder / f"low_resolution_distance-{codes}.json"
     if not file.is_file():

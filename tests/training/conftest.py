@@ -78,6 +78,7 @@ def options(photos, configs, prior):
         }  # fmt: skip
         if stage in BASELINES:
             values["baseline"] = configs / f"{stage}.json"
+            values["skip_threshold"] = 1e12  # a flow's likelihood begins with steep gradients
         else:
             scratch = stage in ("vdvae", "joint")
             values |= {"vdvae_config": configs / "vdvae.json"} if scratch else {"pretrained_vdvae": prior}
