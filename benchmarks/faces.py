@@ -134,6 +134,8 @@ def open_pipeline(folder: Path, steps: int) -> Any:
     pipe = pipeline_class(folder).from_pretrained(folder)
     if "num_inference_steps" in pipe.config:
         pipe.register_to_config(num_inference_steps=steps)
+    if hasattr(pipe, "disable_fast_inference"):
+        pipe.disable_fast_inference()  # all are timed in float32
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

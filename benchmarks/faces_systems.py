@@ -34,6 +34,7 @@ COMMON: dict[str, Any] = {
     "logging_steps": 25,
     "checkpointing_steps": 200,
     "max_train_steps": 10**7,
+    "mixed_precision": "bf16",
 }
 
 
@@ -90,7 +91,7 @@ def others(scale: int) -> dict[str, dict[str, Any]]:
     return {
         "hcflow": {
             **COMMON, "stage": "hcflow", "baseline": flow, "learning_rate": 2.5e-4, "adam_beta2": 0.99,
-            "max_grad_norm": 100.0, "skip_threshold": 1e12,
+            "max_grad_norm": 100.0, "skip_threshold": 1e12, "mixed_precision": "no",  # a flow takes no other
         },
         "sr3": {**COMMON, **wide, "stage": "sr3", "baseline": refinement},
         "dps": {**COMMON, **wide, "stage": "ddpm", "baseline": diffusion_prior()},

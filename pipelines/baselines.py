@@ -14,13 +14,12 @@ from torch import Tensor
 
 from hvae_sr.baselines import EDSR, AncestralScheduler, GuidedDiffusionUNet, HCFlow, RRDBNet, SR3UNet, SRVGGNetCompact
 from hvae_sr.baselines.dps import dps_chain, gradient_bytes
-from hvae_sr.baselines.sr3 import sr3_chain
+from hvae_sr.baselines.sr3 import activation_bytes, sr3_chain
 from hvae_sr.checkpoints.names import resolve
 from hvae_sr.images import to_pil
 from hvae_sr.noise import CounterNoise
-from hvae_sr.sampling.memory import PIXELS_PER_CHUNK, format_bytes, used_and_available
 from hvae_sr.sampling.sizes import SizeRequirements, pad_to
-from hvae_sr.sampling.windows import split
+from hvae_sr.sampling.windows import Window
 
 from .compared import Call, ComparedPipeline
 from .inputs import check_count
@@ -44,6 +43,7 @@ class RegressionPipeline(ComparedPipeline):
 
     model_cpu_offload_seq = "network"
     is_deterministic = True
+    has_windows = True
     component_classes = {
         "network": (
             "hvae_sr.EDSR",
@@ -76,15 +76,7 @@ class RegressionPipeline(ComparedPipeline):
         return SizeRequirements(self.config.scale_factor, multiple)
 
     def _sample(self, y: Tensor, seeds: list[int], call: Call, advance: Callable[[int], None]) -> Tensor:
-        height, width = self.sizes.padded((y.shape[-2], y.shape[-1]))
-        y = pad_to(y[None], (height, width))
-        scale, multiple = self.config.scale_factor, self.sizes.multiple
-        margin = math.ceil(self.config.window_margin / multiple) * multiple
-        side = call.options.window_size or math.isqrt(PIXELS_PER_CHUNK) // scale - 2 * margin
-        windows = split(height, width, max(side // multiple, 1) * multiple, margin)
-        whole = y.new_empty(1, 3, height * scale, width * scale)
-        for window in windows:
-            window.paste(self._evaluate(y[window.crop]), whole, scale)
+        whole = self._in_windows(y, call, 1, lambda part, window: self._evaluate(part))
         advance(1)
         return whole
 
@@ -102,16 +94,21 @@ class RegressionPipeline(ComparedPipeline):
 class HCFlowPipeline(ComparedPipeline):
     """Samples of HCFlow: the flow backwards, from Gaussian latents of every level.
 
+    Images of more than a million HR pixels are worked on in windows, with the whole's noise; results differ from the
+    whole's as far as the flow sees beyond `window_margin`.
+
     Args:
         flow: the network.
         downsampling_kernel: H.
         default_temperature: of the latents; 0.9 (x4) and 0.8 (faces) in the published results.
         enforce_consistency: whether samples are projected unless the call says it; the published system does not.
         scale_factor: the flow's, which None stands for.
+        window_margin: pixels of y around a window that the flow sees and that are not kept.
     """
 
     model_cpu_offload_seq = "flow"
     has_temperature = True
+    has_windows = True
     component_classes = {"flow": ("hvae_sr.HCFlow",)}
 
     def __init__(
@@ -121,17 +118,25 @@ class HCFlowPipeline(ComparedPipeline):
         default_temperature: float = 0.9,
         enforce_consistency: bool = False,
         scale_factor: int | None = None,
+        window_margin: int = 32,
     ) -> None:
         super().__init__()
+        check_count("window_margin", window_margin, 0)
         self.register_modules(flow=flow)
         own = _own_factor(scale_factor, flow.scale_factor)
-        self._configure(own, downsampling_kernel, default_temperature, enforce_consistency)
+        self._configure(own, downsampling_kernel, default_temperature, enforce_consistency, window_margin=window_margin)
 
     def _sample(self, y: Tensor, seeds: list[int], call: Call, advance: Callable[[int], None]) -> Tensor:
-        given = y.to(self.flow.dtype).expand(len(seeds), *y.shape)
-        x = self.flow.sample(given, CounterNoise(seeds), call.temperature).sample
+        scale = self.config.scale_factor
+
+        def evaluate(part: Tensor, window: Window) -> Tensor:
+            origin = window.outer[0] * scale, window.outer[1] * scale
+            given = part.to(self.flow.dtype).expand(len(seeds), -1, -1, -1)
+            return self.flow.sample(given, CounterNoise(seeds, origin), call.temperature).sample.float() * 2 - 1
+
+        x = self._in_windows(y, call, len(seeds), evaluate)
         advance(len(seeds))
-        return x.float() * 2 - 1
+        return x
 
 
 class _ChainPipeline(ComparedPipeline):
@@ -205,6 +210,10 @@ class SR3Pipeline(_ChainPipeline):
     def _sample(self, y: Tensor, seeds: list[int], call: Call, advance: Callable[[int], None]) -> Tensor:
         condition = pad_to(enlarge(y, self.config.scale_factor)[None], self.sizes.output((y.shape[-2], y.shape[-1])))
         condition = condition.expand(len(seeds), *condition.shape[1:])
+        size = (condition.shape[2], condition.shape[3])
+        what = "attention and normalisation see the whole image, so that it is not cut into windows: take a smaller one"
+        needed = activation_bytes(self.unet, size)
+        self._check_memory(len(seeds), needed, what, y.device, call.options.max_memory)
         x = condition
         for step in sr3_chain(self.unet, call.own["scheduler"], condition, CounterNoise(seeds)):
             x = step.previous
@@ -265,7 +274,7 @@ class DPSPipeline(_ChainPipeline):
     def _sample(self, y: Tensor, seeds: list[int], call: Call, advance: Callable[[int], None]) -> Tensor:
         size = (y.shape[-2], y.shape[-1])
         given = pad_to(y[None] * 2 - 1, self.sizes.padded(size)).expand(len(seeds), -1, -1, -1)
-        self._check_memory(len(seeds), self.sizes.output(size), y.device, call.options.max_memory)
+        self._check_gradient(len(seeds), self.sizes.output(size), y.device, call.options.max_memory)
         trained = [p for p in self.unet.parameters() if p.requires_grad]
         self.unet.requires_grad_(False)  # the gradient is asked for by x alone
         try:
@@ -282,23 +291,16 @@ class DPSPipeline(_ChainPipeline):
                 parameter.requires_grad_()
         return x
 
-    def _check_memory(self, batch: int, size: tuple[int, int], device: torch.device, max_memory: int | None) -> None:
+    def _check_gradient(self, batch: int, size: tuple[int, int], device: torch.device, max_memory: int | None) -> None:
         """Raises a ValueError if the gradient takes more memory than there is."""
-        found = used_and_available(device)
-        if found is None:
-            return
-        used, available = found
-        available = available if max_memory is None else min(available, max(max_memory - used, 0))
         key = (size, self.unet.dtype, self.unet.is_gradient_checkpointing)
         if key not in self._bytes:
             self._bytes[key] = gradient_bytes(self.unet, size)
-        needed = batch * self._bytes[key]
-        if needed > available:
-            raise ValueError(
-                f"`image`: the gradient of {batch} sample(s) of {size[1]}x{size[0]} takes about "
-                f"{format_bytes(needed)}, {format_bytes(available)} are left; a smaller `batch_size` or image, or "
-                "`pipe.unet.enable_gradient_checkpointing()`, takes less"
-            )
+        what = (
+            f"the gradient of {size[1]}x{size[0]} is of the whole image: a smaller `batch_size` or image, or "
+            "`pipe.unet.enable_gradient_checkpointing()`, takes less"
+        )
+        self._check_memory(batch, self._bytes[key], what, device, max_memory)
 
 
 PIPELINES = {

@@ -1,5 +1,6 @@
 """What the pipelines of the compared systems share: call, checks and output, as of `SuperResolutionPipeline`."""
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
@@ -15,8 +16,9 @@ from hvae_sr.images import ImageInput, Photo, prepare_photos
 from hvae_sr.loading import DAMAGED, without_warning
 from hvae_sr.operators import Downsampling, cached_downsampling
 from hvae_sr.sampling import Consistency
-from hvae_sr.sampling.memory import PIXELS_PER_CHUNK
-from hvae_sr.sampling.sizes import SizeRequirements
+from hvae_sr.sampling.memory import PIXELS_PER_CHUNK, format_bytes, used_and_available
+from hvae_sr.sampling.sizes import SizeRequirements, pad_to
+from hvae_sr.sampling.windows import Window, split
 
 from .inputs import SamplingOptions, base_seeds, check_count, check_flag, is_list
 from .output import RunningMoments, Sample, SuperResolutionOutput, collate, convert
@@ -56,6 +58,8 @@ class ComparedPipeline(DiffusionPipeline):
     has_temperature: ClassVar[bool] = False
     is_deterministic: ClassVar[bool] = False
     """Whether all samples of an image are the same."""
+    has_windows: ClassVar[bool] = False
+    """Whether large images are worked on in windows."""
 
     def _configure(
         self,
@@ -161,7 +165,7 @@ class ComparedPipeline(DiffusionPipeline):
                 raise ValueError(f"`{name}` has no effect on {type(self).__name__}")
         options = SamplingOptions.gather(options, named)
         options.check()
-        effective = {"max_memory", "keep_images"} | ({"window_size"} if self.is_deterministic else set())
+        effective = {"max_memory", "keep_images"} | ({"window_size"} if self.has_windows else set())
         for option in fields(SamplingOptions):
             value = getattr(options, option.name)
             if option.name not in effective and value is not option.default:
@@ -316,6 +320,34 @@ class ComparedPipeline(DiffusionPipeline):
                     picture = photo.finish(picture)
                 yield Sample(start + position, x, picture, seed, returned, exact, unprojected)
         self.maybe_free_model_hooks()
+
+    def _in_windows(self, y: Tensor, call: Call, batch: int, evaluate: Callable[[Tensor, Window], Tensor]) -> Tensor:
+        """`[batch, 3, s h, s w]`, fp32, put together from `evaluate(y in a window, window)`, `[1, 3, h, w]` the former.
+
+        Of y, `window_margin` pixels around a window are seen and not kept.
+        """
+        height, width = self.sizes.padded((y.shape[-2], y.shape[-1]))
+        y = pad_to(y[None], (height, width))
+        scale, multiple = self.config.scale_factor, self.sizes.multiple
+        margin = math.ceil(self.config.window_margin / multiple) * multiple
+        side = call.options.window_size or math.isqrt(PIXELS_PER_CHUNK) // scale - 2 * margin
+        whole = y.new_empty(batch, 3, height * scale, width * scale)
+        for window in split(height, width, max(side // multiple, 1) * multiple, margin):
+            window.paste(evaluate(y[window.crop], window), whole, scale)
+        return whole
+
+    def _check_memory(self, batch: int, each: int, what: str, device: torch.device, max_memory: int | None) -> None:
+        """Raises a ValueError if `batch` times `each` bytes are more than there is; `what` ends the message."""
+        found = used_and_available(device)
+        if found is None:
+            return
+        used, available = found
+        available = available if max_memory is None else min(available, max(max_memory - used, 0))
+        if batch * each > available:
+            raise ValueError(
+                f"`image`: {batch} sample(s) take about {format_bytes(batch * each)}, {format_bytes(available)} are "
+                f"left; {what}"
+            )
 
     def _samples_at_once(self, y: Tensor) -> int:
         pixels = y.shape[-1] * y.shape[-2] * self.config.scale_factor**2

@@ -17,7 +17,7 @@ from transformers import Swin2SRConfig, Swin2SRForImageSuperResolution
 
 from hvae_sr.baselines import EDSR, AncestralScheduler
 from hvae_sr.baselines.dps import dps_chain, gradient_bytes
-from hvae_sr.baselines.sr3 import sr3_chain
+from hvae_sr.baselines.sr3 import activation_bytes, sr3_chain
 from hvae_sr.checkpoints.compared import convert_baseline
 from hvae_sr.cli import main
 from hvae_sr.noise import CounterNoise
@@ -160,6 +160,22 @@ def test_windows_of_a_regression_join_without_seams() -> None:
     torch.testing.assert_close(wide(image, output_type="pt", window_size=2).images, whole, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_windows_of_a_flow_are_parts_of_the_whole_with_its_noise(temperature: float) -> None:
+    image = torch.rand(3, 24, 30, generator=torch.Generator().manual_seed(0))
+    given: dict[str, Any] = {"num_samples": 2, "seed": 3, "temperature": temperature, "output_type": "pt"}
+    whole = make_pipeline("HCFlow")(image, **given).images
+    wide = make_pipeline("HCFlow", window_margin=12)(image, **given, window_size=4).images
+    torch.testing.assert_close(wide, whole, rtol=0, atol=1e-4)
+
+
+def test_the_memory_of_sr3_is_told_before_it_is_needed() -> None:
+    pipe = make_pipeline("SR3")
+    assert activation_bytes(pipe.unet, (32, 32)) == 4 * activation_bytes(pipe.unet, (16, 16))
+    with pytest.raises(ValueError, match=r"2 sample\(s\) take about .* not cut into windows: take a smaller one"):
+        pipe(torch.rand(3, 8, 8), num_samples=2, batch_size=2, max_memory=1)
+
+
 def test_a_temperature_of_zero_makes_samples_of_the_flow_equal() -> None:
     pipe, image = make_pipeline("HCFlow"), photographs()[0]
     out = pipe(image, num_samples=2, temperature=0, output_type="pt").images
@@ -200,7 +216,7 @@ def test_the_memory_of_a_gradient_is_told_before_it_is_needed() -> None:
     pipe = make_pipeline("DPS")
     plain = gradient_bytes(pipe.unet, (16, 16))
     assert gradient_bytes(pipe.unet, (32, 32)) > 3 * plain
-    with pytest.raises(ValueError, match=r"gradient of 2 sample\(s\) of 32x32 takes about .*enable_gradient_checkp"):
+    with pytest.raises(ValueError, match=r"2 sample\(s\) take about .*gradient of 32x32 .*enable_gradient_checkp"):
         pipe(torch.rand(3, 8, 8), num_samples=2, batch_size=2, max_memory=1)
     pipe.unet.enable_gradient_checkpointing()
     assert gradient_bytes(pipe.unet, (16, 16)) < plain
@@ -242,6 +258,7 @@ def test_arguments_that_do_not_fit_are_named(kind: str, call: dict[str, Any], me
         (lambda: make_pipeline("HCFlow", downsampling_kernel="lanczos"), "`kernel`"),
         (lambda: make_pipeline("EDSR", scale_factor=3), "`scale_factor` must be the network's 2, got 3"),
         (lambda: make_pipeline("EDSR", window_margin=-1), "`window_margin` must be a whole number >= 0, got -1"),
+        (lambda: make_pipeline("HCFlow", window_margin=0.5), "`window_margin` must be a whole number >= 0, got 0.5"),
         (lambda: list(make_pipeline("SR3").samples(photographs()[0], [])), "`seeds` must be a list that is not empty"),
         (lambda: list(make_pipeline("SR3").samples(photographs(), [1])), "`image` must be one image, got 2"),
     ],

@@ -8,6 +8,7 @@ attention at one resolution, the noise level added to the features and not scali
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -306,6 +307,31 @@ def sr3_chain(
         step = sr3_step(unet, scheduler, index, x, condition, draw)
         yield step
         x = step.previous
+
+
+def activation_bytes(unet: SR3UNet, size: tuple[int, int]) -> int:
+    """Bytes that one evaluation of an image of `size` = (H, W) takes beside the weights, about.
+
+    What the way down keeps for the way up, and four times the largest map; counted without computing.
+    """
+    with torch.device("meta"):
+        model = type(unet)(**{key: value for key, value in unet.config.items() if not key.startswith("_")})
+    model.to(unet.dtype)
+    kept: list[int] = []
+    largest = [0]
+
+    def look(_: nn.Module, __: Any, out: Any) -> None:
+        largest[0] = max(largest[0], out.numel() * out.element_size())
+
+    for layer in model.downs:
+        layer.register_forward_hook(lambda _, __, out: kept.append(out.numel() * out.element_size()))
+    for block in model.modules():
+        if isinstance(block, (AttentionBlock, NormedConv)):
+            block.register_forward_hook(look)
+    x = torch.zeros(1, 3, *size, device="meta", dtype=unet.dtype)
+    with torch.no_grad():
+        model(x, x, torch.zeros(1, device="meta"))
+    return sum(kept) + 4 * largest[0]
 
 
 def sr3_loss(prediction: Tensor, noise: Tensor, kind: str = "l1") -> Tensor:
