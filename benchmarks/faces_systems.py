@@ -26,7 +26,7 @@ COMMON: dict[str, Any] = {
     "resolution": SIDE,
     "scales": [1.0],
     "rotate": False,
-    "train_batch_size": 16,
+    "train_batch_size": 8,
     "lr_scheduler": "constant_with_warmup",
     "lr_warmup_steps": 50,
     "ema_decay": 0.995,
