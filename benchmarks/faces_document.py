@@ -207,10 +207,10 @@ command with more `--hours` goes on from the checkpoints.""",
         "\n".join(training_table(results["runs"])),
         f"""All have the images, the batch of 8, mirrored images, averaged weights and bf16 (HCFlow: float32) in
 common, and each its published loss; the networks are those of `benchmarks/faces_systems.py`. CVDVAE's hours are shared
-by its prior, a VD-VAE with spatial biases from 1x1 to 64x64, and its LR encoder, which conditions k = {results["groups"]} of
-{len(analysis["strides"])} groups: the first from which on U_k^{scale} (below) is under half a grey level or, where none
-is, a 20th of U_0^{scale}. DPS' prior serves every factor. HCFlow has the likelihood alone (no pixel loss). The energy
-score is this package's own objective, with its networks of photographs made smaller.""",
+by its prior, a VD-VAE with spatial biases from 1x1 to 64x64, and its LR encoder, which conditions
+k = {results["groups"]} of {len(analysis["strides"])} groups: the first from which on U_k^{scale} (below) is under half
+a grey level or, where none is, a 20th of U_0^{scale}. DPS' prior serves every factor. HCFlow has the likelihood alone
+(no pixel loss). The energy score is this package's own objective, with its networks of photographs made smaller.""",
         "## Quality, consistency, diversity and cost (tables 1 and 2 of the paper)",
         "\n".join(quality_table(measured)),
         f"""Means over {given["num_images"]} held-out faces and {given["num_samples"]} samples of each, at t = 0.8 where
