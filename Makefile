@@ -6,7 +6,7 @@ OUT ?= upscaled
 # A photograph in the public domain (CC0) that comes with scikit-image.
 PHOTO ?= $$($(BIN)/python -c "import skimage, pathlib; print(pathlib.Path(skimage.__file__).parent / 'data/chelsea.png')")
 
-.PHONY: install upscale test slow lint docs dist-check test-lowest clean
+.PHONY: install upscale test slow test-all lint docs dist-check test-lowest clean
 
 install: $(VENV)/.installed
 
@@ -26,7 +26,7 @@ lint: install
 	$(BIN)/mypy
 
 # One process for each core, one thread in each: small networks gain little from threads. A test that hangs is ended.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile \
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile \
 	-o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
 test: lint
 	$(PYTEST)
@@ -34,6 +34,10 @@ test: lint
 # What `test` leaves out because it takes longer.
 slow: install
 	$(PYTEST) -m slow
+
+# Both at once: nothing is imported and collected twice.
+test-all: lint
+	$(PYTEST) -m ""
 
 # The documentation site, into site/: every link and every name of the API must be found.
 docs: $(VENV)-docs/.installed

@@ -1,7 +1,6 @@
 """The bundled checkpoints, on photographs that nobody trained on, and the package that carries them."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 import skimage
 import torch
 from PIL import Image
-from processes import run
 
 import hvae_sr
 from hvae_sr import SuperResolutionPipeline
@@ -97,31 +95,28 @@ def test_samples_have_the_colours_and_brightness_of_the_input(pipeline, pair):
     assert np.abs(shift).max() < 1.0  # grey levels, before the projection could have mended it
 
 
-@pytest.mark.parametrize("colour", [(128, 128, 128), (90, 120, 160), (20, 20, 20), (250, 250, 250), (120, 60, 200)])
-def test_a_flat_image_stays_flat(pipeline, colour):
-    image = np.asarray(pipeline(Image.new("RGB", (24, 20), colour), seed=0).images[0], dtype=float)
+def test_a_flat_image_stays_flat(pipeline):
+    colours = [(128, 128, 128), (90, 120, 160), (20, 20, 20), (250, 250, 250), (120, 60, 200)]
+    images = pipeline([Image.new("RGB", (18, 16), colour) for colour in colours], seed=0).images
     scale = pipeline.config.scale_factor
-    assert image.shape == (20 * scale, 24 * scale, 3)
-    assert np.sqrt(((image - colour) ** 2).mean()) <= 2  # grey levels
-    assert np.abs(image.mean(axis=(0, 1)) - colour).max() <= 0.1
+    for image, colour in zip(images, colours, strict=True):
+        assert image.size == (18 * scale, 16 * scale)
+        difference = np.asarray(image, dtype=float) - colour
+        assert np.sqrt((difference**2).mean()) <= 2  # grey levels
+        assert np.abs(difference.mean(axis=(0, 1))).max() <= 0.1
 
 
-@pytest.mark.parametrize("kind", ["noise", "checks", "black", "red"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 1.5])
-def test_inputs_unlike_any_photograph_stay_finite_and_consistent(pipeline, kind, temperature):
-    images = {
-        "noise": np.random.default_rng(0).random((32, 32, 3)),
-        "checks": (np.random.default_rng(0).random((32, 32, 3)) > 0.5) * 1.0,
-        "black": np.zeros((32, 32, 3)),
-        "red": np.zeros((32, 32, 3)) + (1, 0, 0),
-    }
-    out = pipeline(images[kind].astype(np.float32), temperature=temperature, seed=0, output_type="np")
+def test_inputs_unlike_any_photograph_stay_finite_and_consistent(pipeline, temperature):
+    noise, black = np.random.default_rng(0).random((16, 16, 3), np.float32), np.zeros((16, 16, 3), np.float32)
+    images = [noise, (noise > 0.5).astype(np.float32), black, black + np.float32([1, 0, 0])]
+    out = pipeline(images, temperature=temperature, seed=0, output_type="np")
     assert np.isfinite(out.images).all() and min(out.lr_psnr_float) >= 100
 
 
 def test_windows_leave_no_trace(pipeline):
     unit = 48 // pipeline.config.scale_factor  # half of the margin, in pixels of y
-    photo = Image.open(PHOTOS / "chelsea.png").convert("RGB").crop((60, 0, 60 + 10 * unit, 9 * unit))
+    photo = Image.open(PHOTOS / "chelsea.png").convert("RGB").crop((60, 0, 60 + 10 * unit, 4 * unit))
     options = {"seed": 0, "temperature": 0.8, "output_type": "np"}
 
     def difference():
@@ -167,8 +162,5 @@ def test_every_configuration_in_hub_configs_can_be_built():
         assert sum(p.numel() for p in model.parameters()) > 5e5, path
 
 
-def test_the_package_is_imported_from_anywhere_and_offers_its_names(tmp_path):
-    code = "import hvae_sr, hvae_sr.pipelines, hvae_sr.hub_configs; print(hvae_sr.SuperResolutionPipeline.__module__)"
-    done = run([sys.executable, "-c", code], cwd=tmp_path, check=True)
-    assert done.stdout.strip() == "hvae_sr.pipelines.super_resolution"
+def test_the_package_offers_its_names():
     assert all(hasattr(hvae_sr, name) for name in hvae_sr.__all__)

@@ -342,6 +342,7 @@ def test_pipes_and_links_in_a_circle_stop_nothing(model, photo, tmp_path, capsys
     assert "pipe.png: not a regular file" in output.err and "loop.png" in output.err
 
 
+@pytest.mark.slow
 def test_work_goes_on_where_nobody_reads_what_is_printed(model, photo, tmp_path):
     command = [sys.executable, "-m", "hvae_sr.cli", "upscale", str(photo), "-o", str(tmp_path / "out")]
     command += ["--model", str(model), "--num_samples", "2", "--device", "cpu"]

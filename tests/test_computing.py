@@ -243,8 +243,7 @@ def test_only_the_encoder_s_weights_may_be_left_out(make_vdvae: Any, tmp_path: P
 # With other tools.
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_sampling_compiles_to_one_graph(make_vdvae: Any, make_lr_network: Callable[..., Any], backend: str) -> None:
+def test_sampling_compiles_to_one_graph(make_vdvae: Any, make_lr_network: Callable[..., Any]) -> None:
     vdvae, network = make_vdvae(), make_lr_network("cvdvae")
     y = photo()[None] * 2 - 1
     source = CounterNoise([0, 1])
@@ -259,7 +258,7 @@ def test_sampling_compiles_to_one_graph(make_vdvae: Any, make_lr_network: Callab
 
     torch.compiler.reset()
     with torch.no_grad():
-        compiled = torch.compile(draw, backend=backend, fullgraph=True)(y, noise)
+        compiled = torch.compile(draw, backend="aot_eager", fullgraph=True)(y, noise)
         torch.testing.assert_close(compiled, draw(y, noise), rtol=1e-4, atol=1e-4)
 
 
@@ -288,7 +287,7 @@ def test_a_compiled_pipeline_makes_one_graph_for_all_seeds_and_temperatures(make
         calls.append({"seed": 1, "temperature": 0.8, "lr_posterior_temperature": 1.0})
     expected = [pipe(photo(), num_samples=2, output_type="pt", **call).images for call in calls]
     torch.compiler.reset()
-    counter = CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("eager")
     pipe.enable_compilation(backend=counter, fullgraph=True)
     for call, images in zip(calls, expected, strict=True):
         drawn = pipe(photo(), num_samples=2, output_type="pt", **call)

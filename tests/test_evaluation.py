@@ -271,6 +271,7 @@ def test_levels_are_opened_one_at_a_time(folder, make_pipeline):
         run(folder, pipe, num_samples=1, levels=True)
 
 
+@pytest.mark.slow
 def test_processes_split_the_images_and_write_one_report(folder, tmp_path):
     """The command as `accelerate launch` starts it: two processes, one report, the same as of one process."""
     path = tmp_path / "report.json"
@@ -371,6 +372,7 @@ def test_the_command_draws_the_figures_of_reports(folder, tmp_path, capsys):
     assert Path(capsys.readouterr().out.splitlines()[0]).name == "r_projection.md"
 
 
+@pytest.mark.slow
 def test_a_data_set_of_the_hub_is_evaluated_by_its_name_like_its_folder(folder, tmp_path):
     """In a process of its own: the libraries read the address of the Hub when they are imported."""
     datasets = pytest.importorskip("datasets")

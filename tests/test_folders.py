@@ -46,6 +46,7 @@ def launch(tmp_path, make_pipeline):
     return start
 
 
+@pytest.mark.slow
 def test_a_folder_that_was_killed_half_way_is_finished_by_the_same_command(launch, tmp_path):
     process = launch()
     deadline = time.monotonic() + PATIENCE

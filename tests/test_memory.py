@@ -1,5 +1,6 @@
 """Memory: of large images nothing is held but the input, the sample, and what is returned."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,29 +14,48 @@ from hvae_sr.pipelines.chaining import samples_at
 from hvae_sr.pipelines.output import collate
 from hvae_sr.sampling.memory import parse_bytes
 
-BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "memory.py"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+PROGRAM = """
+import json, sys
+sys.path.insert(0, {folder!r})
+import numpy as np
+from memory import resident, small
+pipe = small()
+pipe.set_progress_bar_config(disable=True)
+found = [resident() / 2**20]
+
+def draw(side, **options):
+    pipe(np.zeros((side, side, 3), dtype=np.uint8), seed=0, **options)
+    found.append(resident() / 2**20)
+
+{program}
+print(json.dumps(found))
+"""
 
 
-def beside(side: int) -> float:
-    """MiB that an input of `side` x `side` takes beside its arrays, by the benchmark."""
-    command = [sys.executable, str(BENCHMARK), "--small", "--sides", str(side)]
-    done = run(command, check=True)
-    return float(done.stdout.splitlines()[-1].split("|")[6])
+def peaks(program: str) -> list[Any]:
+    """The largest memory, MiB, of a process that has loaded the benchmark's small network, then after every `draw`."""
+    done = run([sys.executable, "-c", PROGRAM.format(folder=str(BENCHMARKS), program=program)], check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_memory_beside_the_arrays_does_not_grow_with_the_image() -> None:
-    assert beside(768) - beside(256) < 50  # MiB, of nine megapixels: a copy in float32 would take 108
+    _, _, small, large = peaks("draw(32); draw(256); draw(768)")
+    arrays = 8 * 1024**2 * 16 + 12 * (768**2 - 256**2)  # more pixels: a sample in float32, its 8-bit image, the input
+    assert large - small - arrays / 2**20 < 50  # MiB, of nine megapixels: a copy in float32 would take 108
 
 
 def test_the_bound_holds_and_one_that_cannot_is_refused() -> None:
-    command = [sys.executable, str(BENCHMARK), "--small", "--sides", "512", "--num_samples", "3"]
-    done = run(command, check=True)
-    loaded = float(done.stdout.splitlines()[-1].split("|")[4])  # MiB of a process that has drawn nothing large yet
-    bound = round((loaded + 400) * 2**20)
-    done = run([*command, "--max_memory", bound], check=True)
-    assert float(done.stdout.splitlines()[-1].split("|")[7]) * 2**20 < bound
-    done = run([*command, "--max_memory", "300MB"])
-    assert done.returncode and "`max_memory` = 300 MB is too little for 3 samples of 2048x2048" in done.stderr
+    program = """
+draw(512, num_samples=2, max_memory=int(found[0] + 400) * 2**20)
+try:
+    draw(512, num_samples=3, max_memory=300 * 2**20)
+except ValueError as error:
+    found.append(str(error))
+"""
+    loaded, drawn, refused = peaks(program)
+    assert drawn < loaded + 400
+    assert "`max_memory` = 300 MB is too little for 3 samples of 2048x2048" in refused
 
 
 def test_a_bound_that_has_no_room_for_the_resampled_result_is_refused(make_pipeline: Any) -> None:

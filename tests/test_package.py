@@ -93,6 +93,7 @@ def test_the_metadata_is_what_an_index_accepts(built):
     assert "torch" in base and not {"gradio", "playwright", "torchvision"} & set(base)
 
 
+@pytest.mark.slow
 def test_the_installed_wheel_upscales_with_the_bundled_weights(built, tmp_path):
     target = tmp_path / "site"
     with zipfile.ZipFile(built[1]) as archive:  # a wheel of pure Python is installed by unpacking it

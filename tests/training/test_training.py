@@ -548,20 +548,19 @@ REFUSED = {  # how a command that goes on differs from the first, and what the e
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_a_run_cannot_go_on_with_is_refused_and_changes_nothing(case, options, tmp_path, capsys):
-    changes, message = REFUSED[case]
+def test_what_a_run_cannot_go_on_with_is_refused_and_changes_nothing(options, tmp_path, capsys):
     out, elsewhere = tmp_path / "out", tmp_path / "elsewhere" / "checkpoint-2"
     assert train.main(options("vdvae", out, max_train_steps=2)) == 0
     shutil.copytree(out / "checkpoint-2", elsewhere)
     wide = write(tmp_path / "wide.json", json.dumps({**VDVAE_CONFIG, "width": 12}))
     places = {WIDE: wide, "ELSEWHERE": elsewhere}
-    changes = {name: places.get(value, value) for name, value in changes.items()}
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    more = {"max_train_steps": 4, "resume_from_checkpoint": "latest"}
-    assert train.main(options("vdvae", out, **{**more, **changes})) == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
-    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    for case, (changes, message) in REFUSED.items():
+        changes = {name: places.get(value, value) for name, value in changes.items()}
+        more = {"max_train_steps": 4, "resume_from_checkpoint": "latest", **changes}
+        assert train.main(options("vdvae", out, **more)) == 2, case
+        assert message in capsys.readouterr().err.splitlines()[-1], case
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before, case
 
 
 @pytest.mark.parametrize(
