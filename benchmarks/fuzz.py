@@ -1,4 +1,5 @@
-"""Damaged files of every format that is read: each is an image or an `ImageError`, soon, and in bounded memory.
+"""Damaged files of every format that is read: each is an image or an `ImageError`, soon, and in bounded memory; and
+what is read can be written, with its profile and EXIF, in every format.
 
 python benchmarks/fuzz.py [--cases 10000] [--seed 0] [--memory 2GB] [--seconds 5]
 
@@ -24,9 +25,11 @@ from typing import Any
 
 import numpy as np
 import tifffile
-from PIL import Image
+from PIL import Image, ImageCms, PngImagePlugin
 
 from hvae_sr.images import (
+    SUFFIXES,
+    WIDE_SUFFIXES,
     ImageError,
     WideImage,
     list_frames,
@@ -115,12 +118,29 @@ def originals() -> dict[str, bytes]:
             buffer = io.BytesIO()
             pillow_heif.from_bytes(mode, (36, 24), values.tobytes()).save(buffer)
             files[f"heic-{name}"] = buffer.getvalue()
+    chunks = PngImagePlugin.PngInfo()
+    for chunk, content in ((b"cICP", bytes([12, 13, 0, 1])), (b"gAMA", bytes([0, 1, 134, 160])), (b"cHRM", bytes(32))):
+        chunks.add(chunk, content)
+    add("png-chunks", smooth.convert("RGB"), "PNG", pnginfo=chunks)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for kind in ("PNG", "JPEG", "WEBP", "TIFF"):
+        add(
+            f"profile-{kind}",
+            smooth.convert("L" if kind == "PNG" else "RGB"),
+            kind,
+            icc_profile=profile,
+            dpi=(300, 300),
+        )
+    add("jpeg-CMYK-profile", smooth.convert("CMYK"), "JPEG", icc_profile=profile)
+    pages = [smooth.convert("P"), smooth.convert("RGB")]
+    add("tiff-pages", pages[0], "TIFF", save_all=True, append_images=pages[1:], exif=exif)
     for mode in ("1", "L", "P", "RGB", "RGBA"):
         add(f"bmp-{mode}", smooth.convert(mode), "BMP")
     add("avif", smooth, "AVIF", exif=exif)
     add("jpeg2000", smooth.convert("RGB"), "JPEG2000")
     for mode in ("1", "L", "RGB"):
         add(f"ppm-{mode}", smooth.convert(mode), "PPM")
+    files["ppm-16"] = b"P6 36 24 65535\n" + wide[..., :3].astype(">u2").tobytes()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "own.png")
         save_image(smooth.convert("RGB"), path, {"seed": 1, "temperature": 0.5})
@@ -184,6 +204,14 @@ def read(path: Path) -> str:
             )
             if shapes != {size[::-1]}:
                 raise RuntimeError(f"sizes differ: {size} and {shapes}")
+    if result == "read" and size[0] * size[1] < 2**14:  # and no side that a format cannot hold
+        photo = read_photo(path)
+        for suffix in SUFFIXES:
+            bits = photo.bits if suffix in WIDE_SUFFIXES else 8
+            save_image(
+                photo.finish(photo.image, True, bits), path.with_name(f"result{suffix}"), {"seed": 1}, photo.exif
+            )
+            load_image(path.with_name(f"result{suffix}"))
     told = sorted(map(int, frames[0].split(",")[0].split("x"))) if frames else None
     if result == "read" and told not in (None, sorted(size)):
         raise RuntimeError(f"the header says {told}, the image has {size}")

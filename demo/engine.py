@@ -210,9 +210,7 @@ class Engine:
             raise Refused(f"This file cannot be read as a picture ({str(error).split(': ')[-1]}).") from None
         if min(photo.image.size) < 4:
             raise Refused(f"This picture has {photo.image.width} x {photo.image.height} pixels: too few to go on.")
-        picture = photo.image
-        if photo.alpha is not None:
-            picture = Image.composite(picture, Image.new("RGB", picture.size, "white"), photo.alpha)
+        picture = photo.on_white().image
         if photo.icc_profile[16:20] == b"RGB ":
             picture.info["icc_profile"] = photo.icc_profile
         return picture

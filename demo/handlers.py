@@ -1,10 +1,9 @@
-"""What happens on the page: each visitor's action, from what the components hold to what they show."""
+"""What happens on the page: runs and views, each visitor's action from what the components hold to what they show."""
 
 import html
 import logging
 import shutil
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from pathlib import Path
@@ -18,14 +17,11 @@ from hvae_sr.posterior import Recipe
 
 from . import engine as eng
 from . import markup
-from .engine import Engine, Refused, Round, Settings, Stopped, Visit
-from .layout import LEFT, MAX_LEVELS, RIGHT, examples
+from .engine import Engine, Refused, Round, Settings, Stopped, Visit, describe
+from .layout import LEFT, MAX_LEVELS, RIGHT
+from .photos import Photos, friendly
 
 MAX_ROUNDS = 8
-PREVIEW = 1600
-"""Pixels of a photograph's longer side on the page."""
-
-
 logger = logging.getLogger(__name__)
 
 
@@ -48,14 +44,11 @@ def _tell(run: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
     return told
 
 
-class Handlers:
+class Handlers(Photos):
     """The functions behind the components; `interface` connects them."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.models = list(engine.pipelines)
-        self.root = tempfile.TemporaryDirectory(prefix="hvae-sr-demo-")  # removed when the process ends
-        self.examples = examples(Path(self.root.name))
+        super().__init__(engine)
         self.opening: Round | None = None
         self._draw: Callable[..., Iterator[tuple[Image.Image, float]]] = _gpu(engine.draw)
 
@@ -217,91 +210,6 @@ class Handlers:
         finally:
             drawn.selected = min(drawn.selected, len(drawn.samples) - 1) if len(drawn.samples) > count else before
 
-    # The picture
-
-    def read(self, visit: Visit, image: Any, model: str) -> None:
-        """Takes the visitor's picture in; of one over the limit the middle is framed."""
-        photo = self.engine.read(image)
-        visit.photo, visit.stem, visit.preview = photo, Path(str(image)).stem[:60] or "photo", f"preview-{uuid.uuid4()}"
-        visit.box = None if self.engine.fits(photo.size, model) else self.engine.detail(photo.size, model)
-
-    def on_image(self, visit: Visit, image: Any, model: str) -> tuple[Any, ...]:
-        """A new picture: its preview, what there is to say of it, and a frame on it if it is over the limit."""
-        if image is not None and visit.photo is not None and Path(str(image)).stem == visit.preview:
-            return (gr.skip(),) * 6  # another event of the same picture
-        visit.photo, visit.box = None, None
-        try:
-            if image is not None:
-                self.read(visit, image, model)
-        except Refused as refusal:  # no preview: the browser would show a broken one
-            return None, markup.note(str(refusal)), *self._framing(visit, model)
-        if visit.photo is None:
-            return None, "", *self._framing(visit, model)
-        path = visit.new_folder(self.root.name) / f"{visit.preview}.png"
-        small = visit.photo.copy()
-        small.thumbnail((PREVIEW, PREVIEW))
-        small.save(path, icc_profile=visit.photo.info.get("icc_profile"))
-        return str(path), self._about(visit, model), *self._framing(visit, model, path)
-
-    def on_arrival(self, visit: Visit, model: str) -> tuple[Any, ...]:
-        """The first example, for whoever has not brought a picture yet."""
-        return (gr.skip(),) * 6 if visit.photo is not None else self.on_image(visit, self.examples[0][1], model)
-
-    def on_example(self, visit: Visit, model: str, event: gr.EventData) -> tuple[Any, ...]:
-        """One of the examples is taken."""
-        index = event._data.get("index") if isinstance(event._data, dict) else None
-        if not isinstance(index, int) or not 0 <= index < len(self.examples):
-            return (gr.skip(),) * 6
-        return self.on_image(visit, self.examples[index][1], model)
-
-    def on_model(self, visit: Visit, model: str) -> tuple[Any, ...]:
-        """Another model has another limit and another factor."""
-        if visit.photo is None:
-            return (gr.skip(),) * 5
-        visit.box = None if self.engine.fits(visit.photo.size, model) else self.engine.detail(visit.photo.size, model)
-        previews = list((visit.folder or Path(self.root.name)).glob(f"*/{visit.preview}.png"))
-        return self._about(visit, model), *self._framing(visit, model, *previews)
-
-    def _about(self, visit: Visit, model: str) -> str:
-        assert visit.photo is not None
-        (width, height), scale = visit.photo.size, self.engine.scale(model)
-        if visit.box is None:
-            lines = [f"{width} x {height} pixels; samples will have {width * scale} x {height * scale}."]
-        else:
-            side = int(self.engine.limit(model) ** 0.5)
-            lines = [f"{width} x {height} pixels: frame a detail, up to {side} x {side} or as many in another shape."]
-        return markup.note(*lines) + markup.note(*eng.warnings(visit.photo), kind="warning")
-
-    def _framing(self, visit: Visit, model: str, preview: Path | None = None) -> tuple[Any, ...]:
-        """The button that shrinks, the frame's tab, and which tab is open."""
-        if visit.photo is None or visit.box is None or preview is None:
-            return gr.Button(visible=False), gr.skip(), gr.Tab(visible=False), gr.Tabs(selected="compare")
-        small = self.engine.shrunk_size(visit.photo.size, model)
-        label = f"Shrink it to {small[0]} x {small[1]}" if small else ""
-        frame = markup.frame(preview, visit.photo.size, visit.box, self.engine.limit(model))
-        return gr.Button(label, visible=small is not None), frame, gr.Tab(visible=True), gr.Tabs(selected="photo")
-
-    def on_frame(self, visit: Visit, event: gr.EventData) -> None:
-        """The visitor has moved the frame."""
-        points = _points(event._data)
-        if visit.photo is not None and len(points) == 2:
-            (left, top), (right, bottom) = points
-            width, height = visit.photo.size
-            box = (round(left * width), round(top * height), round(right * width), round(bottom * height))
-            if min(box[2] - box[0], box[3] - box[1]) >= 4:
-                visit.box = box
-
-    def on_shrink(self, visit: Visit, model: str) -> tuple[Any, ...]:
-        """The whole photograph within the limit, where its samples are no smaller than it is."""
-        with _friendly():
-            size = self.engine.shrunk_size(visit.photo.size, model) if visit.photo is not None else None
-            if visit.photo is None or size is None:
-                raise Refused("Shrunk to the limit, its samples would be smaller than the photo: frame a detail.")
-            stem, small = visit.stem, visit.photo.resize(size, Image.Resampling.BICUBIC)
-            path = visit.new_folder(self.root.name) / f"{stem}.png"
-            small.save(path, icc_profile=visit.photo.info.get("icc_profile"))
-            return self.on_image(visit, path, model)
-
     # Views
 
     def on_select(self, visit: Visit, event: gr.SelectData) -> Any:
@@ -338,7 +246,7 @@ class Handlers:
 
     def on_mark(self, event: gr.EventData) -> list[list[float]]:
         """The line that was drawn around a region: points in [0, 1] x [0, 1]."""
-        return _points(event._data)
+        return markup.points(event._data)
 
     def on_compare(self, visit: Visit, left: str, right: str) -> Any:
         """The two pictures with the line between them, and the samples to flicker through."""
@@ -369,7 +277,7 @@ class Handlers:
 
     def on_point(self, event: gr.EventData) -> tuple[Any, ...]:
         """A click on the map moves the close-up, and opens it."""
-        ((across, down), *_) = _points(event._data) or [[0.5, 0.5]]
+        ((across, down), *_) = markup.points(event._data) or [[0.5, 0.5]]
         return round(100 * across), round(100 * down), gr.Tabs(selected="close-up")
 
     def on_levels(self, model: str, by_level: bool, temperature: float) -> list[Any]:
@@ -391,7 +299,7 @@ class Handlers:
         self, image: Any, model: str, temperature: float, num_samples: float, seed: float, consistent: bool
     ) -> tuple[list[Image.Image], dict[str, Any]]:
         """Samples of a picture, for programs: their PNG files, and the seed and LR-PSNR of each."""
-        with _friendly():
+        with friendly():
             picture = self.engine.read(image)
             self.engine.check(picture, model)
             settings = self._settings(model, temperature, False, [], consistent)
@@ -402,19 +310,6 @@ class Handlers:
                 "lr_psnr": [round(lr_psnr, 4) for _, lr_psnr in drawn],
             }
             return [sample for sample, _ in drawn], found
-
-
-class _friendly:
-    """Shows a visitor what is wrong in place of a traceback."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        if isinstance(error, ValueError):
-            raise gr.Error(str(error), duration=8, print_exception=False) from None
-
-
-describe = eng.describe
 
 
 def _gpu(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -465,16 +360,6 @@ def _selected(drawn: Round) -> gr.Gallery:
 def _rounds(visit: Visit) -> gr.Radio:
     choices = [(drawn.name, number) for number, drawn in enumerate(visit.rounds)]
     return gr.Radio(choices, value=visit.current if choices else None, visible=len(choices) > 1)
-
-
-def _points(data: Any) -> list[list[float]]:
-    """What a visitor's browser sends as points: pairs in [0, 1], a thousand at most; nothing else."""
-    given = data.get("points") if isinstance(data, dict) else None
-    if not isinstance(given, list):
-        return []
-    pairs = [one for one in given[:1000] if isinstance(one, list) and len(one) == 2]
-    pairs = [one for one in pairs if all(isinstance(value, (int, float)) and 0 <= value <= 1 for value in one)]
-    return [[float(x), float(y)] for x, y in pairs]
 
 
 def _mask(outline: Any, box: tuple[float, float, float, float], size: tuple[int, int]) -> np.ndarray:

@@ -109,11 +109,12 @@ class Page(Handlers):
     def blocks(self) -> gr.Blocks:
         """Lays the page out and wires it."""
         gr.set_static_paths([self.root.name])  # names of folders in it cannot be guessed
+        first, preview, about = self.opening_photo()  # outside: what an event returns would be added to the page
         with gr.Blocks(
             title="hvae-sr", analytics_enabled=False, delete_cache=(CLEAN_EVERY, FORGET_AFTER), fill_width=True
         ) as blocks:
-            visit = gr.State(Visit(), time_to_live=FORGET_AFTER, delete_callback=Visit.forget)
-            self._wire(Layout(self.engine, self.examples), visit, blocks)
+            visit = gr.State(first, time_to_live=FORGET_AFTER, delete_callback=Visit.forget)
+            self._wire(Layout(self.engine, self.examples, preview, about), visit, blocks)
         return blocks
 
     def _wire(self, page: Layout, visit: gr.State, blocks: gr.Blocks) -> None:
@@ -151,9 +152,8 @@ class Page(Handlers):
 
         framing = [page.shrink, page.frame, page.framing, page.tabs]
         photo = [page.image, page.about, *framing]
-        # A pasted picture is no upload.
-        for event in (page.image.upload, page.image.input, page.image.clear):
-            event(self.on_image, [visit, page.image, page.model], photo, **quick)
+        # Of an upload too, whose own event would read the photo once more, and reset the frame on it.
+        page.image.input(self.on_image, [visit, page.image, page.model], photo, **quick)
         page.examples.take(self.on_example, [visit, page.model], photo, **quick)
         page.shrink.click(self.on_shrink, [visit, page.model], photo, **quick)
         page.frame.frame(self.on_frame, visit, None, **now)
@@ -174,7 +174,6 @@ class Page(Handlers):
                 self.on_levels, [page.model, page.by_level, page.temperature], [page.temperature, *levels], **quick
             )
         blocks.load(None, js=markup.NAMES, api_visibility="private")
-        blocks.load(self.on_arrival, [visit, page.model], photo, **quick)
         blocks.load(self.on_open, [visit, page.ticket], progress, **once).then(self.on_look, look, views, **quick)
         files, found = gr.Gallery(visible=False, format="png"), gr.JSON(visible=False)
         gr.Button(visible=False).click(

@@ -55,10 +55,12 @@ class Layout:
     Args:
         engine: tells the models and their settings.
         files: (label, file) of the examples.
+        preview: file of the picture that the page opens with.
+        about: what there is to say of it.
     """
 
-    def __init__(self, engine: Engine, files: list[tuple[str, Path]]) -> None:
-        self.engine, self.files = engine, files
+    def __init__(self, engine: Engine, files: list[tuple[str, Path]], preview: str | None, about: str) -> None:
+        self.engine, self.files, self.preview, self.about_preview = engine, files, preview, about
         self.models = list(engine.pipelines)
         gr.HTML(
             "<h1>hvae-sr</h1><p>One low-resolution photograph, many plausible high-resolution ones.</p>",
@@ -75,6 +77,7 @@ class Layout:
 
     def _controls(self) -> None:
         self.image = gr.Image(
+            self.preview,
             label="Low-resolution photograph",
             type="filepath",
             format="png",
@@ -85,7 +88,7 @@ class Layout:
         )
         # On the instance: of a subclass gradio would write a stub file beside this module.
         self.image.preprocess = partial(_as_it_is, self.image.preprocess)  # type: ignore[method-assign]
-        self.about = gr.HTML(elem_id="about")
+        self.about = gr.HTML(self.about_preview, elem_id="about")
         self.shrink = gr.Button("Shrink it", visible=False, elem_id="shrink")
         with gr.Row():
             self.count = _slider(1, MAX_SAMPLES, 4, step=1, label="Samples", elem_id="count")

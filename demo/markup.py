@@ -6,6 +6,7 @@ import io
 import json
 import math
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from PIL import Image
@@ -144,6 +145,16 @@ def region(picture: Image.Image) -> str:
         f"<img draggable='false' alt='The selected sample' src='data:image/png;base64,{source}'>"
         "<svg viewBox='0 0 1 1' preserveAspectRatio='none'><polygon points=''></polygon></svg></div>"
     )
+
+
+def points(data: Any) -> list[list[float]]:
+    """What a visitor's browser sends as points: pairs in [0, 1], a thousand at most; nothing else."""
+    given = data.get("points") if isinstance(data, dict) else None
+    if not isinstance(given, list):
+        return []
+    pairs = [one for one in given[:1000] if isinstance(one, list) and len(one) == 2]
+    pairs = [one for one in pairs if all(isinstance(value, (int, float)) and 0 <= value <= 1 for value in one)]
+    return [[float(x), float(y)] for x, y in pairs]
 
 
 _PLACE = """

@@ -388,13 +388,21 @@ def test_names_that_are_too_long_for_results_are_refused_before_sampling(model, 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="names are text there")
 def test_names_that_the_terminal_cannot_print_stop_nothing(model, photo, tmp_path, monkeypatch):
-    os.rename(photo, os.fsencode(tmp_path) + b"/\xff\xe6\x97\xa5.png")
+    os.rename(photo, os.fsencode(tmp_path) + b"/\xff\xe6\x97\xa5\n\x1b[2J.png")
     screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
     monkeypatch.setattr(sys, "stdout", screen)
     monkeypatch.setattr(sys, "stderr", screen)
     assert upscale(tmp_path, "--model", model, "--num-samples", 2) == 0
     screen.seek(0)
-    assert screen.read().count("??_x4_") == 4 and screen.errors == "strict"
+    assert screen.read().count("????[2J_x4_") == 4 and screen.errors == "strict"
+
+
+def test_where_there_is_neither_terminal_nor_file_to_print_to_nothing_stops(model, photo, tmp_path, monkeypatch):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)  # as pythonw has it
+    assert upscale(photo, "-o", tmp_path / "out", "--model", model, "--num-samples", 1) == 0
+    assert upscale(tmp_path / "none.png", "--model", model) == 2
+    assert sys.stdout is None
 
 
 # Time and details
@@ -592,6 +600,7 @@ def test_ranks_by_latents_are_refused_for_several_tiles_before_sampling(make_pip
 
 def test_like_repeats_the_settings_of_a_file(model, photo, tmp_path, capsys):
     options = ["--temperature", 0.4, "--seed", 5, "--num_samples", 2, "--outscale", 3, "--no_consistency"]
+    options += ["--bits", 16]
     upscale(photo, "-o", tmp_path / "a", "--model", model, *options)
     first = tmp_path / "a" / "photo_x3_seed6.png"
     assert upscale(photo, "-o", tmp_path / "b", "--model", model, "--like", first) == 0

@@ -170,8 +170,10 @@ def test_line_and_zoom_stay_when_another_sample_is_shown_and_flicker_names_each(
     assert abs(shown(tab).mean() - 128) < 20
 
 
-def test_of_a_large_photo_a_detail_is_framed_and_drawn(browser, served, tmp_path):
+def test_of_a_large_photo_a_detail_is_framed_and_drawn(browser, served, tmp_path, monkeypatch):
     address, page = served
+    read, taken = page.read, []
+    monkeypatch.setattr(page, "read", lambda *given: (taken.append(given[1]), read(*given)))
     pixels = np.random.default_rng(1).integers(0, 255, (300, 400, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "large.png")
     tab = visit(browser, address)
@@ -193,6 +195,7 @@ def test_of_a_large_photo_a_detail_is_framed_and_drawn(browser, served, tmp_path
     draw(tab)
     expected = page.engine.pipelines["tiny"](Image.fromarray(pixels[:height, :width]), seed=0).images[0]
     assert np.array_equal(shown(tab), np.asarray(expected))
+    assert len(taken) == 1  # another time would reset the frame
     Image.fromarray(pixels[:100, :100]).save(tmp_path / "medium.png")
     upload(tab, tmp_path / "medium.png", "100 x 100")
     tab.click("#shrink")

@@ -14,6 +14,7 @@ from processes import run
 
 from hvae_sr.cli import main
 from hvae_sr.files import remove_abandoned, temporary_path
+from hvae_sr.images import save_image
 
 WRITER = """
 import sys, time
@@ -56,6 +57,18 @@ def test_what_a_killed_process_was_writing_is_removed_by_the_next_run(writer, ma
     assert "finished before" in capsys.readouterr().out
     assert not half.exists()
     assert len(list((tmp_path / "out" / "below").iterdir())) == 1
+
+
+def test_a_file_that_finds_no_room_is_named_and_leaves_nothing(tmp_path):
+    resource = pytest.importorskip("resource", reason="no bounds of file sizes on this system")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"a\.png"):
+            save_image(Image.effect_noise((64, 64), 60), tmp_path / "a.png")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 def test_only_files_that_nobody_is_writing_are_removed(tmp_path):

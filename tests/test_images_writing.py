@@ -165,6 +165,10 @@ def test_a_resolution_in_exif_alone_is_found_and_one_without_a_unit_is_none(tmp_
         exif[282], exif[283], exif[296] = 300.0, 300.0, unit
         Image.new("RGB", (8, 8)).save(tmp_path / "a.webp", exif=exif)
         assert read_photo(tmp_path / "a.webp").dpi == expected
+    exif = Image.Exif()
+    exif[271] = "Maker"
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif)  # of which Pillow says 72
+    assert read_photo(tmp_path / "a.jpg").dpi is None
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])

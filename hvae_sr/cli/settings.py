@@ -76,6 +76,8 @@ def default_model(outscale: float | None = None) -> str:
 def like(options: argparse.Namespace) -> list[str]:
     """Takes what was not given on the command line from the file that `--like` names; and the model, if it is bundled.
 
+    But EXIF: whose place and camera go on is decided anew each time.
+
     Returns:
         Warnings.
 
@@ -96,6 +98,7 @@ def like(options: argparse.Namespace) -> list[str]:
             "outscale": found.get("outscale"),
             "no_consistency": not found.get("consistent", True),
             "crop": found.get("crop"),
+            "bits": found.get("bits"),
         }
         for name, value in taken.items():
             if getattr(options, name) is None:
@@ -143,6 +146,7 @@ def _settings_in(path: str) -> dict[str, Any]:
         and isinstance(found.get("outscale", 1.0), (int, float))
         and isinstance(found.get("weights", ""), str)
         and _is_crop(found.get("crop"))
+        and found.get("bits") in (None, 8, 16)
     ):
         raise ValueError(f"`--like`: {path} does not hold the settings of this command")
     return found

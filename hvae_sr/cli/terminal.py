@@ -5,22 +5,27 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 
 @contextmanager
 def any_characters() -> Iterator[None]:
-    """What the terminal's encoding does not hold, or is no text at all, is printed as "?" instead of failing."""
-    streams: list[Any] = [stream for stream in (sys.stdout, sys.stderr) if hasattr(stream, "reconfigure")]
-    before = [stream.errors for stream in streams]
-    for stream in streams:
-        stream.reconfigure(errors="replace")
-    try:
+    """What the terminal's encoding does not hold, or is no text at all, is printed as "?" instead of failing.
+
+    Without a terminal, as of a program without a window, what is printed goes nowhere.
+    """
+    with ExitStack() as stack:
+        if None in (sys.stdout, sys.stderr):
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(redirect_stdout(sys.stdout or nowhere))
+            stack.enter_context(redirect_stderr(sys.stderr or nowhere))
+        streams: list[Any] = [sys.stdout, sys.stderr]
+        for stream in streams:
+            if hasattr(stream, "reconfigure"):
+                stack.callback(stream.reconfigure, errors=stream.errors)
+                stream.reconfigure(errors="replace")
         yield
-    finally:
-        for stream, errors in zip(streams, before, strict=True):
-            stream.reconfigure(errors=errors)
 
 
 def print_line(line: str) -> None:
@@ -71,4 +76,5 @@ def _write(line: str, stream: Any) -> None:
     from tqdm import tqdm
 
     with tqdm.external_write_mode(file=stream):  # progress bars make way
-        print(line, file=stream, flush=True)
+        # Names of files may hold what breaks a line, or commands to the terminal.
+        print(re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", line), file=stream, flush=True)

@@ -58,6 +58,8 @@ def resolution(info: dict[str, Any], exif: Image.Exif) -> tuple[float, float] | 
     """Dots per inch, horizontally and vertically as stored; None where nothing tells, or in no unit."""
     with contextlib.suppress(Exception):  # unreadable EXIF, or a division by zero
         found = info.get("dpi")
+        if found == (72, 72) and _X_RESOLUTION not in exif and info.get("jfif_unit") not in (1, 2):
+            return None  # Pillow's guess for a JPEG that does not tell
         unit = exif.get(_RESOLUTION_UNIT, 2)
         if found is None and unit != 1:
             found = [float(exif[tag]) * (2.54 if unit == _CENTIMETRE else 1) for tag in (_X_RESOLUTION, _Y_RESOLUTION)]

@@ -76,8 +76,7 @@ class Photo:
         alpha = np.asarray(self.alpha) if self.wide is None else self.wide[..., 3]
         pixels = on_white(self.pixels, alpha)
         wide = None if self.wide is None else pixels
-        kept = (self.grey, self.icc_profile, self.exif, wide, self.dpi, self.png_chunks, self.warnings)
-        return Photo(Image.fromarray(to_8_bits(pixels)), None, *kept)
+        return replace(self, image=Image.fromarray(to_8_bits(pixels)), alpha=None, wide=wide)
 
     def crop(self, left: int, top: int, width: int, height: int) -> Photo:
         """A rectangle of it, in pixels of the upright image.

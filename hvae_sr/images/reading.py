@@ -175,15 +175,6 @@ def list_frames(source: PathLike) -> list[str]:
             return sizes
 
 
-def count_frames(source: PathLike) -> int:
-    """The frames of an animation; 1 for other images.
-
-    Raises:
-        ImageError: As `load_image`.
-    """
-    return len(list_frames(source))
-
-
 def read_metadata(path: PathLike) -> dict[str, Any]:
     """Return what `save_image` wrote as metadata, or {} where there is none.
 

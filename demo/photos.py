@@ -1,0 +1,123 @@
+"""The visitor's picture on the page: taken in, framed or made small where it is over a model's limit."""
+
+import contextlib
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from . import markup
+from .engine import Engine, Refused, Visit, warnings
+from .layout import examples
+
+PREVIEW = 1600
+"""Pixels of a photograph's longer side on the page."""
+
+
+@contextlib.contextmanager
+def friendly() -> Iterator[None]:
+    """Shows a visitor what is wrong in place of a traceback."""
+    try:
+        yield
+    except ValueError as error:
+        raise gr.Error(str(error), duration=8, print_exception=False) from None
+
+
+class Photos:
+    """The functions behind the picture, its examples and its frame."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.models = list(engine.pipelines)
+        self.root = tempfile.TemporaryDirectory(prefix="hvae-sr-demo-")  # removed when the process ends
+        self.examples = examples(Path(self.root.name))
+
+    def read(self, visit: Visit, image: Any, model: str) -> None:
+        """Takes the visitor's picture in; of one over the limit the middle is framed."""
+        photo = self.engine.read(image)
+        visit.photo, visit.stem, visit.preview = photo, Path(str(image)).stem[:60] or "photo", f"preview-{uuid.uuid4()}"
+        visit.box = None if self.engine.fits(photo.size, model) else self.engine.detail(photo.size, model)
+
+    def on_image(self, visit: Visit, image: Any, model: str) -> tuple[Any, ...]:
+        """A new picture: its preview, what there is to say of it, and a frame on it if it is over the limit."""
+        if image is not None and visit.photo is not None and Path(str(image)).stem == visit.preview:
+            return (gr.skip(),) * 6  # another event of the same picture
+        visit.photo, visit.box = None, None
+        try:
+            if image is not None:
+                self.read(visit, image, model)
+        except Refused as refusal:  # no preview: the browser would show a broken one
+            return None, markup.note(str(refusal)), *self._framing(visit, model)
+        if visit.photo is None:  # the picture is gone already, or another one is about to come
+            return gr.skip(), "", *self._framing(visit, model)
+        path = visit.new_folder(self.root.name) / f"{visit.preview}.png"
+        small = visit.photo.copy()
+        small.thumbnail((PREVIEW, PREVIEW))
+        small.save(path, icc_profile=visit.photo.info.get("icc_profile"))
+        return str(path), self._about(visit, model), *self._framing(visit, model, path)
+
+    def opening_photo(self) -> tuple[Visit, str | None, str]:
+        """What visits and the page begin with: the first example, its preview and what there is to say of it."""
+        visit = Visit()
+        preview, about, *_ = self.on_image(visit, self.examples[0][1], self.models[0])
+        visit.folder = None  # the preview is everyone's
+        return (Visit(), None, "") if visit.box else (visit, preview, about)
+
+    def on_example(self, visit: Visit, model: str, event: gr.EventData) -> tuple[Any, ...]:
+        """One of the examples is taken."""
+        index = event._data.get("index") if isinstance(event._data, dict) else None
+        if not isinstance(index, int) or not 0 <= index < len(self.examples):
+            return (gr.skip(),) * 6
+        return self.on_image(visit, self.examples[index][1], model)
+
+    def on_model(self, visit: Visit, model: str) -> tuple[Any, ...]:
+        """Another model has another limit and another factor."""
+        if visit.photo is None:
+            return (gr.skip(),) * 5
+        visit.box = None if self.engine.fits(visit.photo.size, model) else self.engine.detail(visit.photo.size, model)
+        previews = list(Path(self.root.name).glob(f"*/*/{visit.preview}.png"))
+        return self._about(visit, model), *self._framing(visit, model, *previews)
+
+    def _about(self, visit: Visit, model: str) -> str:
+        assert visit.photo is not None
+        (width, height), scale = visit.photo.size, self.engine.scale(model)
+        if visit.box is None:
+            lines = [f"{width} x {height} pixels; samples will have {width * scale} x {height * scale}."]
+        else:
+            side = int(self.engine.limit(model) ** 0.5)
+            lines = [f"{width} x {height} pixels: frame a detail, up to {side} x {side} or as many in another shape."]
+        return markup.note(*lines) + markup.note(*warnings(visit.photo), kind="warning")
+
+    def _framing(self, visit: Visit, model: str, preview: Path | None = None) -> tuple[Any, ...]:
+        """The button that shrinks, the frame's tab, and which tab is open."""
+        if visit.photo is None or visit.box is None or preview is None:
+            return gr.Button(visible=False), gr.skip(), gr.Tab(visible=False), gr.Tabs(selected="compare")
+        small = self.engine.shrunk_size(visit.photo.size, model)
+        label = f"Shrink it to {small[0]} x {small[1]}" if small else ""
+        frame = markup.frame(preview, visit.photo.size, visit.box, self.engine.limit(model))
+        return gr.Button(label, visible=small is not None), frame, gr.Tab(visible=True), gr.Tabs(selected="photo")
+
+    def on_frame(self, visit: Visit, event: gr.EventData) -> None:
+        """The visitor has moved the frame."""
+        points = markup.points(event._data)
+        if visit.photo is not None and len(points) == 2:
+            (left, top), (right, bottom) = points
+            width, height = visit.photo.size
+            box = (round(left * width), round(top * height), round(right * width), round(bottom * height))
+            if min(box[2] - box[0], box[3] - box[1]) >= 4:
+                visit.box = box
+
+    def on_shrink(self, visit: Visit, model: str) -> tuple[Any, ...]:
+        """The whole photograph within the limit, where its samples are no smaller than it is."""
+        with friendly():
+            size = self.engine.shrunk_size(visit.photo.size, model) if visit.photo is not None else None
+            if visit.photo is None or size is None:
+                raise Refused("Shrunk to the limit, its samples would be smaller than the photo: frame a detail.")
+            stem, small = visit.stem, visit.photo.resize(size, Image.Resampling.BICUBIC)
+            path = visit.new_folder(self.root.name) / f"{stem}.png"
+            small.save(path, icc_profile=visit.photo.info.get("icc_profile"))
+            return self.on_image(visit, path, model)
