@@ -120,6 +120,7 @@ class Visit:
         current: index of the round that is shown.
         ticket: number of the last run that was asked for.
         stopped: number of the last run that was stopped, with all before it; one that waits in the queue too.
+        ended: number of the last run that has come to its end.
     """
 
     photo: Image.Image | None = None
@@ -130,6 +131,7 @@ class Visit:
     current: int = 0
     ticket: int = 0
     stopped: int = 0
+    ended: int = 0
     folder: Path | None = None
 
     @property

@@ -30,9 +30,9 @@ def _tell(run: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
     and with it the buttons."""
 
     @wraps(run)
-    def told(self: "Handlers", visit: Visit, *given: Any) -> Iterator[Any]:
+    def told(self: "Handlers", visit: Visit, ticket: float, *given: Any) -> Iterator[Any]:
         try:
-            yield from run(self, visit, *given)
+            yield from run(self, visit, ticket, *given)
         except Exception as error:
             if not isinstance(error, ValueError):
                 logger.exception("a run failed")
@@ -40,6 +40,8 @@ def _tell(run: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
             gr.Warning(text, duration=8)
             stage = self.on_compare(visit, "Bicubic", RIGHT[0]) if visit.rounds else markup.placeholder()
             yield visit, markup.note(text), gr.skip(), stage, _rounds(visit)
+        finally:
+            visit.ended = max(visit.ended, int(ticket))
 
     return told
 
@@ -78,9 +80,9 @@ class Handlers(Photos):
         """The buttons as they are between runs."""
         return gr.Button(interactive=True), gr.Button(interactive=False)
 
-    def on_end(self, visit: Visit, ticket: float) -> tuple[Any, ...]:
-        """After a run, also one that failed: the buttons, unless the next run has begun."""
-        return self.on_idle() if int(ticket) == visit.ticket else (gr.skip(), gr.skip())
+    def on_end(self, visit: Visit) -> tuple[Any, ...]:
+        """After a run, also one that failed: the buttons, unless the next one waits or draws already."""
+        return self.on_idle() if max(visit.ended, visit.stopped) >= visit.ticket else (gr.skip(), gr.skip())
 
     def _run(self, visit: Visit, ticket: float, drawn: Round, recipes: Sequence[Recipe], fresh: bool) -> Iterator[Any]:
         """Draws, and shows each sample when it is there.

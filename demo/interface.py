@@ -145,7 +145,7 @@ class Page(Handlers):
         ):
             begin = button.click(start, [visit, page.count], [page.ticket, page.status, page.slider, *buttons], **now)
             run = begin.then(function, [visit, page.ticket, *inputs], progress, **once)
-            run.then(self.on_look, look, views, **quick).then(self.on_end, [visit, page.ticket], buttons, **now)
+            run.then(self.on_look, look, views, **quick).then(self.on_end, visit, buttons, **now)
         page.draw.click(lambda: gr.Tabs(selected="compare"), None, page.tabs, **now)
         page.draw.click(None, js=markup.SHOW_RESULTS, **quick)
         page.stop.click(self.on_stop, look[:3], [page.status, page.slider, *buttons], **now)

@@ -117,6 +117,24 @@ def test_the_last_slider_is_that_of_all_further_levels(engine, monkeypatch):
     ]  # fmt: skip
 
 
+def test_the_end_of_a_run_leaves_the_buttons_to_the_next_one_that_waits(engine):
+    gr = pytest.importorskip("gradio", reason="the page needs the extra [demo]")
+    from hvae_sr.demo.engine import Visit
+    from hvae_sr.demo.handlers import Handlers
+
+    page, visit = Handlers(engine), Visit()
+    for expected in (1, 2):  # the second is asked for while the first is drawn
+        number, *_ = page.on_start(visit)
+        assert number == expected
+    for number, idle in ((1, False), (2, True)):
+        list(page.on_vary(visit, number, 60, 0, 2))  # refused, as nothing was drawn; it ends all the same
+        draw, stop = page.on_end(visit)
+        assert (draw.interactive, stop.interactive) == (True, False) if idle else draw == stop == gr.skip()
+    page.on_start(visit)
+    page.on_stop(visit, "Bicubic", "Sample")
+    assert page.on_end(visit)[0].interactive  # the stopped one does not count
+
+
 def test_models_of_one_name_are_told_apart(engine, folder, tmp_path):
     other = tmp_path / "other" / "tiny"
     shutil.copytree(folder, other)
