@@ -84,7 +84,10 @@ def train(folder: Path, options: Mapping[str, Any], data: Path, hours: float) ->
         GradientState._reset_state()
         Trainer(parse_arguments([*arguments, *more])).train()
 
+    over = []
+
     def stop(*_: Any) -> None:
+        over.append(True)
         if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # not training yet, or not any more
             signal.setitimer(signal.ITIMER_PROF, 1.0)
         else:
@@ -98,7 +101,7 @@ def train(folder: Path, options: Mapping[str, Any], data: Path, hours: float) ->
         try:
             run()
         except Interrupted:
-            if time.process_time() - start < 3600 * hours - spent:
+            if not over:
                 raise  # somebody else's signal
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
