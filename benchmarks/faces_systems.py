@@ -14,7 +14,7 @@ LR_BLOCKS = {4: "16x3,16d2,8x2,8d2,4x1,4d4,1x1", 8: "8x4,8d2,4x2,4d4,1x1"}
 ENERGY_WIDTHS = "4:96,8:96,16:72,32:48"
 ENERGY_BLOCKS = {
     4: ("8x3,16m8,16x4,32m16,32x3", "16x9,16d2,8x2"),
-    8: ("4x3,8m4,8x4,16m8,16x3,32m16,32x3", "8x9,8d2,4x2"),
+    8: ("4x2,8m4,8x3,16m8,16x3,32m16,32x3", "8x6,8d2,4x1"),
 }
 """By scale factor: of the decoder, and of the LR network, which begins at y's resolution."""
 SCHEDULES = {
@@ -78,8 +78,9 @@ def others(scale: int) -> dict[str, dict[str, Any]]:
         "likelihood_location": "projection", "scale_factor": scale,
     }  # fmt: skip
     flow = {
-        "architecture": "HCFlow", "num_levels": {4: 2, 8: 3}[scale], "num_steps": 8, "num_conditional_steps": 4,
-        "hidden_width": 32, "feature_blocks": [1, 1], "feature_width": 48, "feature_growth": 16, "quantisation": 256,
+        "architecture": "HCFlow", "num_levels": {4: 2, 8: 3}[scale], "num_steps": {4: 8, 8: 6}[scale],
+        "num_conditional_steps": {4: 4, 8: 3}[scale], "hidden_width": 32, "feature_blocks": [1, 1],
+        "feature_width": {4: 48, 8: 40}[scale], "feature_growth": 16, "quantisation": 256,
         "pipeline": {"default_temperature": 0.8},
     }  # fmt: skip
     refinement = {
