@@ -275,7 +275,7 @@ def test_weights_that_are_moved_in_and_out_give_the_same_samples(make_pipeline: 
     assert psnr(out, expected) >= 90  # in bfloat16 too: streams and heads are in float32 all the same
 
 
-@over_kinds
+@pytest.mark.parametrize("kind", ["cvdvae", pytest.param("vdvae-sr", marks=pytest.mark.slow)])
 def test_a_compiled_pipeline_makes_one_graph_for_all_seeds_and_temperatures(make_pipeline: Any, kind: str) -> None:
     pipe = make_pipeline(kind=kind)
     calls: list[dict[str, Any]] = [
