@@ -91,18 +91,25 @@ class StrictLoading:
         return False
 
 
-def from_diffusers(module: str, name: str) -> Any:
+def from_diffusers(place: str | object, name: str) -> Any:
     """A name of diffusers that its public interface does not promise, such as the tables of its loader.
+
+    Args:
+        place: the name of a module, or an object of diffusers' making.
+        name: of its attribute.
 
     Raises:
         ImportError: an installed diffusers without it; the message says which versions have it.
     """
     try:
-        return getattr(importlib.import_module(module), name)
+        return getattr(importlib.import_module(place) if isinstance(place, str) else place, name)
     except (ImportError, AttributeError) as error:
-        version = importlib.import_module("diffusers").__version__
+        version, what = (
+            importlib.import_module("diffusers").__version__,
+            place if isinstance(place, str) else type(place),
+        )
         raise ImportError(
-            f"diffusers {version} has no `{module}.{name}`, which hvae-sr needs: install 'diffusers>=0.40,<0.43'"
+            f"diffusers {version} has no `{what}.{name}`, which hvae-sr needs: install 'diffusers>=0.40,<0.43'"
         ) from error
 
 

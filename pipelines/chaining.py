@@ -9,13 +9,13 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from hvae_sr.images import ImageInput, Photo, prepare_photos, to_pil, to_tensor
+from hvae_sr.images import ImageInput, Photo, to_pil, to_tensor
 from hvae_sr.operators import Downsampling, interpolate
 from hvae_sr.sampling import decibels, format_bytes
 from hvae_sr.sampling import lr_psnr as lr_psnr_once
 from hvae_sr.sampling.memory import Bound, memory_bound
 
-from .inputs import check_count
+from .inputs import SamplingOptions, check_count, single_photo
 from .output import Sample
 from .super_resolution import SuperResolutionPipeline
 
@@ -67,12 +67,11 @@ def samples_at(
     output_type = named.get("output_type", "pil")
     if output_type not in ("pil", "pt"):
         raise ValueError(f"`output_type` must be 'pil' or 'pt' where results are resampled, got {output_type!r}")
-    prepared = prepare_photos(image)
-    if len(prepared) != 1:
-        raise ValueError(f"`image` must be one image, got {len(prepared)}")
-    y, photo = prepared[0]
+    y, photo = single_photo(image)
     size = (max(round(y.shape[-2] * outscale), 1), max(round(y.shape[-1] * outscale), 1))
-    given = named.get("max_memory")
+    options = SamplingOptions.gather(named.pop("options", None), {})
+    given = named.get("max_memory", options.max_memory)
+    named["options"] = options
     check_count("max_memory", given, 1, optional=True)
     bound = memory_bound(given, math.prod(size), pipe._execution_device)
     if bound is not None:  # what is made here is beyond what the pipeline knows of
@@ -118,8 +117,8 @@ def _left_for_samples(bound: Bound, size: tuple[int, int], num_samples: int) -> 
     Raises:
         ValueError: there are none.
     """
-    # Bytes a pixel: the sample resampled, half of it on the way there, 8-bit images and their floats, mean and squares.
-    taken = math.prod(size) * (12 + 6 + 8 + 15 + (28 if num_samples > 1 else 0))
+    # Bytes a pixel: the sample resampled, half of it on the way, 16-bit images and their floats, mean and squares.
+    taken = math.prod(size) * (12 + 6 + 8 + 18 + (28 if num_samples > 1 else 0))
     if taken >= bound.bytes:
         raise ValueError(
             f"{bound.name} = {format_bytes(bound.bytes)} is too little: {num_samples} samples of {size[1]}x{size[0]} "

@@ -1,51 +1,30 @@
 """What the pipelines of the compared systems share: call, checks and output, as of `SuperResolutionPipeline`."""
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from hvae_sr.checkpoints.names import resolve
 from hvae_sr.images import ImageInput, Photo, prepare_photos
-from hvae_sr.loading import DAMAGED, without_warning
-from hvae_sr.operators import Downsampling, cached_downsampling
+from hvae_sr.operators import cached_downsampling
 from hvae_sr.sampling import Consistency
 from hvae_sr.sampling.memory import PIXELS_PER_CHUNK, format_bytes, used_and_available
 from hvae_sr.sampling.sizes import SizeRequirements, pad_to
 from hvae_sr.sampling.windows import Window, split
 
-from .inputs import SamplingOptions, base_seeds, check_count, check_flag, is_list
-from .output import RunningMoments, Sample, SuperResolutionOutput, collate, convert
+from .common import Call, PhotoPipeline
+from .inputs import SamplingOptions, base_seeds, check_count, check_flag, seeds_of_samples, single_photo
+from .output import OUTPUT_TYPES, Sample, SuperResolutionOutput, gather
 
-OUTPUT_TYPES = ("pil", "np", "pt")
 CPU_PIXELS = 2**18
 """HR pixels that the samples of one evaluation have on a CPU, whose caches hold no more."""
 
 
-@dataclass(frozen=True)
-class Call:
-    """What holds for all photographs of a call, checked.
-
-    Args:
-        temperature, enforce_consistency, batch_size, output_type, options: as in `ComparedPipeline.__call__`.
-        own: the system's own arguments.
-    """
-
-    temperature: float
-    enforce_consistency: bool
-    batch_size: int | None
-    output_type: str
-    options: SamplingOptions
-    own: dict[str, Any] = field(default_factory=dict)
-
-
-class ComparedPipeline(DiffusionPipeline):
+class ComparedPipeline(PhotoPipeline):
     """Base of the compared systems: called as `SuperResolutionPipeline` is, with the same seeds and the same output.
 
     Sample j of every image has the seed `seed + j`, from which all its noise follows by its address, whatever the
@@ -53,8 +32,6 @@ class ComparedPipeline(DiffusionPipeline):
     says it: False where the published system does not.
     """
 
-    component_classes: ClassVar[dict[str, tuple[str, ...]]] = {}
-    """Names of components and of the classes that they may have."""
     has_temperature: ClassVar[bool] = False
     is_deterministic: ClassVar[bool] = False
     """Whether all samples of an image are the same."""
@@ -79,11 +56,6 @@ class ComparedPipeline(DiffusionPipeline):
             enforce_consistency=enforce_consistency,
             **own,
         )
-
-    @property
-    def operator(self) -> Downsampling:
-        """H, as the configuration says."""
-        return cached_downsampling(self.config.scale_factor, self.config.downsampling_kernel)
 
     @property
     def inference_dtype(self) -> torch.dtype:
@@ -111,42 +83,11 @@ class ComparedPipeline(DiffusionPipeline):
         return {}
 
     @classmethod
-    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
-        """`DiffusionPipeline.load_config`, for an index that names the classes of this pipeline alone."""
-        found = super().load_config(*args, **kwargs)
-        index = found[0] if isinstance(found, tuple) else found
-        for name, value in index.items():
-            is_pair = isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(v, str) for v in value)
-            if name.startswith("_") or not (is_pair or name in cls.component_classes):
-                continue
-            allowed = cls.component_classes.get(name, ())
-            if not is_pair or ".".join(value) not in allowed:
-                raise ValueError(
-                    f"model_index.json: {name!r} must be {' or '.join(allowed) or 'left out'}, is {value!r}"
-                )
-        return found
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
-        """Loads a folder that `hvae-sr convert` or `save_pretrained` wrote, or a Hub id.
-
-        Raises:
-            ValueError: a folder that is damaged or holds something else.
-            OSError: what the Hub answers.
-        """
-        folder = resolve(pretrained_model_name_or_path)
-        kwargs.pop("load_encoder", None)  # of our own systems
-        if kwargs.get("dtype", "") in (None, "auto"):
-            del kwargs["dtype"]
-        kwargs.setdefault("use_safetensors", True)
-        try:
-            with without_warning("You have passed a non-standard module"):
-                return super().from_pretrained(folder, **kwargs)
-        except DAMAGED as error:
-            if isinstance(error, OSError) and not os.path.isdir(folder):
-                raise
-            reason = " ".join(str(error).split())[:1000] or type(error).__name__
-            raise ValueError(f"cannot load {os.fspath(pretrained_model_name_or_path)!r}: {reason}") from error
+    def _loading_options(cls, folder: str, options: dict[str, Any]) -> dict[str, Any]:
+        kept = {name: value for name, value in options.items() if name != "load_encoder"}  # of our own systems
+        if kept.get("dtype") in (None, "auto"):
+            kept.pop("dtype", None)
+        return {"use_safetensors": True, **kept}
 
     def check_inputs(
         self,
@@ -174,9 +115,9 @@ class ComparedPipeline(DiffusionPipeline):
         check_flag("enforce_consistency", enforce)
         check_count("num_samples", num_samples, 1)
         check_count("batch_size", batch_size, 1, optional=True)
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}; got {output_type!r}")
-        return Call(self._checked_temperature(temperature), enforce, batch_size, output_type, options, own)
+        if output_type not in OUTPUT_TYPES or output_type == "latent":
+            raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES[:-1])}; got {output_type!r}")
+        return Call(self._checked_temperature(temperature), enforce, batch_size, output_type, options, own=own)
 
     def _checked_temperature(self, temperature: Any) -> float:
         value = self.config.default_temperature if temperature is None else temperature
@@ -210,14 +151,9 @@ class ComparedPipeline(DiffusionPipeline):
         Raises:
             ValueError: as a call, before the first sample.
         """
-        if not is_list(seeds) or not len(seeds):
-            raise ValueError(f"`seeds` must be a list that is not empty, got {seeds!r}")
-        chosen = base_seeds(list(seeds), None, len(seeds))
+        chosen = seeds_of_samples(seeds)
         call = self.check_inputs(temperature, 1, enforce_consistency, batch_size, output_type, options, **named)
-        photos = prepare_photos(image)
-        if len(photos) != 1:
-            raise ValueError(f"`image` must be one image, got {len(photos)}")
-        y, photo = photos[0]
+        y, photo = single_photo(image)
         self.sizes.check((y.shape[-2], y.shape[-1]))
         return self._draw(y, photo, chosen, call, lambda count: None)
 
@@ -266,37 +202,14 @@ class ComparedPipeline(DiffusionPipeline):
         bases = base_seeds(seed, generator, len(photos))
         seeds = [base + j for base in bases for j in range(num_samples)]
 
-        # 2. Sample, image by image.
-        gathered: dict[str, list[Any]] = {"images": [], "mean": [], "std": []}
-        measured: list[tuple[float, float, float]] = []
+        # 2. Sample, image by image, and gather.
         evaluations = 1 if self.is_deterministic else num_samples * self._evaluations(call)
         with self.progress_bar(total=len(photos) * evaluations) as bar:
-            for i, (y, photo) in enumerate(photos):
-                moments = RunningMoments()
-                own = seeds[i * num_samples : (i + 1) * num_samples]
-                for sample in self._draw(y, photo, own, call, bar.update):
-                    assert sample.x is not None
-                    moments.add(sample.x)
-                    measured.append((sample.lr_psnr, sample.lr_psnr_float, sample.lr_psnr_unprojected))
-                    single = sample.image
-                    if call.options.keep_images:
-                        gathered["images"].append(sample.image)
-                mean = single if num_samples == 1 else _finish(moments.mean, photo, output_type)
-                gathered["mean"].append(mean)
-                std = moments.std_()
-                gathered["std"].append(std if output_type == "pt" else std.permute(1, 2, 0).cpu().numpy())
-
-        # 3. Gather.
-        lr_psnr, lr_psnr_float, lr_psnr_unprojected = (list(values) for values in zip(*measured, strict=True))
-        output = SuperResolutionOutput(
-            images=collate(gathered["images"], output_type) if call.options.keep_images else [],
-            mean=collate(gathered["mean"], output_type),
-            std=collate(gathered["std"], "pt" if output_type == "pt" else "np"),
-            lr_psnr=lr_psnr,
-            lr_psnr_float=lr_psnr_float,
-            lr_psnr_unprojected=lr_psnr_unprojected,
-            seeds=seeds,
-        )
+            drawn = (
+                (photo, self._draw(y, photo, seeds[i * num_samples : (i + 1) * num_samples], call, bar.update))
+                for i, (y, photo) in enumerate(photos)
+            )
+            output = gather(drawn, num_samples, output_type, seeds, call.options.keep_images)
         return output if return_dict else output.to_tuple()
 
     @torch.no_grad()
@@ -313,12 +226,7 @@ class ComparedPipeline(DiffusionPipeline):
             for position, seed in enumerate(own):
                 # What is made consistent is overwritten, and serves all samples of a deterministic system.
                 drawn = out[0].clone() if self.is_deterministic else out[position]
-                x, exact, unprojected = consistency(drawn)
-                picture = convert(x, call.output_type)
-                returned = consistency.lr_psnr(picture if call.output_type == "pil" else x)
-                if photo is not None and call.output_type == "pil":
-                    picture = photo.finish(picture)
-                yield Sample(start + position, x, picture, seed, returned, exact, unprojected)
+                yield Sample.of(start + position, consistency(drawn), consistency, photo, call.output_type, seed)
         self.maybe_free_model_hooks()
 
     def _in_windows(self, y: Tensor, call: Call, batch: int, evaluate: Callable[[Tensor, Window], Tensor]) -> Tensor:
@@ -352,8 +260,3 @@ class ComparedPipeline(DiffusionPipeline):
     def _samples_at_once(self, y: Tensor) -> int:
         pixels = y.shape[-1] * y.shape[-2] * self.config.scale_factor**2
         return max(1, (CPU_PIXELS if y.device.type == "cpu" else PIXELS_PER_CHUNK) // pixels)
-
-
-def _finish(x: Tensor, photo: Photo | None, output_type: str) -> Any:
-    image = convert(x, output_type)
-    return photo.finish(image) if photo is not None and output_type == "pil" else image

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hvae_sr.hooks import PerGroup
 from hvae_sr.models import VDVAE, Condition, LRConditioner, LREncoder, VDVAESample
-from hvae_sr.models.hooks import PerGroup
 from hvae_sr.models.vdvae import group_temperatures
 from hvae_sr.noise import NoiseSource, as_noise_source
 
@@ -101,7 +101,7 @@ class CompiledNetworks:
                 draws.append(None)
                 continue
             shape = self.vdvae.latent_shape(group, batch_size, size)
-            from_posterior = group < conditioned and condition.has_posterior(group)
+            from_posterior = group < conditioned and condition.network.has_posterior(group)
             scale = (lr_scales if from_posterior else scales)[group]
             draws.append(source(group, self.vdvae.stride(group), shape, self.vdvae.device) * scale)
         if self._static:

@@ -14,7 +14,7 @@ from hvae_sr.operators import cached_downsampling
 from hvae_sr.sampling import Consistency
 
 from .inputs import check_consistency, check_count, chosen_consistency
-from .output import OUTPUT_TYPES, Sample, convert
+from .output import OUTPUT_TYPES, Sample
 
 if TYPE_CHECKING:
     from .super_resolution import SuperResolutionPipeline
@@ -149,12 +149,8 @@ class SuperResolutionImageProcessor(ImageProcessingMixin):
             y = y.to(samples.device)
             consistency = Consistency(operator, y, enforced)
             for index in range(i * each, (i + 1) * each):
-                x, exact, unprojected = consistency(samples[index].clone())
-                image = convert(x, output_type)
-                returned = consistency.lr_psnr(image if output_type == "pil" else x)
-                if photo is not None and output_type == "pil":
-                    image = photo.finish(image)
-                finished.append(Sample(index, x, image, None, returned, exact, unprojected))
+                made = consistency(samples[index].clone())
+                finished.append(Sample.of(index, made, consistency, photo, output_type))
         return finished
 
     def _padded(self, side: int) -> int:

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hvae_sr.images import ImageInput, Photo, prepare_photos
 from hvae_sr.sampling.sampler import MARGIN
 
-_COMPONENTS = {"vdvae": ("VDVAE",), "lr_encoder": ("LREncoder", "LRConditioner")}
 _ELSEWHERE = {
     "num_images_per_prompt": "`num_samples`",
     "num_images": "`num_samples`",
@@ -192,15 +192,34 @@ def _draw_seed(generator: torch.Generator | None) -> int:
     return int(torch.randint(0, 2**63 - 1, (), generator=generator, device=device, dtype=torch.int64).item())
 
 
-def check_components(index: Mapping[str, Any]) -> None:
-    """Raises a ValueError if what a model_index.json calls components are not models of this package."""
+def seeds_of_samples(seeds: Sequence[int] | None) -> list[int]:
+    """The seeds of the samples of one photograph; raises a ValueError unless they are a list that is not empty."""
+    if seeds is None or not is_list(seeds) or not len(seeds):
+        raise ValueError(f"`seeds` must be a list that is not empty, got {seeds!r}")
+    return base_seeds(list(seeds), None, len(seeds))
+
+
+def single_photo(image: ImageInput | Photo) -> tuple[Tensor, Photo | None]:
+    """`prepare_photos` of one image; raises a ValueError for several."""
+    photos = prepare_photos(image)
+    if len(photos) != 1:
+        raise ValueError(f"`image` must be one image, got {len(photos)}")
+    return photos[0]
+
+
+def check_components(index: Mapping[str, Any], classes: Mapping[str, tuple[str, ...]]) -> None:
+    """Raises a ValueError if what a model_index.json calls components are others than `classes` allows.
+
+    Args:
+        index: the contents of the file.
+        classes: of each component, those that it may have, such as "hvae_sr.VDVAE".
+    """
     for name, value in index.items():
         is_pair = isinstance(value, (list, tuple)) and len(value) == 2
         # Two numbers are none: a kernel of two taps.
         is_component = is_pair and not name.startswith("_") and not all(isinstance(one, Real) for one in value)
-        if name in _COMPONENTS and not (is_component and value[0] == "hvae_sr"):
-            raise ValueError(f"model_index.json: {name!r} must be a class of hvae_sr, is {value!r}")
-        if is_component and (name not in _COMPONENTS or value[1] not in _COMPONENTS[name]):
-            raise ValueError(f"model_index.json names {value!r} for {name!r}, which is not loaded")
+        allowed = classes.get(name, ())
+        if (is_component or name in classes) and not (is_component and ".".join(map(str, value)) in allowed):
+            raise ValueError(f"model_index.json: {name!r} must be {' or '.join(allowed) or 'left out'}, is {value!r}")
     if isinstance(index.get("_class_name"), (list, tuple)):
         raise ValueError(f"model_index.json names a pipeline of its own, {index['_class_name']!r}, which is not loaded")

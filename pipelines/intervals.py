@@ -15,8 +15,9 @@ from hvae_sr.sampling import Budget, WindowSampler
 from hvae_sr.sampling.memory import KEPT_FEATURES
 from hvae_sr.sampling.sampler import MARGIN
 
-from .inputs import SamplingOptions, base_seeds, check_flag
-from .sampling_pipeline import Call, SamplingPipeline, single_photo
+from .common import Call
+from .inputs import SamplingOptions, base_seeds, check_flag, single_photo
+from .sampling_pipeline import SamplingPipeline
 
 
 class IntervalPipeline(SamplingPipeline):

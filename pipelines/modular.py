@@ -95,7 +95,8 @@ class SuperResolutionBlock(ModularPipelineBlocks):
         folder = None if pretrained_model_name_or_path is None else resolve(pretrained_model_name_or_path)
         if folder is not None:
             indices = ModularPipeline._load_pipeline_config(folder)
-            check_components({name: _pair(value) for index in indices if index for name, value in index.items()})
+            pairs = {name: _pair(value) for index in indices if index for name, value in index.items()}
+            check_components(pairs, SuperResolutionPipeline.component_classes)
         return super().init_pipeline(folder, *args, **kwargs)
 
     def __call__(self, components: Any, state: Any) -> tuple[Any, Any]:

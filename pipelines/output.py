@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -12,7 +13,8 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
-from hvae_sr.images import row_strips, to_pil
+from hvae_sr.images import Photo, row_strips, to_pil
+from hvae_sr.sampling import Consistency
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 _SHOWN = 8
@@ -87,10 +89,10 @@ def _figure(picture: Image.Image, index: int, output: SuperResolutionOutput) -> 
     )
 
 
-def convert(image: Tensor, output_type: str) -> Any:
-    """`[3, H, W]` in [0, 1] -> the output type, on the CPU but for "pt"."""
+def convert(image: Tensor, output_type: str, photo: Photo | None = None) -> Any:
+    """`[3, H, W]` in [0, 1] -> the output type, on the CPU but for "pt"; PIL images with the photograph's alpha."""
     if output_type == "pil":
-        return to_pil(image)
+        return to_pil(image) if photo is None else photo.finish(to_pil(image))
     if output_type == "np":
         return image.permute(1, 2, 0).cpu().numpy()
     return image
@@ -101,7 +103,7 @@ def collate(items: list[Any], output_type: str) -> Any:
 
     One item keeps its memory. Several are taken out of the list one by one, so that they are not all held twice.
     """
-    if output_type == "pil" or len({item.shape for item in items}) > 1:
+    if not items or output_type == "pil" or len({item.shape for item in items}) > 1:
         return items
     first = items[0]
     if len(items) == 1:
@@ -136,6 +138,25 @@ class Sample:
     lr_psnr_unprojected: float
     latents: tuple[Tensor, ...] = ()
 
+    @classmethod
+    def of(
+        cls,
+        index: int,
+        made: tuple[Tensor, float, float],
+        consistency: Consistency,
+        photo: Photo | None,
+        output_type: str,
+        seed: int | None = None,
+        latents: tuple[Tensor, ...] = (),
+    ) -> "Sample":
+        """The sample of what `consistency` made: x, and its LR-PSNR before the clamp and before the projection."""
+        x, exact, unprojected = made
+        image = convert(x, output_type)
+        returned = consistency.lr_psnr(image if output_type == "pil" else x)
+        if photo is not None and output_type == "pil":
+            image = photo.finish(image)
+        return cls(index, x, image, seed, returned, exact, unprojected, latents)
+
 
 class RunningMoments:
     """Mean and standard deviation of images that are seen once each, in constant memory (Welford, 1962)."""
@@ -162,3 +183,72 @@ class RunningMoments:
     def std_(self) -> Tensor:
         """`std` in the memory of the sum of squares: nothing can be added any more."""
         return self.squares.div_(self.count).sqrt_()
+
+
+def gather(
+    photographs: Iterable[tuple[Photo | None, Iterator[Sample]]],
+    num_samples: int,
+    output_type: str,
+    seeds: list[int] | None,
+    keep_images: bool = True,
+    keep_latents: bool = False,
+    advance: Callable[[int], Any] = lambda count: None,
+) -> SuperResolutionOutput:
+    """All samples of several photographs, which are taken one by one: nothing is held that is not returned.
+
+    Args:
+        photographs: of each, where its alpha and profile are, and its samples.
+        num_samples: of each.
+        output_type: see `SuperResolutionPipeline.__call__`.
+        seeds: of all samples.
+        keep_images, keep_latents: whether they are returned.
+        advance: called after each sample.
+    """
+    images: list[Any] = []
+    means: list[Any] = []
+    deviations: list[Any] = []
+    latents: list[list[Tensor]] = []
+    measured: list[tuple[float, float, float]] = []
+    for photo, samples in photographs:
+        moments, drawn = RunningMoments(), []
+        for sample in samples:
+            if sample.x is not None:
+                x, single = sample.x, sample.image
+                if num_samples > 1:
+                    moments.add(x)
+                measured.append((sample.lr_psnr, sample.lr_psnr_float, sample.lr_psnr_unprojected))
+                images += [single] if keep_images else []
+                shape, device = x.shape, x.device
+                del x
+            drawn += [sample.latents] if keep_latents else []
+            del sample  # which may hold the memory of a whole chunk
+            advance(1)
+        if keep_latents:
+            latents.append([torch.cat(group) for group in zip(*drawn, strict=True)])
+        if output_type != "latent":
+            means.append(single if num_samples == 1 else convert(moments.mean, output_type, photo))
+            # numpy's zeros take no memory until they are touched
+            std = moments.std_() if num_samples > 1 else torch.from_numpy(np.zeros(shape, np.float32)).to(device)
+            deviations.append(std if output_type == "pt" else std.permute(1, 2, 0).cpu().numpy())
+    joined = _join_latents(latents) if keep_latents else None
+    if output_type == "latent":
+        return SuperResolutionOutput(images=joined, seeds=seeds, latents=joined)
+    lr_psnr, lr_psnr_float, lr_psnr_unprojected = (list(values) for values in zip(*measured, strict=True))
+    return SuperResolutionOutput(
+        images=collate(images, output_type),
+        mean=collate(means, output_type),
+        std=collate(deviations, "pt" if output_type == "pt" else "np"),
+        lr_psnr=lr_psnr,
+        lr_psnr_float=lr_psnr_float,
+        lr_psnr_unprojected=lr_psnr_unprojected,
+        seeds=seeds,
+        latents=joined,
+    )
+
+
+def _join_latents(images: list[list[Tensor]]) -> Any:
+    """Latents of each image, one `[n, C, h, w]` for each group -> those of all, or the list where sizes differ."""
+    groups = list(zip(*images, strict=True))
+    if any(len({z.shape for z in group}) > 1 for group in groups):
+        return images
+    return [torch.cat(group) for group in groups]

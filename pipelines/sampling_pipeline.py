@@ -2,60 +2,46 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from hvae_sr.checkpoints.names import resolve
-from hvae_sr.images import ImageInput, Photo, prepare_photos
-from hvae_sr.loading import DAMAGED, without_warning
+from hvae_sr.images import ImageInput, Photo
 from hvae_sr.models import VDVAE, LRConditioner, LREncoder
 from hvae_sr.models.vdvae import group_temperatures
-from hvae_sr.operators import Downsampling, cached_downsampling
+from hvae_sr.operators import cached_downsampling
 from hvae_sr.posterior import Calibration, Recipe, composite, noise_of
 from hvae_sr.sampling import Budget, Consistency, Networks, SelfEnsemble, WindowSampler, budget
 
+from .common import Call, PhotoPipeline
 from .computing import Computing
 from .inputs import (
     SamplingOptions,
-    base_seeds,
-    check_components,
     check_consistency,
     check_count,
     check_flag,
     chosen_consistency,
     is_list,
+    seeds_of_samples,
+    single_photo,
 )
-from .output import OUTPUT_TYPES, Sample, convert
+from .output import OUTPUT_TYPES, Sample
 
 
-@dataclass(frozen=True)
-class Call:
-    """What holds for all photographs of a call, checked."""
-
-    temperature: float | Sequence[float]
-    enforce_consistency: bool
-    num_conditioned_groups: int | None
-    batch_size: int | None
-    output_type: str
-    options: SamplingOptions
-
-
-class SamplingPipeline(Computing, DiffusionPipeline):
+class SamplingPipeline(Computing, PhotoPipeline):
     """Two networks, an operator, and the iterator over samples; `SuperResolutionPipeline` has the arguments."""
 
     model_cpu_offload_seq = "lr_encoder->vdvae"
+    component_classes = {"vdvae": ("hvae_sr.VDVAE",), "lr_encoder": ("hvae_sr.LREncoder", "hvae_sr.LRConditioner")}
 
     def __init__(
         self,
         vdvae: VDVAE,
         lr_encoder: LREncoder | LRConditioner,
         scale_factor: int = 4,
-        downsampling_kernel: str = "bicubic",
+        downsampling_kernel: str | Sequence[float] = "bicubic",
         default_temperature: float = 0.8,
         input_description: str | None = None,
         fast_inference: bool = False,
@@ -82,11 +68,6 @@ class SamplingPipeline(Computing, DiffusionPipeline):
         lr_encoder.check_fit(vdvae.config, operator)
 
     @property
-    def operator(self) -> Downsampling:
-        """H, as the configuration says; its matrices are shared by all who use the same."""
-        return cached_downsampling(self.config.scale_factor, self.config.downsampling_kernel)
-
-    @property
     def calibration(self) -> Calibration | None:
         """What `calibrate` has found, if anything."""
         found = self.config.calibration
@@ -99,16 +80,6 @@ class SamplingPipeline(Computing, DiffusionPipeline):
         if compiled is None:
             return Networks(self.vdvae, self.lr_encoder, scale)
         return Networks(self.vdvae, self.lr_encoder, scale, compiled.encode, compiled.sample)
-
-    @classmethod
-    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
-        """`DiffusionPipeline.load_config`, for an index that names classes of this package alone.
-
-        diffusers would import the module of any other class, before a pipeline could refuse it.
-        """
-        config = super().load_config(*args, **kwargs)
-        check_components(config[0] if isinstance(config, tuple) else config)
-        return config
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
@@ -128,30 +99,26 @@ class SamplingPipeline(Computing, DiffusionPipeline):
             ValueError: an unknown name, or a folder that is damaged or holds something else.
             OSError: what the Hub answers.
         """
-        folder = resolve(pretrained_model_name_or_path)
-        load_encoder = kwargs.pop("load_encoder", True)
         dtypes = [kwargs.pop(name, None) for name in ("dtype", "torch_dtype")]
         dtype = next((given for given in dtypes if given not in (None, "auto")), None)
         if dtype is not None:
             kwargs["dtype"] = dtype
-        try:
-            if not load_encoder and "vdvae" not in kwargs:
-                names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "variant", "proxies")
-                options = {name: kwargs[name] for name in names if name in kwargs}
-                own = dtype.get("vdvae", dtype.get("default")) if isinstance(dtype, dict) else dtype
-                options |= {"dtype": own} if own is not None else {}
-                kwargs["vdvae"] = VDVAE.from_pretrained(folder, subfolder="vdvae", encoder_blocks=None, **options)
-            with without_warning("You have passed a non-standard module"):  # ours, and checked by `check_fit`
-                loaded = super().from_pretrained(folder, **kwargs)
-        except DAMAGED as error:
-            if isinstance(error, OSError) and not os.path.isdir(folder):
-                raise  # of the Hub or the network, which says what it is
-            reason = " ".join(str(error).split()) or type(error).__name__
-            reason = reason if len(reason) <= 1000 else f"{reason[:1000]}..."
-            raise ValueError(f"cannot load {os.fspath(pretrained_model_name_or_path)!r}: {reason}") from error
+        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         if dtype is not None:
             (loaded[0] if isinstance(loaded, tuple) else loaded).disable_fast_inference()
         return loaded
+
+    @classmethod
+    def _loading_options(cls, folder: str, options: dict[str, Any]) -> dict[str, Any]:
+        """With the VDVAE, where its encoder is left out."""
+        if options.pop("load_encoder", True) or "vdvae" in options:
+            return options
+        names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "variant", "proxies")
+        own = {name: options[name] for name in names if name in options}
+        dtype = options.get("dtype")
+        dtype = dtype.get("vdvae", dtype.get("default")) if isinstance(dtype, dict) else dtype
+        own |= {"dtype": dtype} if dtype is not None else {}
+        return {**options, "vdvae": VDVAE.from_pretrained(folder, subfolder="vdvae", encoder_blocks=None, **own)}
 
     def check_inputs(
         self,
@@ -200,7 +167,7 @@ class SamplingPipeline(Computing, DiffusionPipeline):
                 f"`self_ensemble` = {options.self_ensemble!r} goes with seeds alone, not with `{name}`: its samples "
                 "have no common grid of latents"
             )
-        return Call(temperature, enforced, num_conditioned_groups, batch_size, output_type, options)
+        return Call(temperature, enforced, batch_size, output_type, options, num_conditioned_groups)
 
     def samples(
         self,
@@ -229,16 +196,13 @@ class SamplingPipeline(Computing, DiffusionPipeline):
         """
         if (seeds is None) == (recipes is None):
             raise ValueError("either `seeds` or `recipes` must be given, a list with an entry for each sample")
-        chosen: Any = seeds if seeds is not None else recipes
-        if not is_list(chosen) or not len(chosen):
-            raise ValueError(
-                f"`{'recipes' if seeds is None else 'seeds'}` must be a list that is not empty, got {chosen!r}"
-            )
+        if recipes is not None and (not is_list(recipes) or not len(recipes)):
+            raise ValueError(f"`recipes` must be a list that is not empty, got {recipes!r}")
         for name in ("latents", "num_samples", "num_fixed_groups", "noise", "seed", "generator"):
             if named.get(name) is not None:
                 raise ValueError(f"`{name}` is an argument of a call; samples are named by `seeds` or `recipes`")
-        if seeds is not None:
-            seeds = base_seeds(list(seeds), None, len(seeds))
+        groups = self.vdvae.num_groups
+        given = list(recipes) if recipes is not None else [Recipe.of(seed, groups) for seed in seeds_of_samples(seeds)]
         call = self.check_inputs(
             temperature, 1, enforce_consistency, num_conditioned_groups, None, batch_size, output_type, options, **named
         )
@@ -246,7 +210,6 @@ class SamplingPipeline(Computing, DiffusionPipeline):
             raise ValueError("`noise` was given together with `seeds` or `recipes`, which would have no effect")
         y, photo = single_photo(image)
         self._check_size(y, call, recipes is not None)
-        groups = self.vdvae.num_groups
         size = (y.shape[-2] * self.operator.scale_factor, y.shape[-1] * self.operator.scale_factor)
         for recipe in recipes or ():
             if not isinstance(recipe, Recipe):
@@ -254,7 +217,6 @@ class SamplingPipeline(Computing, DiffusionPipeline):
             recipe.check(groups, size)
             if recipe.seed is None and call.options.self_ensemble:
                 raise ValueError("`self_ensemble` must be False for recipes of several seeds or regions")
-        given = list(recipes) if recipes is not None else [Recipe.of(seed, groups) for seed in seeds or ()]
         return self._released(self._draw(y, photo, call, given, None, None))
 
     def _released(self, samples: Iterator[Sample]) -> Iterator[Sample]:
@@ -344,19 +306,16 @@ class SamplingPipeline(Computing, DiffusionPipeline):
                 if call.output_type == "latent":
                     yield Sample(row, None, None, seed, float("nan"), float("nan"), float("nan"), z)
                     continue
-                x, exact, unprojected = consistency(out.sample[position])
+                made = consistency(out.sample[position])
                 if own and own[position].regions:
                     for recipe in [recipe for recipe in drawn if recipe.regions]:
                         del drawn[recipe]
-                    drawn[own[position]] = x
+                    drawn[own[position]] = made[0]
                     x = composite(plain, self.operator if known else None, own[position])
-                    exact = consistency.lr_psnr(x)
-                picture = convert(x, call.output_type)
-                returned = consistency.lr_psnr(picture if call.output_type == "pil" else x)
-                if photo is not None and call.output_type == "pil":
-                    picture = photo.finish(picture)
-                yield Sample(row, x, picture, seed, returned, exact, unprojected, z)
-                del x, picture
+                    made = (x, consistency.lr_psnr(x), made[2])
+                    del x
+                yield Sample.of(row, made, consistency, photo, call.output_type, seed, z)
+                del made
             del out
 
     def _budget(self, y: Tensor, count: int, call: Call) -> Budget:
@@ -382,11 +341,3 @@ def rows_of(values: Sequence[Tensor | None] | None, chosen: slice) -> list[Tenso
     if values is None:
         return None
     return [z if z is None or z.shape[0] == 1 else z[chosen] for z in values]
-
-
-def single_photo(image: ImageInput | Photo) -> tuple[Tensor, Photo | None]:
-    """`prepare_photos` of one image; a ValueError for several."""
-    prepared = prepare_photos(image)
-    if len(prepared) != 1:
-        raise ValueError(f"`image` must be one image, got {len(prepared)}")
-    return prepared[0]

@@ -1,6 +1,6 @@
 """The pipeline: low-resolution photographs in, many plausible high-resolution ones out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -13,10 +13,10 @@ from hvae_sr.images import ImageInput, Photo, prepare_photos
 from hvae_sr.posterior import Rank, Recipe, log_density, rank, read_mask
 from hvae_sr.sampling import WindowSampler, budget
 
-from .inputs import SamplingOptions, base_seeds, check_count, check_finite
+from .inputs import SamplingOptions, base_seeds, check_count, check_finite, single_photo
 from .intervals import IntervalPipeline
-from .output import RunningMoments, SuperResolutionOutput, collate, convert
-from .sampling_pipeline import rows_of, single_photo
+from .output import Sample, SuperResolutionOutput, collate, gather
+from .sampling_pipeline import rows_of
 
 
 class SuperResolutionPipeline(IntervalPipeline):
@@ -114,10 +114,8 @@ class SuperResolutionPipeline(IntervalPipeline):
             self._check_size(y, call, given)
         if given and len({y.shape for y, _ in photos}) > 1:
             raise ValueError("`noise` and `latents` need images of one size; `image` has several")
-        rows, padded = (
-            len(photos) * num_samples,
-            self.networks.sizes.output((photos[0][0].shape[-2], photos[0][0].shape[-1])),
-        )
+        rows = len(photos) * num_samples
+        padded = self.networks.sizes.output((photos[0][0].shape[-2], photos[0][0].shape[-1]))
         draws = self.vdvae.check_latents("noise", noise, padded, (rows,))
         values = self.vdvae.check_latents(
             "latents", None if latents is None else list(latents)[:fixed], padded, (rows, 1)
@@ -126,59 +124,23 @@ class SuperResolutionPipeline(IntervalPipeline):
         check_finite("latents", values)
         bases = None if noise is not None else base_seeds(seed, generator, len(photos))
 
-        # 2. Sample, image by image.
-        gathered: dict[str, list[Any]] = {"images": [], "mean": [], "std": [], "latents": []}
-        measured: list[tuple[float, float, float]] = []
-        keep_latents, device = call.options.return_latents or output_type == "latent", self._execution_device
-        with self.progress_bar(total=rows) as bar:
-            for i, (y, photo) in enumerate(photos):
-                own = slice(i * num_samples, (i + 1) * num_samples)
-                recipes: list[Recipe] | None = None
-                if bases is not None:
-                    recipes = [Recipe.of(bases[i] + j, self.vdvae.num_groups) for j in range(num_samples)]
-                moments = RunningMoments()
-                chunks: list[tuple[Tensor, ...]] = []
-                for sample in self._draw(
-                    y, photo, call, recipes, rows_of(draws, own) if noise is not None else None, rows_of(values, own)
-                ):
-                    if sample.x is not None:
-                        size = tuple(sample.x.shape)
-                        if num_samples > 1:
-                            moments.add(sample.x)
-                        measured.append((sample.lr_psnr, sample.lr_psnr_float, sample.lr_psnr_unprojected))
-                        single = sample.image
-                        if call.options.keep_images:
-                            gathered["images"].append(sample.image)
-                    if keep_latents:
-                        chunks.append(sample.latents)
-                    del sample  # which may hold the memory of a whole chunk
-                    bar.update(1)
-                if keep_latents:
-                    gathered["latents"].append([torch.cat(group) for group in zip(*chunks, strict=True)])
-                if output_type != "latent":
-                    gathered["mean"].append(single if num_samples == 1 else _finish(moments.mean, photo, output_type))
-                    # numpy's zeros take no memory until they are touched
-                    std = moments.std_() if num_samples > 1 else torch.from_numpy(np.zeros(size, np.float32)).to(device)
-                    gathered["std"].append(std if output_type == "pt" else std.permute(1, 2, 0).cpu().numpy())
+        # 2. Sample, image by image, and gather.
+        def drawn(i: int, y: Tensor, photo: Photo | None) -> Iterator[Sample]:
+            own = slice(i * num_samples, (i + 1) * num_samples)
+            recipes: list[Recipe] | None = None
+            if bases is not None:
+                recipes = [Recipe.of(bases[i] + j, self.vdvae.num_groups) for j in range(num_samples)]
+            given = rows_of(draws, own) if noise is not None else None
+            return self._draw(y, photo, call, recipes, given, rows_of(values, own))
 
-        # 3. Gather.
-        self.maybe_free_model_hooks()
+        keep_latents = call.options.return_latents or output_type == "latent"
         seeds = bases and [base + j for base in bases for j in range(num_samples)]
-        all_latents = _join_latents(gathered["latents"]) if keep_latents else None
-        if output_type == "latent":
-            output = SuperResolutionOutput(images=all_latents, seeds=seeds, latents=all_latents)
-        else:
-            lr_psnr, lr_psnr_float, lr_psnr_unprojected = (list(values) for values in zip(*measured, strict=True))
-            output = SuperResolutionOutput(
-                images=collate(gathered["images"], output_type) if call.options.keep_images else [],
-                mean=collate(gathered["mean"], output_type),
-                std=collate(gathered["std"], "pt" if output_type == "pt" else "np"),
-                lr_psnr=lr_psnr,
-                lr_psnr_float=lr_psnr_float,
-                lr_psnr_unprojected=lr_psnr_unprojected,
-                seeds=seeds,
-                latents=all_latents,
+        with self.progress_bar(total=rows) as bar:
+            photographs = ((photo, drawn(i, y, photo)) for i, (y, photo) in enumerate(photos))
+            output = gather(
+                photographs, num_samples, output_type, seeds, call.options.keep_images, keep_latents, bar.update
             )
+        self.maybe_free_model_hooks()
         return output if return_dict else output.to_tuple()
 
     @torch.no_grad()
@@ -283,17 +245,3 @@ class SuperResolutionPipeline(IntervalPipeline):
             lr_psnr_float=[sample.lr_psnr_float for sample in found],
             seeds=[new_seed + j for j in range(num_samples)],
         )
-
-
-def _finish(x: Tensor, photo: Photo | None, output_type: str) -> Any:
-    """x `[3, H, W]` in the output type, a PIL image with the photograph's alpha and profile."""
-    image = convert(x, output_type)
-    return photo.finish(image) if photo is not None and output_type == "pil" else image
-
-
-def _join_latents(images: list[list[Tensor]]) -> Any:
-    """Latents of each image, one `[n, C, h, w]` for each group -> those of all, or the list where sizes differ."""
-    groups = list(zip(*images, strict=True))
-    if any(len({z.shape for z in group}) > 1 for group in groups):
-        return images
-    return [torch.cat(group) for group in groups]

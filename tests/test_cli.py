@@ -51,7 +51,16 @@ def upscale(*arguments):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["upscale", "--help"], ["upscael"], ["upscale", "a.png", "--nope"], ["upscale", "a.png"]]
+    "arguments",
+    [
+        ["--help"],
+        ["upscale", "--help"],
+        ["upscael"],
+        ["upscale", "a.png", "--nope"],
+        ["upscale", "a.png"],
+        ["upscale", __file__, "-n", "no-such-model"],
+        ["evaluate", "--data", ".", "-o", "report.json", "--model", "no-such-model"],
+    ],
 )
 def test_help_and_typing_errors_wait_for_nothing_that_computes(arguments, tmp_path):
     program = f"""

@@ -228,7 +228,7 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
         convert_baseline(path, tmp_path, preset="edsr-x4")
     with pytest.raises(ConversionError, match="architecture must be one of EDSR"):
         convert_baseline(path, tmp_path / "out", config={"scale_factor": 2})
-    with pytest.raises(ConversionError, match="`config` of EDSR: `scale_factor` must be one of 2, 3, 4, got 5"):
+    with pytest.raises(ConversionError, match="`config` of EDSR: `scale_factor` must be one of 2, 3, 4; got 5"):
         convert_baseline(path, tmp_path / "out", config={"architecture": "EDSR", "scale_factor": 5})
 
 

@@ -117,8 +117,8 @@ def test_wrong_inputs_are_named(name: str, call: Callable[[Any], Any], message: 
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("EDSR", {"scale_factor": 8}, "`scale_factor` must be one of 2, 3, 4, got 8"),
-        ("RRDBNet", {"scale_factor": 3}, "`scale_factor` must be one of 1, 2, 4, got 3"),
+        ("EDSR", {"scale_factor": 8}, "`scale_factor` must be one of 2, 3, 4; got 8"),
+        ("RRDBNet", {"scale_factor": 3}, "`scale_factor` must be one of 1, 2, 4; got 3"),
         ("SRVGGNetCompact", {"num_layers": 0}, "`num_layers` must be a whole number >= 1, got 0"),
         ("HCFlow", {"num_steps": 0}, "`num_steps` must be a whole number >= 1, got 0"),
         ("HCFlow", {"feature_blocks": [1]}, "`feature_blocks` must be two numbers"),

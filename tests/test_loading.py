@@ -60,3 +60,8 @@ def test_names_that_look_a_little_like_weights_are_no_weights(make_vdvae: Any, t
 def test_a_diffusers_without_a_name_that_is_needed_says_which_versions_have_it(module: str) -> None:
     with pytest.raises(ImportError, match=rf"has no `{module}.TABLES`.*install 'diffusers>=0.40,<"):
         from_diffusers(module, "TABLES")
+
+
+def test_a_registry_that_diffusers_keeps_elsewhere_is_named() -> None:
+    with pytest.raises(ImportError, match="has no `Linear._hooks_of_diffusers`.*install 'diffusers>=0.40,<"):
+        from_diffusers(torch.nn.Linear(1, 1), "_hooks_of_diffusers")

@@ -11,8 +11,9 @@ import torch
 from processes import run
 
 from hvae_sr.pipelines.chaining import samples_at
+from hvae_sr.pipelines.inputs import SamplingOptions
 from hvae_sr.pipelines.output import collate
-from hvae_sr.sampling.memory import parse_bytes
+from hvae_sr.sampling.memory import budget, parse_bytes, used_and_available
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 PROGRAM = """
@@ -58,9 +59,20 @@ except ValueError as error:
     assert "`max_memory` = 300 MB is too little for 3 samples of 2048x2048" in refused
 
 
-def test_a_bound_that_has_no_room_for_the_resampled_result_is_refused(make_pipeline: Any) -> None:
+@pytest.mark.parametrize("named", [{"max_memory": 2**20}, {"options": SamplingOptions(max_memory=2**20)}])
+def test_a_bound_that_has_no_room_for_the_resampled_result_is_refused(make_pipeline: Any, named: Any) -> None:
     with pytest.raises(ValueError, match="`max_memory` = 1 MB is too little: 1 samples of 600x300"):
-        samples_at(make_pipeline(), np.zeros((100, 200, 3), np.uint8), [0], outscale=3, max_memory=2**20)
+        samples_at(make_pipeline(), np.zeros((100, 200, 3), np.uint8), [0], outscale=3, **named)
+
+
+def test_samples_of_16_bits_have_their_own_room(make_pipeline: Any) -> None:
+    device, size = torch.device("cpu"), (4096, 4096)
+    arguments = (make_pipeline().vdvae, size, 1, "pt", False)
+    used, _ = used_and_available(device) or (0, 0)
+    levels_and_floats = 60 * size[0] * size[1]
+    with pytest.raises(ValueError, match="is too little for 1 samples of 4096x4096"):
+        budget(*arguments, used + levels_and_floats, device)
+    assert budget(*arguments, used + levels_and_floats + 2**28, device).pixels > 0
 
 
 def test_a_result_that_memory_cannot_hold_is_refused_before_the_first_pass(make_pipeline: Any) -> None:

@@ -663,7 +663,7 @@ def test_a_shuffled_stream_says_different_things_to_neighbours(make_vdvae: Any) 
         ({"custom_latent_channels": "8"}, "`custom_latent_channels`: '8'"),
         ({"custom_latent_channels": "8:0"}, "`latent_channels` and `custom_latent_channels` must be .* got 0"),
         ({"residual_multiple": 0}, "`residual_multiple` must be None or above 0 and finite, got 0"),
-        ({"mixin_upsampling": "linear"}, "`mixin_upsampling` must be 'nearest' or 'pixel_shuffle', got 'linear'"),
+        ({"mixin_upsampling": "linear"}, "`mixin_upsampling` must be one of nearest, pixel_shuffle; got 'linear'"),
         ({"encoder_blocks": "16x1,16r1,16d2,8x1,8d2,4x1"}, "`encoder_blocks`: '16r1'"),
         ({"width": 10**6}, "`width` and `custom_widths` must be between 1 and 65536, got 1000000"),
         ({"decoder_blocks": "1x100000000,16m1"}, "`decoder_blocks`: '1x100000000' makes more than 10000 blocks"),

@@ -104,7 +104,7 @@ def test_an_index_that_names_classes_of_others_is_refused(folder, kind):
     index = json.loads((folder / "model_index.json").read_text())
     index["vdvae"] = ["this", "Anything"] if kind == "model_index.json" else ["this", "Anything", {}]
     (folder / kind).write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="must be a class of hvae_sr"):
+    with pytest.raises(ValueError, match="'vdvae' must be hvae_sr.VDVAE"):
         SuperResolutionBlock().init_pipeline(str(folder))
 
 

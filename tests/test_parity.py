@@ -135,8 +135,9 @@ def cvdvae_case(case: Comparison, folder: Path) -> None:
     lr_encoder = LREncoder.from_pretrained(folder, subfolder="lr_encoder").eval()
     x = case.image("image_uint8")
     size = (x.shape[2], x.shape[3])
-    condition = lr_encoder.encode(case.image("low_resolution_uint8"))
-    for resolution, activation in condition.features.items():
+    y = case.image("low_resolution_uint8")
+    condition = lr_encoder.encode(y)
+    for resolution, activation in zip(sorted(condition.features), lr_encoder(y).features, strict=True):
         case.compare(f"lr.activations.{resolution}", activation)
 
     k = case.config["n_conditioned_groups"]

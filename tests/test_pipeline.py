@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import math
 import pickle
 import re
@@ -416,11 +417,17 @@ def test_a_saved_pipeline_loads_and_computes_the_same(
     assert index["default_temperature"] == 0.8 and index["downsampling_kernel"] == "bicubic"
 
 
-def test_a_pipeline_with_a_kernel_of_two_taps_loads(make_vdvae: Any, make_lr_network: Any, tmp_path: Path) -> None:
+def test_a_pipeline_with_a_kernel_of_two_taps_loads_without_a_warning(
+    make_vdvae: Any, make_lr_network: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lr_encoder = make_lr_network("cvdvae", image_size=8, blocks="8x1,8d2,4x1", upsampling_blocks=None)
     pipe = SuperResolutionPipeline(make_vdvae(), lr_encoder, scale_factor=2, downsampling_kernel=(0.5, 0.5))
     pipe.save_pretrained(tmp_path)
+    warnings: list[str] = []
+    loader = logging.getLogger("diffusers.pipelines.pipeline_utils")
+    monkeypatch.setattr(loader, "warning", lambda message, *_: warnings.append(message))
     loaded = SuperResolutionPipeline.from_pretrained(tmp_path)
+    assert not warnings
     x = torch.rand(3, 8, 8)
     assert torch.equal(loaded.operator(x), pipe.operator(x))
 

@@ -29,12 +29,6 @@ def check_images(name: str, value: Any, channels: int = 3, multiple: int = 1) ->
         raise ValueError(f"the sides of `{name}` must be multiples of {multiple}, got {tuple(value.shape[2:])}")
 
 
-def check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    """Raises a ValueError unless `value` is one of `allowed`."""
-    if value not in allowed or isinstance(value, bool):
-        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-
-
 def check_whole(name: str, value: Any, minimum: int = 1) -> None:
     """Raises a ValueError unless `value` is a whole number of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:

@@ -19,8 +19,10 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from ..hooks import UNSET
+from ..models.blocks import check_choice
 from ..models.distributions import DiagonalGaussian
-from .common import check_choice, check_whole
+from .common import check_whole
 
 VARIANCE_TYPES = ("fixed_small", "learned_range")
 _SMALLEST_VARIANCE = 1e-20
@@ -36,7 +38,7 @@ class AncestralStep(BaseOutput):
     """
 
     prev_sample: Tensor
-    pred_original_sample: Tensor = None  # type: ignore[assignment]  # accelerate rebuilds outputs from dictionaries
+    pred_original_sample: Tensor = UNSET
 
 
 class AncestralScheduler(SchedulerMixin, ConfigMixin):

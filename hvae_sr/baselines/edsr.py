@@ -9,7 +9,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from ..loading import StrictLoading
-from .common import ImageOutput, check_choice, check_images, check_whole
+from ..models.blocks import check_choice
+from .common import ImageOutput, check_images, check_whole
 
 DIV2K_MEAN = (0.4488, 0.4371, 0.404)
 """Mean colour of DIV2K's training images, on [0, 1]."""

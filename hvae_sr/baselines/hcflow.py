@@ -17,8 +17,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from ..hooks import UNSET, entry_point
 from ..loading import StrictLoading
-from ..models.hooks import entry_point
 from ..noise import NoiseSource, as_noise_source
 from .common import check_images, check_whole
 from .flow import FlowStep, ZeroConv, cross_split, initialising
@@ -65,10 +65,10 @@ class HCFlowEncoding(BaseOutput):
     """
 
     loss: Tensor
-    objective: Tensor = None  # type: ignore[assignment]  # accelerate's hooks rebuild outputs from dictionaries
-    log_det: Tensor = None  # type: ignore[assignment]
-    lr_estimate: Tensor = None  # type: ignore[assignment]
-    quantised_lr: Tensor = None  # type: ignore[assignment]
+    objective: Tensor = UNSET
+    log_det: Tensor = UNSET
+    lr_estimate: Tensor = UNSET
+    quantised_lr: Tensor = UNSET
     levels: tuple[Level, ...] = ()
 
 

@@ -8,7 +8,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from ..loading import StrictLoading
-from .common import ImageOutput, check_choice, check_images, check_whole
+from ..models.blocks import check_choice
+from .common import ImageOutput, check_images, check_whole
 
 RESIDUAL_SCALE = 0.2
 NEGATIVE_SLOPE = 0.2

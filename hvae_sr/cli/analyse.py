@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..checkpoints.names import resolve
 from .common import Output, add_data, add_lpips, add_model, load_pipeline
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    resolve(options.model)  # a typo should not wait for torch
     output = Output(options)  # before anything is computed
     pipeline = load_pipeline(options)
     pipeline.set_progress_bar_config(disable=True)

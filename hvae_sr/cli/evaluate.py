@@ -4,6 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
+from ..checkpoints.names import resolve
 from .common import add_data, add_lpips, add_model, load_pipeline
 
 
@@ -57,6 +58,8 @@ _OPTIONS = (
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.model:
+        resolve(options.model)  # a typo should not wait for torch
     from ..evaluation import evaluate, load_perceptual, markdown_table, write_report
     from ..evaluation.protocols import protocol_named
     from ..processes import process_state

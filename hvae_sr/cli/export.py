@@ -7,6 +7,7 @@ import argparse
 import os
 from pathlib import Path
 
+from ..checkpoints.names import resolve
 from .common import add_model
 from .terminal import print_line
 
@@ -27,6 +28,7 @@ def run(options: argparse.Namespace) -> int:
     path = Path(options.output)
     if path.suffix != ".onnx":
         raise ValueError(f"`FILE.onnx` must end in .onnx, got {options.output!r}")
+    resolve(options.model)  # a typo should not wait for torch
     from diffusers.utils import logging
 
     from .. import SuperResolutionPipeline

@@ -61,7 +61,7 @@ def write_results(
             picture = photo.finish(sample.x, keep_grey=True, bits=bits)
             decibels = sample.lr_psnr
             if bits == 16:  # of the levels as they are written
-                decibels = lr_psnr(pipeline.operator, (sample.x * 65535).round() / 65535, y)
+                decibels = lr_psnr(pipeline.operator, (sample.x * 65535).round_().div_(65535), y)
             own = {**settings, "seed": seed, "lr_psnr": round(decibels, 4)}
             own["lr_psnr_unprojected"] = round(sample.lr_psnr_unprojected, 4)
             save_image(picture, path, own, exif)

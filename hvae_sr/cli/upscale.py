@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoints.names import resolve
 from ..files import check_writable
 from .common import add_model, load_pipeline
 from .jobs import FILE_SUFFIXES, FORMATS, plan, remove_leftovers
@@ -65,6 +66,8 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"`INPUT`: no such file or folder: {', '.join(options.inputs)}")
     if options.model and options.model.isdecimal():
         raise ValueError(f"`-n` names a model, got {options.model}; `--num-samples {options.model}` draws so many")
+    if options.model:
+        resolve(options.model)
     output = Path(options.output_dir) if options.output_dir else None
     if output is not None and not output.is_dir() and output.suffix.lower() in FILE_SUFFIXES:
         raise ValueError(f"`--output-dir` must be a folder, got {output}; `--format` chooses the kind of results")

@@ -19,8 +19,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..models import VDVAE, LRConditioner
-from ..models.lr_encoder import Condition
+from ..models import VDVAE, Condition, LRConditioner
 from ..noise import CounterNoise
 from ..operators import Downsampling
 from .metrics import psnr, ratio, to_planes, to_uint8

@@ -1,8 +1,8 @@
 """VD-VAE's parts: block notation, convolutions, the residual block, the bottom-up network."""
 
 from collections import defaultdict
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,12 @@ MAX_BLOCKS, MAX_WIDTH = 10_000, 2**16
 """Beyond these a configuration is damaged, or meant to fill the memory."""
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "silu": F.silu}
+
+
+def check_choice(name: str, value: Any, allowed: Collection[Any]) -> None:
+    """Raises a ValueError that names the argument unless its value is one of `allowed`."""
+    if value not in allowed or isinstance(value, bool):
+        raise ValueError(f"`{name}` must be one of {', '.join(map(str, allowed))}; got {value!r}")
 
 
 class BlockSpec(NamedTuple):
@@ -93,6 +99,17 @@ def parse_widths(width: int, custom_widths: str | None, argument: str = "width")
     return widths
 
 
+def network_input(sample: Tensor, config: Any, dtype: torch.dtype) -> Tensor:
+    """An image `[B, 3, H, W]` on [-1, 1] as a bottom-up network reads it: (image on 0..255 + shift) * scale.
+
+    Raises:
+        ValueError: another shape, or integers.
+    """
+    if sample.ndim != 4 or sample.shape[1] != 3 or not sample.is_floating_point():
+        raise ValueError(f"`sample` must be [B, 3, H, W] of floats, got {tuple(sample.shape)} of {sample.dtype}")
+    return (((sample.float() + 1) * 127.5 + config.input_shift) * config.input_scale).to(dtype)
+
+
 def set_channels(x: Tensor, channels: int) -> Tensor:
     """Pads with zeros, or truncates, to `channels`: VD-VAE's change of width between resolutions."""
     if x.shape[1] == channels:
@@ -129,7 +146,7 @@ class Bottleneck(nn.Module):
 
     Args:
         in_channels, middle_channels, out_channels: widths.
-        kernel_size: of the two middle convolutions: 3, or 1 where the map is too small for 3.
+        resolution: nominal; k is 3, but 1 at resolutions 1 and 2, where a 3x3 kernel would mostly see padding.
         residual: whether the input is added to the output.
         down_rate: average pooling after the block, or None.
         zero_last: zero weights in the last convolution at the start.
@@ -141,17 +158,17 @@ class Bottleneck(nn.Module):
         in_channels: int,
         middle_channels: int,
         out_channels: int,
-        kernel_size: int = 3,
+        resolution: int,
         residual: bool = False,
         down_rate: int | None = None,
         zero_last: bool = False,
         activation: str = "gelu",
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"`activation` must be one of {', '.join(ACTIVATIONS)}; got {activation!r}")
+        check_choice("activation", activation, ACTIVATIONS)
         if middle_channels < 1:
             raise ValueError(f"`bottleneck_multiple` leaves no channels inside a block of {in_channels}")
+        kernel_size = 3 if resolution > 2 else 1
         self.residual = residual
         self.down_rate = down_rate
         self.activation = ACTIVATIONS[activation]
@@ -160,30 +177,50 @@ class Bottleneck(nn.Module):
         self.c3 = Convolution(middle_channels, middle_channels, kernel_size)
         self.c4 = Convolution(middle_channels, out_channels, zero_weights=zero_last)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, in_channels, H, W]` -> `[B, out_channels, H / down_rate, W / down_rate]`, in the dtype of x."""
-        h = self.inner(self.activation(x))
-        h = x + h if self.residual else h
+    def forward(self, x: Tensor, features: Tensor | None = None) -> Tensor:
+        """`[B, in_channels, H, W]` -> `[B, out_channels, H / down_rate, W / down_rate]`, in the dtype of x.
+
+        Args:
+            x: the stream.
+            features: channels beside those of x that are activated already, once for many blocks. Either may have one
+                row for all of the other.
+        """
+        h = self.activation(x)
+        if features is not None:
+            rows = max(len(h), len(features))
+            h = torch.cat([part.expand(rows, -1, -1, -1) for part in (h, features.to(h))], dim=1)
+        h = self.c1(h)
+        h = self.c2(self.activation(h))
+        h = self.c3(self.activation(h))
+        h = self.c4(self.activation(h))
+        if self.residual:
+            h = add_in_place(h, x)
         if self.down_rate is not None:
             h = F.avg_pool2d(h, kernel_size=self.down_rate, stride=self.down_rate)
         return h
 
-    def inner(self, h: Tensor) -> Tensor:
-        """The four convolutions, of an input that is activated already."""
-        h = self.c1(h)
-        h = self.c2(self.activation(h))
-        h = self.c3(self.activation(h))
-        return self.c4(self.activation(h))
+
+def residual_block(
+    width: int, multiple: float, resolution: int, activation: str, down_rate: int | None = None
+) -> Bottleneck:
+    """A `Bottleneck` of `int(width * multiple)` channels inside that is added to its input."""
+    return Bottleneck(width, int(width * multiple), width, resolution, True, down_rate, activation=activation)
 
 
-def set_compute_dtype(network: nn.Module, dtype: torch.dtype | None) -> None:
-    """The dtype policy: residual blocks convolve in `dtype`; streams, heads, Gaussians and likelihood stay as they are.
+def add_in_place(total: Tensor, x: Tensor) -> Tensor:
+    """total + x, in the memory of `total`, which nothing else needs, or in memory of its own where it does not fit."""
+    return total.add_(x) if total.shape == x.shape and total.dtype == x.dtype else total + x
 
-    The rounding of a coarse group is amplified by the finer ones, most of all by their heads: with these in bfloat16
-    too, a window of a large image, which sees a little less than the whole, would differ from it by more than a grey
-    level in single pixels.
+
+def set_compute_dtype(model: Any, dtype: torch.dtype | None) -> None:
+    """The dtype policy: residual blocks convolve in `dtype`, None is that of the weights; all else stays as it is.
+
+    The rounding of a coarse group is amplified by the finer ones, most of all by their heads: with streams, heads,
+    Gaussians and likelihood in bfloat16 too, a window of a large image, which sees a little less than the whole, would
+    differ from it by more than a grey level in single pixels.
     """
-    for block in network.modules():
+    model.compute_dtype = dtype
+    for block in model.modules():
         if isinstance(block, Bottleneck) and block.residual:
             for layer in (block.c1, block.c2, block.c3, block.c4):
                 if isinstance(layer, Convolution):
@@ -200,11 +237,6 @@ class Upsampler(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.pixel_shuffle(self.conv(x), self.factor)
-
-
-def kernel_size_at(resolution: int) -> int:
-    """3, but 1 at resolutions 1 and 2, where a 3x3 kernel would mostly see padding (VD-VAE)."""
-    return 3 if resolution > 2 else 1
 
 
 class BottomUp(nn.Module):
@@ -245,15 +277,7 @@ class BottomUp(nn.Module):
         self.skip_after = last[-1] if skip and last else None
         self.in_conv = Convolution(3 * patch_size**2, widths[self.resolution], 3)
         blocks_of_specs = [
-            Bottleneck(
-                widths[spec.resolution],
-                int(widths[spec.resolution] * bottleneck_multiple),
-                widths[spec.resolution],
-                kernel_size_at(spec.resolution),
-                residual=True,
-                down_rate=spec.down_rate,
-                activation=activation,
-            )
+            residual_block(widths[spec.resolution], bottleneck_multiple, spec.resolution, activation, spec.down_rate)
             for spec in specs
         ]
         self.blocks = nn.ModuleList(blocks_of_specs)

@@ -9,11 +9,23 @@ import torch.nn.functional as F
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from ..hooks import UNSET, PerGroup, entry_point, per_group
 from ..operators import Downsampling
-from . import blocks as parts
-from .blocks import BlockSpec, Bottleneck, BottomUp, Convolution, Upsampler, kernel_size_at, parse_blocks, parse_widths
+from .blocks import (
+    BlockSpec,
+    BottomUp,
+    Convolution,
+    Upsampler,
+    network_input,
+    parse_blocks,
+    parse_widths,
+    residual_block,
+    set_compute_dtype,
+)
 from .distributions import DiagonalGaussian
-from .hooks import UNSET, PerGroup, per_group
+
+Features = dict[int, Tensor]
+"""Maps of y, `{nominal resolution: [B, width, h, w]}`."""
 
 
 @dataclass
@@ -31,18 +43,16 @@ class LRFeatures(BaseOutput):
 
 @dataclass(frozen=True)
 class Condition:
-    """Features of a batch of observations y, and what group l of a top-down pass makes of them.
-
-    This is all that a top-down pass knows of y; the LR networks' subclasses say what they change.
+    """Features of a batch of observations y: all that a top-down pass knows of y, beside the network that reads them.
 
     Args:
-        network: the LR network, whose weights the groups use.
+        network: the LR network; its methods say what group l makes of the features.
         features: `{nominal resolution: [B, width, h, w]}`.
         location: `[B, 3, H, W]` on [-1, 1], what the likelihood is centred on, or None.
     """
 
-    network: Any
-    features: dict[int, Tensor]
+    network: "GroupConditioning"
+    features: Features
     location: Tensor | None = None
 
     @property
@@ -54,31 +64,6 @@ class Condition:
     def nbytes(self) -> int:
         """Bytes of all maps."""
         return sum(x.nbytes for x in (*self.features.values(), self.location) if x is not None)
-
-    def check_batch_size(self, batch_size: int) -> None:
-        """Raises a ValueError unless the condition is of one observation, or of `batch_size`."""
-        if self.batch_size not in (1, batch_size):
-            raise ValueError(f"`condition` is of {self.batch_size} observations, for a batch of {batch_size}")
-
-    def add_to_stream(self, group: int, x: Tensor) -> Tensor:
-        """The stream `[B, width, h, w]` before the group, with what y adds to it."""
-        return x
-
-    def add_to_activation(self, group: int, activation: Tensor) -> Tensor:
-        """The HR activation `[B, width, h, w]` that q(z_l | z_<l, x) reads, with what y adds to it."""
-        return activation
-
-    def prior(self, group: int, prior: DiagonalGaussian) -> DiagonalGaussian:
-        """p(z_l | z_<l, y) from p(z_l | z_<l)."""
-        return prior
-
-    def has_posterior(self, group: int) -> bool:
-        """Whether `posterior` gives something."""
-        return False
-
-    def posterior(self, group: int, x: Tensor, prior: DiagonalGaussian) -> DiagonalGaussian | None:
-        """q_psi(z_l | z_<l, y) from the group's stream and prior, or None."""
-        return None
 
     def select(self, index: Tensor) -> "Condition":
         """The condition of the batch rows `index` (int64, may repeat): many samples share one bottom-up pass."""
@@ -141,8 +126,7 @@ class LRFeatureNetwork(nn.Module):
             if spec.mixin is not None and spec.mixin in self.widths and spec.resolution % spec.mixin == 0:
                 up_layers.append(Upsampler(self.widths[spec.mixin], width, spec.resolution // spec.mixin))
             elif spec.mixin is None and spec.resolution in self.widths:
-                middle, size = int(width * bottleneck_multiple), kernel_size_at(spec.resolution)
-                up_layers.append(Bottleneck(width, middle, width, size, residual=True, activation=activation))
+                up_layers.append(residual_block(width, bottleneck_multiple, spec.resolution, activation))
             else:
                 raise ValueError(f"`upsampling_blocks`: nothing to make {spec} from in {upsampling_blocks!r}")
             self.widths[spec.resolution] = width
@@ -156,7 +140,34 @@ class LRFeatureNetwork(nn.Module):
         return features
 
 
-class LRNetwork:
+class GroupConditioning:
+    """What group l of a top-down pass makes of features of y, `{nominal resolution: [B, width, h, w]}`: here nothing.
+
+    The LR networks say what they change.
+    """
+
+    def add_to_stream(self, features: Features, group: int, x: Tensor) -> Tensor:
+        """The stream `[B, width, h, w]` before the group, with what y adds to it."""
+        return x
+
+    def add_to_activation(self, features: Features, group: int, activation: Tensor) -> Tensor:
+        """The HR activation `[B, width, h, w]` that q(z_l | z_<l, x) reads, with what y adds to it."""
+        return activation
+
+    def prior(self, features: Features, group: int, prior: DiagonalGaussian) -> DiagonalGaussian:
+        """p(z_l | z_<l, y) from p(z_l | z_<l)."""
+        return prior
+
+    def has_posterior(self, group: int) -> bool:
+        """Whether `posterior` gives something."""
+        return False
+
+    def posterior(self, features: Features, group: int, x: Tensor, prior: DiagonalGaussian) -> DiagonalGaussian | None:
+        """q_psi(z_l | z_<l, y) from the group's stream and prior, or None."""
+        return None
+
+
+class LRNetwork(GroupConditioning):
     """What `LREncoder` and `LRConditioner` share: normalisation, features, and the decoder they were made for."""
 
     config: Any
@@ -164,10 +175,7 @@ class LRNetwork:
     dtype: torch.dtype
     compute_dtype: torch.dtype | None = None
 
-    def set_compute_dtype(self, dtype: torch.dtype | None) -> None:
-        """Residual blocks convolve in `dtype`, None in that of the weights; see `blocks.set_compute_dtype`."""
-        self.compute_dtype = dtype
-        parts.set_compute_dtype(self.network, dtype)
+    set_compute_dtype = set_compute_dtype
 
     def _build_network(self) -> None:
         """Makes the feature network from the configuration."""
@@ -214,18 +222,35 @@ class LRNetwork:
         """What the sides of y must be multiples of, for every feature map to have a whole size."""
         return self.config.image_size // min(self.network.widths)
 
-    def _features(self, sample: Tensor) -> dict[int, Tensor]:
-        if sample.ndim != 4 or sample.shape[1] != 3:
-            raise ValueError(f"`sample` must be [B, 3, h, w], got {tuple(sample.shape)}")
-        if not sample.is_floating_point():
-            raise ValueError(f"`sample` must be floating point on [-1, 1], got {sample.dtype}")
+    def _features(self, sample: Tensor) -> Features:
         multiple = self.size_multiple
+        y = network_input(sample, self.config, self.dtype)
         if sample.shape[-2] % multiple or sample.shape[-1] % multiple or not sample.numel():
             raise ValueError(f"`sample` must have sides that are multiples of {multiple}, got {tuple(sample.shape)}")
-        y = ((sample.float() + 1) * 127.5 + self.config.input_shift) * self.config.input_scale
-        return self.network(y.to(self.dtype))
+        return self.network(y)
 
-    def _output(self, sample: Tensor, return_dict: bool) -> LRFeatures | tuple[Any, ...]:
+    @entry_point
+    def encode(self, sample: Tensor) -> Condition:
+        """Features of y for a top-down pass, and the location of the likelihood.
+
+        Args:
+            sample: y, `[B, 3, h, w]` on [-1, 1].
+
+        Raises:
+            ValueError: not [B, 3, h, w], or sides that are no multiples of `size_multiple`.
+        """
+        return Condition(self, self._for_groups(self._features(sample)), self._location(sample.float()))
+
+    def _for_groups(self, features: Features) -> Features:
+        """The features as the groups read them."""
+        return features
+
+    def _location(self, y: Tensor) -> Tensor | None:
+        """What the likelihood is centred on, `[B, 3, H, W]` on [-1, 1], or None."""
+        return None
+
+    def forward(self, sample: Tensor, return_dict: bool = True) -> LRFeatures | tuple[Any, ...]:
+        """The features of y, `[B, 3, h, w]` on [-1, 1]."""
         features = self._features(sample)
         ordered = per_group(features[resolution] for resolution in sorted(features))
         output = LRFeatures(sample=ordered[-1], features=ordered)

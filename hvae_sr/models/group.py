@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .blocks import BlockSpec, Bottleneck, Convolution, kernel_size_at
-from .condition import Condition
+from .blocks import BlockSpec, Bottleneck, Convolution, add_in_place, residual_block
+from .condition import Condition, GroupConditioning
 from .distributions import DiagonalGaussian
 
 
@@ -15,7 +15,7 @@ class GroupStatistics:
     """One latent group of one top-down pass; a distribution is None where it does not exist.
 
     Args:
-        z: `[B, C, h, w]`, the value that was passed on.
+        z: `[B, C, h, w]`, the value that was passed on; this and the others of one row where all rows share them.
         prior: p(z_l | z_<l), given y too if y conditions the prior.
         posterior: q(z_l | z_<l, x), given y too if y conditions the stream or the posterior.
         lr_posterior: q_psi(z_l | z_<l, y).
@@ -26,14 +26,8 @@ class GroupStatistics:
     posterior: DiagonalGaussian | None = None
     lr_posterior: DiagonalGaussian | None = None
 
-    def expand(self, rows: int) -> "GroupStatistics":
-        """The same for every row of the batch, where the rows shared it (a view)."""
 
-        def expand(p: DiagonalGaussian) -> DiagonalGaussian:
-            return DiagonalGaussian(*(part.expand(rows, -1, -1, -1) for part in p))
-
-        given = (None if p is None else expand(p) for p in (self.posterior, self.lr_posterior))
-        return GroupStatistics(self.z.expand(rows, -1, -1, -1), expand(self.prior), *given)
+_UNCONDITIONED = GroupConditioning()
 
 
 class TopDownBlock(nn.Module):
@@ -68,21 +62,20 @@ class TopDownBlock(nn.Module):
         super().__init__()
         self.resolution, self.mixin, self.width = spec.resolution, spec.mixin, width
         self.latent_channels, self.max_log_sigma = latent_channels, max_log_sigma
-        middle, kernel_size = int(width * bottleneck_multiple), kernel_size_at(spec.resolution)
+        middle = int(width * bottleneck_multiple)
         self.posterior_head = (
-            Bottleneck(2 * width, middle, 2 * latent_channels, kernel_size, activation=activation)
+            Bottleneck(2 * width, middle, 2 * latent_channels, spec.resolution, activation=activation)
             if with_posterior
             else None
         )
         self.prior_head = Bottleneck(
-            width, middle, 2 * latent_channels + width, kernel_size, zero_last=True, activation=activation
+            width, middle, 2 * latent_channels + width, spec.resolution, zero_last=True, activation=activation
         )
         self.z_projection = Convolution(latent_channels, width)
-        self.resnet = Bottleneck(width, middle, width, kernel_size, residual=True, activation=activation)
-        inner = middle if residual_multiple is None else int(width * residual_multiple)
+        self.resnet = residual_block(width, bottleneck_multiple, spec.resolution, activation)
+        inner = bottleneck_multiple if residual_multiple is None else residual_multiple
         self.residual_blocks = nn.ModuleList(
-            Bottleneck(width, inner, width, kernel_size, residual=True, activation=activation)
-            for _ in range(spec.residual_blocks)
+            residual_block(width, inner, spec.resolution, activation) for _ in range(spec.residual_blocks)
         )
         with torch.no_grad():
             for layer in (self.z_projection, *(block.c4 for block in (self.resnet, *self.residual_blocks))):
@@ -128,18 +121,14 @@ class TopDownBlock(nn.Module):
         Returns:
             The stream after the group, and the group's statistics.
         """
-        if condition is not None:
-            x = condition.add_to_stream(group, x)
+        network, features = (condition.network, condition.features) if condition else (_UNCONDITIONED, {})
+        x = network.add_to_stream(features, group, x)
         prior, residual = self.prior(x)
-        if condition is not None:
-            prior = condition.prior(group, prior)
-        prior = prior.clamp(self.max_log_sigma)
-        posterior = lr_posterior = None
+        prior = network.prior(features, group, prior).clamp(self.max_log_sigma)
+        posterior = None
         if activation is not None:
-            activation = activation if condition is None else condition.add_to_activation(group, activation)
-            posterior = self.posterior(x, activation)
-        if condition is not None:
-            lr_posterior = condition.posterior(group, x, prior)
+            posterior = self.posterior(x, network.add_to_activation(features, group, activation))
+        lr_posterior = network.posterior(features, group, x, prior)
 
         if z is None and posterior is not None:
             z = posterior.sample(noise)
@@ -149,7 +138,7 @@ class TopDownBlock(nn.Module):
             z = prior.sample(noise, temperature)
 
         z = z.to(x.device)
-        x = x + residual + self.z_projection(z.to(residual.dtype))
+        x = add_in_place(x + residual, self.z_projection(z.to(residual.dtype)))
         for block in (self.resnet, *self.residual_blocks):
             x = block(x)
         return x, GroupStatistics(z, prior, posterior, lr_posterior)

@@ -1,19 +1,17 @@
 """VDVAE-SR's conditioning of a VD-VAE on y: the thesis' final model, and what it is compared with in table 5.1."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from ..hooks import entry_point
 from ..loading import StrictLoading
 from ..operators import cached_downsampling
-from .blocks import Convolution, parse_widths
-from .condition import Condition, LinearFeatures, LRFeatures, LRNetwork
+from .blocks import Convolution, check_choice, parse_widths
+from .condition import Features, LinearFeatures, LRNetwork
 from .distributions import DiagonalGaussian
-from .hooks import entry_point
 
 CONDITIONINGS = ("trivial", "lr_encoder", "posterior", "final")
 """The rows of table 5.1 of the VDVAE-SR thesis, as `LRConditioner` names them."""
@@ -28,26 +26,6 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:
         return torch.addcmul(x, features.to(x), self.gate.to(x.dtype))
-
-
-class LRConditionerCondition(Condition):
-    """y in the stream, in the posteriors' activations or in the top group's prior, as `LRConditioner` says."""
-
-    def add_to_stream(self, group: int, x: Tensor) -> Tensor:
-        """x + gate_l * features of y at the group's resolution ("final")."""
-        return self.network.add_to_stream(self.features, group, x)
-
-    def add_to_activation(self, group: int, activation: Tensor) -> Tensor:
-        """The activation of x plus the features of y at the group's resolution ("posterior")."""
-        if self.network.config.conditioning != "posterior" or group not in self.network.added:
-            return activation
-        return activation + self.features[self.network.resolutions[group]].to(activation)
-
-    def prior(self, group: int, prior: DiagonalGaussian) -> DiagonalGaussian:
-        """p(z_0 | y) of the top group, of any conditioning but "final"."""
-        if group > 0 or self.network.config.conditioning == "final":
-            return prior
-        return self.network.prior(self.features, prior)
 
 
 class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
@@ -111,10 +89,7 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         latent_channels: int = 16,
     ) -> None:
         super().__init__()
-        if likelihood_location not in (None, "bicubic", "projection"):
-            raise ValueError(
-                f"`likelihood_location` must be None, 'bicubic' or 'projection', got {likelihood_location!r}"
-            )
+        check_choice("likelihood_location", likelihood_location, (None, "bicubic", "projection"))
         self._check_conditioning()
         specs = self._conditioned_groups()
         self.resolutions = [spec.resolution for spec in specs]
@@ -149,8 +124,7 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         """Raises a ValueError for options that do not go with `conditioning`."""
         c = self.config
         given = f"conditioning={c.conditioning!r}"
-        if c.conditioning not in CONDITIONINGS:
-            raise ValueError(f"`conditioning` must be one of {', '.join(CONDITIONINGS)}; got {c.conditioning!r}")
+        check_choice("conditioning", c.conditioning, CONDITIONINGS)
         if c.conditioning != "final" and c.gate_init:
             raise ValueError(f"`gate_init` must be 0 for {given}, which has no gates; got {c.gate_init}")
         if c.conditioning in ("trivial", "lr_encoder") and c.num_conditioned_groups not in (None, 1):
@@ -167,18 +141,6 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
             return
         self.network = LinearFeatures(self.config.image_size, self.resolutions[0], 2 * self.config.latent_channels)
 
-    @entry_point
-    def encode(self, sample: Tensor) -> Condition:
-        """Features of y for a top-down pass, and the location of the likelihood.
-
-        Args:
-            sample: y, `[B, 3, h, w]` on [-1, 1].
-
-        Raises:
-            ValueError: not [B, 3, h, w], or sides that are no multiples of `size_multiple`.
-        """
-        return LRConditionerCondition(self, self._features(sample), self._location(sample.float()))
-
     def _location(self, y: Tensor) -> Tensor | None:
         if self.config.likelihood_location is None:
             return None
@@ -188,21 +150,25 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         return location
 
     @entry_point
-    def add_to_stream(self, features: dict[int, Tensor], group: int, x: Tensor) -> Tensor:
+    def add_to_stream(self, features: Features, group: int, x: Tensor) -> Tensor:
         """x + gate_l * features of y at the group's resolution, where there are any ("final")."""
         if str(group) not in self.gates:
             return x
         return self.gates[str(group)](x, features[self.resolutions[group]]).to(x.device)
 
+    def add_to_activation(self, features: Features, group: int, activation: Tensor) -> Tensor:
+        """The activation of x plus the features of y at the group's resolution ("posterior")."""
+        if self.config.conditioning != "posterior" or group not in self.added:
+            return activation
+        return activation + features[self.resolutions[group]].to(activation)
+
     @entry_point
-    def prior(self, features: dict[int, Tensor], prior: DiagonalGaussian) -> DiagonalGaussian:
-        """p(z_0 | y): mean and log_sigma of p(z_0) plus what the features of y make of them."""
+    def prior(self, features: Features, group: int, prior: DiagonalGaussian) -> DiagonalGaussian:
+        """p(z_0 | y) of the top group, of any conditioning but "final": p(z_0), its mean and log_sigma moved."""
+        if group > 0 or self.config.conditioning == "final":
+            return prior
         parameters = features[self.resolutions[0]]
         if self.top is not None:
             parameters = self.top(parameters)
         moved = DiagonalGaussian.from_parameters(parameters.to(prior.mean.device))
         return DiagonalGaussian(prior.mean + moved.mean, prior.log_sigma + moved.log_sigma)
-
-    def forward(self, sample: Tensor, return_dict: bool = True) -> LRFeatures | tuple[Any, ...]:
-        """The features of y, `[B, 3, h, w]` on [-1, 1]."""
-        return self._output(sample, return_dict)

@@ -1,63 +1,15 @@
 """CVDVAE's stochastic encoder (Prost et al., 2023): q_psi(z_l | z_<l, y) for the first k groups of a frozen prior."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
-
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from ..hooks import entry_point
 from ..loading import StrictLoading
-from .blocks import ACTIVATIONS, Bottleneck, kernel_size_at, parse_widths
-from .condition import Condition, LRFeatures, LRNetwork
+from .blocks import ACTIVATIONS, Bottleneck, parse_widths
+from .condition import Features, LRNetwork
 from .distributions import DiagonalGaussian
-from .hooks import entry_point
-
-
-class LRHead(Bottleneck):
-    """The posterior head of one group: a block that reads the stream and the features of y, `cat((x, f))`."""
-
-    def forward(self, x: Tensor, features: Tensor) -> Tensor:  # type: ignore[override]
-        """Mean and log_sigma, `[B, 2 C, h, w]`.
-
-        Args:
-            x: the stream, `[B or 1, width, h, w]`.
-            features: activated already, once for all samples and heads, `[B or 1, width', h, w]`.
-        """
-        rows = x.shape[0] if features.shape[0] == 1 else features.shape[0]
-        parts = (part.expand(rows, -1, -1, -1) for part in (self.activation(x), features.to(x)))
-        return self.inner(torch.cat(tuple(parts), dim=1))
-
-
-@dataclass(frozen=True)
-class LREncoderCondition(Condition):
-    """q_psi(z_l | z_<l, y) for l < k.
-
-    Args:
-        activated: the features' activations, which all heads and samples read.
-    """
-
-    activated: dict[int, Tensor] = field(default_factory=dict)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all maps."""
-        return super().nbytes + sum(x.nbytes for x in self.activated.values())
-
-    def _with_rows(self, choose: Callable[[Tensor], Tensor]) -> Condition:
-        activated = {resolution: choose(x) for resolution, x in self.activated.items()}
-        chosen = super()._with_rows(choose)
-        return LREncoderCondition(self.network, chosen.features, chosen.location, activated)
-
-    def has_posterior(self, group: int) -> bool:
-        """Whether l < k."""
-        return group < len(self.network.heads)
-
-    def posterior(self, group: int, x: Tensor, prior: DiagonalGaussian) -> DiagonalGaussian | None:
-        """q_psi(z_l | z_<l, y) for l < k (CVDVAE, eq. 12); within `max_deviation` of the group's prior."""
-        return self.network.posterior(self.activated, group, x, prior) if self.has_posterior(group) else None
 
 
 class LREncoder(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
@@ -82,7 +34,7 @@ class LREncoder(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["Bottleneck", "LRHead"]
+    _no_split_modules = ["Bottleneck"]
     _repeated_blocks = ["Bottleneck"]
 
     @register_to_config
@@ -120,38 +72,29 @@ class LREncoder(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
                     "no features of y; extend `blocks` or `upsampling_blocks`, or condition fewer groups"
                 )
         self.heads = nn.ModuleList(
-            LRHead(
+            Bottleneck(
                 widths[resolution] + self.network.widths[resolution],
                 int(widths[resolution] * decoder_bottleneck_multiple),
                 2 * latent_channels,
-                kernel_size_at(resolution),
+                resolution,
                 activation=activation,
             )
             for resolution in resolutions
         )
         self.resolutions = resolutions
 
-    @entry_point
-    def encode(self, sample: Tensor) -> Condition:
-        """Features of y for a top-down pass.
-
-        Args:
-            sample: y, `[B, 3, h, w]` on [-1, 1].
-
-        Raises:
-            ValueError: not [B, 3, h, w], or sides that are no multiples of `size_multiple`.
-        """
+    def _for_groups(self, features: Features) -> Features:
+        """Activated here, once for all heads and samples."""
         activation = ACTIVATIONS[self.config.activation]
-        features = self._features(sample)
-        return LREncoderCondition(
-            self, features, None, {resolution: activation(x) for resolution, x in features.items()}
-        )
+        return {resolution: activation(x) for resolution, x in features.items()}
+
+    def has_posterior(self, group: int) -> bool:
+        """Whether l < k."""
+        return group < len(self.heads)
 
     @entry_point
-    def posterior(
-        self, features: dict[int, Tensor], group: int, x: Tensor, prior: DiagonalGaussian
-    ) -> DiagonalGaussian:
-        """q_psi(z_l | z_<l, y) for l < k (eq. 12); within `max_deviation` of the group's prior.
+    def posterior(self, features: Features, group: int, x: Tensor, prior: DiagonalGaussian) -> DiagonalGaussian | None:
+        """q_psi(z_l | z_<l, y) for l < k (CVDVAE, eq. 12); within `max_deviation` of the group's prior.
 
         Args:
             features: of y, activated, `{nominal resolution: [B, width, h, w]}`.
@@ -159,6 +102,8 @@ class LREncoder(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
             x: the group's stream, `[B or 1, width, h, w]`.
             prior: of the group.
         """
+        if not self.has_posterior(group):
+            return None
         q_psi = DiagonalGaussian.from_parameters(self.heads[group](x, features[self.resolutions[group]]))
         if self.config.max_deviation is None:
             return q_psi
@@ -166,7 +111,3 @@ class LREncoder(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         reach = self.config.max_deviation * torch.exp(prior.log_sigma.clamp(max=1.0))
         mean = torch.clamp(q_psi.mean, prior.mean - reach, prior.mean + reach)
         return DiagonalGaussian(mean, q_psi.log_sigma.clamp(max=2.5))
-
-    def forward(self, sample: Tensor, return_dict: bool = True) -> LRFeatures | tuple[Any, ...]:
-        """The features of y, `[B, 3, h, w]` on [-1, 1]."""
-        return self._output(sample, return_dict)

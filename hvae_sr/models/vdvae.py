@@ -14,12 +14,15 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..hooks import UNSET, PerGroup, entry_point, execution_device, per_group
 from ..loading import StrictLoading
 from ..noise import NoiseSource, as_noise_source, uniform_source
 from .blocks import (
     BottomUp,
     Convolution,
     Upsampler,
+    check_choice,
+    network_input,
     parse_blocks,
     parse_widths,
     set_channels,
@@ -28,7 +31,6 @@ from .blocks import (
 from .condition import Condition
 from .distributions import DiscretizedLogisticMixture, half_bin_shift, quantise
 from .group import GroupStatistics, TopDownBlock
-from .hooks import UNSET, PerGroup, entry_point, execution_device, per_group
 
 STRIP = 2**15
 """Positions of the stream that the likelihood's mean is computed of at a time: its parameters take many times that."""
@@ -141,6 +143,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
     _no_split_modules = ["TopDownBlock", "Bottleneck"]
     _repeated_blocks = ["Bottleneck"]
     _skip_layerwise_casting_patterns = ["out_conv", "affine", "biases"]
+    compute_dtype: torch.dtype | None = None
 
     @register_to_config
     def __init__(
@@ -167,11 +170,9 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         mixin_upsampling: str = "nearest",
     ) -> None:
         super().__init__()
-        choices = {"bias_type": ("spatial", "channel"), "output_bits": (5, 8)}
-        choices["mixin_upsampling"] = ("nearest", "pixel_shuffle")
-        for name, allowed in choices.items():
-            if self.config[name] not in allowed:
-                raise ValueError(f"`{name}` must be {allowed[0]!r} or {allowed[1]!r}, got {self.config[name]!r}")
+        check_choice("bias_type", bias_type, ("spatial", "channel"))
+        check_choice("output_bits", output_bits, (5, 8))
+        check_choice("mixin_upsampling", mixin_upsampling, ("nearest", "pixel_shuffle"))
         for name in ("image_size", "latent_channels", "num_mixtures", "patch_size"):
             if not isinstance(self.config[name], int) or self.config[name] < 1:
                 raise ValueError(f"`{name}` must be an integer of at least 1, got {self.config[name]!r}")
@@ -243,13 +244,9 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         self.resolutions = [spec.resolution for spec in specs]
         self.latent_channels = [channels[resolution] for resolution in self.resolutions]
         self.num_groups = len(specs)
-        self.compute_dtype: torch.dtype | None = None
         self.gradient_checkpointing = False
 
-    def set_compute_dtype(self, dtype: torch.dtype | None) -> None:
-        """Residual blocks convolve in `dtype`, None in that of the weights; see `blocks.set_compute_dtype`."""
-        self.compute_dtype = dtype
-        set_compute_dtype(self, dtype)
+    set_compute_dtype = set_compute_dtype
 
     def remove_encoder(self) -> None:
         """Drops the bottom-up network and the posterior heads, which only training and reconstruction need."""
@@ -303,11 +300,9 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         """
         if self.encoder is None:
             raise ValueError("this VDVAE was made without an encoder (`encoder_blocks=None`)")
-        if sample.ndim != 4 or sample.shape[1] != 3 or not sample.is_floating_point():
-            raise ValueError(f"`sample` must be [B, 3, H, W] of floats, got {tuple(sample.shape)} of {sample.dtype}")
+        x = network_input(sample, self.config, self.dtype)
         self.check_size((sample.shape[-2], sample.shape[-1]))
-        x = ((sample.float() + 1) * 127.5 + self.config.input_shift) * self.config.input_scale
-        return self.encoder(x.to(self.dtype))
+        return self.encoder(x)
 
     @entry_point
     def top_down(
@@ -358,8 +353,8 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             raise ValueError(f"`record` must be 'distributions', 'latents' or 'nothing', got {record!r}")
         stop = self._count("num_groups", num_groups, 1)
         conditioned_groups = self._count("num_conditioned_groups", num_conditioned_groups, 0)
-        if condition is not None:
-            condition.check_batch_size(batch_size)
+        if condition is not None and condition.batch_size not in (1, batch_size):
+            raise ValueError(f"`condition` is of {condition.batch_size} observations, for a batch of {batch_size}")
         source = as_noise_source(noise, num_groups=self.num_groups)
         given = self.check_latents("latents", latents, size, (batch_size, 1))
         tau = group_temperatures(temperature, self.num_groups)
@@ -390,7 +385,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             if record != "nothing":
                 out.latents.append(statistics.z.expand(batch_size, -1, -1, -1))
             if record == "distributions":
-                out.groups.append(statistics.expand(batch_size))
+                out.groups.append(statistics)
         out.stream = x
         return out
 

@@ -160,7 +160,9 @@ def budget(
         arrays += 4 * kept + 5 + (4 if num_samples > 1 else 0)  # 8-bit images, one more while it gets its alpha, mean
     else:
         arrays += 12 * kept
-        at_the_end = 24 * kept + 24  # all samples, joined to one array, mean and deviation
+        # All samples, joined to one array, mean and deviation; or one, its mean and squares, as levels of 16 bits and
+        # as the floats that these stand for.
+        at_the_end = max(24 * kept + 24, 12 + 24 + 6 + 18)
     taken = math.prod(size) * arrays + ASIDE
     if keep_latents:
         latents = sum(math.prod(vdvae.latent_shape(group, 1, size)) for group in range(vdvae.num_groups))

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..hooks import PerGroup
 from ..models import VDVAESample
-from ..models.hooks import PerGroup
 from ..noise import CounterNoise
 from .sampler import WindowSampler
 

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..data import convert_pairs, make_pairs
 from ..models import VDVAE, Condition, LRConditioner, LREncoder, VDVAEOutput
+from ..models.condition import Features, GroupConditioning
 from ..models.distributions import DiagonalGaussian
 from ..noise import CounterNoise
 from ..operators import Downsampling
@@ -197,7 +198,7 @@ class Joint(ConditionalObjective):
     def forward(self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1, low: Tensor | None = None) -> Loss:
         x, y = self.pairs(images, low)
         condition = self.lr_network.encode(y)
-        follower = _Follower(condition.network, condition.features, condition.location, condition)
+        follower = replace(condition, network=_Follower(condition.network))
         size, activations = (x.shape[-2], x.shape[-1]), self.vdvae.encode(x)
         out = self.vdvae.top_down(len(x), size, CounterNoise(seeds), activations=activations, condition=follower)
         loss, figures = _elbo(self.vdvae.elbo(x, out), rate_weight)
@@ -208,20 +209,15 @@ class Joint(ConditionalObjective):
         return loss + kl, figures
 
 
-@dataclass(frozen=True)
-class _Follower(Condition):
-    """A condition whose q_psi sends no gradient into the prior.
+class _Follower(GroupConditioning):
+    """An LR encoder whose q_psi sends no gradient into the prior."""
 
-    Args:
-        followed: the condition that it stands for.
-    """
+    def __init__(self, followed: GroupConditioning) -> None:
+        self.followed = followed
 
-    followed: Condition | None = None
-
-    def posterior(self, group: int, x: Tensor, prior: DiagonalGaussian) -> DiagonalGaussian | None:
+    def posterior(self, features: Features, group: int, x: Tensor, prior: DiagonalGaussian) -> DiagonalGaussian | None:
         """q_psi(z_l | sg[z_<l], y)."""
-        assert self.followed is not None
-        return self.followed.posterior(group, x.detach(), _detached(prior))
+        return self.followed.posterior(features, group, x.detach(), _detached(prior))
 
 
 def _detached(gaussian: DiagonalGaussian) -> DiagonalGaussian:

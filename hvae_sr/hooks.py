@@ -2,15 +2,21 @@
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..loading import from_diffusers
+from .loading import from_diffusers
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 _apply_forward_hook = from_diffusers("diffusers.utils.accelerate_utils", "apply_forward_hook")
+_GROUP_OFFLOADING = from_diffusers("diffusers.hooks.group_offloading", "_GROUP_OFFLOADING")
+_REGISTRY = "_diffusers_hook"
+"""Where diffusers keeps the hooks of a module."""
+_probe = nn.Module()
+from_diffusers("diffusers.hooks.hooks", "HookRegistry").check_if_exists_or_initialize(_probe)
+from_diffusers(_probe, _REGISTRY)
 
 
 def entry_point(method: _Method) -> _Method:
@@ -23,14 +29,14 @@ def entry_point(method: _Method) -> _Method:
 
     @functools.wraps(method)
     def wrapper(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        registry = getattr(self, "_diffusers_hook", None)
-        hook = registry.get_hook("group_offloading") if registry is not None else None
+        registry = getattr(self, _REGISTRY, None)
+        hook = registry.get_hook(_GROUP_OFFLOADING) if registry is not None else None
         if hook is None:
             return hooked(self, *args, **kwargs)
         args, kwargs = hook.pre_forward(self, *args, **kwargs)
         return hook.post_forward(self, hooked(self, *args, **kwargs))
 
-    return wrapper  # type: ignore[return-value]
+    return cast(_Method, wrapper)
 
 
 def execution_device(model: Any) -> torch.device:
@@ -60,4 +66,4 @@ UNSET: Any = None
 def per_group(tensors: Iterable[Tensor]) -> PerGroup:
     """A `PerGroup`; inside `torch.compile`, which takes no subclass of tuple, a plain one."""
     values = tuple(tensors)
-    return values if torch.compiler.is_compiling() else PerGroup(values)  # type: ignore[return-value]
+    return cast(PerGroup, values) if torch.compiler.is_compiling() else PerGroup(values)

@@ -1,0 +1,78 @@
+"""What `SuperResolutionPipeline` and those of the compared systems share: H, loading, and the checks of a call."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from diffusers import DiffusionPipeline
+
+from hvae_sr.checkpoints.names import resolve
+from hvae_sr.loading import DAMAGED, without_warning
+from hvae_sr.operators import Downsampling, cached_downsampling
+
+from .inputs import SamplingOptions, check_components
+
+
+@dataclass(frozen=True)
+class Call:
+    """What holds for all photographs of a call, checked.
+
+    Args:
+        temperature, enforce_consistency, batch_size, output_type, options, num_conditioned_groups: as in the call.
+        own: a compared system's own arguments.
+    """
+
+    temperature: float | Sequence[float]
+    enforce_consistency: bool
+    batch_size: int | None
+    output_type: str
+    options: SamplingOptions
+    num_conditioned_groups: int | None = None
+    own: dict[str, Any] = field(default_factory=dict)
+
+
+class PhotoPipeline(DiffusionPipeline):
+    """A pipeline of this package's networks, and of no others, for an H that its configuration names."""
+
+    component_classes: ClassVar[dict[str, tuple[str, ...]]] = {}
+    """Names of components and of the classes that they may have, such as "hvae_sr.VDVAE"."""
+
+    @property
+    def operator(self) -> Downsampling:
+        """H, as the configuration says; its matrices are shared by all who use the same."""
+        return cached_downsampling(self.config.scale_factor, self.config.downsampling_kernel)
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """`DiffusionPipeline.load_config`, for an index that names the classes of this pipeline alone.
+
+        diffusers would import the module of any other class, before a pipeline could refuse it.
+        """
+        found = super().load_config(*args, **kwargs)
+        check_components(found[0] if isinstance(found, tuple) else found, cls.component_classes)
+        return found
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """Loads a pipeline from a bundled name, a folder that `save_pretrained` or `hvae-sr convert` wrote, or the Hub.
+
+        Raises:
+            ValueError: an unknown name, or a folder that is damaged or holds something else.
+            OSError: what the Hub answers.
+        """
+        folder = resolve(pretrained_model_name_or_path)
+        try:
+            with without_warning("You have passed a non-standard module"):  # ours, and checked
+                return super().from_pretrained(folder, **cls._loading_options(folder, kwargs))
+        except DAMAGED as error:
+            if isinstance(error, OSError) and not os.path.isdir(folder):
+                raise  # of the Hub or the network, which says what it is
+            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = reason if len(reason) <= 1000 else f"{reason[:1000]}..."
+            raise ValueError(f"cannot load {os.fspath(pretrained_model_name_or_path)!r}: {reason}") from error
+
+    @classmethod
+    def _loading_options(cls, folder: str, options: dict[str, Any]) -> dict[str, Any]:
+        """What diffusers' loader is given, from what `from_pretrained` was given."""
+        return options
