@@ -2,9 +2,10 @@
 
 python benchmarks/revisions.py OLD_CHECKOUT [NEW_CHECKOUT] [--models natural-x4 natural-x4-cvdvae] [--repeats 3]
 
-Each measurement is a process of its own, which draws samples of a photograph of 128x128 with the checkout's own bundled
-weights; times are processor seconds of one thread, without loading and the first, warming call. Rows are printed as
-they are known: the medians, and new over old. An OLD_CHECKOUT is made by `git worktree add --detach OLD REVISION`.
+Each process draws samples of a photograph of 128x128 with the checkout's own bundled weights, first one, then as many as
+the other rows ask for; times are processor seconds of one thread, without loading and the first, warming call. Rows are
+printed as they are known: the medians, and new over old. An OLD_CHECKOUT is made by `git worktree add --detach OLD
+REVISION`.
 """
 
 import argparse
@@ -19,23 +20,24 @@ import sys, time, torch, skimage
 torch.set_num_threads(1)
 from PIL import Image
 from hvae_sr import SuperResolutionPipeline
-name, samples, dtype = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+name, dtype, *counts = sys.argv[1:]
 given = {} if dtype == "auto" else {"dtype": getattr(torch, dtype)}
 pipe = SuperResolutionPipeline.from_pretrained(name, load_encoder=False, **given)
 pipe.set_progress_bar_config(disable=True)
 photo = Image.fromarray(skimage.data.chelsea()).crop((90, 60, 218, 188))
 pipe(photo, seed=0)
-start = time.process_time()
-pipe(photo, num_samples=samples, seed=0)
-print("seconds", time.process_time() - start)
+for count in map(int, counts):
+    start = time.process_time()
+    pipe(photo, num_samples=count, seed=0)
+    print("seconds", time.process_time() - start)
 """
 
 
-def seconds(checkout: Path, *arguments: str) -> float:
+def seconds(checkout: Path, *arguments: str) -> list[float]:
     environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", MEASURE, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=checkout)
-    return float(done.stdout.split()[-1])
+    return [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("seconds ")]
 
 
 def main() -> None:
@@ -50,11 +52,12 @@ def main() -> None:
     print("| model | dtype | samples | old, s | new, s | new / old |\n|---|---|---|---|---|---|")
     for model in options.models:
         for dtype in options.dtypes:
-            for samples in options.samples:
-                pairs = [
-                    [seconds(checkout.resolve(), model, samples, dtype) for checkout in (options.old, options.new)]
-                    for _ in range(options.repeats)
-                ]
+            runs = [
+                [seconds(checkout.resolve(), model, dtype, *options.samples) for checkout in (options.old, options.new)]
+                for _ in range(options.repeats)
+            ]
+            for row, samples in enumerate(options.samples):
+                pairs = [(old[row], new[row]) for old, new in runs]
                 old, new = (statistics.median(times) for times in zip(*pairs, strict=True))
                 ratio = statistics.median(new / old for old, new in pairs)
                 print(f"| {model} | {dtype} | {samples} | {old:.2f} | {new:.2f} | {ratio:.2f} |", flush=True)
