@@ -2,10 +2,9 @@
 
 python benchmarks/revisions.py OLD_CHECKOUT [NEW_CHECKOUT] [--models natural-x4 natural-x4-cvdvae] [--repeats 3]
 
-Each process draws samples of a photograph of 128x128 with the checkout's own bundled weights, first one, then as many as
-the other rows ask for; times are processor seconds of one thread, without loading and the first, warming call. Rows are
-printed as they are known: the medians, and new over old. An OLD_CHECKOUT is made by `git worktree add --detach OLD
-REVISION`.
+Each process draws samples of a photograph of 128x128 with the checkout's own bundled weights; times are processor
+seconds of one thread, without loading and the first, warming call. Rows are printed as they are known: the medians, and
+new over old. An OLD_CHECKOUT is made by `git worktree add --detach OLD REVISION`.
 """
 
 import argparse

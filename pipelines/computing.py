@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hvae_sr.hooks import PerGroup
 from hvae_sr.models import VDVAE, Condition, LRConditioner, LREncoder, VDVAESample
-from hvae_sr.models.vdvae import group_temperatures
+from hvae_sr.models.distributions import group_temperatures
 from hvae_sr.noise import NoiseSource, as_noise_source
 
 _STATIC_OUTPUTS = ("reduce-overhead", "max-autotune")

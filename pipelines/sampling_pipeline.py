@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hvae_sr.images import ImageInput, Photo
 from hvae_sr.models import VDVAE, LRConditioner, LREncoder
-from hvae_sr.models.vdvae import group_temperatures
+from hvae_sr.models.distributions import group_temperatures
 from hvae_sr.operators import cached_downsampling
 from hvae_sr.posterior import Calibration, Recipe, composite, noise_of
 from hvae_sr.sampling import Budget, Consistency, Networks, SelfEnsemble, WindowSampler, budget

@@ -8,13 +8,11 @@ import importlib.resources
 import json
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
 from diffusers.models.modeling_utils import ModelMixin
@@ -30,8 +28,7 @@ from ..baselines import (
     SRVGGNetCompact,
     guided_diffusion,
 )
-from ..files import remove_abandoned, temporary_path
-from .convert import LISTED_KEYS, ConversionError, load_checkpoint
+from .convert import LISTED_KEYS, ConversionError, load_checkpoint, new_folder, write_folder
 from .detect import READABLE, Finding, identify
 from .ncnn import load_ncnn
 
@@ -148,29 +145,14 @@ def convert_baseline(
     """
     if (preset is None) == (config is None):
         raise ValueError(f"give either `preset` or `config`, got preset={preset!r}, config={config!r}")
-    output = Path(output_dir).resolve()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"`output_dir`: {output} exists and is not an empty folder")
+    output = new_folder(output_dir)
     recipe = Recipe.of_preset(preset) if preset is not None else Recipe.of_config(config or {})
     path = Path(checkpoint)
     of_ncnn = path.suffix == ".bin" and path.with_suffix(".param").is_file()
     model, scheduler = convert_state_dict(load_ncnn(path) if of_ncnn else load_checkpoint(path), recipe, preset)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(output.parent)
-    temporary = temporary_path(output)
     name, component = _PIPELINES[recipe.architecture]
-    index = {"_class_name": name, "_diffusers_version": diffusers.__version__, **recipe.pipeline}
-    try:
-        for part, value in ((component, model), ("scheduler", scheduler)):
-            if value is not None:
-                value.save_pretrained(temporary / part)
-                index[part] = ["hvae_sr", type(value).__name__]
-        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-        (temporary / "model_index.json").write_text(text, encoding="utf-8")
-        os.replace(temporary, output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return output
+    parts = {component: model} if scheduler is None else {component: model, "scheduler": scheduler}
+    return write_folder(parts, output, name, recipe.pipeline)
 
 
 def convert_state_dict(

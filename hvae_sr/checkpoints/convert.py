@@ -325,9 +325,7 @@ def convert(
         raise ValueError(f"give either `preset` or `hparams`, got preset={preset!r}, hparams={hparams!r}")
     if not isinstance(hparams or {}, Mapping):
         raise ValueError(f"`hparams` must be a mapping of names to values, got {type(hparams).__name__}")
-    output = Path(output_dir).resolve()  # a link's target, and a name for "."
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"`output_dir`: {output} exists and is not an empty folder")
+    output = new_folder(output_dir)
     recipe = _recipe_from_preset(preset) if preset is not None else None  # before a large file is read
     state = load_checkpoint(checkpoint)
     lr_class = _lr_class(state)
@@ -345,7 +343,10 @@ def convert(
         model.eval().load_state_dict(_renamed(state, names), assign=True)
         if lr_class == "LREncoder" and {"shift", "scale"} <= state.keys():
             _adopt_normalisation(model, *_on_255(float(state["shift"]), float(state["scale"])))
-    return _write(models, recipe.pipeline, output)
+    if lr_class is None:
+        return write_folder({"": models[0]}, output)
+    networks = dict(zip(("vdvae", "lr_encoder"), models, strict=True))
+    return write_folder(networks, output, "SuperResolutionPipeline", recipe.pipeline)
 
 
 @contextmanager
@@ -381,19 +382,34 @@ def _adopt_normalisation(model: Any, shift: float, scale: float) -> None:
             model.register_to_config(**{key: value})
 
 
-def _write(models: list[ModelMixin], scalars: Mapping[str, Any], output: Path) -> Path:
-    """The folder of a VDVAE or of a pipeline: into a temporary one beside `output`, then one rename."""
+def new_folder(output_dir: StrPath) -> Path:
+    """The folder that is to be made, a link's target; a ValueError unless it does not exist or is empty."""
+    output = Path(output_dir).resolve()  # and a name for "."
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"`output_dir`: {output} exists and is not an empty folder")
+    return output
+
+
+def write_folder(
+    parts: Mapping[str, Any], output: Path, pipeline: str | None = None, scalars: Mapping[str, Any] | None = None
+) -> Path:
+    """The folder of a pipeline or of one network: into a temporary one beside `output`, then one rename.
+
+    Args:
+        parts: components of the pipeline by their names; or the network alone, whose name is "".
+        output: the folder.
+        pipeline: its class.
+        scalars: of its configuration.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(output.parent)
     temporary = temporary_path(output)
     try:
-        if len(models) == 1:
-            models[0].save_pretrained(temporary)
-        else:
-            index = {"_class_name": "SuperResolutionPipeline", "_diffusers_version": diffusers.__version__, **scalars}
-            for name, model in zip(("vdvae", "lr_encoder"), models, strict=True):
-                model.save_pretrained(temporary / name)
-                index[name] = ["hvae_sr", type(model).__name__]
+        for name, part in parts.items():
+            part.save_pretrained(temporary / name)
+        if pipeline is not None:
+            index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": diffusers.__version__}
+            index |= {**(scalars or {}), **{name: ["hvae_sr", type(part).__name__] for name, part in parts.items()}}
             text = json.dumps(index, indent=2, sort_keys=True) + "\n"
             (temporary / "model_index.json").write_text(text, encoding="utf-8")
         os.replace(temporary, output)

@@ -4,7 +4,8 @@ from .condition import Condition
 from .distributions import DiagonalGaussian, DiscretizedLogisticMixture
 from .lr_conditioner import LRConditioner
 from .lr_encoder import LREncoder
-from .vdvae import VDVAE, VDVAEOutput, VDVAESample
+from .outputs import VDVAEOutput, VDVAESample
+from .vdvae import VDVAE
 
 __all__ = [
     "VDVAE",

@@ -141,6 +141,29 @@ class Convolution(nn.Conv2d):
         return self._conv_forward(x.to(dtype), self.weight.to(dtype), bias)
 
 
+class Bias(nn.Module):
+    """The learned start of the stream of one resolution: `[1, C, h, w]` of a fixed size, or `[1, C, 1, 1]`."""
+
+    def __init__(self, channels: int, side: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(1, channels, side, side))
+
+    def forward(self, batch_size: int, height: int, width: int) -> Tensor:
+        return self.bias.expand(batch_size, -1, height, width)
+
+
+class Affine(nn.Module):
+    """x * gain + bias for each channel, before the likelihood's convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(1, channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gain.to(x.dtype) + self.bias.to(x.dtype)
+
+
 class Bottleneck(nn.Module):
     """VD-VAE's block: four convolutions (1x1, kxk, kxk, 1x1), each after the activation; optional residual, pooling.
 

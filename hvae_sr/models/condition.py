@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from ..hooks import UNSET, PerGroup, entry_point, per_group
+from ..hooks import entry_point, per_group
 from ..operators import Downsampling
 from .blocks import (
     BlockSpec,
@@ -23,22 +22,10 @@ from .blocks import (
     set_compute_dtype,
 )
 from .distributions import DiagonalGaussian
+from .outputs import LRFeatures
 
 Features = dict[int, Tensor]
 """Maps of y, `{nominal resolution: [B, width, h, w]}`."""
-
-
-@dataclass
-class LRFeatures(BaseOutput):
-    """What the `forward` of an LR network returns.
-
-    Args:
-        sample: `[B, width, h, w]`, the finest feature map.
-        features: the feature map of each nominal resolution, coarse to fine.
-    """
-
-    sample: Tensor
-    features: PerGroup = UNSET
 
 
 @dataclass(frozen=True)

@@ -1,31 +1,12 @@
 """The step of one latent group: prior, posterior, z, and the blocks after it (VD-VAE, figure 3)."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
 from .blocks import BlockSpec, Bottleneck, Convolution, add_in_place, residual_block
 from .condition import Condition, GroupConditioning
 from .distributions import DiagonalGaussian
-
-
-@dataclass
-class GroupStatistics:
-    """One latent group of one top-down pass; a distribution is None where it does not exist.
-
-    Args:
-        z: `[B, C, h, w]`, the value that was passed on; this and the others of one row where all rows share them.
-        prior: p(z_l | z_<l), given y too if y conditions the prior.
-        posterior: q(z_l | z_<l, x), given y too if y conditions the stream or the posterior.
-        lr_posterior: q_psi(z_l | z_<l, y).
-    """
-
-    z: Tensor
-    prior: DiagonalGaussian
-    posterior: DiagonalGaussian | None = None
-    lr_posterior: DiagonalGaussian | None = None
-
+from .outputs import GroupStatistics
 
 _UNCONDITIONED = GroupConditioning()
 

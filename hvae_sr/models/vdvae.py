@@ -1,23 +1,21 @@
 """VD-VAE (Child, "Very deep VAEs generalize autoregressive models", ICLR 2021): the hierarchical image prior."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..hooks import UNSET, PerGroup, entry_point, execution_device, per_group
+from ..hooks import entry_point, execution_device, per_group
 from ..loading import StrictLoading
 from ..noise import NoiseSource, as_noise_source, uniform_source
 from .blocks import (
+    Affine,
+    Bias,
     BottomUp,
     Convolution,
     Upsampler,
@@ -29,81 +27,12 @@ from .blocks import (
     set_compute_dtype,
 )
 from .condition import Condition
-from .distributions import DiscretizedLogisticMixture, half_bin_shift, quantise
-from .group import GroupStatistics, TopDownBlock
+from .distributions import DiscretizedLogisticMixture, group_temperatures, half_bin_shift, quantise
+from .group import TopDownBlock
+from .outputs import TopDownOutput, VDVAEOutput, VDVAESample
 
 STRIP = 2**15
 """Positions of the stream that the likelihood's mean is computed of at a time: its parameters take many times that."""
-
-
-@dataclass
-class VDVAEOutput(BaseOutput):
-    """What `VDVAE.forward` returns.
-
-    Args:
-        sample: `[B, 3, H, W]` on [-1, 1]: E[x|z], the reconstruction.
-        loss: `[B]`, the negative ELBO = distortion + rate, nats per dimension.
-        distortion: `[B]`, -log p(x|z), nats per dimension.
-        rate: `[B]`, KL(q(z|x) || p(z)), nats per dimension.
-        group_kl: one `[B]` tensor for each group, nats.
-    """
-
-    sample: Tensor
-    loss: Tensor = UNSET
-    distortion: Tensor = UNSET
-    rate: Tensor = UNSET
-    group_kl: PerGroup = UNSET
-
-
-@dataclass
-class VDVAESample(BaseOutput):
-    """What `VDVAE.sample` returns.
-
-    Args:
-        sample: `[B, 3, H, W]`, nominally on [-1, 1], fp32, not clamped.
-        latents: the values z of every group, one `[B, latent_channels, h, w]` tensor each.
-    """
-
-    sample: Tensor
-    latents: PerGroup = UNSET
-
-
-@dataclass
-class TopDownOutput:
-    """The end of a top-down pass.
-
-    Args:
-        stream: at the finest resolution, `[B, width, h, w]`, or of one row if all are the same.
-        latents: the values z of every group, `[B, C, h, w]` each, if they are kept.
-        groups: what happened in each group, if it is kept.
-    """
-
-    stream: Tensor
-    latents: list[Tensor] = field(default_factory=list)
-    groups: list[GroupStatistics] = field(default_factory=list)
-
-
-class Bias(nn.Module):
-    """The learned start of the stream of one resolution: `[1, C, h, w]` of a fixed size, or `[1, C, 1, 1]`."""
-
-    def __init__(self, channels: int, side: int) -> None:
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(1, channels, side, side))
-
-    def forward(self, batch_size: int, height: int, width: int) -> Tensor:
-        return self.bias.expand(batch_size, -1, height, width)
-
-
-class Affine(nn.Module):
-    """x * gain + bias for each channel, before the likelihood's convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.gain = nn.Parameter(torch.ones(1, channels, 1, 1))
-        self.bias = nn.Parameter(torch.zeros(1, channels, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gain.to(x.dtype) + self.bias.to(x.dtype)
 
 
 class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
@@ -557,23 +486,3 @@ def _stream_dtype(x: Tensor) -> torch.dtype:
     kind = x.device.type
     enabled = kind != "meta" and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if enabled else x.dtype
-
-
-def group_temperatures(
-    temperature: float | Sequence[float], num_groups: int, argument: str = "temperature"
-) -> list[float]:
-    """The temperature of each group, from one for all or one for each.
-
-    Raises:
-        ValueError: not one number or `num_groups` of them, finite and >= 0; the message names `argument`.
-    """
-    given: Any = temperature
-    several = isinstance(given, Sequence) and not isinstance(given, str)
-    several = several or (isinstance(given, np.ndarray) and given.ndim > 0)
-    values = list(given) if several else [given] * num_groups
-    if len(values) != num_groups:
-        raise ValueError(f"`{argument}` must be a number or one for each of {num_groups} groups, got {len(values)}")
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
-            raise ValueError(f"`{argument}` must be a finite number >= 0, got {value!r}")
-    return [float(value) for value in values]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..hooks import PerGroup
 from ..models import VDVAE, Condition, LRConditioner, LREncoder, VDVAESample
-from ..models.group import GroupStatistics
+from ..models.outputs import GroupStatistics
 from ..noise import NoiseSource, TensorNoise
 from .memory import KEPT_FEATURES, PIXELS_PER_CHUNK, Budget
 from .sizes import SizeRequirements, pad_to
