@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from hvae_sr.hooks import PerGroup
@@ -223,7 +224,7 @@ class Computing:
         return super().to(*args, **kwargs)  # type: ignore[misc]  # of the pipeline
 
     @classmethod
-    def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
         """`DiffusionPipeline.from_pipe`; the new pipeline computes in what `pipeline` does, unless a dtype is given."""
         new = super().from_pipe(pipeline, **kwargs)  # type: ignore[misc]  # casts the weights, and so calls `to`
         if all(kwargs.get(name) is None for name in ("dtype", "torch_dtype")):
