@@ -104,10 +104,8 @@ def from_diffusers(place: str | object, name: str) -> Any:
     try:
         return getattr(importlib.import_module(place) if isinstance(place, str) else place, name)
     except (ImportError, AttributeError) as error:
-        version, what = (
-            importlib.import_module("diffusers").__version__,
-            place if isinstance(place, str) else type(place),
-        )
+        version = importlib.import_module("diffusers").__version__
+        what = place if isinstance(place, str) else type(place).__name__
         raise ImportError(
             f"diffusers {version} has no `{what}.{name}`, which hvae-sr needs: install 'diffusers>=0.40,<0.43'"
         ) from error

@@ -12,7 +12,13 @@ from torch.utils.checkpoint import checkpoint
 MAX_BLOCKS, MAX_WIDTH = 10_000, 2**16
 """Beyond these a configuration is damaged, or meant to fill the memory."""
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "silu": F.silu}
+
+def gelu(x: Tensor, inplace: bool = False) -> Tensor:
+    """As `F.silu` is called; torch has no GELU that overwrites its input."""
+    return F.gelu(x)
+
+
+ACTIVATIONS: dict[str, Callable[..., Tensor]] = {"gelu": gelu, "silu": F.silu}
 
 
 def check_choice(name: str, value: Any, allowed: Collection[Any]) -> None:
@@ -212,10 +218,10 @@ class Bottleneck(nn.Module):
         if features is not None:
             rows = max(len(h), len(features))
             h = torch.cat([part.expand(rows, -1, -1, -1) for part in (h, features.to(h))], dim=1)
-        h = self.c1(h)
-        h = self.c2(self.activation(h))
-        h = self.c3(self.activation(h))
-        h = self.c4(self.activation(h))
+        inplace = not torch.is_grad_enabled()  # what no gradient needs is overwritten: new memory would take longer
+        h = self.c2(self.activation(self.c1(h), inplace=inplace))
+        h = self.c3(self.activation(h, inplace=inplace))
+        h = self.c4(self.activation(h, inplace=inplace))
         if self.residual:
             h = add_in_place(h, x)
         if self.down_rate is not None:
