@@ -147,6 +147,9 @@ def test_the_command_writes_a_model_that_is_calibrated(make_pipeline, tmp_path, 
     assert pipe.calibration.num_images == 10 and pipe.calibration.num_samples == 2
     assert (tmp_path / "out" / "LICENSE.weights").read_text() == "for research"
     assert f"{pipe.calibration.factor:.3f}" in capsys.readouterr().out
+    assert "_name_or_path" not in json.loads((tmp_path / "out" / "model_index.json").read_text())  # of this machine
+    assert main([*command[:-6], "-o", str(tmp_path / "model"), *command[-4:]]) == 0  # in place
+    assert SuperResolutionPipeline.from_pretrained(tmp_path / "model").calibration == pipe.calibration
     assert main([*command, "--num-images", "4"]) == 2
     assert "`images` must be at least 9" in capsys.readouterr().err
     low = tmp_path / "low"

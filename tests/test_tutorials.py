@@ -40,6 +40,8 @@ def test_every_tutorial_is_tested_here():
     text = Path(__file__).read_text()
     names = [file.stem for file in TUTORIALS.glob("*.py")]
     assert len(names) == 4 and all(f'run("{name}"' in text for name in names)
+    for name in names:  # what it printed stands on its page, below the command
+        assert (TUTORIALS / f"{name}.txt").read_text().startswith(f"$ python docs/tutorials/{name}.py")
 
 
 def test_upscale(photos, model, tmp_path, capsys):

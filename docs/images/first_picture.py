@@ -17,8 +17,8 @@ from hvae_sr.images import load_image, save_image, uncertainty_to_pil
 from hvae_sr.pictures import draw_sheet, references
 from hvae_sr.pipelines import RegressionPipeline
 
-CROPS = {"chelsea.png": (140, 66, 204, 130), "coffee.png": (192, 252, 256, 316)}
-"""Photographs of scikit-image (CC0), which none of the bundled weights was trained on, and the square that is shown."""
+PHOTO, CROP = "coffee.png", (192, 252, 256, 316)
+"""A photograph of scikit-image (CC0), which none of the bundled weights was trained on, and the square shown of it."""
 MAGNIFIED = 3
 
 
@@ -35,17 +35,31 @@ def main() -> None:
     options = parser.parse_args()
     pipe = SuperResolutionPipeline.from_pretrained(options.model)
     rival = RegressionPipeline.from_pretrained(options.rival)
-    rows = []
-    for name, (left, top, right, bottom) in CROPS.items():
-        photo = load_image(Path(skimage.__file__).parent / "data" / name)
-        around = photo.crop((left - 32, top - 32, right + 32, bottom + 32))
-        small, nearest, _ = references(pipe, around)
-        out = pipe(small, temperature=options.temperature, num_samples=8, seed=0)
-        made = [*out.images[:3], out.mean[0], uncertainty_to_pil(out.std[0])]
-        tiles = [nearest, rival(small).images[0], *made, around]
-        rows.append([magnified(tile.crop((32, 32, tile.width - 32, tile.height - 32))) for tile in tiles])
-    headings = ["input", "a GAN (RealSR)", "sample 1", "sample 2", "sample 3", "mean of 8", "uncertainty", "photograph"]
-    save_image(draw_sheet(rows, headings, scale=False), options.output)
+    left, top, right, bottom = CROP
+    photo = load_image(Path(skimage.__file__).parent / "data" / PHOTO)
+    around = photo.crop((left - 32, top - 32, right + 32, bottom + 32))
+    small, nearest, _ = references(pipe, around)
+    out = pipe(small, temperature=options.temperature, num_samples=8, seed=0)
+    rows = (
+        {
+            "input": nearest,
+            "a GAN (RealSR)": rival(small).images[0],
+            "mean of 8 samples": out.mean[0],
+            "photograph": around,
+        },
+        {
+            **{f"sample {j + 1}": sample for j, sample in enumerate(out.images[:3])},
+            "uncertainty": uncertainty_to_pil(out.std[0]),
+        },
+    )
+    sheets = []
+    for row in rows:
+        tiles = [magnified(tile.crop((32, 32, tile.width - 32, tile.height - 32))) for tile in row.values()]
+        sheets.append(draw_sheet([tiles], list(row), scale=False))
+    picture = Image.new("RGB", (sheets[0].width, sum(sheet.height for sheet in sheets)), "white")
+    for number, sheet in enumerate(sheets):
+        picture.paste(sheet, (0, number * sheet.height))
+    save_image(picture, options.output)
 
 
 if __name__ == "__main__":

@@ -27,13 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    import json
     import shutil
 
     from ..checkpoints.names import resolve
     from ..evaluation.sources import list_images, open_source
-    from ..files import check_writable
+    from ..files import check_writable, write_atomically
     from ..images import load_image
     from ..pipelines import SuperResolutionPipeline
+    from ..publishing.push import files_to_push
 
     output = Path(options.output_dir)
     check_writable(output, "output_dir")
@@ -57,8 +59,14 @@ def run(options: argparse.Namespace) -> int:
     )
     folder = Path(resolve(options.model))
     if folder.is_dir():  # weights bit by bit, with their licence and card
-        shutil.copytree(folder, output, dirs_exist_ok=True)
-        pipeline.save_config(output)
+        for name, file in files_to_push(folder).items():
+            if isinstance(file, Path) and file.resolve() != (output / name).resolve():
+                (output / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, output / name)
+        index = json.loads((folder / "model_index.json").read_text("utf-8"))
+        write_atomically(
+            json.dumps({**index, "calibration": found.to_dict()}, indent=2) + "\n", output / "model_index.json"
+        )
     else:
         pipeline.save_pretrained(output)
     print(

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import IO, Any
 
 import numpy as np
@@ -240,6 +241,13 @@ def _decoded(source: PathLike | Image.Image, frame: int | None = None) -> _Decod
             return _from_pillow(image, frame)
 
 
+@cache
+def _known_formats() -> list[str]:
+    """Those of `_FORMATS` that this Pillow has: AVIF came with 11.3."""
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
 def _pillow(file: IO[bytes]) -> Image.Image:
     """The image, checked by what its header says."""
     head = file.read(21)
@@ -250,7 +258,7 @@ def _pillow(file: IO[bytes]) -> Image.Image:
         flagged = bytearray(file.read())
         flagged[20] |= 0x10
         data = io.BytesIO(bytes(flagged))
-    image = Image.open(data, formats=_FORMATS)
+    image = Image.open(data, formats=_known_formats())
     _check_size(image.size)
     _check_plausible(image, file.seek(0, io.SEEK_END))
     return image
