@@ -70,7 +70,7 @@ def test_evaluate_a_method(photos, model, tmp_path, capsys):
     run("evaluate_a_method", photos, "--model", model, "--size", 32, "--num_samples", 2, "--output_dir", tmp_path / "o")
     names = {file.name for file in (tmp_path / "o").iterdir()}
     assert names == {"model.json", "lanczos.json", "Lanczos", "plane.png", "calibration.png", "results.md"}
-    assert "| Lanczos projected |" in (tmp_path / "o" / "results.md").read_text()
+    assert "| Lanczos |" in (tmp_path / "o" / "results.md").read_text()
     assert "bicubic, first image" in capsys.readouterr().out
 
 

@@ -306,7 +306,7 @@ def results_document(reports: Sequence[Mapping[str, Any]], names: Sequence[str] 
         sets: dict[str, dict[str, Any]] = {}
         for report, row in _in_order(group):
             if "std" in row:
-                name = f"{_data_of(report)}: {method_name(report)}, {row['name']}"
+                name = f"{_data_of(report)}: {_name_of(report, row)}"
                 sets[name] = {**row, **sets.get(name, {}), "name": name, "std": 255 * float(row["std"])}
         lines += ["", *table(list(sets.values()), _SETS, "Samples")] if sets else []
         sources = dict.fromkeys(source for source, _ in map(published_rows, group) if source)
@@ -329,6 +329,12 @@ _SETS = {
     **{key: SPREAD[key] for key in ("mse_ratio_true", "mse_ratio_true_expected", "coverage")},
     "lr_psnr": QUALITY["lr_psnr"],
 }
+
+
+def _name_of(report: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """A row's name beside those of other methods; bicubic is the same in all reports."""
+    method, name = method_name(report), str(row["name"])
+    return name if "bicubic" in name or name == method else f"{method}, {name}"
 
 
 def _data_of(report: Mapping[str, Any]) -> str:
@@ -357,7 +363,7 @@ def _images_table(reports: Sequence[Mapping[str, Any]]) -> list[str]:
         for row in published_rows(report)[1]:
             cells.setdefault(row["name"], {}).setdefault(_data_of(report), _cell(row))
     for report, row in _in_order(reports):
-        name = row["name"] if "bicubic" in row["name"] else f"{method_name(report)}, {row['name']}"
+        name = _name_of(report, row)
         cells.setdefault(name, {}).setdefault(_data_of(report), _cell(row))
     data = list(dict.fromkeys(map(_data_of, reports)))
     rows = [[name, *(row.get(one, "") for one in data)] for name, row in cells.items() if any(row.values())]
