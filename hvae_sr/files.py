@@ -62,6 +62,47 @@ def write_atomically(text: str, path: Path) -> None:
         file.write(text.encode())
 
 
+@contextlib.contextmanager
+def replacing_in(folder: Path, index: str, outdated: re.Pattern[str]) -> Iterator[Path]:
+    """A folder to write to, whose files take their places in `folder` when the block ends; others there stay.
+
+    While they take them, `index`, the file that `folder` is loaded by, is absent: a process that is killed leaves what
+    was there before, or what does not load, and never files of two writers that load as one.
+
+    Args:
+        folder: made where there is none.
+        index: the name of the file that is written last.
+        outdated: names of files that do not stay beside new ones.
+
+    Raises:
+        OSError: the folder cannot be written; it is left as it was, as by any other error in the block.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(folder)
+    temporary = temporary_path(folder / "whole")
+    temporary.mkdir()
+    try:
+        yield temporary
+        files = [path for path in temporary.rglob("*") if path.is_file()]
+        for path in files:
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        files.sort(key=lambda path: path == temporary / index)
+        if files and files[-1] == temporary / index:
+            (folder / index).unlink(missing_ok=True)
+        new = {path.relative_to(temporary) for path in files}
+        for parent in {path.parent for path in new}:
+            for old in (folder / parent).glob("*"):
+                if outdated.fullmatch(old.name) and old.relative_to(folder) not in new:
+                    old.unlink()
+        for path in files:
+            place = folder / path.relative_to(temporary)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, place)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def check_writable(folder: Path, argument: str) -> None:
     """Raises a ValueError that names `argument` where a folder can neither be written to nor be made."""
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())

@@ -3,13 +3,21 @@
 import importlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from math import isfinite
+from numbers import Integral, Real
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
+
+from .files import replacing_in
 
 logger = logging.getLogger(__name__)
 
@@ -18,9 +26,14 @@ PICKLED = frozenset(("bin", "ckpt", "h5", "pickle", "pkl", "pt", "pth", "th"))
 
 
 DAMAGED = (
-    OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, SafetensorError, UnpicklingError
+    OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, SafetensorError,
+    UnpicklingError,
 )  # fmt: skip
 """What diffusers raises on folders that are damaged, incomplete or hold something else."""
+
+
+_loading = threading.RLock()
+"""While diffusers makes a model without weights, all modules of the process are made so: by one thread at a time."""
 
 
 class StrictLoading:
@@ -34,28 +47,42 @@ class StrictLoading:
         """`ModelMixin.from_pretrained`.
 
         Raises:
-            ValueError: pickled weights; or weights that lack parameters of the model, or hold others; the message names
-                them.
+            ValueError: pickled weights; weights that lack parameters of the model, hold others, or have values that are
+                no numbers (the message names them); a configuration or an argument that is none.
             OSError: no weights, or none that can be read.
         """
+        dtype = given_dtype(kwargs)
+        if dtype is not None:
+            kwargs["dtype"] = dtype
         if kwargs.get("use_safetensors") is False:
             raise ValueError("`use_safetensors=False`: pickled weights are not read, they could run any code")
         _refuse_pickles(pretrained_model_name_or_path, kwargs.get("subfolder"))
         kwargs["use_safetensors"] = True
         wants_info = kwargs.pop("output_loading_info", False)
-        with without_warning("Some weights of the model checkpoint"):  # an error here, or left out on purpose
-            loaded = super().from_pretrained(  # type: ignore[misc]
-                pretrained_model_name_or_path, output_loading_info=True, **kwargs
-            )
+        try:
+            # Unknown keys are an error here, or left out on purpose.
+            with without_warning("Some weights of the model checkpoint"), _loading:
+                loaded = super().from_pretrained(  # type: ignore[misc]
+                    pretrained_model_name_or_path, output_loading_info=True, **kwargs
+                )
+        except DAMAGED as error:
+            if isinstance(error, (OSError, ValueError)):
+                raise
+            reason = " ".join(str(error).split())[:1000] or type(error).__name__
+            raise ValueError(f"cannot load {cls.__name__} from {pretrained_model_name_or_path!r}: {reason}") from error
         if not isinstance(loaded, tuple):
             return loaded
         model, info = loaded
         info["unexpected_keys"] = [key for key in info["unexpected_keys"] if not model.leaves_out(key)]
         for kind, keys in (("lack", info["missing_keys"]), ("hold unknown", info["unexpected_keys"])):
             if keys:
-                names = ", ".join(sorted(keys)[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
                 where = f"the weights in {pretrained_model_name_or_path}"
-                raise ValueError(f"{where} {kind} keys of {cls.__name__}: {names}")
+                raise ValueError(f"{where} {kind} keys of {cls.__name__}: {_some(keys)}")
+        mismatched = [key for key, *_ in info["mismatched_keys"]]  # on request; diffusers leaves what memory held
+        own, new = model.state_dict(), cls.from_config(model.config).state_dict() if mismatched else {}  # type: ignore
+        for key in mismatched:
+            own[key].copy_(new[key])
+        _check_values(model, pretrained_model_name_or_path, kwargs.get("subfolder"))
         return (model, info) if wants_info else model
 
     def save_pretrained(
@@ -68,27 +95,115 @@ class StrictLoading:
         max_shard_size: int | str = "10GB",
         **kwargs: Any,
     ) -> None:
-        """`ModelMixin.save_pretrained`, which always writes safetensors: pickled weights would not be read again.
+        """`ModelMixin.save_pretrained`, whole or not at all, and always safetensors: pickled ones are not read again.
+
+        Weights of the same variant that were in the folder do not stay, nor does the index of their shards.
 
         Args:
             safe_serialization: False is taken for True, with a warning.
             save_directory, is_main_process, save_function, variant, max_shard_size, **kwargs: as in diffusers.
+
+        Raises:
+            ValueError: `save_directory` is a file, or `variant` is no part of a file's name.
+            OSError: it cannot be written to; what was there is left as it was.
         """
         # The arguments are listed because `DiffusionPipeline.save_pretrained` looks for their names.
         if not safe_serialization:
             logger.warning("`safe_serialization=False`: safetensors are written all the same")
-        super().save_pretrained(  # type: ignore[misc]
-            save_directory,
-            is_main_process=is_main_process,
-            save_function=save_function,
-            variant=variant,
-            max_shard_size=max_shard_size,
-            **kwargs,
-        )
+        with saving(save_directory, "config.json", variant, kwargs) as temporary:
+            super().save_pretrained(  # type: ignore[misc]
+                temporary,
+                is_main_process=is_main_process,
+                save_function=save_function,
+                variant=variant,
+                max_shard_size=max_shard_size,
+                **kwargs,
+            )
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        """`ConfigMixin.register_to_config`, which is called before a model is made.
+
+        Raises:
+            ValueError: a value of another type than the model's arguments have, or a number that is not finite.
+        """
+        own = type(self).__init__
+        hints = get_type_hints(own) if own.__module__.startswith("hvae_sr.") else {}
+        for name in kwargs.keys() & hints.keys():
+            if not _fits(kwargs[name], hints[name]):
+                raise ValueError(f"`{name}` must be {_in_words(hints[name])}, got {kwargs[name]!r}")
+        super().register_to_config(**kwargs)  # type: ignore[misc]
 
     def leaves_out(self, key: str) -> bool:
         """Whether a parameter of this name belongs to a part that the configuration leaves out on purpose."""
         return False
+
+
+@contextmanager
+def saving(
+    save_directory: str | os.PathLike[str], index: str, variant: str | None, kwargs: dict[str, Any]
+) -> Iterator[Path]:
+    """A folder for diffusers to save to, see `replacing_in`; `kwargs` of the call get the name of a Hub repository."""
+    folder = Path(save_directory)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"`save_directory` must be a folder, {folder} is none")
+    if variant is not None and not (isinstance(variant, str) and re.fullmatch(r"[\w.-]+", variant)):
+        raise ValueError(f"`variant` must be None or a word that file names can have, got {variant!r}")
+    if kwargs.get("push_to_hub"):
+        kwargs.setdefault("repo_id", folder.absolute().name)  # which diffusers would take from the folder that it sees
+    middle = rf"\.{re.escape(variant)}" if variant else ""
+    names = rf"(diffusion_pytorch_)?model({middle}(-\d+-of-\d+)?\.safetensors|\.safetensors\.index{middle}\.json)"
+    with replacing_in(folder, index, re.compile(names)) as temporary:
+        yield temporary
+
+
+def given_dtype(kwargs: dict[str, Any]) -> Any:
+    """Takes `dtype`, or `torch_dtype`, out of arguments: what diffusers knows, also where it was given by name.
+
+    Returns:
+        None, where the arguments leave it open, a dtype, or a dictionary of dtypes for the components of a pipeline.
+
+    Raises:
+        ValueError: anything but a floating-point dtype; diffusers would take it for float32.
+    """
+    given = [kwargs.pop(name, None) for name in ("dtype", "torch_dtype")]
+    value = next((one for one in given if one not in (None, "auto")), None)
+    return {name: _dtype(one) for name, one in value.items()} if isinstance(value, dict) else _dtype(value)
+
+
+def _dtype(value: Any) -> torch.dtype | None:
+    found = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
+    if value is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise ValueError(f"`dtype` must be a floating-point dtype such as torch.float16, or its name; got {value!r}")
+    return found
+
+
+_WORDS = {int: "a whole number", float: "a finite number", str: "text", bool: "True or False", NoneType: "None"}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type as arguments are annotated; what is not simple passes."""
+    parts = get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, part) for part in parts)
+    if get_origin(hint) is Sequence:
+        return isinstance(value, Sequence) and not isinstance(value, str) and all(_fits(v, parts[0]) for v in value)
+    if hint is int:
+        return isinstance(value, Integral) and not isinstance(value, bool)
+    if hint is float:
+        return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
+    return isinstance(value, hint) if isinstance(hint, type) else True
+
+
+def _in_words(hint: Any) -> str:
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(_in_words(part) for part in get_args(hint))
+    if get_origin(hint) is Sequence:
+        return f"a list, each of it {_in_words(get_args(hint)[0])}"
+    return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(sorted(names)[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def from_diffusers(place: str | object, name: str) -> Any:
@@ -133,6 +248,24 @@ def _is_pickled(name: str) -> bool:
     """Whether a file is called like pickled weights or the index of their shards (`x.bin`, `x.bin.index.fp16.json`)."""
     parts = name.lower().split(".")
     return parts[-1] in PICKLED or (parts[-1] == "json" and "index" in parts and not PICKLED.isdisjoint(parts))
+
+
+def _check_values(model: torch.nn.Module, source: str | os.PathLike[str] | None, subfolder: str | None) -> None:
+    """Raises a ValueError for weights that are NaN or infinite, or were stored, in a folder on disk, as integers."""
+    own = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    bad = [name for name, tensor in own.items() if tensor.device.type != "meta" and not tensor.isfinite().all()]
+    if bad:
+        raise ValueError(f"the weights in {source} have NaN or infinite values: {_some(bad)}")
+    for path in (Path(source or "") / (subfolder or "")).glob("*.safetensors") if source is not None else ():
+        with safe_open(path, "pt") as file:
+            bad = [key for key in own.keys() & set(file.keys()) if not _is_float(file.get_slice(key).get_dtype())]
+        if bad:
+            raise ValueError(f"{path} holds integers where {type(model).__name__} has weights: {_some(bad)}")
+
+
+def _is_float(dtype: str) -> bool:
+    """Whether a dtype of safetensors is one ("F32", "BF16", "F8_E4M3"); "BOOL" and "I8" are not."""
+    return dtype.startswith(("F", "BF"))
 
 
 def _refuse_pickles(source: str | os.PathLike[str] | None, subfolder: str | None) -> None:

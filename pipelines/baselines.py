@@ -22,7 +22,7 @@ from hvae_sr.sampling.sizes import SizeRequirements, pad_to
 from hvae_sr.sampling.windows import Window
 
 from .compared import Call, ComparedPipeline
-from .inputs import check_count
+from .inputs import check_count, check_network
 from .super_resolution import SuperResolutionPipeline
 
 
@@ -122,6 +122,7 @@ class HCFlowPipeline(ComparedPipeline):
     ) -> None:
         super().__init__()
         check_count("window_margin", window_margin, 0)
+        check_network("flow", flow, HCFlow)
         self.register_modules(flow=flow)
         own = _own_factor(scale_factor, flow.scale_factor)
         self._configure(own, downsampling_kernel, default_temperature, enforce_consistency, window_margin=window_margin)
@@ -200,6 +201,7 @@ class SR3Pipeline(_ChainPipeline):
         num_inference_steps: int | str | None = None,
     ) -> None:
         super().__init__()
+        check_network("unet", unet, SR3UNet)
         self.register_modules(unet=unet, scheduler=scheduler)
         own = {"num_inference_steps": num_inference_steps}
         self._configure(scale_factor, downsampling_kernel, default_temperature, enforce_consistency, **own)
@@ -253,6 +255,7 @@ class DPSPipeline(_ChainPipeline):
         num_inference_steps: int | str | None = None,
     ) -> None:
         super().__init__()
+        check_network("unet", unet, GuidedDiffusionUNet)
         self.register_modules(unet=unet, scheduler=scheduler)
         self._bytes: dict[tuple[Any, ...], int] = {}
         own = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps}

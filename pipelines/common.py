@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from diffusers import DiffusionPipeline
 
 from hvae_sr.checkpoints.names import resolve
-from hvae_sr.loading import DAMAGED, without_warning
+from hvae_sr.loading import DAMAGED, given_dtype, saving, without_warning
 from hvae_sr.operators import Downsampling, cached_downsampling
 
 from .inputs import SamplingOptions, check_components
@@ -62,6 +62,9 @@ class PhotoPipeline(DiffusionPipeline):
             OSError: what the Hub answers.
         """
         folder = resolve(pretrained_model_name_or_path)
+        dtype = given_dtype(kwargs)
+        if dtype is not None:
+            kwargs["dtype"] = dtype
         try:
             with without_warning("You have passed a non-standard module"):  # ours, and checked
                 return super().from_pretrained(folder, **cls._loading_options(folder, kwargs))
@@ -71,6 +74,22 @@ class PhotoPipeline(DiffusionPipeline):
             reason = " ".join(str(error).split()) or type(error).__name__
             reason = reason if len(reason) <= 1000 else f"{reason[:1000]}..."
             raise ValueError(f"cannot load {os.fspath(pretrained_model_name_or_path)!r}: {reason}") from error
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """`DiffusionPipeline.save_pretrained`, whole or not at all: never networks of two savings beside each other.
+
+        Raises:
+            ValueError: `save_directory` is a file, or `variant` is no part of a file's name.
+            OSError: it cannot be written to; what was there is left as it was.
+        """
+        with saving(save_directory, "model_index.json", variant, kwargs) as temporary:
+            super().save_pretrained(temporary, safe_serialization=safe_serialization, variant=variant, **kwargs)
 
     @classmethod
     def _loading_options(cls, folder: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -85,8 +85,6 @@ class ComparedPipeline(PhotoPipeline):
     @classmethod
     def _loading_options(cls, folder: str, options: dict[str, Any]) -> dict[str, Any]:
         kept = {name: value for name, value in options.items() if name != "load_encoder"}  # of our own systems
-        if kept.get("dtype") in (None, "auto"):
-            kept.pop("dtype", None)
         return {"use_safetensors": True, **kept}
 
     def check_inputs(

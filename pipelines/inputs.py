@@ -104,6 +104,13 @@ def check_flag(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be True or False, got {value!r}")
 
 
+def check_network(name: str, network: Any, *classes: type) -> None:
+    """Raises a ValueError unless `network`, also one of `torch.compile`, is of one of the classes."""
+    if not isinstance(getattr(network, "_orig_mod", network), classes):
+        allowed = " or ".join(one.__name__ for one in classes)
+        raise ValueError(f"`{name}` must be of the class {allowed}, got {type(network).__name__}")
+
+
 def check_consistency(consistency: Any) -> None:
     """Raises a ValueError unless `consistency` is one of `CONSISTENCIES`."""
     if consistency not in CONSISTENCIES:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hvae_sr.images import ImageInput, Photo
+from hvae_sr.loading import given_dtype
 from hvae_sr.models import VDVAE, LRConditioner, LREncoder
 from hvae_sr.models.distributions import group_temperatures
 from hvae_sr.operators import cached_downsampling
@@ -22,6 +23,7 @@ from .inputs import (
     check_consistency,
     check_count,
     check_flag,
+    check_network,
     chosen_consistency,
     is_list,
     seeds_of_samples,
@@ -49,6 +51,8 @@ class SamplingPipeline(Computing, PhotoPipeline):
         calibration: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        check_network("vdvae", vdvae, VDVAE)
+        check_network("lr_encoder", lr_encoder, LREncoder, LRConditioner)
         check_flag("fast_inference", fast_inference)
         check_consistency(consistency)
         group_temperatures(default_temperature, vdvae.num_groups, "default_temperature")
@@ -99,8 +103,7 @@ class SamplingPipeline(Computing, PhotoPipeline):
             ValueError: an unknown name, or a folder that is damaged or holds something else.
             OSError: what the Hub answers.
         """
-        dtypes = [kwargs.pop(name, None) for name in ("dtype", "torch_dtype")]
-        dtype = next((given for given in dtypes if given not in (None, "auto")), None)
+        dtype = given_dtype(kwargs)
         if dtype is not None:
             kwargs["dtype"] = dtype
         loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)

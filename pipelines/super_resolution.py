@@ -112,6 +112,7 @@ class SuperResolutionPipeline(IntervalPipeline):
         given = noise is not None or latents is not None
         for y, _ in photos:
             self._check_size(y, call, given)
+            self._budget(y, num_samples, call)  # before anything is made for so many samples
         if given and len({y.shape for y, _ in photos}) > 1:
             raise ValueError("`noise` and `latents` need images of one size; `image` has several")
         rows = len(photos) * num_samples

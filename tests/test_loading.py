@@ -1,13 +1,18 @@
 """Saving and loading as diffusers' own tests ask for it, where this package reads safetensors only."""
 
+import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
+from safetensors.torch import load_file, save_file
 
-from hvae_sr import SuperResolutionPipeline
+from hvae_sr import EDSR, VDVAE, SuperResolutionPipeline
 from hvae_sr.loading import from_diffusers
 
 over_models = pytest.mark.parametrize("kind", ["vdvae", "cvdvae", "vdvae-sr"])
@@ -65,3 +70,172 @@ def test_a_diffusers_without_a_name_that_is_needed_says_which_versions_have_it(m
 def test_a_registry_that_diffusers_keeps_elsewhere_is_named() -> None:
     with pytest.raises(ImportError, match="has no `Linear._hooks_of_diffusers`.*install 'diffusers>=0.40,<"):
         from_diffusers(torch.nn.Linear(1, 1), "_hooks_of_diffusers")
+
+
+def weights_of(pipe: SuperResolutionPipeline) -> list[torch.Tensor]:
+    return [*pipe.vdvae.state_dict().values(), *pipe.lr_encoder.state_dict().values()]
+
+
+def is_same(folder: Path, pipe: SuperResolutionPipeline, **options: Any) -> bool:
+    """Whether a folder loads as this pipeline."""
+    loaded = SuperResolutionPipeline.from_pretrained(folder, **options)
+    return all(map(torch.equal, weights_of(loaded), weights_of(pipe)))
+
+
+def test_what_was_saved_last_loads_and_other_variants_stay(make_pipeline: Any, tmp_path: Path) -> None:
+    first, second = make_pipeline(seed=0), make_pipeline(seed=1)
+    first.save_pretrained(tmp_path, max_shard_size="5KB")
+    first.save_pretrained(tmp_path, variant="fp16", max_shard_size="5KB")
+    second.save_pretrained(tmp_path)
+    assert is_same(tmp_path, second) and is_same(tmp_path, first, variant="fp16")
+    second.save_pretrained(tmp_path, variant="fp16")
+    assert is_same(tmp_path, second, variant="fp16")
+    kept = ["config.json", *(f"diffusion_pytorch_model{variant}.safetensors" for variant in ("", ".fp16"))]
+    assert sorted(path.name for path in (tmp_path / "vdvae").iterdir()) == sorted(kept)
+
+
+@pytest.mark.parametrize("error", [OSError("no space left on device"), KeyboardInterrupt()])
+def test_a_saving_that_fails_leaves_the_folder_as_it_was(
+    make_pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    first, second = make_pipeline(seed=0), make_pipeline(seed=1)
+    first.save_pretrained(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    calls = []
+
+    def full(tensors: Any, path: Any, **options: Any) -> None:
+        calls.append(path)
+        if len(calls) == 2:
+            Path(path).write_bytes(b"half of it")
+            raise error
+        save_file(tensors, path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors.torch, "save_file", full)
+        with pytest.raises(type(error)):
+            second.save_pretrained(tmp_path)
+    assert len(calls) == 2
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_files_of_two_savings_never_load_as_one_pipeline(
+    make_pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = make_pipeline(seed=0), make_pipeline(seed=1)
+    first.save_pretrained(tmp_path)
+    replace, done = os.replace, []
+
+    def stop(source: Any, place: Any) -> None:
+        if ".tmp" not in Path(place).parent.name and tmp_path / "vdvae" in Path(place).parents:
+            done.append(place)
+            if len(done) == 2:
+                raise KeyboardInterrupt
+        replace(source, place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            second.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="model_index.json"):
+        SuperResolutionPipeline.from_pretrained(tmp_path)
+    second.save_pretrained(tmp_path)
+    assert is_same(tmp_path, second) and not list(tmp_path.rglob(".*"))
+
+
+def test_places_that_cannot_be_saved_to_are_named(make_pipeline: Any, tmp_path: Path) -> None:
+    pipe = make_pipeline()
+    (tmp_path / "file").write_text("")
+    for saved in (pipe, pipe.vdvae):
+        with pytest.raises(ValueError, match="`save_directory` must be a folder"):
+            saved.save_pretrained(tmp_path / "file")
+        for variant in ("../fp16", "", 16):
+            with pytest.raises(ValueError, match="`variant` must be"):
+                saved.save_pretrained(tmp_path / "model", variant=variant)
+
+
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_dtypes_are_known_by_name_and_nothing_else_is_taken_for_float32(
+    make_pipeline: Any, tmp_path: Path, name: str
+) -> None:
+    make_pipeline().save_pretrained(tmp_path)
+    for source, load in (
+        (tmp_path, SuperResolutionPipeline.from_pretrained),
+        (tmp_path / "vdvae", VDVAE.from_pretrained),
+    ):
+        for value in ("float16", "torch.float16", torch.float16):
+            assert load(source, **{name: value}).dtype == torch.float16
+        assert load(source, **{name: "auto"}).dtype == torch.float32
+        for value in ("fp16", torch.int8, "int8", 16, "nn"):
+            with pytest.raises(ValueError, match="`dtype` must be a floating-point dtype"):
+                load(source, **{name: value})
+    mixed = SuperResolutionPipeline.from_pretrained(tmp_path, **{name: {"vdvae": "bfloat16", "default": "float16"}})
+    assert (mixed.vdvae.dtype, mixed.lr_encoder.dtype) == (torch.bfloat16, torch.float16)
+
+
+def test_threads_may_load_at_once_and_later_models_have_weights(make_vdvae: Any, tmp_path: Path) -> None:
+    model = make_vdvae()
+    model.save_pretrained(tmp_path)
+    loaded: list[Any] = []
+    threads = [
+        threading.Thread(target=lambda: loaded.extend(VDVAE.from_pretrained(tmp_path) for _ in range(4)))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(loaded) == 16
+    for one in [*loaded, make_vdvae()]:
+        assert all(map(torch.equal, one.state_dict().values(), model.state_dict().values()))
+
+
+BAD_WEIGHTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "have NaN or infinite values: out_conv.weight": lambda w: w * float("inf"),
+    "holds integers where VDVAE has weights: out_conv.weight": lambda w: w.int(),
+    "holds integers where VDVAE has weights: out_conv.weig": lambda w: w > 0,
+}
+
+
+@pytest.mark.parametrize(("message", "change"), BAD_WEIGHTS.items())
+def test_weights_that_are_no_numbers_are_refused(
+    make_vdvae: Any, tmp_path: Path, message: str, change: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    make_vdvae().save_pretrained(tmp_path)
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    save_file(weights | {"out_conv.weight": change(weights["out_conv.weight"])}, path, {"format": "pt"})
+    with pytest.raises(ValueError, match=message):
+        VDVAE.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.json", "[" * 100_000),
+        ("config.json", '{"_class_name": "VDVAE", "width": "8"}'),
+        ("diffusion_pytorch_model.safetensors.index.json", "{}"),
+        ("diffusion_pytorch_model.safetensors.index.json", '{"metadata": {}, "weight_map": {"a": 3}}'),
+    ],
+)
+def test_damaged_folders_of_a_model_are_one_kind_of_error(
+    make_vdvae: Any, tmp_path: Path, name: str, text: str
+) -> None:
+    make_vdvae().save_pretrained(tmp_path)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError):
+        VDVAE.from_pretrained(tmp_path)
+
+
+def test_networks_of_other_classes_are_named(make_vdvae: Any, make_lr_network: Any) -> None:
+    vdvae, lr_encoder = make_vdvae(), make_lr_network("cvdvae")
+    with pytest.raises(ValueError, match="`vdvae` must be of the class VDVAE, got NoneType"):
+        SuperResolutionPipeline(None, lr_encoder)
+    with pytest.raises(ValueError, match="`lr_encoder` must be of the class LREncoder or LRConditioner, got VDVAE"):
+        SuperResolutionPipeline(vdvae, vdvae)
+    with pytest.raises(ValueError, match="called by a text or a path, got None"):
+        SuperResolutionPipeline.from_pretrained(None)
+
+
+def test_configurations_take_lists_of_numbers_alone() -> None:
+    with pytest.raises(ValueError, match="`mean` must be a list, each of it a finite number, got"):
+        EDSR(num_blocks=1, width=8, mean=[0.4, "0.4", 0.4])

@@ -772,3 +772,9 @@ def test_pipelines_that_share_networks_and_not_the_dtype_take_turns(make_pipelin
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@torch.no_grad()
+def test_more_samples_than_memory_holds_are_refused_before_anything_is_made_for_them(make_pipeline):
+    with pytest.raises(ValueError, match="too little for 1000000000 samples of 32x32"):
+        make_pipeline()(torch.rand(3, 8, 8), num_samples=10**9)

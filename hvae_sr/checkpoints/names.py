@@ -27,8 +27,10 @@ def resolve(name: str | os.PathLike[str]) -> str:
     """A folder, or an id on the Hub, for what a user calls a model: a bundled name, a folder or a Hub id.
 
     Raises:
-        ValueError: neither a folder nor a bundled name, and no "owner/name" either.
+        ValueError: neither a folder nor a bundled name, and no "owner/name" either; or no name at all.
     """
+    if not isinstance(name, (str, os.PathLike)):
+        raise ValueError(f"a model is called by a text or a path, got {name!r}")
     text = os.fspath(name)
     if os.path.isfile(os.path.join(text, "model_index.json")):
         return text

@@ -59,6 +59,8 @@ def _to_tensor(image: Any, name: str) -> torch.Tensor:
             raise ImageError(f"{name} as a tensor must be [3, H, W] or [1, H, W], got {tuple(image.shape)}")
         if image.dtype != torch.uint8 and not image.is_floating_point():
             raise ImageError(f"{name} must be uint8 or float, got dtype {image.dtype}")
+        if image.layout != torch.strided or image.device.type == "meta":
+            raise ImageError(f"{name} must be a dense tensor with values, got {image.layout} on {image.device}")
         tensor = image
     else:
         kind = type(image).__name__

@@ -1,5 +1,7 @@
 """VDVAE-SR's conditioning of a VD-VAE on y: the thesis' final model, and what it is compared with in table 5.1."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -81,7 +83,7 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         gate_init: float = 0.0,
         scale_factor: int = 4,
         likelihood_location: str | None = None,
-        downsampling_kernel: str = "bicubic",
+        downsampling_kernel: str | Sequence[float] | Tensor = "bicubic",
         decoder_blocks: str = "4x2,8m4,8x2,16m8,16x2,32m16,32x2",
         decoder_width: int = 32,
         decoder_custom_widths: str | None = None,

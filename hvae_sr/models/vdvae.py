@@ -14,6 +14,7 @@ from ..hooks import entry_point, execution_device, per_group
 from ..loading import StrictLoading
 from ..noise import NoiseSource, as_noise_source, uniform_source
 from .blocks import (
+    MAX_WIDTH,
     Affine,
     Bias,
     BottomUp,
@@ -103,12 +104,14 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         check_choice("output_bits", output_bits, (5, 8))
         check_choice("mixin_upsampling", mixin_upsampling, ("nearest", "pixel_shuffle"))
         for name in ("image_size", "latent_channels", "num_mixtures", "patch_size"):
-            if not isinstance(self.config[name], int) or self.config[name] < 1:
-                raise ValueError(f"`{name}` must be an integer of at least 1, got {self.config[name]!r}")
-        if residual_multiple is not None and not 0 < residual_multiple < float("inf"):
-            raise ValueError(f"`residual_multiple` must be None or above 0 and finite, got {residual_multiple!r}")
-        if max_log_sigma is not None and not isinstance(max_log_sigma, (int, float)):
-            raise ValueError(f"`max_log_sigma` must be a number or None, got {max_log_sigma!r}")
+            if self.config[name] < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {self.config[name]!r}")
+        if 10 * num_mixtures * patch_size**2 > MAX_WIDTH:
+            raise ValueError(
+                f"`num_mixtures` = {num_mixtures} and `patch_size` = {patch_size} make more than {MAX_WIDTH} channels"
+            )
+        if residual_multiple is not None and not residual_multiple > 0:
+            raise ValueError(f"`residual_multiple` must be None or above 0, got {residual_multiple!r}")
         widths = parse_widths(width, custom_widths)
         channels = parse_widths(latent_channels, custom_latent_channels, "latent_channels")
         specs = parse_blocks(decoder_blocks, "decoder_blocks", "xmr")

@@ -136,7 +136,7 @@ def budget(
         output_type: of the samples.
         keep_images: whether they are all kept.
         max_memory: bound of the process (CPU) or of the device's memory, bytes; None: half of what is available, for
-            images that are large enough to matter.
+            images that are large enough, or of so many samples, that it matters.
         device: where the networks run.
         self_ensemble: whether samples are turned back, which copies them.
         batch_size: samples that are drawn at once, where that is given; else large images are drawn one by one.
@@ -148,11 +148,11 @@ def budget(
     at_once = min(batch_size or 1, num_samples)
     # Of no use to a single evaluation; and with a self-ensemble every sample sees y in another orientation.
     features = KEPT_FEATURES if num_samples > at_once and not self_ensemble else 0
-    found = memory_bound(max_memory, math.prod(size), device)
+    kept = num_samples if keep_images else 1
+    found = memory_bound(max_memory, math.prod(size) * kept, device)
     if found is None:
         return Budget(PIXELS_PER_CHUNK, features)
     bound, name, used = found
-    kept = num_samples if keep_images else 1
     # Bytes a pixel: the samples that are drawn, and turned back; mean and squares of all.
     arrays = 12 * at_once * (2 if self_ensemble else 1) + (24 if num_samples > 1 else 0)
     at_the_end = 0

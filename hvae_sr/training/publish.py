@@ -4,7 +4,6 @@ import copy
 import logging
 import os
 import shlex
-import shutil
 import tempfile
 import textwrap
 from pathlib import Path
@@ -15,7 +14,7 @@ from diffusers.configuration_utils import FrozenDict
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 
 from ..checkpoints.names import is_hub_id
-from ..files import remove_abandoned, temporary_path, write_atomically
+from ..files import write_atomically
 from ..images import save_image
 from ..pipelines import SuperResolutionPipeline
 from ..publishing.card import IMAGES_FOLDER, NOTES_FILE, write_model_card
@@ -54,9 +53,6 @@ def build_pipeline(objective: Objective, config: TrainingConfig, components: dic
 def write_folder(objective: Objective, config: TrainingConfig, folder: Path) -> None:
     """Writes the networks with the weights they have: a VDVAE folder, or a pipeline folder with both networks.
 
-    All files are written beside their places first. While they take them, the one that a folder is loaded by is absent:
-    networks of two runs never load as one pipeline.
-
     Raises:
         OSError: the folder cannot be written, such as on a full disk.
     """
@@ -66,24 +62,12 @@ def write_folder(objective: Objective, config: TrainingConfig, folder: Path) -> 
     if config.saved_dtype == "float16":  # of copies: the run's own weights stay as exact as they are
         components = {name: copy.deepcopy(network).half() for name, network in components.items()}
     if config.stage == "vdvae":
-        result, index = components["vdvae"], "config.json"
+        result = components["vdvae"]
     else:
-        index = "model_index.json"
         result = build_pipeline(objective, config, components)
         if isinstance(result, SuperResolutionPipeline):
             result.register_to_config(fast_inference=config.mixed_precision == "bf16")  # what was trained in
-    remove_abandoned(folder)
-    temporary = temporary_path(folder / "export")
-    try:
-        result.save_pretrained(temporary)
-        (folder / index).unlink(missing_ok=True)
-        files = [path for path in temporary.rglob("*") if path.is_file()]
-        for path in sorted(files, key=lambda path: path == temporary / index):
-            place = folder / path.relative_to(temporary)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, place)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    result.save_pretrained(folder)
 
 
 def write_card(config: TrainingConfig, folder: Path, records: list[dict[str, Any]], updates: int) -> None:

@@ -614,7 +614,7 @@ def test_a_folder_whose_export_was_cut_short_does_not_load_as_a_mixture(stage, i
     replace_file, moved = os.replace, []
 
     def cut_short(source, target):
-        if ".safetensors" in str(target) and "checkpoint" not in str(target):
+        if ".safetensors" in str(target) and "checkpoint" not in str(target) and ".tmp" not in str(target):
             moved.append(target)
             raise KeyboardInterrupt
         replace_file(source, target)
