@@ -44,7 +44,7 @@ class BaselineObjective(PairedObjective):
         if not isinstance(network, self.architectures):
             allowed = " or ".join(each.__name__ for each in self.architectures)
             raise ValueError(f"`network` must be {allowed} for this stage, got {type(network).__name__}")
-        own = getattr(network, "scale_factor", network.config.get("scale_factor", operator.scale_factor))
+        own = network.config.get("scale_factor") or getattr(network, "scale_factor", operator.scale_factor)
         if own != operator.scale_factor:
             raise ValueError(f"`scale_factor` must be the network's {own}, got {operator.scale_factor}")
         found = None if scheduler is None else scheduler.config.variance_type
