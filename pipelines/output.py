@@ -176,12 +176,8 @@ class RunningMoments:
             self.mean[..., rows, :] += difference / self.count
             self.squares[..., rows, :] += difference * (image[..., rows, :] - self.mean[..., rows, :])
 
-    def std(self) -> Tensor:
-        """Population standard deviation, `[3, H, W]`; zero for one image."""
-        return torch.sqrt(self.squares / self.count)
-
     def std_(self) -> Tensor:
-        """`std` in the memory of the sum of squares: nothing can be added any more."""
+        """Population standard deviation, in the memory of the sum of squares: nothing can be added any more."""
         return self.squares.div_(self.count).sqrt_()
 
 

@@ -48,11 +48,6 @@ class SelfEnsemble:
         self._make, self._y = make, y
         self._orientation, self._sampler = 0, make(y)
 
-    @property
-    def samples_at_once(self) -> int:
-        """How many samples one network evaluation may take."""
-        return self._sampler.samples_at_once
-
     def sample(self, seeds: Sequence[int], **arguments: Any) -> VDVAESample:
         """A sample for each seed; without latents, as those of samples have no common grid.
 
