@@ -216,7 +216,7 @@ class Bottleneck(nn.Module):
         """
         h = self.activation(x)
         if features is not None:
-            rows = max(len(h), len(features))
+            rows = h.shape[0] if features.shape[0] == 1 else features.shape[0]  # which may be a symbol, not so `len`
             h = torch.cat([part.expand(rows, -1, -1, -1) for part in (h, features.to(h))], dim=1)
         inplace = not torch.is_grad_enabled()  # what no gradient needs is overwritten: new memory would take longer
         h = self.c2(self.activation(self.c1(h), inplace=inplace))
