@@ -33,7 +33,20 @@ DAMAGED = (
 
 
 _loading = threading.RLock()
-"""While diffusers makes a model without weights, all modules of the process are made so: by one thread at a time."""
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """For one thread after the other: while diffusers makes a model, all of the process are made as it is.
+
+    That is without weights, and with its dtype, which diffusers leaves changed where the model cannot be made.
+    """
+    with _loading:
+        dtype = torch.get_default_dtype()
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
 
 
 class StrictLoading:
@@ -61,7 +74,7 @@ class StrictLoading:
         wants_info = kwargs.pop("output_loading_info", False)
         try:
             # Unknown keys are an error here, or left out on purpose.
-            with without_warning("Some weights of the model checkpoint"), _loading:
+            with without_warning("Some weights of the model checkpoint"), _one_at_a_time():
                 loaded = super().from_pretrained(  # type: ignore[misc]
                     pretrained_model_name_or_path, output_loading_info=True, **kwargs
                 )

@@ -58,6 +58,7 @@ def test_a_saved_network_loads_again_and_strictly(name: str, images: Tensor, tmp
     loaded = ARCHITECTURES[name].from_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["_class_name"] == name
     assert torch.equal(run(loaded, images), run(model, images))
+    assert ARCHITECTURES[name].from_pretrained(tmp_path, dtype=torch.float16).dtype == torch.float16
     other = make(name)
     other.register_parameter("another", nn.Parameter(torch.ones(1)))
     other.save_pretrained(tmp_path)

@@ -226,6 +226,14 @@ def test_damaged_folders_of_a_model_are_one_kind_of_error(
         VDVAE.from_pretrained(tmp_path)
 
 
+def test_a_loading_that_fails_leaves_the_default_dtype_of_the_process(make_vdvae: Any, tmp_path: Path) -> None:
+    make_vdvae().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"_class_name": "VDVAE", "width": 0}')
+    with pytest.raises(ValueError, match="`width`"):
+        VDVAE.from_pretrained(tmp_path, dtype=torch.float16)
+    assert torch.get_default_dtype() == torch.float32
+
+
 def test_networks_of_other_classes_are_named(make_vdvae: Any, make_lr_network: Any) -> None:
     vdvae, lr_encoder = make_vdvae(), make_lr_network("cvdvae")
     with pytest.raises(ValueError, match="`vdvae` must be of the class VDVAE, got NoneType"):

@@ -64,9 +64,10 @@ class InvertibleConv(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        # On a meta device there are no numbers to orthogonalise.
-        weight = torch.empty(channels, channels)
-        self.weight = nn.Parameter(weight if weight.is_meta else nn.init.orthogonal_(weight))
+        # On a meta device there are no numbers to orthogonalise, and in half precision no QR decomposition.
+        weight = torch.empty(channels, channels, dtype=torch.float32)
+        weight = weight if weight.is_meta else nn.init.orthogonal_(weight)
+        self.weight = nn.Parameter(weight.to(torch.get_default_dtype()))
 
     def forward(self, z: Tensor, log_det: Tensor, reverse: bool = False) -> tuple[Tensor, Tensor]:
         """z' and `log_det`."""
