@@ -10,7 +10,7 @@ import os
 from hvae_sr.demo.interface import build, launch
 
 demo = build(
-    os.environ.get("HVAE_SR_MODELS", "natural-x4,natural-x2,natural-x8,natural-x4-cvdvae").split(","),
+    os.environ.get("HVAE_SR_MODELS", "natural-x4,photo-x4,natural-x2,natural-x8,natural-x4-cvdvae").split(","),
     max_pixels=int(os.environ.get("HVAE_SR_MAX_PIXELS", 256 * 256)),
 )
 

@@ -15,6 +15,7 @@ from PIL import Image
 from scipy import ndimage
 
 from hvae_sr import SuperResolutionPipeline, __version__
+from hvae_sr.checkpoints.names import DEFAULT, PHOTO
 from hvae_sr.images import read_photo, save_image, to_tensor, uncertainty_to_pil
 from hvae_sr.images.degradation import inspect
 from hvae_sr.models.group import TopDownBlock
@@ -194,6 +195,18 @@ class Engine:
         """Sides of a model's samples over those of its input."""
         return int(self.pipelines[model].config.scale_factor)
 
+    def suited(self, picture: Image.Image) -> tuple[str, str]:
+        """The model for how a picture looks, and a sentence that says why; "" twice if it is not offered, or too small.
+
+        It is between the model of clean pictures and that of all others; models of other factors are the visitor's.
+        """
+        statistics = inspect(to_tensor(picture))
+        if statistics is None or not {DEFAULT, PHOTO} <= set(self.pipelines):
+            return "", ""
+        reasons = statistics.reasons()
+        name, look = (PHOTO, " and ".join(reasons)) if reasons else (DEFAULT, "looks clean")
+        return name, f"Model {name}, as the picture {look}."
+
     def limit(self, model: str) -> int:
         """Pixels of an input that a model takes."""
         return max(self.max_pixels * 16 // max(self.scale(model), 4) ** 2, 16)
@@ -275,7 +288,7 @@ def describe(recipe: Recipe) -> str:
 
 
 def warnings(image: Image.Image) -> list[str]:
-    """How a picture differs from what the models expect, a sentence each."""
+    """How a picture differs from what models of clean ones expect, a sentence each."""
     statistics = inspect(to_tensor(image))
     found = statistics.warnings() if statistics is not None else []
     # What to do about it is said there for the command line.

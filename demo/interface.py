@@ -153,9 +153,12 @@ class Page(Handlers):
         framing = [page.shrink, page.frame, page.framing, page.tabs]
         photo = [page.image, page.about, *framing]
         # Of an upload too, whose own event would read the photo once more, and reset the frame on it.
-        page.image.input(self.on_image, [visit, page.image, page.model], photo, **quick)
-        page.examples.take(self.on_example, [visit, page.model], photo, **quick)
-        page.shrink.click(self.on_shrink, [visit, page.model], photo, **quick)
+        for taken in (
+            page.image.input(self.on_image, [visit, page.image, page.model], photo, **quick),
+            page.examples.take(self.on_example, [visit, page.model], photo, **quick),
+            page.shrink.click(self.on_shrink, [visit, page.model], photo, **quick),
+        ):
+            taken.then(self.on_look_of_photo, [visit, page.model], page.model, **quick)
         page.frame.frame(self.on_frame, visit, None, **now)
         page.model.change(self.on_model, [visit, page.model], photo[1:], **quick)
 

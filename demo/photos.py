@@ -10,6 +10,8 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from hvae_sr.checkpoints.names import DEFAULT, PHOTO
+
 from . import markup
 from .engine import Engine, Refused, Visit, warnings
 from .layout import examples
@@ -82,6 +84,11 @@ class Photos:
         previews = list(Path(self.root.name).glob(f"*/*/{visit.preview}.png"))
         return self._about(visit, model), *self._framing(visit, model, *previews)
 
+    def on_look_of_photo(self, visit: Visit, model: str) -> Any:
+        """The model that suits a new picture; the visitor may take another one."""
+        suited = self.engine.suited(visit.photo)[0] if visit.photo is not None and model in (DEFAULT, PHOTO) else ""
+        return gr.Dropdown(self.models, value=suited) if suited not in ("", model) else gr.skip()
+
     def _about(self, visit: Visit, model: str) -> str:
         assert visit.photo is not None
         (width, height), scale = visit.photo.size, self.engine.scale(model)
@@ -90,7 +97,10 @@ class Photos:
         else:
             side = int(self.engine.limit(model) ** 0.5)
             lines = [f"{width} x {height} pixels: frame a detail, up to {side} x {side} or as many in another shape."]
-        return markup.note(*lines) + markup.note(*warnings(visit.photo), kind="warning")
+        suited, why = self.engine.suited(visit.photo)
+        takes_all = self.engine.pipelines[model].config.get("consistency") == "none"
+        lines += [why] if model == suited else []
+        return markup.note(*lines) + markup.note(*([] if takes_all else warnings(visit.photo)), kind="warning")
 
     def _framing(self, visit: Visit, model: str, preview: Path | None = None) -> tuple[Any, ...]:
         """The button that shrinks, the frame's tab, and which tab is open."""

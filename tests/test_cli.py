@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+import skimage
 import torch
 from PIL import Image, ImageCms
 from processes import output, run
@@ -678,3 +679,64 @@ def test_benchmark_looks_first_whether_its_figures_can_be_written(model, tmp_pat
     path = tmp_path / "made" / "figures.json"
     assert main([*options, str(path)]) == 0
     assert json.loads(path.read_text())["sizes"][0]["size"] == 16 and list(path.parent.iterdir()) == [path]
+
+
+# Which model
+
+
+@pytest.fixture
+def two_models(model, tmp_path_factory, monkeypatch):
+    """The tiny model for clean inputs, and one for the others, which does not know H."""
+    pipe = SuperResolutionPipeline.from_pretrained(model)
+    folder = tmp_path_factory.mktemp("models") / "any"
+    SuperResolutionPipeline(pipe.vdvae, pipe.lr_encoder, default_temperature=0.4, consistency="none").save_pretrained(
+        folder
+    )
+    monkeypatch.setattr("hvae_sr.checkpoints.names.DEFAULT", str(model))
+    monkeypatch.setattr("hvae_sr.checkpoints.names.PHOTO", str(folder))
+    return str(model), str(folder)
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    """A clean photograph, the same as a small JPEG, and one too small to tell."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    clean = Image.fromarray(skimage.data.chelsea()).resize((150, 100), Image.Resampling.BICUBIC)
+    clean.save(folder / "clean.png")
+    clean.save(folder / "small.jpg", quality=40)
+    clean.resize((20, 20)).save(folder / "tiny.png")
+    return folder
+
+
+def test_the_look_of_an_input_chooses_its_model_in_one_line_that_says_why(two_models, inputs, tmp_path, capsys):
+    default, other = two_models
+    options = ["-o", tmp_path / "out", "--num_samples", 1]
+    assert upscale(inputs, *options) == 0
+    said = capsys.readouterr()
+    assert f"clean.png: by {default}, as it looks clean\n" in said.out
+    assert (
+        f"small.jpg: by {other}, as it shows the 8x8 blocks of strong JPEG compression (`--model {default}`" in said.out
+    )
+    assert f"tiny.png: by {default}, as it is too small" in said.out and "use a better copy" not in said.err
+    found = {path.name.split("_")[0]: read_metadata(path) for path in (tmp_path / "out").iterdir()}
+    assert [found[name]["model"] for name in ("clean", "small", "tiny")] == [default, other, default]
+    assert [found[name]["temperature"] for name in ("clean", "small")] == [0.7, 0.4]
+    assert [found[name]["consistent"] for name in ("clean", "small")] == [True, False]
+    assert upscale(inputs, *options) == 0
+    said = capsys.readouterr().out
+    assert "3 images: 0 upscaled, 3 finished before" in said and "as it" not in said
+
+
+@pytest.mark.parametrize("given", [["--model"], ["--temperature", 0.1, 0.2, 0.3]])
+def test_a_model_or_a_temperature_of_each_of_its_groups_overrides_the_look(given, two_models, inputs, tmp_path, capsys):
+    options = [*given, two_models[0]] if given == ["--model"] else given
+    assert upscale(inputs / "small.jpg", "-o", tmp_path / "out", "--num_samples", 1, *options) == 0
+    said = capsys.readouterr()
+    assert "as it" not in said.out and "use a better copy" in said.err
+    assert read_metadata(tmp_path / "out" / "small_x4_seed0.png")["model"] == two_models[0]
+
+
+def test_a_wrong_option_shows_before_anything_is_drawn_where_the_look_chooses(two_models, inputs, tmp_path, capsys):
+    assert upscale(inputs, "-o", tmp_path / "out", "--temperature", -1) == 2
+    assert "`--temperature` must be" in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hvae_sr import SuperResolutionPipeline
 from hvae_sr.cli import demo, main
 from hvae_sr.demo import engine as eng
 from hvae_sr.demo.engine import Engine, Refused, Round, Settings, Stopped, describe
@@ -226,6 +227,26 @@ def test_jpeg_blocks_noise_and_blur_are_told_to_the_visitor(tmp_path):
     ]:
         assert any(word in line for line in eng.warnings(picture)), word
         assert not any("--" in line for line in eng.warnings(picture))  # no word of the command line
+
+
+def test_the_look_of_a_picture_chooses_between_the_models_of_clean_ones_and_of_all_others(make_pipeline, tmp_path):
+    from hvae_sr.demo.photos import Photos
+    from hvae_sr.pictures import photographs
+
+    pipe = make_pipeline("vdvae-sr")
+    for name, consistency in (("natural-x4", "exact"), ("photo-x4", "none")):
+        SuperResolutionPipeline(pipe.vdvae, pipe.lr_encoder, consistency=consistency).save_pretrained(tmp_path / name)
+    page = Photos(Engine([str(tmp_path / "natural-x4"), str(tmp_path / "photo-x4")]))
+    photographs()[0].save(tmp_path / "clean.png")
+    photographs()[0].save(tmp_path / "small.jpg", quality=30)
+    for file, model, other in (("clean.png", "natural-x4", "photo-x4"), ("small.jpg", "photo-x4", "natural-x4")):
+        visit = eng.Visit()
+        about = page.on_image(visit, str(tmp_path / file), model)[1]
+        assert f"Model {model}, as the picture" in about and "better copy" not in about
+        assert page.on_look_of_photo(visit, other).value == model
+        assert not hasattr(page.on_look_of_photo(visit, model), "value")
+        assert ("better copy" in page.on_model(visit, other)[0]) == (other == "natural-x4")
+    assert not hasattr(page.on_look_of_photo(visit, "another"), "value")  # a visitor's own choice of another kind
 
 
 def test_recipes_describe_themselves():

@@ -6,6 +6,8 @@ from pathlib import Path
 
 DEFAULT = "natural-x4"
 """The bundled model where none is named."""
+PHOTO = "photo-x4"
+"""That of inputs that are not clean, where none is named."""
 
 
 def bundled_checkpoints() -> dict[str, Path]:

@@ -8,7 +8,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         nargs="+",
-        default=["natural-x4", "natural-x2", "natural-x8", "natural-x4-cvdvae"],
+        default=["natural-x4", "photo-x4", "natural-x2", "natural-x8", "natural-x4-cvdvae"],
         help="bundled names, folders or Hub ids",
     )
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default 127.0.0.1)")

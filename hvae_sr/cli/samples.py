@@ -1,6 +1,7 @@
 """The results of one image: samples, their mean and their uncertainty map, each written when it is finished."""
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .jobs import Job, state
@@ -31,13 +32,20 @@ def finished(job: Job, settings: dict[str, Any], options: argparse.Namespace) ->
 
 
 def write_results(
-    pipeline: "SuperResolutionPipeline", job: Job, settings: dict[str, Any], options: argparse.Namespace
+    pipeline: "SuperResolutionPipeline",
+    job: Job,
+    photo: "Photo",
+    about: Sequence[str],
+    settings: dict[str, Any],
+    options: argparse.Namespace,
 ) -> None:
     """Draws the samples of one image and writes what there is to write of them; a single one has neither mean nor map.
 
     Args:
         pipeline: that draws.
         job: the image.
+        photo: its pixels, of `--crop` where that is given.
+        about: what to warn of, beside what `photo` and the format of the results bring.
         settings: that are written into the results.
         options: of the command.
     """
@@ -46,7 +54,7 @@ def write_results(
     from ..pipelines.output import RunningMoments
 
     seeds = [options.seed + j for j in range(options.num_samples)]
-    photo, bits = _read(job, options)
+    photo, bits = _prepared(job, photo, about, options)
     y = to_tensor(photo)
     job.make_folder()
     exif = photo.exif if options.keep_exif else b""
@@ -96,17 +104,13 @@ def write_results(
         _print_ranks(ranked, options)
 
 
-def _read(job: Job, options: argparse.Namespace) -> tuple["Photo", int]:
-    """The photograph, and the bits of its results; warns of what is unlike what the model expects or is lost."""
-    from ..images import LOSSY_SUFFIXES, WIDE_SUFFIXES, read_photo, to_tensor
-    from ..images.degradation import inspect
+def _prepared(job: Job, photo: "Photo", about: Sequence[str], options: argparse.Namespace) -> tuple["Photo", int]:
+    """The photograph as the format of its results can hold it, and their bits; warns of that, and `about` others."""
+    from ..images import LOSSY_SUFFIXES, WIDE_SUFFIXES
 
-    photo = read_photo(job.source, job.frame)
     if job.what:
         print_line(job.name)
     warnings = list(photo.warnings)
-    if options.crop:
-        photo = photo.crop(*options.crop)
     if photo.alpha is not None and job.suffix in LOSSY_SUFFIXES:
         warnings.append(f"{options.format} holds no transparency, what is transparent is white")
         photo = photo.on_white()
@@ -114,9 +118,7 @@ def _read(job: Job, options: argparse.Namespace) -> tuple["Photo", int]:
     if bits < photo.bits:
         warnings.append("has 16 bits a channel, its results 8")
     job.check_format(*(round(side * options.outscale) for side in photo.image.size))
-    statistics = inspect(to_tensor(photo))
-    warnings += statistics.warnings() if statistics is not None else []
-    for line in warnings:
+    for line in [*warnings, *about]:
         warn(f"{job.name}: {line}", options)
     return photo, bits
 

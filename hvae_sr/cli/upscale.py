@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.names import resolve
 from ..files import check_writable
-from .common import add_model, load_pipeline
+from .choice import Models, read
+from .common import add_model
 from .jobs import FILE_SUFFIXES, FORMATS, plan, remove_leftovers
 from .samples import finished, write_results
 from .settings import like, settings_of, weights_fingerprint
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="image files, or folders of them; also after -i")
     add("-o", "--output-dir", metavar="DIR", help="where results are written (default: beside the input)")
-    help = "bundled name, folder or Hub id (default: natural-x4, or -x2, -x4, -x8 by --outscale)"
+    help = "bundled name, folder or Hub id (default: natural-x4, -x2 or -x8 by --outscale; photo-x4 if not clean)"
     add_model(parser, help, None, "-n")
     add("--num-samples", type=int, help="samples of each image (default 5)")
     add("--temperature", type=float, nargs="+", help="0 to about 1, or one for each group; default: the model's own")
@@ -78,14 +79,15 @@ def run(options: argparse.Namespace) -> int:
     from ..processes import process_state
     from ..sampling import parse_bytes
 
+    # A list of temperatures is of one model's groups.
+    by_look = options.model is None and options.like is None and len(options.temperature or [0.0]) == 1
     warnings = like(options)
     if options.max_memory is not None:
         options.max_memory = parse_bytes(options.max_memory)
     jobs, errors, about_names = plan(options)
     for root in {job.root for job in jobs}:
         check_writable(root, "--output-dir")
-    pipeline = load_pipeline(options, fast=True)
-    _complete(options, pipeline)
+    models = Models(options, by_look, _complete)
     process = process_state()
     for line in warnings + about_names if process.is_main_process else []:
         warn(line, options)
@@ -100,14 +102,24 @@ def run(options: argparse.Namespace) -> int:
     announced = not process.is_main_process
     for index, job in enumerate(own):
         try:
-            settings = settings_of(pipeline, job, options)
-            if finished(job, settings, options):
+            chosen, why, found = options.model, "", None
+            if by_look:  # else what is finished needs no look
+                found = read(job, options)
+                chosen, why = models.choose(found[1])
+            pipeline, completed = models.of(chosen)
+            settings = settings_of(pipeline, job, completed)
+            if finished(job, settings, completed):
                 skipped += 1
                 continue
             if not announced:
                 announced = True
-                announce(pipeline, own[index:], options)
-            write_results(pipeline, job, settings, options)
+                announce(pipeline, own[index:], completed)
+            photo, statistics = found or read(job, options)
+            if why:
+                print_line(f"{job.name}: {why}")
+            exact = pipeline.config.get("consistency") != "none"
+            about = statistics.warnings() if statistics is not None and exact else []
+            write_results(pipeline, job, photo, about, settings, completed)
             done += 1
         except (ValueError, OSError, MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "memory" not in str(error):

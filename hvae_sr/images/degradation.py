@@ -1,8 +1,8 @@
-"""Does y look like what the model was trained on: a clean photograph, downsampled by H?
+"""Does y look like a clean photograph x downsampled by H, as the models whose `consistency` is "exact" expect?
 
-Every model here is trained on y = Hx with x a clean photograph, and the projection makes Hx̂ = y hold whatever y is. So
-noise, JPEG blocks and blur in y are kept and enlarged, and should be removed first. Three statistics of y tell them,
-with thresholds calibrated on photographs (`python benchmarks/degradation.py`):
+Those are trained on y = Hx, and the projection makes Hx̂ = y hold whatever y is. So noise, JPEG blocks and blur in y are
+kept and enlarged, and should be removed first, or left to a model that does not take y for Hx. Three statistics of y
+tell them, with thresholds calibrated on photographs (`python benchmarks/degradation.py`):
 
 - noise: the residual (I - H⁺H) y of y taken for a high-resolution image, at factor 2, holds its finest detail. In
   photographs that detail is common to the three channels; what of one does not follow from the other two is the noise
@@ -49,24 +49,25 @@ class InputStatistics:
     missing: float
     sharpness: float
 
+    def reasons(self) -> list[str]:
+        """In what the image differs from a clean one, each as what follows "it"; empty where it looks clean."""
+        return [reason for reason, _ in self._found()]
+
     def warnings(self) -> list[str]:
-        """One line for each way in which the image differs from what the model expects, with what to do."""
+        """One line for each way in which the image differs from what a model of clean ones expects, and what to do."""
+        return [f"the image {reason}{advice}" for reason, advice in self._found()]
+
+    def _found(self) -> list[tuple[str, str]]:
         found = []
         if self.noise > MAX_NOISE:
-            found.append(
-                "the image looks noisy, and noise is enlarged with it: denoise it first, or halve it (which averages "
-                "noise) and raise `--outscale`"
-            )
+            advice = "denoise it first, or halve it (which averages noise) and raise `--outscale`"
+            found.append(("looks noisy", f", and noise is enlarged with it: {advice}"))
         if self.missing > MAX_MISSING:
-            found.append(
-                "the image shows the 8x8 blocks of strong JPEG compression, which are taken for detail: use a better "
-                "copy, or halve it and raise `--outscale`"
-            )
+            advice = "use a better copy, or halve it and raise `--outscale`"
+            found.append(("shows the 8x8 blocks of strong JPEG compression", f", which are taken for detail: {advice}"))
         if self.sharpness < MIN_SHARPNESS:
-            found.append(
-                "the image is blurred, or was enlarged before: the model expects sharp pixels; shrink it until it "
-                "looks sharp and raise `--outscale`"
-            )
+            advice = "the model expects sharp pixels; shrink it until it looks sharp and raise `--outscale`"
+            found.append(("is blurred, or was enlarged before", f": {advice}"))
         return found
 
 
