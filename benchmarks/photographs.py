@@ -73,7 +73,8 @@ def measure(given: argparse.Namespace) -> None:
                 name=Path(model).name,
                 report_path=path,
             )
-            write_report({**report, "seconds": took, "default": pipeline.config.default_temperature}, path)
+            write_report(report, path)  # which ends what was kept of unfinished runs
+            write_report({**report, "seconds": took}, path)
 
 
 def report_path(given: argparse.Namespace, model: str, data: str, degradation: str) -> Path:

@@ -39,7 +39,7 @@ def model(make_pipeline, tmp_path):
 def test_every_tutorial_is_tested_here():
     text = Path(__file__).read_text()
     names = [file.stem for file in TUTORIALS.glob("*.py")]
-    assert len(names) == 4 and all(f'run("{name}"' in text for name in names)
+    assert len(names) == 5 and all(f'run("{name}"' in text for name in names)
     for name in names:  # what it printed stands on its page, below the command
         assert (TUTORIALS / f"{name}.txt").read_text().startswith(f"$ python docs/tutorials/{name}.py")
 
@@ -81,3 +81,13 @@ def test_choose_k_and_tau(photos, model, tmp_path, capsys):
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"distance.png", "temperature.png"}
     text = capsys.readouterr().out
     assert "| k | stride of group k - 1 |" in text and "least CRPS" in text and "\nk = " in text
+
+
+def test_train_for_your_camera(photos, make_pipeline, tmp_path, capsys):
+    pipe = make_pipeline("vdvae-sr")
+    SuperResolutionPipeline(pipe.vdvae, pipe.lr_encoder, consistency="none").save_pretrained(tmp_path / "model")
+    arguments = ["--steps", 1, "--resolution", 32, "--size", 64, "--model", tmp_path / "model"]
+    run("train_for_your_camera", "--photos", photos, "--output_dir", tmp_path / "out", *arguments)
+    text = capsys.readouterr().out
+    assert "before: PSNR of the mean" in text and "after: PSNR of the mean" in text
+    assert SuperResolutionPipeline.from_pretrained(tmp_path / "out" / "model").config.consistency == "none"
