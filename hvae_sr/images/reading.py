@@ -33,8 +33,6 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "AVIF", "GIF", "PPM", "
 # Pixels that a byte of the file can hold at the most: LZW codes of 4096 pixels, Huffman codes of one bit for 64.
 _PIXELS_PER_BYTE = {"GIF": 2731, "JPEG": 512, "MPO": 512}
 _BITS = {"RGB": 24, "RGBA": 32, "CMYK": 32, "F": 32, "LA": 16, "I;16": 12, "I": 16}  # a pixel; others: 1 or more
-# Bytes that a byte of the file can stand for.
-_RATIOS = {"raw": 1, "packbits": 64, "tiff_lzw": 2731, "tiff_adobe_deflate": 1032, "deflate": 1032, "PNG": 1032}
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
@@ -399,9 +397,9 @@ def _check_plausible(image: Image.Image, size: int) -> None:
     """Raises a ValueError where a header promises more pixels than the file can hold, before memory is taken."""
     pixels = image.width * image.height
     most = _PIXELS_PER_BYTE.get(image.format or "", 0) * size
-    ratio = _RATIOS.get("PNG" if image.format == "PNG" else str(image.info.get("compression")), 0)
-    if image.format in ("PNG", "TIFF"):
-        most = size * ratio * 8 // _BITS.get(image.mode, 1)
+    if isinstance(image, (PngImageFile, TiffImageFile)):
+        compression = image.tag_v2.get(259, 1) if isinstance(image, TiffImageFile) else tiff.DEFLATE
+        most = size * tiff.RATIOS.get(compression, 0) * 8 // _BITS.get(image.mode, 1)
     if most and pixels > max(most, 2**16):
         raise ValueError(f"truncated or damaged: {image.width}x{image.height} pixels cannot be in {size} bytes")
 

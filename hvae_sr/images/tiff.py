@@ -14,12 +14,15 @@ import numpy as np
 from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
+from .arrays import to_8_bits
+
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 POINTERS = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
 """Tags whose values are directories of further tags."""
 
-# Compression: bytes that a byte of the file can stand for. None, LZW, deflate (two numbers), PackBits.
-_RATIOS = {1: 1, 5: 2731, 8: 1032, 32946: 1032, 32773: 64}
+DEFLATE = 8
+RATIOS = {1: 1, 5: 2731, DEFLATE: 1032, 32946: 1032, 32773: 64}
+"""Compression: bytes that a byte of the file can stand for. None, LZW, deflate (two numbers), PackBits."""
 _MOST_BYTES = 2**31
 _REVERSED = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
 
@@ -124,8 +127,7 @@ def read_page(file: IO[bytes], tags: ImageFileDirectory_v2, warnings: list[str])
         for row in range(len(levels)):
             levels[row, :, :-1] = np.minimum(np.rint(levels[row, :, :-1] * np.float64(most) / alpha[row]), most)
     if photometric == 5:
-        narrow = levels if levels.dtype == np.uint8 else ((levels.astype(np.uint32) + 128) // 257).astype(np.uint8)
-        return Image.frombytes("CMYK", (width, height), narrow.tobytes())
+        return Image.frombytes("CMYK", (width, height), to_8_bits(levels).tobytes())
     return levels
 
 
@@ -144,14 +146,14 @@ def _segments(
     number = columns * rows * (samples if planar else 1)
     size = os.fstat(file.fileno()).st_size if hasattr(file, "fileno") else 2**31
     compression, predictor = tags.get(259, 1), tags.get(317, 1)
-    if compression not in _RATIOS or predictor not in (1, 2, 3) or (predictor == 2 and depth % 8):
+    if compression not in RATIOS or predictor not in (1, 2, 3) or (predictor == 2 and depth % 8):
         raise ValueError(
             f"a TIFF of {depth} bits with compression {compression} and predictor {predictor} is not read; use "
-            f"compression {', '.join(map(str, _RATIOS))}"
+            f"compression {', '.join(map(str, RATIOS))}"
         )
     if len(offsets) < number or (len(counts) < number and compression != 1):
         raise ValueError(f"truncated or damaged: {len(offsets)} of {number} strips or tiles")
-    if row_bytes * down > min(_MOST_BYTES, max(size * _RATIOS[compression], 2**20)):
+    if row_bytes * down > min(_MOST_BYTES, max(size * RATIOS[compression], 2**20)):
         raise ValueError(f"truncated or damaged: {across}x{down} pixels cannot be in {size} bytes")
     for index in range(number):
         plane, place = divmod(index, rows * columns)
@@ -177,9 +179,9 @@ def _decompressed(data: bytes, compression: int, row_bytes: int, rows: int) -> b
     size = row_bytes * rows
     if compression == 1:
         return data
-    if size > max(len(data) * _RATIOS[compression], 2**16):
+    if size > max(len(data) * RATIOS[compression], 2**16):
         raise ValueError(f"truncated or damaged: {size} bytes cannot be in a strip or tile of {len(data)}")
-    if compression in (8, 32946):
+    if compression in (DEFLATE, 32946):
         return zlib.decompressobj().decompress(data, size)
     # libtiff decodes the bytes of a strip of any depth where they are said to be grey levels.
     entries = {256: row_bytes, 257: rows, 258: 8, 259: compression, 262: 1, 273: 122, 277: 1, 278: rows, 279: len(data)}
@@ -291,7 +293,7 @@ def write(
     for tag in tags:
         directory[tag] = tags.get_ifd(tag) if tag in POINTERS else tags[tag]
     own: dict[int, Any] = {
-        256: width, 257: height, 258: (8 * pixels.itemsize,) * channels, 259: 8, 262: 1 if channels < 3 else 2,
+        256: width, 257: height, 258: (8 * pixels.itemsize,) * channels, 259: DEFLATE, 262: 1 if channels < 3 else 2,
         273: tuple(itertools.accumulate(sizes[:-1], initial=0)), 277: channels, 278: rows, 279: tuple(sizes),
         284: 1, 317: 2,
     }  # fmt: skip
