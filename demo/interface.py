@@ -125,7 +125,9 @@ class Page(Handlers):
         buttons = [page.draw, page.stop]
         progress = [visit, page.status, page.gallery, page.slider, page.rounds]
         look = [visit, page.left, page.right, page.across, page.down, page.side]
-        quick = {"api_visibility": "private", "show_progress": "hidden"}
+        # Always the last: by itself gradio leaves out what happens while an event of the same kind is answered, so that
+        # a picture pasted early or a quick second choice would be lost.
+        quick = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "always_last"}
         # Gradio's own way to cancel waits until the generator comes to its next sample; until then it swallows clicks.
         # So a run ends by itself when its number was stopped, and any number of runs may be under way.
         once = {
