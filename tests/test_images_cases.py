@@ -468,3 +468,12 @@ def test_deep_heic_keeps_its_depth_and_spans_the_range(tmp_path):
     pillow_heif.from_bytes("RGB;16", (48, 32), deep.tobytes()).save(tmp_path / "a.heic", quality=-1)
     photo = read_photo(tmp_path / "a.heic")
     assert photo.bits == 16 and np.abs(photo.pixels.astype(int) - deep).max() < 200 and photo.pixels.max() == 65535
+
+
+def test_heic_whose_head_tells_another_size_than_its_picture_has_is_refused(tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif", reason="HEIC needs pillow-heif")
+    pillow_heif.from_pillow(Image.effect_noise((36, 24), 60).convert("RGB")).save(tmp_path / "a.heic")
+    data = bytearray((tmp_path / "a.heic").read_bytes())
+    struct.pack_into(">i", data, data.index(b"clap") + 4 + 6 * 4, -2000)  # how far down the part lies that is shown
+    with pytest.raises(ImageError, match=r"damaged: 36x64 pixels, of which its head says 36x24"):
+        read_photo(written(tmp_path, bytes(data), "a.heic"))

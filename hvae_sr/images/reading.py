@@ -346,9 +346,12 @@ def _heif(file: IO[bytes]) -> Any:
 def _from_heif(file: IO[bytes], frame: int | None) -> _Decoded:
     pictures = _heif(file)
     picture = pictures[pictures.primary_index if frame is None else frame]
-    _check_size(picture.size)
+    size = picture.size
+    _check_size(size)
     pixels = np.asarray(picture)
     pixels = pixels.reshape(*pixels.shape[:2], -1)
+    if pixels.shape[1::-1] != size:
+        raise ValueError("damaged: {}x{} pixels, of which its head says {}x{}".format(*pixels.shape[1::-1], *size))
     if pixels.dtype == np.uint16:  # levels of 10 or 12 bits stand in the upper ones
         pixels = pixels | pixels >> picture.info["bit_depth"]
     exif = Image.Exif()
