@@ -356,7 +356,7 @@ def test_an_update_with_an_unsound_gradient_is_skipped_and_counted(factor, optio
     assert any(not torch.equal(second[name], third[name]) for name in second)
 
 
-@pytest.mark.parametrize("stage", set(STAGES) - {"hcflow"})
+@pytest.mark.parametrize("stage", sorted(set(STAGES) - {"hcflow"}))
 def test_mixed_precision_and_gradient_checkpointing_run(stage, options, tmp_path):
     reference, out = tmp_path / "reference", tmp_path / "bf16"
     assert train.main(options(stage, reference)) == 0
