@@ -26,7 +26,9 @@ class _Layer:
 
     def whole(self, key: int, default: int | None = None) -> int:
         """An option; raises a ValueError (or KeyError) where it is none."""
-        return default if default is not None and key not in self.options else int(self.options[key])  # type: ignore
+        if default is not None and key not in self.options:
+            return default
+        return int(self.options[key])
 
 
 def load_ncnn(path: str | Path) -> dict[str, Tensor]:
