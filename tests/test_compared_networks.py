@@ -71,6 +71,14 @@ def test_a_saved_network_loads_again_and_strictly(name: str, images: Tensor, tmp
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", NAMES)
+def test_weights_kept_in_eight_bits_compute_in_float32(name: str, images: Tensor) -> None:
+    model = make(name)
+    model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    assert run(model, images).dtype == torch.float32
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NAMES)
 def test_a_batch_is_its_images_one_by_one(name: str, images: Tensor) -> None:
     model = make(name)
     if name == "GuidedDiffusionUNet":

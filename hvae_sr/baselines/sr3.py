@@ -113,7 +113,7 @@ class SR3UNet(StrictLoading, ModelMixin, ConfigMixin):
             raise ValueError(f"`condition` must have the shape of `sample`, got {tuple(condition.shape)}")
         if noise_level.numel() != len(sample):
             raise ValueError(f"`noise_level` must be [{len(sample)}], got {tuple(noise_level.shape)}")
-        embedding = self.noise_level_mlp(noise_level.reshape(-1, 1))
+        embedding = self.noise_level_mlp(noise_level.reshape(-1, 1), self.dtype)
         x = torch.cat((condition, sample), 1).to(self.dtype)
         skips: list[Tensor] = []
         for layer in self.downs:
@@ -135,12 +135,12 @@ class SR3UNet(StrictLoading, ModelMixin, ConfigMixin):
 
 
 class NoiseEmbedding(nn.Sequential):
-    """An encoding, in fp32, then two layers: `[B, 1]` to `[B, 1, width]`."""
+    """An encoding, in fp32, then two layers in `dtype`: `[B, 1]` to `[B, 1, width]`."""
 
-    def forward(self, noise_level: Tensor) -> Tensor:
-        """The embedding, in the dtype of the weights."""
+    def forward(self, noise_level: Tensor, dtype: torch.dtype) -> Tensor:
+        """The embedding; weights may be stored in another dtype than they compute in (`enable_layerwise_casting`)."""
         encoding, first, activation, last = self
-        return last(activation(first(encoding(noise_level.float()).to(first.weight.dtype))))
+        return last(activation(first(encoding(noise_level.float()).to(dtype))))
 
 
 class NoiseLevelEncoding(nn.Module):
