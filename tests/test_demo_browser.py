@@ -257,13 +257,12 @@ def test_two_visitors_at_once_see_their_place_and_their_own_samples(browser, ser
 
 def test_after_stop_samples_can_be_drawn_saved_and_varied_at_once(browser, served, photo, monkeypatch):
     address, page = served
-    fast, drawn = page._draw, []
+    fast = page._draw
 
     def draw_slowly(image, settings, recipes):
-        for sample in fast(image, settings, recipes):
+        for number, sample in enumerate(fast(image, settings, recipes), 1):
             yield sample
-            drawn.append(1)
-            while len(recipes) > 4 and len(drawn) >= 2 and not page.engine.stopped():
+            while len(recipes) > 4 and number >= 2 and not page.engine.stopped():
                 time.sleep(0.05)  # as the networks do, which ask at each block
 
     tab = visit(browser, address)
