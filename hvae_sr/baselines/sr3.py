@@ -137,7 +137,7 @@ class SR3UNet(StrictLoading, ModelMixin, ConfigMixin):
 class NoiseEmbedding(nn.Sequential):
     """An encoding, in fp32, then two layers in `dtype`: `[B, 1]` to `[B, 1, width]`."""
 
-    def forward(self, noise_level: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(self, noise_level: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """The embedding; weights may be stored in another dtype than they compute in (`enable_layerwise_casting`)."""
         encoding, first, activation, last = self
         return last(activation(first(encoding(noise_level.float()).to(dtype))))
