@@ -4,12 +4,13 @@ import io
 import logging
 import shutil
 import tarfile
+import time
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from hvae_sr.data import Augmentation, ImageFolder, ImageStream, ImageTable, open_dataset
 from hvae_sr.data.datasets import same_files
@@ -131,6 +132,23 @@ def test_processes_and_workers_share_a_stream_out(photos):
     stream.start = 4
     again = [batch["image"] for batch, _ in zip(DataLoader(stream, 2, num_workers=2), range(5), strict=False)]
     assert all(torch.equal(a, b) for a, b in zip(whole[4:], again, strict=True))
+
+
+def test_a_stream_does_not_depend_on_which_worker_is_ahead(photos, monkeypatch):
+    """Workers of unequal shares are in different passes at a time: none may change the order of another's."""
+    epoch = datasets.IterableDataset.epoch.fget
+
+    def batches(slow):
+        def slowly(rows):
+            info = get_worker_info()
+            time.sleep(0.2 if info is not None and info.id == slow else 0)
+            return epoch(rows)
+
+        monkeypatch.setattr(datasets.IterableDataset, "epoch", property(slowly))
+        loader = DataLoader(ImageStream(kinds(photos)["parquet"], PLAIN), 2, num_workers=2)
+        return [batch["image"] for batch, _ in zip(loader, range(16), strict=False)]
+
+    assert all(torch.equal(a, b) for a, b in zip(batches(slow=0), batches(slow=1), strict=True))
 
 
 @pytest.mark.parametrize(

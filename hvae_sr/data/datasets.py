@@ -8,7 +8,7 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -173,17 +173,14 @@ class ImageStream(IterableDataset[dict[str, torch.Tensor]]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        from datasets.distributed import split_dataset_by_node
-
-        rows, self._column = open_dataset(dataset_name, dataset_config_name, split, image_column, streaming=True)
-        rows = rows.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
-        self.num_shards = max(1, rows.num_shards // world_size)  # what a process can divide among its workers
-        self._rows = split_dataset_by_node(rows, rank, world_size)
+        self._rows, self._column = open_dataset(dataset_name, dataset_config_name, split, image_column, streaming=True)
+        self.num_shards = max(1, self._rows.num_shards // world_size)  # what a process can divide among its workers
         self.where = f"dataset_name {dataset_name!r}"
         self.augmentation = augmentation
         self.seed = seed
         self.batch_size = batch_size
         self.rank = rank
+        self.world_size = world_size
         self.degrade: Degrader | None = None  # as in `ImageCrops`
         self.start = 0
         self.skipped = 0
@@ -199,9 +196,8 @@ class ImageStream(IterableDataset[dict[str, torch.Tensor]]):
         skip = self.start // workers * self.batch_size
         number, waiting = 0, []
         for epoch in itertools.count():
-            self._rows.set_epoch(epoch)
             first, found = number, False
-            for row in self._rows:
+            for row in self._pass(epoch):
                 number += 1
                 if number <= skip:
                     found = True
@@ -224,6 +220,18 @@ class ImageStream(IterableDataset[dict[str, torch.Tensor]]):
                 return  # more workers than shards
             if not found:
                 raise ValueError(f"{self.where} holds no usable image: {number - first} rows were read")
+
+    def _pass(self, epoch: int) -> Iterable[dict[str, Any]]:
+        """The rows of this process in the order of a pass.
+
+        Not by `set_epoch` of one shuffled dataset: its workers share that number, and are not in the same pass.
+        """
+        from datasets.distributed import split_dataset_by_node
+
+        seed = int(np.random.default_rng([self.seed, epoch]).integers(2**63))
+        return split_dataset_by_node(
+            self._rows.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER), self.rank, self.world_size
+        )
 
     def _decode(self, row: dict[str, Any], number: int) -> Image.Image | None:
         try:
