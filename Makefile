@@ -27,7 +27,7 @@ lint: install
 
 # One process for each core, one thread in each: small networks gain little from threads. A test that hangs is ended.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile \
-	-o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
+	-o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true
 test: lint
 	$(PYTEST)
 

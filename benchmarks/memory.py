@@ -12,10 +12,10 @@ without these and without what the process holds when the model is loaded: windo
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -24,7 +24,12 @@ from hvae_sr.sampling.memory import parse_bytes
 
 
 def resident() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux
+    """The most memory that this process has held, bytes; Linux alone tells.
+
+    `ru_maxrss` would begin at what the process that started this one held.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
 
 
 def measure(options: argparse.Namespace, side: int) -> dict[str, float]:

@@ -45,6 +45,12 @@ def _randomise(model: nn.Module, seed: int) -> None:
                 parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
 
 
+@pytest.fixture(autouse=True)
+def same_draws() -> None:
+    """What a test draws depends on no other test, and so on no order of files and processes."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def make_vdvae() -> Callable[..., VDVAE]:
     def make(seed: int = 0, randomise: bool = True, **changes: Any) -> VDVAE:

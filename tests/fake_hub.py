@@ -82,6 +82,8 @@ class FakeHub:
             "HF_TOKEN": token,
             "HF_HUB_DISABLE_XET": "1",  # LFS: the protocol of content-addressed chunks is not imitated
             "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DOWNLOAD_TIMEOUT": "300",  # instead of ten seconds, which a busy machine may need
+            "HF_HUB_ETAG_TIMEOUT": "300",
             "NO_PROXY": "127.0.0.1,localhost",
             "no_proxy": "127.0.0.1,localhost",
         }

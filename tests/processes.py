@@ -3,15 +3,17 @@
 import os
 import signal
 import subprocess
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 import psutil
 import pytest
+from torch.distributed import TCPStore
 
-PATIENCE = float(os.environ.get("HVAE_SR_PATIENCE", 120))
-"""Seconds that a process may take: on two cores they need some ten; more for a machine that has much else to do."""
+PATIENCE = float(os.environ.get("HVAE_SR_PATIENCE", 300))
+"""Seconds after which a process hangs: on two cores they need some ten, and many times that where much else is done."""
 os.environ["PYTHONFAULTHANDLER"] = "1"  # one that is aborted prints the stacks of its threads
 
 
@@ -53,3 +55,15 @@ def status(process: BaseProcess) -> int | None:
         abort(process.pid)
         process.join(10)
     return process.exitcode
+
+
+@contextmanager
+def meeting(count: int) -> Iterator[list[dict[str, str]]]:
+    """The environment of each of so many processes, which meet in a store of this one, as `torchrun` has it.
+
+    If one of them listened, another process could take the port that was free, and the others outlive the store.
+    """
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    place |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    yield [{**place, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]

@@ -30,7 +30,7 @@ if CHROMIUM is None:
 if not (RUNTIME / "ort.wasm.min.js").is_file():
     pytest.skip(f"no onnxruntime-web in {RUNTIME} (see demo/browser/README.md)", allow_module_level=True)
 
-PATIENCE = 1000 * float(os.environ.get("HVAE_SR_PATIENCE", 120))  # milliseconds; more on a busy machine
+PATIENCE = 1000 * float(os.environ.get("HVAE_SR_PATIENCE", 300))  # milliseconds; more on a busy machine
 
 
 class Quiet(SimpleHTTPRequestHandler):

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tracemalloc
@@ -13,7 +12,7 @@ import numpy as np
 import processes
 import pytest
 from PIL import Image
-from processes import output
+from processes import meeting, output
 from stand_ins import NoisyBicubic, by_name, photo_folder, random_weights, run
 
 from hvae_sr.cli import main
@@ -275,21 +274,16 @@ def test_levels_are_opened_one_at_a_time(folder, make_pipeline):
 def test_processes_split_the_images_and_write_one_report(folder, tmp_path):
     """The command as `accelerate launch` starts it: two processes, one report, the same as of one process."""
     path = tmp_path / "report.json"
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    started = []
-    for rank in ("0", "1"):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "RANK": rank}
-        environment |= {"LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-        command = [sys.executable, "-m", "hvae_sr.cli", "evaluate", "--data", str(folder), "--size", "32"]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen([*command, "-o", str(path)], env=environment, **pipes))
-    printed = []
-    for process in started:
-        text, errors = output(process)
-        assert process.returncode == 0, errors[-3000:]
-        printed.append(text)
+    command = [sys.executable, "-m", "hvae_sr.cli", "evaluate", "--data", str(folder), "--size", "32", "-o", str(path)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    own = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    with meeting(2) as environments:
+        started = [subprocess.Popen(command, env=own | environment, **pipes) for environment in environments]
+        printed = []
+        for process in started:
+            text, errors = output(process)
+            assert process.returncode == 0, errors[-3000:]
+            printed.append(text)
     assert "| bicubic projected |" in printed[0] and not printed[1]
     found = read_report(path)
     assert found["rows"] == run(folder)["rows"]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from processes import PATIENCE
 from safetensors.torch import load_file, save_file
 
 from hvae_sr import EDSR, VDVAE, SuperResolutionPipeline
@@ -183,7 +184,7 @@ def test_threads_may_load_at_once_and_later_models_have_weights(make_vdvae: Any,
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE)
     assert len(loaded) == 16
     for one in [*loaded, make_vdvae()]:
         assert all(map(torch.equal, one.state_dict().values(), model.state_dict().values()))

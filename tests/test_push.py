@@ -10,7 +10,7 @@ import pytest
 import torch
 from fake_hub import TOKEN, FakeHub
 from huggingface_hub import HfApi
-from processes import run
+from processes import PATIENCE, run
 
 from hvae_sr import SuperResolutionPipeline
 from hvae_sr.checkpoints.names import bundled_checkpoints
@@ -116,15 +116,17 @@ def test_what_was_sent_before_a_failure_is_not_sent_again(hub, folder):
 
 @pytest.mark.slow
 def test_a_push_that_was_killed_goes_on_where_it_was(folder, tmp_path):
-    stalled = threading.Event()
+    stalled, killed = threading.Event(), threading.Event()
     with FakeHub() as hub:
         environment = {**os.environ, **hub.environment(tmp_path / "home")}
-        hub.failures += [("POST /lfs/verify", lambda: (stalled.set(), threading.Event().wait(60)))]
+        hub.failures += [("POST /lfs/verify", lambda: (stalled.set(), killed.wait()))] * 9  # the client asks again
         command = [sys.executable, "-m", "hvae_sr.cli", "push", str(folder), "--repo_id", REPO]
         first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        assert stalled.wait(120)
+        assert stalled.wait(PATIENCE)
         first.kill()
-        first.wait(10)
+        first.wait()
+        hub.failures.clear()
+        killed.set()
         assert hub.objects and "model_index.json" not in hub.files(REPO)
         run(command, check=True, env=environment)
         assert "model_index.json" in hub.files(REPO)

@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import socket
 import time
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
-from processes import PATIENCE, status
+from processes import PATIENCE, meeting, status
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 from torch.testing import assert_close
@@ -178,18 +177,10 @@ def wait_until(condition, process):
 
 def on_processes(arguments, count=2, sharded=False):
     """Runs `train.main` on so many processes of the CPU that meet over gloo, with FSDP if `sharded`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = []
-    for rank in range(count):
-        environment = {}
-        if count > 1:
-            environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-            environment = {name: str(value) for name, value in environment.items()}
-            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        ranks.append(started(arguments, environment | (fsdp_environment() if sharded else {})))
-    assert [status(process) for process in ranks] == [0] * count
+    more = fsdp_environment() if sharded else {}
+    with meeting(count) as environments:
+        ranks = [started(arguments, environment | more) for environment in environments]
+        assert [status(process) for process in ranks] == [0] * count
 
 
 def write(path, text):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import status
 from runs import BASELINES, assert_equal_trees, assert_same, log, started, state, wait_until, weights
 from torch.testing import assert_close
 
@@ -40,7 +41,7 @@ def test_a_compared_system_that_was_killed_goes_on_as_if_it_had_not_been(stage, 
     process = started(options(stage, out, **common), stop_at="checkpoint-3")
     wait_until(lambda: (out / "checkpoint-3.partial" / "custom_checkpoint_2.pkl").exists(), process)
     os.kill(process.pid, signal.SIGKILL)
-    process.join()
+    status(process)
     assert [path.name for path in list_checkpoints(out)] == ["checkpoint-1", "checkpoint-2"]
     assert train.main(options(stage, out, **common, resume_from_checkpoint="latest")) == 0
     assert_same(weights(tmp_path / "straight"), weights(out))
