@@ -6,7 +6,8 @@ python benchmarks/photographs.py REPORTS --data DIR [DIR ...] --models NAME|DIR 
 
 Pairs of the thesis' protocol at S=256, y made by `--degradation`; "clean" is the protocol's own. Models compute in
 bfloat16. What REPORTS holds already is not measured again: the same command goes on, and one with more models or sets
-measures these alone. Tables have the systems in lines and, at each degradation, means over the images of all sets.
+measures these alone; other options need another folder. Tables have the systems in lines and, at each degradation,
+means over the images of all sets.
 """
 
 import argparse
@@ -48,7 +49,7 @@ def measure(given: argparse.Namespace) -> None:
     perceptual = load_perceptual(["brisque", "lpips"], lpips_weights=given.lpips)
     for model in given.models:
         todo = [(data, name) for data in given.data for name in given.degradations]
-        todo = [each for each in todo if not report_path(given, model, *each).is_file()]
+        todo = [each for each in todo if not is_measured(given, report_path(given, model, *each))]
         if not todo:
             continue
         pipeline = load_pipeline(argparse.Namespace(model=model, dtype="bfloat16", device="cpu"), fast=True)
@@ -74,7 +75,29 @@ def measure(given: argparse.Namespace) -> None:
                 report_path=path,
             )
             write_report(report, path)  # which ends what was kept of unfinished runs
-            write_report({**report, "seconds": took}, path)
+            write_report({**report, "seconds": took, "options": options(given)}, path)
+
+
+OPTIONS = ("every", "num_images", "num_samples", "temperatures", "coverage_samples", "seed")
+"""Those that change what is measured of a model and a set."""
+
+
+def options(given: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(given, name) for name in OPTIONS}
+
+
+def is_measured(given: argparse.Namespace, path: Path) -> bool:
+    """Whether there is a report.
+
+    Raises:
+        ValueError: It was made with other options.
+    """
+    if not path.is_file():
+        return False
+    kept = read_report(path).get("options")
+    if kept != options(given):
+        raise ValueError(f"`REPORTS`: {path} was measured with {kept}, not {options(given)}: name another folder")
+    return True
 
 
 def report_path(given: argparse.Namespace, model: str, data: str, degradation: str) -> Path:
