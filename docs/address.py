@@ -18,7 +18,8 @@ def main() -> None:
     address = options.address.rstrip("/").removesuffix(".git")
 
     readme = (ROOT / "README.md").read_text("utf-8").replace("git clone ADDRESS", f"git clone {address}")
-    readme = re.sub(r"(!\[[^\]]*\]\()(?!https?:)", rf"\1{address}/raw/{options.branch}/", readme)
+    for text, kind in ((r"!\[[^\]]*\]", "raw"), (r"(?<!!)\[[^\]]*\]", "blob")):  # pictures, documents
+        readme = re.sub(rf"({text}\()(?!https?:)", rf"\1{address}/{kind}/{options.branch}/", readme)
     (ROOT / "README.md").write_text(readme, "utf-8")
 
     project = (ROOT / "pyproject.toml").read_text("utf-8")

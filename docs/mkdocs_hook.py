@@ -33,9 +33,11 @@ def on_startup(**_: Any) -> None:
 
 def on_files(files: Files, config: Any) -> Files:
     """README, contributing and changelog as pages, pictures of the models, each tutorial's script with its output."""
-    for name, page in PAGES.items():
-        text = (ROOT / name).read_text("utf-8")
-        files.append(File.generated(config, page, content=text.replace("](docs/", "](")))
+    for source, made in PAGES.items():
+        text = (ROOT / source).read_text("utf-8")
+        for linked, target in (("docs/", ""), *((f"{name})", f"{page})") for name, page in PAGES.items())):
+            text = text.replace(f"]({linked}", f"]({target}")
+        files.append(File.generated(config, made, content=text))
     for picture in sorted((ROOT / "hub_configs").glob("natural-*/images/*")):
         page = f"gallery/{picture.parent.parent.name}/{picture.name}"
         files.append(File.generated(config, page, abs_src_path=str(picture)))
@@ -60,3 +62,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return f"[{match[0].strip('`')}]({'../' * here}{name}.md)" if known else match[0]
 
     return re.sub(r"`docs/([a-z_]+)\.md`", link, markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """A click on a picture opens it in its own size."""
+    return re.sub(r'<img [^>]*src="([^"]+)"[^>]*>', r'<a href="\1">\g<0></a>', html)
