@@ -1,6 +1,7 @@
 """Time and peak memory of one call, for outputs of 1 to 64 megapixels; each in a process of its own.
 
 python benchmarks/memory.py [--model MODEL] [--sides 256 512 1024 2048] [--num_samples 1] [--max_memory 2GB]
+    [--dtype float32]
 python benchmarks/memory.py --small
 
 `--small` takes a network of few channels: the memory of everything around it, in a fraction of the time.
@@ -33,7 +34,10 @@ def resident() -> int:
 
 
 def measure(options: argparse.Namespace, side: int) -> dict[str, float]:
-    pipe = small() if options.small else SuperResolutionPipeline.from_pretrained(options.model, load_encoder=False)
+    if options.small:
+        pipe = small()
+    else:
+        pipe = SuperResolutionPipeline.from_pretrained(options.model, load_encoder=False, dtype=options.dtype)
     pipe.set_progress_bar_config(disable=True)
     pipe(np.zeros((32, 32, 3), dtype=np.uint8))  # what is set up once
     rows, columns = np.indices((side, side), dtype=np.float32)
@@ -63,6 +67,7 @@ def main() -> None:
     parser.add_argument("--sides", type=int, nargs="+", default=[256, 512, 1024, 2048])
     parser.add_argument("--num_samples", type=int, default=1)
     parser.add_argument("--max_memory", type=parse_bytes)
+    parser.add_argument("--dtype", default="auto", help="auto (default: bfloat16 where it is fast), or float32")
     parser.add_argument("--small", action="store_true", help="a small network with random weights")
     parser.add_argument("--one", action="store_true", help="measure one side in this process")
     options = parser.parse_args()
@@ -73,7 +78,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for side in options.sides:
         command = [sys.executable, __file__, "--one", "--model", options.model, "--sides", str(side)]
-        command += ["--num_samples", str(options.num_samples)]
+        command += ["--num_samples", str(options.num_samples), "--dtype", options.dtype]
         command += ["--max_memory", str(options.max_memory)] if options.max_memory else []
         command += ["--small"] if options.small else []
         result = subprocess.run(command, capture_output=True, text=True)
