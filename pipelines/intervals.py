@@ -109,9 +109,9 @@ class IntervalPipeline(SamplingPipeline):
 
         For `images` and a new one that are exchangeable, such as draws from one collection, the intervals of
         `quantiles(..., calibrated=True)` hold a value of the new image, at a pixel drawn at random, with a probability
-        of at least `coverage`, and of at most 2 / (n + 1) more. That is on average over images and over pixels; it
-        promises nothing for a single image or for one kind of pixel. `hvae_sr.posterior.conformal.smallest_factor` has
-        equation, proof and sources.
+        of at least `coverage`, and of at most 2 / (n + 1) more (as a rule `coverage` / n more: take a hundred images to
+        come within 1 %). That is on average over images and over pixels; it promises nothing for a single image or for
+        one kind of pixel. `hvae_sr.posterior.conformal.smallest_factor` has equation, proof and sources.
 
         The pipeline keeps the result, which is saved with it. It holds for these weights and settings alone.
 

@@ -41,6 +41,11 @@ class Calibration:
         """The quantiles of the samples that are widened: α/2, 1/2, 1 - α/2."""
         return quantiles_of(self.coverage)
 
+    @property
+    def promised(self) -> float:
+        """What intervals hold at the most, on average over further images: coverage + 2 / (n + 1)."""
+        return min(self.coverage + 2 / (self.num_images + 1), 1.0)
+
     def agreed(self, name: str, given: Any) -> Any:
         """The calibration's own value of `q` or of a field; raises a ValueError where another one was given."""
         own = getattr(self, name)
