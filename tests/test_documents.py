@@ -57,6 +57,13 @@ def test_every_command_of_a_document_is_one(path: Path, monkeypatch: pytest.Monk
                 assert not word.startswith("--") or f'"{name}"' in sources, f"{program} has no {word}"
 
 
+def test_every_script_that_documents_name_is_in_the_list_of_what_was_run_when() -> None:
+    text = "\n".join(path.read_text("utf-8") for path in DOCUMENTS)
+    scripts = re.findall(r"\b(?:benchmarks|docs/images)/(\w+\.py)\b", text)
+    listed = (ROOT / "docs" / "commands.md").read_text("utf-8")
+    assert {name for name in scripts if name not in listed} == set()
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_link_of_a_document_leads_to_a_file(path: Path) -> None:
     text = path.read_text("utf-8")
