@@ -10,6 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 from PIL import Image
+from processes import PATIENCE
 
 from hvae_sr import SuperResolutionPipeline
 from hvae_sr.cli import demo, main
@@ -285,7 +286,8 @@ def test_the_api_gives_the_pipelines_samples_to_programs(folder, photo, tmp_path
     blocks = build([str(folder)], device="cpu")
     try:
         _, address, _ = launch(blocks, prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
-        client = gradio_client.Client(address, verbose=False, download_files=str(tmp_path / "down"))
+        options = {"download_files": str(tmp_path / "down"), "httpx_kwargs": {"timeout": PATIENCE}}
+        client = gradio_client.Client(address, verbose=False, **options)
         image = gradio_client.handle_file(str(tmp_path / "photo.png"))
         files, found = client.predict(image, "tiny", 0.6, 2, 7, True, api_name="/upscale")
         with pytest.raises(Exception, match="maximum"):
