@@ -28,7 +28,7 @@ from ..baselines import (
     SRVGGNetCompact,
     guided_diffusion,
 )
-from .convert import LISTED_KEYS, ConversionError, load_checkpoint, new_folder, write_folder
+from .convert import ConversionError, check_keys, load_checkpoint, new_folder, write_folder
 from .detect import READABLE, Finding, identify
 from .ncnn import load_ncnn
 
@@ -176,7 +176,7 @@ def convert_state_dict(
     _check_finding(finding, recipe, model.config, asked)
     state = _completed(state, finding, recipe)
     names = published_keys(model, finding.variant)
-    _check_shapes(state, published_shapes(model, names))
+    check_keys(state, published_shapes(model, names))
     weights = {
         key: adapt(model, key, state[name].to(torch.float32)).clone().contiguous() for key, name in names.items()
     }
@@ -305,25 +305,6 @@ def _completed(state: Mapping[str, Tensor], finding: Finding, recipe: Recipe) ->
             f"images on another range than the configuration's 0..{value_range:g}"
         )
     return completed
-
-
-def _check_shapes(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises a ConversionError unless the file has exactly these keys, in their shapes."""
-    found = {key: tuple(value.shape) for key, value in state.items()}
-    wrong = [key for key in shapes if found.get(key, shapes[key]) != shapes[key]]
-    problems = {
-        "missing": [key for key in shapes if key not in found],
-        "unexpected": [key for key in found if key not in shapes],
-        "misshapen": [f"{key} {list(found[key])} (should be {list(shapes[key])})" for key in wrong],
-    }
-    if any(problems.values()):
-        message = "`checkpoint` does not fit the configuration"
-        for problem, keys in problems.items():
-            if keys:
-                keys = list(dict.fromkeys(keys))
-                more = ", ..." if len(keys) > LISTED_KEYS else ""
-                message += f"\n{len(keys)} {problem}: {', '.join(keys[:LISTED_KEYS])}{more}"
-        raise ConversionError(message)
 
 
 def _scheduler(recipe: Recipe, betas: Tensor | None) -> AncestralScheduler | None:

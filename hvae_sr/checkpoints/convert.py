@@ -268,9 +268,8 @@ def _published_names(model: ModelMixin, vdvae: str = "", bottom_up: str = "") ->
     return {key: name.replace("network.bottom_up.", bottom_up) for key, name in names.items()}
 
 
-def _match(state: Mapping[str, Tensor], parts: list[tuple[ModelMixin, dict[str, str]]]) -> None:
-    """Raises a ConversionError unless the checkpoint has exactly the keys of all parts, in their shapes."""
-    shapes = {names[key]: tuple(v.shape) for model, names in parts for key, v in model.state_dict().items()}
+def check_keys(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises a ConversionError unless a checkpoint has exactly these keys, in their shapes."""
     found = {key: tuple(value.shape) for key, value in state.items()}
     wrong = [key for key in shapes if found.get(key, shapes[key]) != shapes[key]]
     problems = {
@@ -287,6 +286,10 @@ def _match(state: Mapping[str, Tensor], parts: list[tuple[ModelMixin, dict[str, 
         raise ConversionError(message)
 
 
+def _published_shapes(parts: list[tuple[ModelMixin, dict[str, str]]]) -> dict[str, tuple[int, ...]]:
+    return {names[key]: tuple(value.shape) for model, names in parts for key, value in model.state_dict().items()}
+
+
 def _renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
     """The tensors under our names, fp32, each with a memory of its own (safetensors asks for it)."""
     return {ours: state[name].to(torch.float32, copy=True).contiguous() for ours, name in names.items()}
@@ -301,7 +304,7 @@ def convert_vdvae_state_dict(state: Mapping[str, Tensor], config: Mapping[str, A
     with torch.device("meta"):
         model = VDVAE(**config)
     names = _published_names(model)
-    _match(state, [(model, names)])
+    check_keys(state, _published_shapes([(model, names)]))
     return _renamed(state, names)
 
 
@@ -338,7 +341,8 @@ def convert(
     parts = [(model, _published_names(model, *_PREFIXES[lr_class])) for model in models]
     used = {name for _, names in parts for name in names.values()}
     unused = re.compile(_UNUSED.get(lr_class or "", "(?!)"))
-    _match({key: value for key, value in state.items() if key in used or not unused.match(key)}, parts)
+    read = {key: value for key, value in state.items() if key in used or not unused.match(key)}
+    check_keys(read, _published_shapes(parts))
     for model, names in parts:
         model.eval().load_state_dict(_renamed(state, names), assign=True)
         if lr_class == "LREncoder" and {"shift", "scale"} <= state.keys():

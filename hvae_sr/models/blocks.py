@@ -139,7 +139,11 @@ class Convolution(nn.Conv2d):
         if zero_weights:
             nn.init.zeros_(self.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, beside: Tensor | None = None) -> Tensor:
+        """The convolution of x; or of x and the channels `beside`, either of one row or B, without a map of both."""
+        if beside is not None:
+            own, other = self.weight.split((x.shape[1], beside.shape[1]), dim=1)
+            return add_in_place(self._conv_forward(x, own, self.bias), self._conv_forward(beside, other, None))
         dtype = self.compute_dtype
         if dtype is None or dtype == self.weight.dtype:
             return super().forward(x)
@@ -215,11 +219,15 @@ class Bottleneck(nn.Module):
                 row for all of the other.
         """
         h = self.activation(x)
-        if features is not None:
+        if features is None:
+            h = self.c1(h)
+        elif isinstance(self.c1, Convolution):
+            h = self.c1(h, features.to(h))
+        else:  # a layer in its place, such as LoRA's, takes one map
             rows = h.shape[0] if features.shape[0] == 1 else features.shape[0]  # which may be a symbol, not so `len`
-            h = torch.cat([part.expand(rows, -1, -1, -1) for part in (h, features.to(h))], dim=1)
+            h = self.c1(torch.cat([part.expand(rows, -1, -1, -1) for part in (h, features.to(h))], dim=1))
         inplace = not torch.is_grad_enabled()  # what no gradient needs is overwritten: new memory would take longer
-        h = self.c2(self.activation(self.c1(h), inplace=inplace))
+        h = self.c2(self.activation(h, inplace=inplace))
         h = self.c3(self.activation(h, inplace=inplace))
         h = self.c4(self.activation(h, inplace=inplace))
         if self.residual:

@@ -119,7 +119,7 @@ class TopDownBlock(nn.Module):
             z = prior.sample(noise, temperature)
 
         z = z.to(x.device)
-        x = add_in_place(x + residual, self.z_projection(z.to(residual.dtype)))
+        x = add_in_place(add_in_place(self.z_projection(z.to(residual.dtype)), x), residual)
         for block in (self.resnet, *self.residual_blocks):
             x = block(x)
         return x, GroupStatistics(z, prior, posterior, lr_posterior)

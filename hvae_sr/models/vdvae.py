@@ -328,7 +328,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         x = streams.get(block.resolution)
         if x is None and str(block.resolution) in self.biases:
             x = self.biases[str(block.resolution)](rows, size[0] // stride, size[1] // stride)
-            x = x.to(_stream_dtype(x), memory_format=torch.channels_last)
+            x = x.to(_stream_dtype(x))
         if block.mixin is not None:
             coarse = streams[block.mixin]
             if str(group) in self.upsamplers:
@@ -339,7 +339,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         if x is None:
             device = execution_device(self)
             x = torch.zeros(rows, block.width, size[0] // stride, size[1] // stride, dtype=self.dtype, device=device)
-        return x
+        return x.contiguous(memory_format=torch.channels_last)
 
     def _count(self, name: str, value: int | None, least: int) -> int:
         """A number of groups, all of them for None, if it is between `least` and all."""
