@@ -15,6 +15,7 @@ from PIL import Image
 from processes import meeting, output
 from stand_ins import NoisyBicubic, by_name, photo_folder, random_weights, run
 
+from hvae_sr import __version__
 from hvae_sr.cli import main
 from hvae_sr.evaluation import (
     PROTOCOLS,
@@ -304,7 +305,7 @@ def test_the_results_document_has_one_table_a_protocol_and_the_commands(folder, 
     assert text == results_document([read_report(path) for path in paths], ["a.json", "b.json"])
     assert (
         "hvae-sr evaluate --model natural-x4 --data Set5 --protocol thesis --size 32 --temperatures 0.5 1 "
-        "--num_samples 2 --coverage_samples 19 -o a.json\n" in text
+        f"--num_samples 2 --coverage_samples 19 -o a.json  # version {__version__}\n" in text
     )
     assert "hvae-sr evaluate --predictions Ours --data Set5 --protocol thesis --size 32 --num_images 2" in text
     assert text.count("## ") == 2 and text.count("|---|") == 2 and str(tmp_path) not in text

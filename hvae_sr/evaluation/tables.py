@@ -312,9 +312,10 @@ def results_document(reports: Sequence[Mapping[str, Any]], names: Sequence[str] 
         sources = dict.fromkeys(source for source, _ in map(published_rows, group) if source)
         lines += ["", *(f"Published figures: {source}." for source in sources)] if sources else []
     lines += ["", "## Commands", "", "```"]
-    lines += [command_line(report, file) for report, file in zip(reports, files, strict=True)] + ["```"]
-    versions = dict.fromkeys(str(report["versions"]["hvae-sr"]) for report in reports if report.get("versions"))
-    lines += ["", f"Measured with version {', '.join(versions)}."] if versions else []
+    for report, file in zip(reports, files, strict=True):
+        version = (report.get("versions") or {}).get("hvae-sr")
+        lines.append(command_line(report, file) + (f"  # version {version}" if version else ""))
+    lines.append("```")
     return "\n".join([*lines, ""])
 
 
