@@ -129,6 +129,5 @@ def test_the_floors_of_the_package_are_those_that_are_tested():
     floors = {re.split(r"[\[>=<,]+", line)[0]: re.search(r">=([\d.]+)", line)[1] for line in listed}
     lines = (ROOT / "constraints-lowest.txt").read_text("utf-8").splitlines()
     lowest = dict(line.split("==") for line in lines if line and not line.startswith("#"))
-    floors.pop("torch"), lowest.pop("torch")  # versions below are builds for GPUs, of gigabytes
     numbers = lambda text: [int(part) for part in text.split(".") if part != "0"]  # noqa: E731
     assert {name: numbers(lowest[name]) for name in floors} == {name: numbers(floor) for name, floor in floors.items()}

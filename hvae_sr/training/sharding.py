@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from accelerate.utils import is_torch_version
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -21,10 +23,13 @@ def check_sharding(accelerator: Accelerator) -> None:
     the Gaussians and their KL among it. Autocast computes the convolutions in half precision and those in float32.
 
     Raises:
-        ValueError: version 1 of FSDP, whose flat parameters can neither be averaged nor gathered by name.
+        ValueError: version 1 of FSDP, whose flat parameters can neither be averaged nor gathered by name; or a torch
+            below 2.7, whose `fully_shard` does not take what accelerate 1.12 gives it.
     """
     if not accelerator.is_fsdp2:
         raise ValueError("FSDP must be of version 2: `fsdp_version: 2` in accelerate's configuration file")
+    if not is_torch_version(">=", "2.7"):
+        raise ValueError(f"FSDP needs torch 2.7 or later, found {torch.__version__}")
     accelerator.state.fsdp_plugin.mixed_precision_policy = None
 
 

@@ -16,7 +16,7 @@ import yaml
 from accelerate import Accelerator, tracking
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, is_torch_version
 from PIL import Image
 from processes import status
 from runs import (
@@ -290,6 +290,7 @@ def test_two_processes_train_like_one(stage, accumulation, options, photos, tmp_
             assert found[name] == pytest.approx(expected[name], rel=1e-5)
 
 
+@pytest.mark.skipif(not is_torch_version(">=", "2.7"), reason="FSDP needs torch 2.7 or later")
 @pytest.mark.parametrize("precision", ["no", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_two_processes_that_share_the_parameters_train_like_one(precision, options, photos, tmp_path):
     """FSDP: the loss, the figures of validation, the exported weights; and a resume, which must be bitwise."""
@@ -326,6 +327,15 @@ def test_sharding_of_the_first_kind_is_refused(options, tmp_path, capfd, monkeyp
     assert train.main(options("vdvae", tmp_path / "out", train_data_dir=MISSING)) == 2
     assert "fsdp_version: 2" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_sharding_by_a_torch_that_cannot_is_refused(options, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(Accelerator, "distributed_type", property(lambda self: DistributedType.FSDP))
+    monkeypatch.setattr(Accelerator, "is_fsdp2", True)
+    monkeypatch.setattr(torch, "__version__", "2.6.0")
+    monkeypatch.setattr("hvae_sr.training.sharding.is_torch_version", lambda operation, version: False)
+    assert train.main(options("vdvae", tmp_path / "out", train_data_dir=MISSING)) == 2
+    assert "FSDP needs torch 2.7 or later, found 2.6.0" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("path", sorted(ACCELERATE.glob("*.yaml")), ids=lambda path: path.stem)
