@@ -275,7 +275,7 @@ def test_two_processes_train_like_one(stage, accumulation, options, photos, tmp_
         assert found.keys() == expected.keys()
         for name in expected:  # also the figures of every group
             # LR-PSNR is that of 8-bit images, of which the last digit of a float may turn a pixel.
-            rel = 1e-4 if "lr_psnr" in name else 1e-5
+            rel = 1e-3 if "lr_psnr" in name else 1e-4
             assert found[name] == pytest.approx(expected[name], rel=rel, abs=1e-8), name
     if stage == "vdvae":
         on_processes(options(stage, resumed, **common, train_batch_size=2, resume_from_checkpoint=two / "checkpoint-4"))
@@ -287,7 +287,7 @@ def test_two_processes_train_like_one(stage, accumulation, options, photos, tmp_
         assert train.main(arguments) == 0
         for expected, found in zip(log(one)[5:], log(back), strict=True):
             name = "bits_per_dim" if "bits_per_dim" in expected else "validation_bits_per_dim"
-            assert found[name] == pytest.approx(expected[name], rel=1e-5)
+            assert found[name] == pytest.approx(expected[name], rel=1e-4)
 
 
 @pytest.mark.skipif(not is_torch_version(">=", "2.7"), reason="FSDP needs torch 2.7 or later")
@@ -302,7 +302,7 @@ def test_two_processes_that_share_the_parameters_train_like_one(precision, optio
     assert train.main(options("energy-score", one, **common)) == 0
     arguments = options("energy-score", two, **common, train_batch_size=1)
     on_processes(arguments, sharded=True)
-    tolerance = 1e-5 if precision == "no" else 2e-2
+    tolerance = 1e-4 if precision == "no" else 2e-2
     for expected, found in zip(log(one), log(two), strict=True):
         assert found.keys() == expected.keys()
         for name in expected:
