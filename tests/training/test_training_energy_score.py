@@ -219,7 +219,7 @@ def test_low_temperatures_take_their_share_and_weigh_the_spread():
     images, seed = photographs()[:1], drawn.index(low[0])
     _, figures = objective(images, [seed])
     expected = figures["error"] - 0.5 * spread_weight(low[0][0]) * figures["spread"]
-    assert float(figures["score"]) == pytest.approx(float(expected), rel=1e-5)
+    assert float(figures["score"]) == pytest.approx(float(expected), rel=1e-4)
 
 
 @pytest.mark.parametrize("wrong, named", [({"num_samples": 0}, "num_samples"), ({"patch_sizes": ()}, "patch_sizes"),
