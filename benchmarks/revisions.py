@@ -1,10 +1,11 @@
-"""Time of one and five samples, of two checkouts in turns in one run: what a change of the code costs or gains.
+"""Time of one and five samples, of two checkouts in turns: what a change of the code costs or gains.
 
 python benchmarks/revisions.py OLD_CHECKOUT [NEW_CHECKOUT] [--models natural-x4 natural-x4-cvdvae] [--repeats 3]
 
-Each process draws samples of a photograph of 128x128 with the checkout's own bundled weights; times are processor
-seconds of one thread, without loading and the first, warming call. Rows are printed as they are known: the medians, and
-new over old. An OLD_CHECKOUT is made by `git worktree add --detach OLD REVISION`.
+A process of each checkout draws samples of a photograph of 128x128 with the checkout's own bundled weights, one call at
+a time, the two in turns; times are processor seconds of one thread, without loading and warming calls. Rows are printed
+as they are known: the shortest times, which other programs disturbed least, the ratio of these, and the median of the
+ratios of the turns. An OLD_CHECKOUT is made by `git worktree add --detach OLD REVISION`.
 """
 
 import argparse
@@ -19,24 +20,39 @@ import sys, time, torch, skimage
 torch.set_num_threads(1)
 from PIL import Image
 from hvae_sr import SuperResolutionPipeline
-name, dtype, *counts = sys.argv[1:]
+name, dtype = sys.argv[1:]
 given = {} if dtype == "auto" else {"dtype": getattr(torch, dtype)}
 pipe = SuperResolutionPipeline.from_pretrained(name, load_encoder=False, **given)
 pipe.set_progress_bar_config(disable=True)
 photo = Image.fromarray(skimage.data.chelsea()).crop((90, 60, 218, 188))
-pipe(photo, seed=0)
-for count in map(int, counts):
+pipe(photo, num_samples=2, seed=0)
+for line in sys.stdin:
     start = time.process_time()
-    pipe(photo, num_samples=count, seed=0)
-    print("seconds", time.process_time() - start)
+    pipe(photo, num_samples=int(line), seed=0)
+    print("seconds", time.process_time() - start, flush=True)
 """
 
 
-def seconds(checkout: Path, *arguments: str) -> list[float]:
-    environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", MEASURE, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=checkout)
-    return [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("seconds ")]
+class Checkout:
+    """A process that draws samples with the code and the weights of a checkout."""
+
+    def __init__(self, folder: Path, model: str, dtype: str) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+        pipe = subprocess.PIPE
+        command = [sys.executable, "-c", MEASURE, model, dtype]
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment, cwd=folder)
+
+    def seconds(self, samples: str) -> float:
+        """Of one call."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        print(samples, file=self.process.stdin, flush=True)
+        for line in self.process.stdout:
+            if line.startswith("seconds "):
+                return float(line.split()[1])
+        raise SystemExit(f"{self.process.args} has ended")
+
+    def end(self) -> None:
+        self.process.communicate()
 
 
 def main() -> None:
@@ -48,18 +64,18 @@ def main() -> None:
     parser.add_argument("--samples", nargs="+", default=["1", "5"])
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    print("| model | dtype | samples | old, s | new, s | new / old |\n|---|---|---|---|---|---|")
+    print("| model | dtype | samples | old, s | new, s | new / old | of the turns |\n|---|---|---|---|---|---|---|")
     for model in options.models:
         for dtype in options.dtypes:
-            runs = [
-                [seconds(checkout.resolve(), model, dtype, *options.samples) for checkout in (options.old, options.new)]
-                for _ in range(options.repeats)
-            ]
-            for row, samples in enumerate(options.samples):
-                pairs = [(old[row], new[row]) for old, new in runs]
-                old, new = (statistics.median(times) for times in zip(*pairs, strict=True))
-                ratio = statistics.median(new / old for old, new in pairs)
-                print(f"| {model} | {dtype} | {samples} | {old:.2f} | {new:.2f} | {ratio:.2f} |", flush=True)
+            checkouts = [Checkout(folder.resolve(), model, dtype) for folder in (options.old, options.new)]
+            for samples in options.samples:
+                turns = [[checkout.seconds(samples) for checkout in checkouts] for _ in range(options.repeats)]
+                old, new = map(min, zip(*turns, strict=True))
+                ratio = statistics.median(after / before for before, after in turns)
+                row = (model, dtype, samples, f"{old:.2f}", f"{new:.2f}", f"{new / old:.2f}", f"{ratio:.2f}")
+                print("|", " | ".join(row), "|", flush=True)
+            for checkout in checkouts:
+                checkout.end()
 
 
 if __name__ == "__main__":
