@@ -140,7 +140,7 @@ class TrainingConfig:
         "each; none: half the stride of the finest level at temperature 1.",
     )
     score_low_temperatures: float = option(
-        0.0, "energy-score: share of the updates at a temperature u^2, u uniform on [0, 1), whose spread counts less."
+        0.0, "energy-score: share of the updates at a temperature drawn from [0, 1), whose spread counts less."
     )
     lpips_weights: str | None = option(
         None, "safetensors file of VGG16's convolutions (torchvision's names) and LPIPS' heads, for that score."

@@ -246,9 +246,9 @@ class EnergyScore(ConditionalObjective):
     that resolution, where without it the finest, whose noise is the easiest to use, would say everything. Without the
     averages (1) they would have to say everything themselves, and silence the finer ones.
 
-    `low_temperatures` is the share of the updates whose samples are drawn at a temperature t = u², u uniform on
-    [0, 1), with the spread weighted by `spread_weight(t)`. Without them, what samples at t < 1 look like is left to
-    chance: the networks never see latents of that size. Half are below 0.25.
+    `low_temperatures` is the share of the updates whose samples are drawn at a temperature t, uniform on [0, 1), with
+    the spread weighted by `spread_weight(t)`. Without them, what samples at t < 1 look like is left to chance: the
+    networks never see latents of that size.
 
     A finite network that has to spread its samples gives up some of the accuracy of its sample at temperature 0.
     `point_weight` w adds w |x_0 - x|, x_0 that sample, so that low temperatures stay close to the best point estimate.
@@ -358,7 +358,7 @@ class EnergyScore(ConditionalObjective):
         share, temperature = np.random.default_rng([seed % 2**64 for seed in seeds]).random(2)
         limits = [*itertools.accumulate(self.level_dropout)]
         finest = next((level for level, limit in enumerate(limits) if share < limit), len(self.levels) - 1)
-        return finest, float(temperature**2) if share >= 1 - self.low_temperatures else 1.0
+        return finest, float(temperature) if share >= 1 - self.low_temperatures else 1.0
 
     def _temperatures(self, seeds: Sequence[int]) -> list[float]:
         """The temperature of every group: 0 beyond the finest level that is open."""

@@ -215,7 +215,6 @@ def test_low_temperatures_take_their_share_and_weigh_the_spread():
     drawn = [objective._temperatures([seed]) for seed in range(400)]
     low = [groups for groups in drawn if 0 < max(groups) < 1]
     assert 160 < len(low) < 240 and all(len(set(groups)) == 1 for groups in low)
-    assert np.median([groups[0] for groups in low]) == pytest.approx(0.25, abs=0.08)
     images, seed = photographs()[:1], drawn.index(low[0])
     _, figures = objective(images, [seed])
     expected = figures["error"] - 0.5 * spread_weight(low[0][0]) * figures["spread"]
