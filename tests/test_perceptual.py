@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import REFERENCE
 from PIL import Image
 from safetensors.torch import save_file
 from scipy.linalg import sqrtm
@@ -17,6 +16,7 @@ from stand_ins import random_weights
 from hvae_sr.evaluation import PerceptualMetrics, load_perceptual, perceptual, posterior, prepare_standard
 from hvae_sr.evaluation.perceptual import LPIPS, find_lpips
 
+REFERENCE = Path(os.environ.get("HVAE_SR_REFERENCE", Path(__file__).resolve().parents[1] / "../shared/reference"))
 NETWORKS = Path(os.environ.get("HVAE_SR_LPIPS", REFERENCE.parent / "networks"))
 
 
