@@ -140,15 +140,18 @@ class Convolution(nn.Conv2d):
             nn.init.zeros_(self.weight)
 
     def forward(self, x: Tensor, beside: Tensor | None = None) -> Tensor:
-        """The convolution of x; or of x and the channels `beside`, either of one row or B, without a map of both."""
-        if beside is not None:
-            own, other = self.weight.split((x.shape[1], beside.shape[1]), dim=1)
-            return add_in_place(self._conv_forward(x, own, self.bias), self._conv_forward(beside, other, None))
-        dtype = self.compute_dtype
-        if dtype is None or dtype == self.weight.dtype:
-            return super().forward(x)
-        bias = None if self.bias is None else self.bias.to(dtype)
-        return self._conv_forward(x.to(dtype), self.weight.to(dtype), bias)
+        """The convolution of x `[B, C, h, w]`; or of x and the channels of `beside`, without a map of both.
+
+        Args:
+            beside: `[B, C', h, w]`, where the layer has C + C' input channels; it or x may be of one row.
+        """
+        weight, bias, dtype = self.weight, self.bias, self.compute_dtype
+        if dtype is not None:
+            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        if beside is None:
+            return self._conv_forward(x, weight, bias)
+        own, other = weight.split((x.shape[1], beside.shape[1]), dim=1)
+        return add_in_place(self._conv_forward(x, own, bias), self._conv_forward(beside.to(x), other, None))
 
 
 class Bias(nn.Module):
@@ -222,7 +225,7 @@ class Bottleneck(nn.Module):
         if features is None:
             h = self.c1(h)
         elif isinstance(self.c1, Convolution):
-            h = self.c1(h, features.to(h))
+            h = self.c1(h, features)
         else:  # a layer in its place, such as LoRA's, takes one map
             rows = h.shape[0] if features.shape[0] == 1 else features.shape[0]  # which may be a symbol, not so `len`
             h = self.c1(torch.cat([part.expand(rows, -1, -1, -1) for part in (h, features.to(h))], dim=1))
