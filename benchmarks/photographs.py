@@ -24,6 +24,8 @@ from hvae_sr.evaluation import evaluate, load_perceptual, read_report, write_rep
 from hvae_sr.evaluation.tables import markdown_lines, mean_rows
 
 BANDS = ("mild-jpeg", "noise", "blur-noise", "second-order")
+OPTIONS = ("every", "num_images", "num_samples", "temperatures", "coverage_samples", "seed")
+"""Those that change what is measured of a model and a set."""
 COLUMNS = {
     "psnr": ("PSNR", ".2f"),
     "ssim": ("SSIM", ".3f"),
@@ -76,10 +78,6 @@ def measure(given: argparse.Namespace) -> None:
             )
             write_report(report, path)  # which ends what was kept of unfinished runs
             write_report({**report, "seconds": took, "options": options(given)}, path)
-
-
-OPTIONS = ("every", "num_images", "num_samples", "temperatures", "coverage_samples", "seed")
-"""Those that change what is measured of a model and a set."""
 
 
 def options(given: argparse.Namespace) -> dict[str, Any]:
@@ -158,7 +156,10 @@ def main() -> None:
     given = parser.parse_args()
     Path(given.reports).mkdir(parents=True, exist_ok=True)
     np.seterr(divide="ignore")
-    measure(given)
+    try:
+        measure(given)
+    except ValueError as error:
+        parser.error(str(error))
     print(tables(given))
 
 
