@@ -5,7 +5,7 @@ python benchmarks/faces.py --faces FACES_SYNTHETIC --output_dir OUT --lpips_weig
 FACES_SYNTHETIC holds `train` (photographs of faces; the last 200 are held out) and `cc0` (those that may be shown). All
 are reduced to 64x64. Each system is trained for `--hours` hours of one processor, CVDVAE's half on its prior and half
 on its LR encoder; the command trains what is missing and goes on from checkpoints, so that it can be stopped at any
-time and called again, with more hours too. Then it measures every system on the same images, draws the figures and
+time and called again, with more hours too; `--only` trains some of them, so that processes share them. Then it measures every system on the same images, draws the figures and
 writes the document (`--document`, default docs/faces.md).
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from faces_document import write_document
-from faces_systems import SIDE, lr_encoder, others, prior
+from faces_systems import SIDE, SYSTEMS, lr_encoder, others, prior
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -208,6 +208,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--lpips_weights", help="folder of LPIPS' weights")
     parser.add_argument("--hours", type=float, default=1.0, help="processor hours of each system's training, in all")
     parser.add_argument("--scale", type=int, choices=(4, 8), default=4)
+    parser.add_argument(
+        "--only", nargs="+", choices=SYSTEMS, help="train these and stop: one process a core trains several at a time"
+    )
     parser.add_argument("--num_images", type=int, default=50, help="held-out faces that are measured")
     parser.add_argument("--num_samples", type=int, default=3, help="of each")
     parser.add_argument(
@@ -221,17 +224,24 @@ def main(arguments: list[str] | None = None) -> None:
     prepare(given.faces, given.output_dir)
     data, folder = given.output_dir / "data" / "train", given.output_dir / f"x{given.scale}"
 
-    vdvae = given.output_dir / "prior"
-    runs = {"prior of CVDVAE": train(vdvae, prior(), data, given.hours / 2)}
-    groups, analysis = choose_groups(vdvae, given.scale, given.codes)
-    places = {"CVDVAE": folder / f"cvdvae-{groups}"}
-    runs["CVDVAE"] = train(places["CVDVAE"], lr_encoder(given.scale, groups, str(vdvae)), data, given.hours / 2)
-    titles = {"hcflow": "HCFlow", "sr3": "SR3", "dps": "DPS", "energy score": "energy score"}
+    chosen = given.only or SYSTEMS
+    places: dict[str, Path] = {}
+    runs: dict[str, dict[str, float]] = {}
+    groups, analysis = 0, dict[str, Any]()
+    if "CVDVAE" in chosen:
+        vdvae = given.output_dir / "prior"
+        runs["prior of CVDVAE"] = train(vdvae, prior(), data, given.hours / 2)
+        groups, analysis = choose_groups(vdvae, given.scale, given.codes)
+        places["CVDVAE"] = folder / f"cvdvae-{groups}"
+        runs["CVDVAE"] = train(places["CVDVAE"], lr_encoder(given.scale, groups, str(vdvae)), data, given.hours / 2)
     for name, options in others(given.scale).items():
-        place = given.output_dir / name if name == "dps" else folder / name.replace(" ", "-")
-        shared = {} if name == "dps" else {"scale_factor": given.scale}
-        places[titles[name]] = place
-        runs[titles[name]] = train(place, {**options, **shared}, data, given.hours)
+        if name in chosen:
+            places[name] = given.output_dir / "dps" if name == "DPS" else folder / name.lower().replace(" ", "-")
+            shared = {} if name == "DPS" else {"scale_factor": given.scale}
+            runs[name] = train(places[name], {**options, **shared}, data, given.hours)
+    if given.only:
+        print("trained:", ", ".join(f"{name} ({run['updates']:.0f} updates)" for name, run in runs.items()))
+        return
 
     pipes = {name: open_pipeline(place, given.steps) for name, place in places.items()}
     if pipes["DPS"].config.scale_factor != given.scale:  # its prior serves every factor

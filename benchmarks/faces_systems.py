@@ -3,6 +3,7 @@
 from typing import Any
 
 SIDE = 64
+SYSTEMS = ("CVDVAE", "HCFlow", "SR3", "DPS", "energy score")
 PRIOR_BLOCKS = "1x1,4m1,4x2,8m4,8x4,16m8,16x5,32m16,32x4,64m32,64x1"
 """VD-VAE as published in kind: a spatial bias at every resolution, from one vector up."""
 PRIOR = {
@@ -63,7 +64,7 @@ def lr_encoder(scale: int, groups: int, folder: str) -> dict[str, Any]:
 
 
 def others(scale: int) -> dict[str, dict[str, Any]]:
-    """Options of the systems that need no other, by name; "dps" is a prior and serves every scale."""
+    """Options of the systems that need no other, by name; DPS' is a prior and serves every scale."""
     decoder, blocks = ENERGY_BLOCKS[scale]
     shared = {"activation": "silu", "custom_widths": ENERGY_WIDTHS}
     vdvae = {
@@ -90,12 +91,12 @@ def others(scale: int) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
     wide = {"learning_rate": 5e-4, "max_grad_norm": 1e9, "skip_threshold": 1e12}  # nothing is clipped, as published
     return {
-        "hcflow": {
+        "HCFlow": {
             **COMMON, "stage": "hcflow", "baseline": flow, "learning_rate": 2.5e-4, "adam_beta2": 0.99,
             "max_grad_norm": 100.0, "skip_threshold": 1e12, "mixed_precision": "no",  # a flow takes no other
         },
-        "sr3": {**COMMON, **wide, "stage": "sr3", "baseline": refinement},
-        "dps": {**COMMON, **wide, "stage": "ddpm", "baseline": diffusion_prior()},
+        "SR3": {**COMMON, **wide, "stage": "sr3", "baseline": refinement},
+        "DPS": {**COMMON, **wide, "stage": "ddpm", "baseline": diffusion_prior()},
         "energy score": {
             **COMMON, "stage": "energy-score", "vdvae_config": vdvae, "lr_config": conditioner, "learning_rate": 2e-3,
             "score_point_weight": 1.0, "max_grad_norm": 1.0,
