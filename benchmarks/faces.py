@@ -5,14 +5,12 @@ python benchmarks/faces.py --faces FACES_SYNTHETIC --output_dir OUT --lpips_weig
 FACES_SYNTHETIC holds `train` (photographs of faces; the last 200 are held out) and `cc0` (those that may be shown). All
 are reduced to 64x64. Each system is trained for `--hours` hours of one processor, CVDVAE's half on its prior and half
 on its LR encoder; the command trains what is missing and goes on from checkpoints, so that it can be stopped at any
-time and called again, with more hours too; `--only` trains some of them, so that processes share them. Then it measures every system on the same images, draws the figures and
-writes the document (`--document`, default docs/faces.md).
+time and called again, with more hours too; `--only` trains some of them, so that processes share them. Then it measures
+every system on the same images, draws the figures and writes the document (`--document`, default docs/faces.md).
 """
 
 import argparse
 import json
-import os
-import signal
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any
 import numpy as np
 from faces_document import write_document
 from faces_systems import SIDE, SYSTEMS, lr_encoder, others, prior
+from hours import train
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,65 +52,6 @@ def prepare(faces: Path, output: Path) -> None:
                     left, top = ((side - square) // 2 for side in image.size)
                     cut = image.convert("RGB").crop((left, top, left + square, top + square))
                     cut.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(place)
-
-
-def train(folder: Path, options: Mapping[str, Any], data: Path, hours: float) -> dict[str, float]:
-    """Trains for so many processor hours in all, from where it was left; returns updates, images and hours.
-
-    Configurations of networks in the options are written as files. The run is stopped by a timer of processor time, as
-    by a signal from outside: it leaves a checkpoint first.
-    """
-    from accelerate.state import AcceleratorState, GradientState
-
-    from hvae_sr.training import Interrupted, Trainer, parse_arguments
-    from hvae_sr.training.checkpoints import checkpoint_step, list_checkpoints
-
-    folder.mkdir(parents=True, exist_ok=True)
-    values = {"output_dir": folder, "resume_from_checkpoint": "latest", **options}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            values[name] = folder / f"{name}.json"
-            values[name].write_text(json.dumps(value, indent=2))
-    arguments = []
-    for name, value in values.items():
-        arguments += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
-    arguments += ["--train_data_dir", str(data)]
-    clock = folder / "processor_seconds.txt"
-    spent = float(clock.read_text()) if clock.is_file() else 0.0
-
-    def run(*more: str) -> None:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-        Trainer(parse_arguments([*arguments, *more])).train()
-
-    over = []
-
-    def stop(*_: Any) -> None:
-        over.append(True)
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # not training yet, or not any more
-            signal.setitimer(signal.ITIMER_PROF, 1.0)
-        else:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    exported = (folder / "config.json").is_file() or (folder / "model_index.json").is_file()
-    if spent < 3600 * hours * 0.99:
-        start = time.process_time()
-        signal.signal(signal.SIGPROF, stop)
-        signal.setitimer(signal.ITIMER_PROF, 3600 * hours - spent)
-        try:
-            run()
-        except Interrupted:
-            if not over:
-                raise  # somebody else's signal
-        finally:
-            signal.setitimer(signal.ITIMER_PROF, 0)
-            spent += time.process_time() - start
-            clock.write_text(str(spent))
-        exported = False
-    step = checkpoint_step(list_checkpoints(folder)[-1])
-    if not exported:
-        run(f"--max_train_steps={step}")  # there already: writes the folder
-    return {"updates": step, "images": step * options["train_batch_size"], "hours": spent / 3600}
 
 
 def choose_groups(folder: Path, scale: int, codes: int) -> tuple[int, dict[str, Any]]:
@@ -222,7 +162,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not given.hours > 0:
         raise ValueError(f"`--hours` must be above 0, got {given.hours}")
     prepare(given.faces, given.output_dir)
-    data, folder = given.output_dir / "data" / "train", given.output_dir / f"x{given.scale}"
+    data, folder = [given.output_dir / "data" / "train"], given.output_dir / f"x{given.scale}"
 
     chosen = given.only or SYSTEMS
     places: dict[str, Path] = {}
