@@ -213,15 +213,15 @@ class Bottleneck(nn.Module):
         self.c3 = Convolution(middle_channels, middle_channels, kernel_size)
         self.c4 = Convolution(middle_channels, out_channels, zero_weights=zero_last)
 
-    def forward(self, x: Tensor, features: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, features: Tensor | None = None, activated: bool = False) -> Tensor:
         """`[B, in_channels, H, W]` -> `[B, out_channels, H / down_rate, W / down_rate]`, in the dtype of x.
 
         Args:
             x: the stream.
-            features: channels beside those of x that are activated already, once for many blocks. Either may have one
-                row for all of the other.
+            features: channels beside those of x, activated. Either may have one row for all of the other.
+            activated: whether x is so too, once for many blocks.
         """
-        h = self.activation(x)
+        h = x if activated else self.activation(x)
         if features is None:
             h = self.c1(h)
         elif isinstance(self.c1, Convolution):

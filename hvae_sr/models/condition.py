@@ -149,8 +149,8 @@ class GroupConditioning:
         """Whether `posterior` gives something."""
         return False
 
-    def posterior(self, features: Features, group: int, x: Tensor, prior: DiagonalGaussian) -> DiagonalGaussian | None:
-        """q_psi(z_l | z_<l, y) from the group's stream and prior, or None."""
+    def posterior(self, features: Features, group: int, h: Tensor, prior: DiagonalGaussian) -> DiagonalGaussian | None:
+        """q_psi(z_l | z_<l, y) from the group's activated stream and prior, or None."""
         return None
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .blocks import BlockSpec, Bottleneck, Convolution, add_in_place, residual_block
+from .blocks import ACTIVATIONS, BlockSpec, Bottleneck, Convolution, add_in_place, residual_block
 from .condition import Condition, GroupConditioning
 from .distributions import DiagonalGaussian
 from .outputs import GroupStatistics
@@ -43,6 +43,7 @@ class TopDownBlock(nn.Module):
         super().__init__()
         self.resolution, self.mixin, self.width = spec.resolution, spec.mixin, width
         self.latent_channels, self.max_log_sigma = latent_channels, max_log_sigma
+        self.activation = ACTIVATIONS[activation]
         middle = int(width * bottleneck_multiple)
         self.posterior_head = (
             Bottleneck(2 * width, middle, 2 * latent_channels, spec.resolution, activation=activation)
@@ -62,16 +63,17 @@ class TopDownBlock(nn.Module):
             for layer in (self.z_projection, *(block.c4 for block in (self.resnet, *self.residual_blocks))):
                 layer.weight.mul_((1 / num_blocks) ** 0.5)
 
-    def prior(self, x: Tensor) -> tuple[DiagonalGaussian, Tensor]:
-        """p(z_l | z_<l) from the stream `[B, width, h, w]`, and the deterministic residual that is added to it."""
-        parameters, residual = self.prior_head(x).split((2 * self.latent_channels, self.width), dim=1)
+    def prior(self, h: Tensor) -> tuple[DiagonalGaussian, Tensor]:
+        """p(z_l | z_<l) from the activated stream `[B, width, h, w]`, and the residual that is added to the stream."""
+        parameters, residual = self.prior_head(h, activated=True).split((2 * self.latent_channels, self.width), dim=1)
         return DiagonalGaussian.from_parameters(parameters), residual
 
-    def posterior(self, x: Tensor, activation: Tensor) -> DiagonalGaussian:
-        """q(z_l | z_<l, x) from the stream and the HR activation, `[B, width, h, w]` each."""
+    def posterior(self, h: Tensor, activation: Tensor) -> DiagonalGaussian:
+        """q(z_l | z_<l, x) from the activated stream and the HR activation, `[B, width, h, w]` each."""
         if self.posterior_head is None:
             raise ValueError("this VDVAE was made without an encoder (`encoder_blocks=None`): it has no q(z|x)")
-        return DiagonalGaussian.from_parameters(self.posterior_head(torch.cat((x, activation.to(x.dtype)), dim=1)))
+        parameters = self.posterior_head(h, self.activation(activation.to(h.dtype)), activated=True)
+        return DiagonalGaussian.from_parameters(parameters)
 
     def forward(
         self,
@@ -104,12 +106,13 @@ class TopDownBlock(nn.Module):
         """
         network, features = (condition.network, condition.features) if condition else (_UNCONDITIONED, {})
         x = network.add_to_stream(features, group, x)
-        prior, residual = self.prior(x)
+        h = self.activation(x)  # once for all heads
+        prior, residual = self.prior(h)
         prior = network.prior(features, group, prior).clamp(self.max_log_sigma)
         posterior = None
         if activation is not None:
-            posterior = self.posterior(x, network.add_to_activation(features, group, activation))
-        lr_posterior = network.posterior(features, group, x, prior)
+            posterior = self.posterior(h, network.add_to_activation(features, group, activation))
+        lr_posterior = network.posterior(features, group, h, prior)
 
         if z is None and posterior is not None:
             z = posterior.sample(noise)

@@ -93,18 +93,20 @@ class LREncoder(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         return group < len(self.heads)
 
     @entry_point
-    def posterior(self, features: Features, group: int, x: Tensor, prior: DiagonalGaussian) -> DiagonalGaussian | None:
+    def posterior(self, features: Features, group: int, h: Tensor, prior: DiagonalGaussian) -> DiagonalGaussian | None:
         """q_psi(z_l | z_<l, y) for l < k (CVDVAE, eq. 12); within `max_deviation` of the group's prior.
 
         Args:
             features: of y, activated, `{nominal resolution: [B, width, h, w]}`.
             group: l.
-            x: the group's stream, `[B or 1, width, h, w]`.
+            h: the group's stream, activated, `[B or 1, width, h, w]`.
             prior: of the group.
         """
         if not self.has_posterior(group):
             return None
-        q_psi = DiagonalGaussian.from_parameters(self.heads[group](x, features[self.resolutions[group]]))
+        q_psi = DiagonalGaussian.from_parameters(
+            self.heads[group](h, features[self.resolutions[group]], activated=True)
+        )
         if self.config.max_deviation is None:
             return q_psi
         # The prior's own deviation is bounded too: after one latent far out, it may be anything.

@@ -215,9 +215,9 @@ class _Follower(GroupConditioning):
     def __init__(self, followed: GroupConditioning) -> None:
         self.followed = followed
 
-    def posterior(self, features: Features, group: int, x: Tensor, prior: DiagonalGaussian) -> DiagonalGaussian | None:
+    def posterior(self, features: Features, group: int, h: Tensor, prior: DiagonalGaussian) -> DiagonalGaussian | None:
         """q_psi(z_l | sg[z_<l], y)."""
-        return self.followed.posterior(features, group, x.detach(), _detached(prior))
+        return self.followed.posterior(features, group, h.detach(), _detached(prior))
 
 
 def _detached(gaussian: DiagonalGaussian) -> DiagonalGaussian:
