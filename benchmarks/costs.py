@@ -86,7 +86,7 @@ def _sr3(preset: str, model: Any, size: int) -> Iterator[Cost]:
     own = model.config.image_size
     for side in dict.fromkeys((own, size)):
         cost = count(lambda side=side: model(_image(side), _image(side), torch.zeros(1, device="meta")))
-        note = f"{side} x {side}" + (", the size it is published for" if side == own else "")
+        note = f"{side} x {side}" + (", the size it is built for" if side == own else "")
         yield Cost(preset, None, parameters(model), steps, cost, note)
 
 

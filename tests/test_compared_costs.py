@@ -21,6 +21,7 @@ ROWS = {  # recorded name -> preset and the number of its row, at 256 x 256 or t
     "SRVGGNetCompact realesr-general-x4v3": ("realesr-general-x4v3", 0),
     "SR3 sr_sr3_16_128 at 128": ("sr3-16-128", 0),
     "SR3 sr_sr3_16_128 weights run at 256": ("sr3-16-128", 1),
+    "SR3 sr_sr3_16_128 config built with image_size=256": ("sr3-64-256", 0),
     "SR3 sr_sr3_64_512 at 512": ("sr3-64-512", 0),
     "SR3 sr_sr3_64_512 at 256": ("sr3-64-512", 1),
     "guided diffusion ffhq_10m: forward only": ("dps-ffhq256", 0),
@@ -43,7 +44,7 @@ def costs() -> Any:
     return module
 
 
-LARGE = ("dps-imagenet256", "hcflow-face-x8", "hcflow-x4", "sr3-16-128")
+LARGE = ("dps-imagenet256", "hcflow-face-x8", "hcflow-x4", "sr3-16-128", "sr3-64-256")
 PRESETS = sorted({preset for preset, _ in ROWS.values()})
 
 
