@@ -19,6 +19,11 @@ from_diffusers("diffusers.hooks.hooks", "HookRegistry").check_if_exists_or_initi
 from_diffusers(_probe, _REGISTRY)
 
 
+def uncompiled(module: Any) -> Any:
+    """The module that `torch.compile` has wrapped, or the module itself: who asks for its class wants this one."""
+    return getattr(module, "_orig_mod", module)
+
+
 def entry_point(method: _Method) -> _Method:
     """Lets a method of a model bring the model's weights to the device, as its `forward` does, when they are offloaded.
 

@@ -16,6 +16,7 @@ from hvae_sr.baselines import EDSR, AncestralScheduler, GuidedDiffusionUNet, HCF
 from hvae_sr.baselines.dps import dps_chain, gradient_bytes
 from hvae_sr.baselines.sr3 import activation_bytes, sr3_chain
 from hvae_sr.checkpoints.names import resolve
+from hvae_sr.hooks import uncompiled
 from hvae_sr.images import to_pil
 from hvae_sr.noise import CounterNoise
 from hvae_sr.sampling.sizes import SizeRequirements, pad_to
@@ -44,6 +45,7 @@ class RegressionPipeline(ComparedPipeline):
     model_cpu_offload_seq = "network"
     is_deterministic = True
     has_windows = True
+    pads_by_reflection = True  # as Real-ESRGAN's code, and that of Swin2SR
     component_classes = {
         "network": (
             "hvae_sr.EDSR",
@@ -82,9 +84,10 @@ class RegressionPipeline(ComparedPipeline):
 
     def _evaluate(self, y: Tensor) -> Tensor:
         """`[1, 3, h, w]` in [0, 1] -> `[1, 3, s h, s w]` on [-1, 1]."""
-        high = self.network.config.value_range if isinstance(self.network, EDSR) else 1.0
+        network = uncompiled(self.network)
+        high = network.config.value_range if isinstance(network, EDSR) else 1.0
         given = (y * high).to(self.network.dtype)
-        if isinstance(self.network, (EDSR, RRDBNet, SRVGGNetCompact)):
+        if isinstance(network, (EDSR, RRDBNet, SRVGGNetCompact)):
             x = self.network(given, return_dict=False)[0]
         else:
             x = self.network(given).reconstruction
@@ -217,9 +220,10 @@ class SR3Pipeline(_ChainPipeline):
         needed = activation_bytes(self.unet, size)
         self._check_memory(len(seeds), needed, what, y.device, call.options.max_memory)
         x = condition
-        for step in sr3_chain(self.unet, call.own["scheduler"], condition, CounterNoise(seeds)):
-            x = step.previous
-            advance(len(seeds))
+        with self._fixed(self.unet):
+            for step in sr3_chain(self.unet, call.own["scheduler"], condition, CounterNoise(seeds)):
+                x = step.previous
+                advance(len(seeds))
         return x
 
 
@@ -267,7 +271,7 @@ class DPSPipeline(_ChainPipeline):
     def _own_arguments(self, named: dict[str, Any]) -> dict[str, Any]:
         scale = named.pop("guidance_scale", None)
         scale = self.config.guidance_scale if scale is None else scale
-        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 <= scale < math.inf:
+        if isinstance(scale, bool) or not isinstance(scale, (int, float, np.number)) or not 0 <= scale < math.inf:
             raise ValueError(f"`guidance_scale` must be a finite number >= 0, got {scale!r}")
         return {**super()._own_arguments(named), "guidance_scale": float(scale)}
 
@@ -277,21 +281,16 @@ class DPSPipeline(_ChainPipeline):
     def _sample(self, y: Tensor, seeds: list[int], call: Call, advance: Callable[[int], None]) -> Tensor:
         size = (y.shape[-2], y.shape[-1])
         given = pad_to(y[None] * 2 - 1, self.sizes.padded(size)).expand(len(seeds), -1, -1, -1)
-        self._check_gradient(len(seeds), self.sizes.output(size), y.device, call.options.max_memory)
-        trained = [p for p in self.unet.parameters() if p.requires_grad]
-        self.unet.requires_grad_(False)  # the gradient is asked for by x alone
-        try:
-            scheduler, scale = call.own["scheduler"], call.own["guidance_scale"]
-            chain = dps_chain(
-                self.unet, scheduler, given, self.operator, self.sizes.output(size), CounterNoise(seeds), scale
-            )
-            x = given
-            for step in chain:
+        # The gradient is asked for by x alone; tensors of inference mode, which a caller may be in, would have none.
+        with self._fixed(self.unet), torch.inference_mode(False), torch.no_grad():
+            x = given = given.clone()
+            own, output = call.own, self.sizes.output(size)
+            self._check_gradient(len(seeds), output, y.device, call.options.max_memory)
+            for step in dps_chain(
+                self.unet, own["scheduler"], given, self.operator, output, CounterNoise(seeds), own["guidance_scale"]
+            ):
                 x = step.previous
                 advance(len(seeds))
-        finally:
-            for parameter in trained:
-                parameter.requires_grad_()
         return x
 
     def _check_gradient(self, batch: int, size: tuple[int, int], device: torch.device, max_memory: int | None) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, ClassVar
 
@@ -29,14 +30,17 @@ class ComparedPipeline(PhotoPipeline):
 
     Sample j of every image has the seed `seed + j`, from which all its noise follows by its address, whatever the
     batch. Whether samples are projected on {x : Hx = y} is the configuration's `enforce_consistency` unless the call
-    says it: False where the published system does not.
+    says it: False where the published system does not. Samples of a grey y that are projected are grey; others are of
+    the colours that the network gives them, but for a file of one channel.
     """
 
     has_temperature: ClassVar[bool] = False
+    pads_by_reflection: ClassVar[bool] = False
+    """Whether y is mirrored where it is padded; else its last row and column are repeated."""
     is_deterministic: ClassVar[bool] = False
     """Whether all samples of an image are the same."""
     has_windows: ClassVar[bool] = False
-    """Whether large images are worked on in windows."""
+    """Whether large images are worked on in windows; else the memory of a whole image is looked at before."""
 
     def _configure(
         self,
@@ -48,6 +52,7 @@ class ComparedPipeline(PhotoPipeline):
     ) -> None:
         """Checks and registers the scalars of the configuration."""
         check_flag("enforce_consistency", enforce_consistency)
+        self._checked_temperature(default_temperature, "default_temperature")
         operator = cached_downsampling(scale_factor, downsampling_kernel)
         self.register_to_config(
             scale_factor=scale_factor,
@@ -56,6 +61,7 @@ class ComparedPipeline(PhotoPipeline):
             enforce_consistency=enforce_consistency,
             **own,
         )
+        self._own_arguments({})  # their defaults, as a call would find them
 
     @property
     def inference_dtype(self) -> torch.dtype:
@@ -104,7 +110,7 @@ class ComparedPipeline(PhotoPipeline):
                 raise ValueError(f"`{name}` has no effect on {type(self).__name__}")
         options = SamplingOptions.gather(options, named)
         options.check()
-        effective = {"max_memory", "keep_images"} | ({"window_size"} if self.has_windows else set())
+        effective = {"keep_images", "window_size" if self.has_windows else "max_memory"}
         for option in fields(SamplingOptions):
             value = getattr(options, option.name)
             if option.name not in effective and value is not option.default:
@@ -117,14 +123,12 @@ class ComparedPipeline(PhotoPipeline):
             raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES[:-1])}; got {output_type!r}")
         return Call(self._checked_temperature(temperature), enforce, batch_size, output_type, options, own=own)
 
-    def _checked_temperature(self, temperature: Any) -> float:
+    def _checked_temperature(self, temperature: Any, name: str = "temperature") -> float:
         value = self.config.default_temperature if temperature is None else temperature
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value < float("inf"):
-            raise ValueError(f"`temperature` must be a finite number >= 0, got {value!r}")
+            raise ValueError(f"`{name}` must be a finite number >= 0, got {value!r}")
         if not self.has_temperature and value != 1:
-            raise ValueError(
-                f"`temperature` must be None or 1 for {type(self).__name__}, which has none; got {value!r}"
-            )
+            raise ValueError(f"`{name}` must be None or 1 for {type(self).__name__}, which has none; got {value!r}")
         return float(value)
 
     def samples(
@@ -216,7 +220,9 @@ class ComparedPipeline(PhotoPipeline):
     ) -> Iterator[Sample]:
         """The samples of one photograph, a chunk of them at a time."""
         y = y.to(self._execution_device)
-        consistency = Consistency(self.operator, y, call.enforce_consistency)
+        # What is projected has the colours of y; else those of the network are left, as the published code does.
+        grey = None if call.enforce_consistency else photo is not None and photo.grey
+        consistency = Consistency(self.operator, y, call.enforce_consistency, grey)
         chunk = len(seeds) if self.is_deterministic else call.batch_size or self._samples_at_once(y)
         for start in range(0, len(seeds), chunk):
             own = seeds[start : start + chunk]
@@ -233,14 +239,26 @@ class ComparedPipeline(PhotoPipeline):
         Of y, `window_margin` pixels around a window are seen and not kept.
         """
         height, width = self.sizes.padded((y.shape[-2], y.shape[-1]))
-        y = pad_to(y[None], (height, width))
+        y = pad_to(y[None], (height, width), self.pads_by_reflection)
         scale, multiple = self.config.scale_factor, self.sizes.multiple
         margin = math.ceil(self.config.window_margin / multiple) * multiple
-        side = call.options.window_size or math.isqrt(PIXELS_PER_CHUNK) // scale - 2 * margin
+        side = call.options.window_size or max(math.isqrt(PIXELS_PER_CHUNK) // scale - 2 * margin, margin)
         whole = y.new_empty(batch, 3, height * scale, width * scale)
         for window in split(height, width, max(side // multiple, 1) * multiple, margin):
             window.paste(evaluate(y[window.crop], window), whole, scale)
         return whole
+
+    @contextmanager
+    def _fixed(self, network: nn.Module) -> Iterator[None]:
+        """The network without dropout and without gradients of its parameters; afterwards it is what it was."""
+        trained, training = [p for p in network.parameters() if p.requires_grad], network.training
+        try:
+            network.requires_grad_(False).eval()
+            yield
+        finally:
+            network.train(training)
+            for parameter in trained:
+                parameter.requires_grad_()
 
     def _check_memory(self, batch: int, each: int, what: str, device: torch.device, max_memory: int | None) -> None:
         """Raises a ValueError if `batch` times `each` bytes are more than there is; `what` ends the message."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hvae_sr.hooks import uncompiled
 from hvae_sr.images import ImageInput, Photo, prepare_photos
 from hvae_sr.sampling.sampler import MARGIN
 
@@ -106,7 +107,7 @@ def check_flag(name: str, value: Any) -> None:
 
 def check_network(name: str, network: Any, *classes: type) -> None:
     """Raises a ValueError unless `network`, also one of `torch.compile`, is of one of the classes."""
-    if not isinstance(getattr(network, "_orig_mod", network), classes):
+    if not isinstance(uncompiled(network), classes):
         allowed = " or ".join(one.__name__ for one in classes)
         raise ValueError(f"`{name}` must be of the class {allowed}, got {type(network).__name__}")
 

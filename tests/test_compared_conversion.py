@@ -22,7 +22,7 @@ from hvae_sr.checkpoints.compared import (
     published_keys,
     published_shapes,
 )
-from hvae_sr.checkpoints.convert import ConversionError
+from hvae_sr.checkpoints.convert import ConversionError, convert
 from hvae_sr.checkpoints.detect import identify
 from hvae_sr.checkpoints.ncnn import load_ncnn
 from hvae_sr.cli import main
@@ -144,13 +144,38 @@ def resized(architecture: str, **changes: Any) -> Callable[[], dict[str, Tensor]
     return make
 
 
+HAT = [f"layers.0.residual_group.{part}.qkv.weight" for part in ("blocks.0.attn", "overlap_attn")]
+
+
+def eight_times() -> dict[str, Tensor]:
+    state = resized("EDSR", width=64, num_blocks=16, scale_factor=4)()
+    return state | {"tail.0.4.weight": state["tail.0.2.weight"], "tail.0.4.bias": state["tail.0.2.bias"]}
+
+
+def not_unshuffled(variant: str) -> Callable[[], dict[str, Tensor]]:
+    """An RRDBNet that reads y itself and enlarges it less than four times."""
+    lost = {"BasicSR": "conv_up2", "ESRGAN": "upconv2", "old ESRGAN": "model.10"}[variant]
+
+    def make() -> dict[str, Tensor]:
+        model = Recipe("RRDBNet", CONFIGS["RRDBNet"] | {"scale_factor": 4}).build()
+        names = published_keys(model, variant)
+        return {name: model.state_dict()[key] for key, name in names.items() if not name.startswith(f"{lost}.")}
+
+    return make
+
+
 @pytest.mark.parametrize(
     ("preset", "state", "message"),
     [
         ("edsr-x4", resized("RRDBNet"), r"is for a network EDSR; the file holds an RRDBNet \(scale_factor=2"),
         ("esrgan-x4", resized("EDSR"), "is for a network RRDBNet; the file holds an EDSR"),
         ("hcflow-x4", lambda: {"flowUpsamplerNet.layers.1.weight": torch.ones(1)}, "the file holds an SRFlow"),
-        ("edsr-x4", lambda: {"conv_first.weight": torch.ones(1)}, "the file holds weights of no known architecture"),
+        ("edsr-x4", lambda: {"conv_first.weight": torch.ones(1)}, "no known architecture, such as conv_first.weight"),
+        ("edsr-x4", lambda: dict.fromkeys(HAT, torch.ones(1)), "the file holds an HAT"),
+        ("edsr-baseline-x4", eight_times, r"scale_factor=8 \(not 4\)"),
+        ("realesrgan-x2plus", not_unshuffled("BasicSR"), r"scale_factor=1 or 2, without unshuffling \(not 2\)"),
+        ("esrgan-x4", not_unshuffled("ESRGAN"), r"scale_factor=1 or 2, without unshuffling \(not 4\)"),
+        ("esrgan-x4", not_unshuffled("old ESRGAN"), r"scale_factor=1 or 2, without unshuffling \(not 4\)"),
         ("dps-ffhq256", lambda: {"model.diffusion_model.a": torch.ones(1)}, "the file holds a latent diffusion model"),
         ("edsr-x4", resized("EDSR", width=256, num_blocks=32), r"holds an EDSR with scale_factor=2 \(not 4\)"),
         ("edsr-x2", resized("EDSR"), r"num_blocks=2 \(not 32\), width=8 \(not 256\)"),
@@ -205,6 +230,50 @@ def test_the_schedule_in_an_sr3_file_wins_and_must_be_linear() -> None:
         convert_state_dict(state | {"betas": torch.linspace(0.01, 0.7, 8) ** 2}, recipe("SR3UNet"))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_schedule_in_another_precision_is_that_of_the_configuration(dtype: torch.dtype) -> None:
+    state = {f"denoise_fn.{key}": value for key, value in published_state("SR3UNet").items()}
+    published = PRESETS["sr3-16-128"]["scheduler"]
+    betas = torch.linspace(1e-6, 1e-2, 2000, dtype=torch.float64)
+    for given in (published, {}):  # the published one is what a configuration without a schedule means
+        made = Recipe("SR3UNet", CONFIGS["SR3UNet"], given)
+        _, scheduler = convert_state_dict(state | {"betas": betas.to(dtype)}, made)
+        assert scheduler is not None and {key: scheduler.config[key] for key in published} == published
+
+
+@pytest.mark.parametrize(("learn_sigma", "variance"), [(True, "learned_range"), (False, "fixed_small")])
+def test_guided_diffusion_without_a_schedule_has_the_published_one(learn_sigma: bool, variance: str) -> None:
+    made = Recipe("GuidedDiffusionUNet", published_options(**GUIDED, num_head_channels=16, learn_sigma=learn_sigma))
+    model = made.build()
+    names = published_keys(model)
+    state = {key: torch.randn(shape) for key, shape in published_shapes(model, names).items()}
+    _, scheduler = convert_state_dict(state, made)
+    assert scheduler is not None and scheduler.num_steps == 1000 and scheduler.config.variance_type == variance
+
+
+@pytest.mark.parametrize("wrapper", ["model", "netG", "ema"])
+@pytest.mark.parametrize("prefix", ["", "model.", "netG."])
+def test_other_wrappers_and_prefixes_are_taken_off(wrapper: str, prefix: str, tmp_path: Path) -> None:
+    state = {f"{prefix}{key}": value for key, value in published_state("HCFlow").items()}
+    state |= {f"{prefix}flow.layers.1.actnorm.inited": torch.tensor(True)}
+    torch.save({wrapper: state, "optimizer": {"state": {}, "param_groups": []}, "epoch": 3}, tmp_path / "w.pth")
+    config = {"architecture": "HCFlow", **CONFIGS["HCFlow"]}
+    folder = convert_baseline(tmp_path / "w.pth", tmp_path / "out", config=config)
+    assert HCFlow.from_pretrained(folder / "flow").config.num_steps == 3
+
+
+def test_a_mean_colour_of_black_is_one() -> None:
+    made = Recipe("EDSR", {**CONFIGS["EDSR"], "mean": [0.0, 0.0, 0.0]})
+    state = {k: torch.zeros_like(v) if k.endswith("_mean.bias") else v for k, v in published_state("EDSR").items()}
+    assert convert_state_dict(state, made)[0].config.mean == [0.0, 0.0, 0.0]
+
+
+def test_a_compared_system_is_no_prior(tmp_path: Path) -> None:
+    path = write(published_state("EDSR"), tmp_path)
+    with pytest.raises(ConversionError, match=r"holds an EDSR \(scale_factor=2, .*presets of its own"):
+        convert(path, tmp_path / "out", preset="ffhq256")
+
+
 def test_the_command_converts_and_names_all_presets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "weights.safetensors"
     save_file(published_state("SRVGGNetCompact"), path)
@@ -226,6 +295,19 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
         convert_baseline(path, tmp_path / "out")
     with pytest.raises(ValueError, match="exists and is not an empty folder"):
         convert_baseline(path, tmp_path, preset="edsr-x4")
+    edsr = {"architecture": "EDSR", **CONFIGS["EDSR"]}
+    for part, message in (
+        ({"pipeline": {"scale_factor": 3}}, "scale_factor of the pipeline must be the network's 2, got 3"),
+        ({"pipeline": {"downsampling_kernel": "lanczos"}}, "pipeline: `kernel`"),
+        ({"pipeline": 5}, "pipeline must be a mapping of options, got 5"),
+    ):
+        with pytest.raises(ConversionError, match=message):
+            convert_baseline(path, tmp_path / "out", config={**edsr, **part})
+    made = Recipe("SR3UNet", CONFIGS["SR3UNet"], {"steps": 5})
+    with pytest.raises(ConversionError, match="`config`: scheduler: .*steps"):
+        convert_state_dict(published_state("SR3UNet"), made)
+    with pytest.raises(ValueError, match="`channel_mult` must begin with a whole number, got '0.5,1'"):
+        published_options(**{**GUIDED, "num_channels": 64, "channel_mult": "0.5,1"}, num_head_channels=16)
     with pytest.raises(ConversionError, match="architecture must be one of EDSR"):
         convert_baseline(path, tmp_path / "out", config={"scale_factor": 2})
     with pytest.raises(ConversionError, match="`config` of EDSR: `scale_factor` must be one of 2, 3, 4; got 5"):

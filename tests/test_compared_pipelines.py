@@ -1,6 +1,7 @@
 """The pipelines of the compared systems: called as ours, with its output, seeds, batches and projection."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from hvae_sr.operators import Downsampling
 from hvae_sr.pipelines import DPSPipeline, HCFlowPipeline, RegressionPipeline, SR3Pipeline
 from hvae_sr.pipelines.baselines import enlarge, pipeline_class
 from hvae_sr.pipelines.chaining import samples_at
+from hvae_sr.sampling.sizes import pad_to
 
 KINDS = ["EDSR", "RRDBNet", "SRVGGNetCompact", "Swin2SR", "HCFlow", "SR3", "DPS"]
 STOCHASTIC = ["HCFlow", "SR3", "DPS"]
@@ -238,6 +240,8 @@ def test_larger_factors_are_reached_by_chaining() -> None:
         ("DPS", {"guidance_scale": "x"}, "`guidance_scale` must be a finite number >= 0, got 'x'"),
         ("SR3", {"self_ensemble": True}, "`self_ensemble` has no effect on SR3Pipeline, got True"),
         ("SR3", {"window_size": 8}, "`window_size` has no effect on SR3Pipeline"),
+        ("SR3", {"num_inference_steps": 2.0}, "`num_inference_steps` = 2.0: .* whole numbers"),
+        ("HCFlow", {"max_memory": 2**30}, "`max_memory` has no effect on HCFlowPipeline"),
         ("HCFlow", {"latents": []}, "`latents` has no effect on HCFlowPipeline"),
         ("EDSR", {"output_type": "latent"}, "`output_type` must be one of pil, np, pt; got 'latent'"),
         ("EDSR", {"enforce_consistency": 1}, "`enforce_consistency` must be True or False, got 1"),
@@ -251,11 +255,87 @@ def test_arguments_that_do_not_fit_are_named(kind: str, call: dict[str, Any], me
         make_pipeline(kind)(photographs()[0], **call)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "Swin2SR"])
+def test_networks_of_the_compiler_and_inference_mode_change_nothing(kind: str) -> None:
+    pipe = make_pipeline(kind)
+    expected = pipe(photographs()[0], seed=1, output_type="pt").images[0]
+    (part,) = {"network", "flow", "unet"} & set(pipe.components)
+    setattr(pipe, part, torch.compile(getattr(pipe, part), backend="eager"))
+    with torch.inference_mode():
+        assert torch.equal(pipe(photographs()[0], seed=1, output_type="pt").images[0], expected)
+
+
+@pytest.mark.parametrize("kind", ["SR3", "DPS"])
+def test_a_chain_of_a_network_that_was_in_training_has_no_dropout(kind: str) -> None:
+    pipe = make_pipeline(kind)
+    for layer in pipe.unet.modules():
+        if isinstance(layer, torch.nn.Dropout):
+            layer.p = 0.5
+    expected = pipe(photographs()[0], seed=1, output_type="pt").images[0]
+    pipe.unet.train()
+    assert torch.equal(pipe(photographs()[0], seed=1, output_type="pt").images[0], expected)
+    assert pipe.unet.training
+
+
+@pytest.mark.parametrize("kind", ["SR3", "DPS"])
+def test_a_call_of_a_chain_warns_of_nothing(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("diffusers")
+    logger.addHandler(caplog.handler)
+    try:
+        make_pipeline(kind)(photographs()[0], seed=1, num_inference_steps=np.int64(2))
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert not caplog.records
+
+
+def test_windows_of_a_large_factor_are_no_smaller_than_their_margin() -> None:
+    pipe = make_pipeline("SRVGGNetCompact")
+    pipe.register_to_config(scale_factor=16)  # a chunk of a million pixels has no more than two margins of y
+    seen = []
+    call = pipe.check_inputs()
+
+    def evaluate(y: Tensor, window: Any) -> Tensor:
+        seen.append(y.shape[-2:])
+        return torch.zeros(1, 3, 16 * y.shape[-2], 16 * y.shape[-1])
+
+    pipe._in_windows(torch.rand(3, 130, 130), call, 1, evaluate)
+    assert 1 < len(seen) <= 25 and min(min(size) for size in seen) >= 64
+
+
+def test_a_regression_mirrors_what_it_pads() -> None:
+    pipe = make_pipeline("RRDBNet")  # of factor 2, which unshuffles y by 2
+    y = photographs()[0]
+    given = torch.nn.functional.pad(y[None], (0, 1, 0, 1), mode="reflect")
+    own = pipe.network(given).sample[0, :, :10, :14].clamp(0, 1)
+    torch.testing.assert_close(pipe(y, output_type="pt").images[0], own)
+    small = y[None, :, :2, :2]
+    assert torch.equal(pad_to(small, (4, 4), reflect=True), pad_to(small, (4, 4)))  # there is not so much to mirror
+
+
+def test_colours_of_a_grey_photograph_are_the_networks_own() -> None:
+    """Three equal channels say nothing; a file of one channel does, and so does the projection."""
+    pipe = make_pipeline("EDSR")
+    low = torch.rand(1, 6, 6, generator=torch.Generator().manual_seed(0))
+    own = (pipe.network(low.expand(1, 3, -1, -1) * 255).sample[0] / 255).clamp(0, 1)
+    torch.testing.assert_close(pipe(low.expand(3, -1, -1), output_type="pt").images[0], own)
+    file = Image.fromarray((low[0] * 255).round().byte().numpy())
+    for found in (
+        pipe(file, output_type="pt"),
+        pipe(low.expand(3, -1, -1), output_type="pt", enforce_consistency=True),
+    ):
+        image = found.images[0]
+        assert (image.amax(0) - image.amin(0)).max() < 1e-5
+
+
 @pytest.mark.parametrize(
     ("make_it", "message"),
     [
         (lambda: make_pipeline("EDSR", enforce_consistency="yes"), "`enforce_consistency` must be True or False"),
         (lambda: make_pipeline("HCFlow", downsampling_kernel="lanczos"), "`kernel`"),
+        (lambda: make_pipeline("HCFlow", default_temperature=-1), "`default_temperature` must be .* >= 0, got -1"),
+        (lambda: make_pipeline("EDSR", default_temperature=0.9), "`default_temperature` must be None or 1 .* got 0.9"),
+        (lambda: make_pipeline("DPS", guidance_scale=-1), "`guidance_scale` must be a finite number >= 0, got -1"),
+        (lambda: make_pipeline("SR3", num_inference_steps=99), "`num_inference_steps` = 99: .* cannot be kept of 3"),
         (lambda: make_pipeline("EDSR", scale_factor=3), "`scale_factor` must be the network's 2, got 3"),
         (lambda: make_pipeline("EDSR", window_margin=-1), "`window_margin` must be a whole number >= 0, got -1"),
         (lambda: make_pipeline("HCFlow", window_margin=0.5), "`window_margin` must be a whole number >= 0, got 0.5"),

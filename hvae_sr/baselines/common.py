@@ -1,10 +1,13 @@
-"""What the compared networks share: their output, the check of their inputs."""
+"""What the compared networks share: their output, the check of their inputs, a copy to count on."""
 
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from diffusers.utils import BaseOutput
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..hooks import uncompiled
 
 
 @dataclass
@@ -33,3 +36,11 @@ def check_whole(name: str, value: Any, minimum: int = 1) -> None:
     """Raises a ValueError unless `value` is a whole number of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ValueError(f"`{name}` must be a whole number >= {minimum}, got {value!r}")
+
+
+def on_meta(network: Any) -> Any:
+    """A copy of a network of diffusers' kind, or one of `torch.compile`, without numbers: to count on."""
+    network = uncompiled(network)
+    with torch.device("meta"):
+        copy = type(network)(**{key: value for key, value in network.config.items() if not key.startswith("_")})
+    return nn.Module.to(copy, network.dtype)  # diffusers' own `to` warns

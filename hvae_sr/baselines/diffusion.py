@@ -11,6 +11,8 @@ argument: diffusers' `DDPMScheduler` would draw it itself, so that a sample coul
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
@@ -233,7 +235,7 @@ def space_timesteps(total: int, chosen: int | str | Sequence[int]) -> list[int]:
             if len(range(0, total, stride)) == count:
                 return list(range(0, total, stride))
         raise ValueError(f"`chosen`: no whole stride keeps {count} of {total} steps")
-    parts = chosen.split(",") if isinstance(chosen, str) else [chosen] if isinstance(chosen, int) else list(chosen)
+    parts: list[Any] = chosen.split(",") if isinstance(chosen, str) else list(np.atleast_1d(chosen))
     counts = [_whole(part, chosen) for part in parts]
     if sum(counts) < 1:
         raise ValueError(f"`chosen` must keep at least one step, got {chosen!r}")
@@ -252,11 +254,10 @@ def space_timesteps(total: int, chosen: int | str | Sequence[int]) -> list[int]:
     return sorted(steps)
 
 
-def _whole(value: int | str, given: object) -> int:
-    try:
-        count = int(value)
-    except (TypeError, ValueError):
-        count = -1
-    if count < 0 or isinstance(value, bool):
+def _whole(value: Any, given: object) -> int:
+    sound = isinstance(value, Integral) and not isinstance(value, bool)
+    sound = sound or (isinstance(value, str) and value.strip().isdecimal())
+    count = int(value) if sound else -1
+    if count < 0:
         raise ValueError(f"`chosen` must be whole numbers >= 0, or 'ddimN', got {given!r}")
     return count

@@ -9,6 +9,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor
 
 from ..noise import NoiseSource
+from .common import on_meta
 from .diffusion import AncestralScheduler
 
 
@@ -118,9 +119,7 @@ def gradient_bytes(unet: UNet2DModel, size: tuple[int, int]) -> int:
 
     Counted on a copy without numbers, layer by layer.
     """
-    with torch.device("meta"):
-        model = type(unet)(**{key: value for key, value in unet.config.items() if not key.startswith("_")})
-    model.eval().requires_grad_(False).to(unet.dtype)
+    model = on_meta(unet).eval().requires_grad_(False)
     if unet.is_gradient_checkpointing:
         model.enable_gradient_checkpointing()
     kept: dict[int, Tensor] = {}

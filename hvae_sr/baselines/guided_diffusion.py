@@ -14,7 +14,6 @@ from torch import Tensor
 from ..loading import StrictLoading
 
 _DEFAULT_MULTIPLES = {
-    512: "0.5,1,1,2,2,4,4",
     256: "1,1,2,2,4,4",
     128: "1,1,2,3,4",
     64: "1,2,3,4",
@@ -71,6 +70,8 @@ def published_options(
     if multiples is None:
         raise ValueError(f"`channel_mult` must be given for image_size={image_size}")
     widths = [int(float(part) * num_channels) for part in multiples.split(",")]
+    if widths[0] % num_channels:  # of which diffusers' encoding of the time has so many numbers
+        raise ValueError(f"`channel_mult` must begin with a whole number, got {multiples!r}")
     if any(width % _NORM_GROUPS for width in widths):
         raise ValueError(f"`num_channels` times `channel_mult` must be multiples of {_NORM_GROUPS}, got {widths}")
     if num_head_channels <= 0 and len(set(widths)) > 1:

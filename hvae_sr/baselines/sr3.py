@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..loading import StrictLoading
 from ..noise import NoiseSource
-from .common import ImageOutput, check_images, check_whole
+from .common import ImageOutput, check_images, check_whole, on_meta
 from .diffusion import AncestralScheduler
 
 
@@ -314,9 +314,7 @@ def activation_bytes(unet: SR3UNet, size: tuple[int, int]) -> int:
 
     What the way down keeps for the way up, and four times the largest map; counted without computing.
     """
-    with torch.device("meta"):
-        model = type(unet)(**{key: value for key, value in unet.config.items() if not key.startswith("_")})
-    model.to(unet.dtype)
+    model = on_meta(unet)
     kept: list[int] = []
     largest = [0]
 

@@ -28,6 +28,7 @@ from ..baselines import (
     SRVGGNetCompact,
     guided_diffusion,
 )
+from ..operators import cached_downsampling
 from .convert import ConversionError, check_keys, load_checkpoint, new_folder, write_folder
 from .detect import READABLE, Finding, identify
 from .ncnn import load_ncnn
@@ -105,10 +106,13 @@ class Recipe:
         """
         rest = dict(config)
         architecture = rest.pop("architecture", None)
-        parts = (dict(rest.pop(name, {})) for name in ("scheduler", "pipeline"))
+        parts = [rest.pop(name, {}) for name in ("scheduler", "pipeline")]
+        for name, part in zip(("scheduler", "pipeline"), parts, strict=True):
+            if not isinstance(part, Mapping):
+                raise ConversionError(f"`config`: {name} must be a mapping of options, got {part!r}")
         if architecture not in ARCHITECTURES:
             raise ConversionError(f"`config`: architecture must be one of {', '.join(READABLE)}, got {architecture!r}")
-        return cls(architecture, rest, *parts)
+        return cls(architecture, rest, *map(dict, parts))
 
     def build(self, device: str = "cpu") -> ModelMixin:
         """The network, with random weights; on "meta" without memory.
@@ -150,6 +154,7 @@ def convert_baseline(
     path = Path(checkpoint)
     of_ncnn = path.suffix == ".bin" and path.with_suffix(".param").is_file()
     model, scheduler = convert_state_dict(load_ncnn(path) if of_ncnn else load_checkpoint(path), recipe, preset)
+    _check_pipeline(recipe, model.config.get("scale_factor"))
     name, component = _PIPELINES[recipe.architecture]
     parts = {component: model} if scheduler is None else {component: model, "scheduler": scheduler}
     return write_folder(parts, output, name, recipe.pipeline)
@@ -171,7 +176,7 @@ def convert_state_dict(
     """
     asked = f"`preset` {preset!r}" if preset is not None else "`config`"
     state, schedule = _without_schedule(state)
-    finding = identify(state)
+    finding, state = _identified(state)
     model = recipe.build("meta")
     _check_finding(finding, recipe, model.config, asked)
     state = _completed(state, finding, recipe)
@@ -185,7 +190,7 @@ def convert_state_dict(
         # `assign` brings in parameters that could be trained: the colours are not.
         for layer in (model.sub_mean, model.add_mean):
             layer.requires_grad_(False)
-    return model, _scheduler(recipe, schedule)
+    return model, _scheduler(recipe, schedule, model.config.get("out_channels", 3))
 
 
 def published_keys(model: ModelMixin, variant: str = "") -> dict[str, str]:
@@ -272,6 +277,35 @@ def _without_schedule(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], T
     return network, state.get("betas")
 
 
+def _identified(state: Mapping[str, Tensor]) -> tuple[Finding, Mapping[str, Tensor]]:
+    """What the file holds, and its tensors; without a name that all keys begin with, where only that hides it.
+
+    Raises:
+        ConversionError: no network that is known.
+    """
+    finding = identify(state)
+    if finding.architecture is None and len({key.partition(".")[0] for key in state}) == 1:
+        stripped = {key.partition(".")[2]: value for key, value in state.items()}
+        if (found := identify(stripped)).architecture is not None:
+            finding, state = found, stripped
+    if finding.architecture is None:
+        raise ConversionError(f"`checkpoint` holds weights of no known architecture, such as {', '.join([*state][:3])}")
+    return finding, state
+
+
+def _check_pipeline(recipe: Recipe, own_factor: int | None) -> None:
+    """Raises a ConversionError for scalars of the pipeline with which it could not be loaded."""
+    factor = recipe.pipeline.get("scale_factor")
+    if own_factor is not None and factor not in (None, own_factor):
+        raise ConversionError(
+            f"`config`: scale_factor of the pipeline must be the network's {own_factor}, got {factor!r}"
+        )
+    try:
+        cached_downsampling(own_factor or factor or 4, recipe.pipeline.get("downsampling_kernel", "bicubic"))
+    except (ValueError, TypeError) as error:
+        raise ConversionError(f"`config`: pipeline: {error}") from error
+
+
 def _check_finding(finding: Finding, recipe: Recipe, config: Mapping[str, Any], asked: str) -> None:
     if finding.architecture != recipe.architecture:
         raise ConversionError(f"{asked} is for a network {recipe.architecture}; the file holds {finding}")
@@ -299,7 +333,13 @@ def _completed(state: Mapping[str, Tensor], finding: Finding, recipe: Recipe) ->
         return completed | {key: value for key, value in fresh.items() if "_mean." in key}
     mean = completed.get("add_mean.bias")
     value_range = recipe.config.get("value_range", 255.0)
-    if mean is not None and mean.numel() and not 0.1 * value_range < float(mean.float().mean()) < value_range:
+    expected = any(recipe.config.get("mean", (1,)))  # some networks are built with black for their mean
+    if (
+        mean is not None
+        and mean.numel()
+        and expected
+        and not 0.1 * value_range < float(mean.float().mean()) < value_range
+    ):
         raise ConversionError(
             f"`checkpoint`: the mean colour is {[round(float(c), 4) for c in mean.flatten()[:3]]}, which belongs to "
             f"images on another range than the configuration's 0..{value_range:g}"
@@ -307,21 +347,38 @@ def _completed(state: Mapping[str, Tensor], finding: Finding, recipe: Recipe) ->
     return completed
 
 
-def _scheduler(recipe: Recipe, betas: Tensor | None) -> AncestralScheduler | None:
-    """The scheduler of a diffusion model; that of the file where it holds one.
+def _scheduler(recipe: Recipe, betas: Tensor | None, out_channels: int) -> AncestralScheduler | None:
+    """The scheduler of a diffusion model: that of the file where it holds one, else the recipe's, or the published one.
 
     Raises:
-        ConversionError: a schedule that is not linear.
+        ConversionError: a schedule that is not linear, or options that the scheduler does not take.
     """
-    if recipe.architecture not in ("SR3UNet", "GuidedDiffusionUNet"):
+    if recipe.architecture == "SR3UNet":
+        config = {**PRESETS["sr3-16-128"]["scheduler"], **recipe.scheduler}
+    elif recipe.architecture == "GuidedDiffusionUNet":
+        published = PRESETS["dps-ffhq256"]["scheduler"] if out_channels == 6 else {}
+        config = {**published, **recipe.scheduler}
+    else:
         return None
-    config = dict(recipe.scheduler)
-    if betas is not None:
-        values = betas.double().flatten().numpy()
-        if not np.allclose(values, np.linspace(values[0], values[-1], len(values)), rtol=1e-4, atol=0):
-            raise ConversionError("`checkpoint`: its schedule of noise is not linear, the only kind that is read")
-        stored = {"num_train_timesteps": len(values), "beta_start": float(values[0]), "beta_end": float(values[-1])}
-        # Buffers are float32: the configuration's own digits are kept where they agree.
-        agrees = all(abs(config.get(key, np.inf) - value) <= 1e-6 * value for key, value in stored.items())
-        config = config if agrees else config | stored
-    return AncestralScheduler(**config)
+    try:
+        scheduler = AncestralScheduler(**config)
+    except (TypeError, ValueError) as error:
+        raise ConversionError(f"`config`: scheduler: {error}") from error
+    if betas is None:
+        return scheduler
+    found = betas.double().flatten().numpy()
+    precision = torch.finfo(betas.dtype)
+    smallest = max(precision.tiny * precision.eps, torch.finfo(torch.float32).eps * found.max())
+
+    def agrees(start: float, end: float, count: int, tolerance: float) -> bool:
+        line = np.linspace(start, end, count)
+        tolerance = max(tolerance, 2 * precision.eps)
+        return count == len(found) and np.allclose(found, line, rtol=tolerance, atol=smallest)
+
+    # The configuration's own digits are kept where they agree: buffers are rounded.
+    if agrees(config["beta_start"], config["beta_end"], config["num_train_timesteps"], 1e-6):
+        return scheduler
+    if not agrees(found[0], found[-1], len(found), 1e-4):
+        raise ConversionError("`checkpoint`: its schedule of noise is not linear, the only kind that is read")
+    stored = {"num_train_timesteps": len(found), "beta_start": float(found[0]), "beta_end": float(found[-1])}
+    return AncestralScheduler(**{**config, **stored})

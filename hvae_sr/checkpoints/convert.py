@@ -29,6 +29,7 @@ from ..files import remove_abandoned, temporary_path
 from ..models import VDVAE, LRConditioner, LREncoder
 from ..models.blocks import parse_blocks
 from ..operators import Downsampling
+from .detect import READABLE, identify
 
 StrPath = str | os.PathLike[str]
 logger = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ _PRIORS = ("ffhq256", "ffhq1024", "imagenet64", "imagenet32", "cifar10")
 # Preset names and their folders in `hub_configs`.
 PRESETS = {name: f"vdvae-{name}" for name in _PRIORS} | {name: name for name in _PIPELINES}
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_STATES_OF_LAYERS = ("inited", "num_batches_tracked")
+"""Last parts of names of what layers count or note, and no network here reads."""
 """Of weights in a checkpoint."""
 LISTED_KEYS = 20  # of each sort, in errors
 GATED_BELOW = 32  # VDVAE-SR's code gates the groups of resolutions below 32 only, whatever the image's size
@@ -80,9 +83,9 @@ class _Recipe:
 def load_checkpoint(path: StrPath) -> dict[str, Tensor]:
     """The tensors of a published checkpoint, under their published names.
 
-    Wrappers are taken off: Lightning's `state_dict` and `cvae.`, BasicSR's `params_ema` and `params`, DataParallel's
-    `module.`. The averages
-    of VDVAE-SR (`ema_vae.`, `ema_vae_sr.`), which its sampler uses, are returned as `vae.` and `vae_sr.`.
+    Wrappers are taken off: Lightning's `state_dict` and `cvae.`, BasicSR's `params_ema` and `params`, any other name of
+    the only mapping of tensors in a file, DataParallel's `module.`; flags and counters of layers are left out. The
+    averages of VDVAE-SR (`ema_vae.`, `ema_vae_sr.`), which its sampler uses, are returned as `vae.` and `vae_sr.`.
 
     Raises:
         ConversionError: no file, a damaged one, a pickle of more than tensors and plain values, or tensors that are no
@@ -105,6 +108,9 @@ def load_checkpoint(path: StrPath) -> dict[str, Tensor]:
     for wrapper in ("state_dict", "params_ema", "params"):  # Lightning's, and BasicSR's: averages before the last
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
+    if isinstance(content, Mapping) and not any(isinstance(value, Tensor) for value in content.values()):
+        inner = [value for value in content.values() if _is_state(value)]
+        content = inner[0] if len(inner) == 1 else content
     if not isinstance(content, Mapping) or not content:
         raise ConversionError(f"{where} holds no tensors by name")
     state: dict[str, Tensor] = {}
@@ -112,6 +118,8 @@ def load_checkpoint(path: StrPath) -> dict[str, Tensor]:
         name = re.sub(r"(^|\.)module\.", r"\1", str(key)).removeprefix("cvae.")
         if not isinstance(value, Tensor):
             raise ConversionError(f"{where}: {key!r} is of type {type(value).__name__}, not a tensor")
+        if name.rpartition(".")[2] in _STATES_OF_LAYERS:
+            continue
         if name in state:
             raise ConversionError(f"{where} has {name!r} twice, with and without a wrapper's prefix")
         if value.layout != torch.strided or value.dtype not in _DTYPES:
@@ -132,6 +140,10 @@ def load_checkpoint(path: StrPath) -> dict[str, Tensor]:
     if broken:
         raise ConversionError(f"{where} has values that are not finite in {', '.join(broken[:LISTED_KEYS])}")
     return state
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(entry, Tensor) for entry in value.values())
 
 
 def _lr_class(state: Mapping[str, Tensor]) -> str | None:
@@ -332,6 +344,8 @@ def convert(
     recipe = _recipe_from_preset(preset) if preset is not None else None  # before a large file is read
     state = load_checkpoint(checkpoint)
     lr_class = _lr_class(state)
+    if (finding := identify(state)).architecture in READABLE:
+        raise ConversionError(f"`checkpoint`: {checkpoint} holds {finding}, which has presets of its own")
     if recipe is not None and recipe.lr_class != lr_class:
         expected, found = _KINDS[recipe.lr_class], _KINDS[lr_class]
         raise ConversionError(f"`preset` {preset!r} is for a {expected}, the checkpoint holds a {found}")

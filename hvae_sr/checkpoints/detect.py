@@ -60,28 +60,32 @@ def _nothing(state: State) -> dict[str, Any]:
     return {}
 
 
-def _edsr(state: State) -> dict[str, Any]:
-    first = state["tail.0.0.weight"]
-    width = first.shape[1]
-    scale_factor = 4 if "tail.0.2.weight" in state else {4: 2, 9: 3}[first.shape[0] // width]
-    return {"scale_factor": scale_factor, "num_blocks": count(state, r"body\.(\d+)\.body\.0\."), "width": width}
+def _edsr(upsampler: str, block: str) -> Callable[[State], dict[str, Any]]:
+    """`upsampler` is the name of the list of upsampling layers, `block` that of a block's first convolution."""
+
+    def describe(state: State) -> dict[str, Any]:
+        first = state[f"{upsampler}.0.weight"]
+        width = first.shape[1]
+        steps = count(state, rf"{re.escape(upsampler)}\.(\d+)\.weight")
+        scale_factor = {4: 2, 9: 3}[first.shape[0] // width] ** steps
+        return {"scale_factor": scale_factor, "num_blocks": count(state, block), "width": width}
+
+    return describe
 
 
-def _edsr_basicsr(state: State) -> dict[str, Any]:
-    first = state["upsample.0.weight"]
-    width = first.shape[1]
-    scale_factor = 4 if "upsample.2.weight" in state else {4: 2, 9: 3}[first.shape[0] // width]
-    return {"scale_factor": scale_factor, "num_blocks": count(state, r"body\.(\d+)\.conv1\."), "width": width}
+def _rrdb(first: str, block: str, last: str) -> Callable[[State], dict[str, Any]]:
+    """`first` is the name of the first convolution, `block` that of the blocks, up to a dense block's first one.
 
-
-def _rrdb(first: str, block: str) -> Callable[[State], dict[str, Any]]:
-    """`first` is the name of the first convolution, `block` that of the blocks, up to a dense block's first one."""
+    `last` is the name of a layer that networks which enlarge less than four times lack, unless they unshuffle y first.
+    """
 
     def describe(state: State) -> dict[str, Any]:
         weight = state[f"{first}.weight"]
         inner = next(state[key] for key in state if re.match(block + r".*\.weight$", key))
         return {
-            "scale_factor": {3: 4, 12: 2, 48: 1}[weight.shape[1]],
+            "scale_factor": {3: 4 if f"{last}.weight" in state else "1 or 2, without unshuffling", 12: 2, 48: 1}[
+                weight.shape[1]
+            ],
             "num_blocks": count(state, block),
             "width": weight.shape[0],
             "growth": inner.shape[0],
@@ -129,34 +133,44 @@ _RULES: tuple[tuple[str, str, tuple[str, ...], Callable[[State], dict[str, Any]]
     ("VD-VAE", "", (r"encoder\.enc_blocks\.", r"decoder\.dec_blocks\."), _nothing),
     ("SRFlow", "", (r"flowUpsamplerNet\.",), _nothing),
     ("latent diffusion model", "", (r"model\.diffusion_model\.",), _nothing),
+    ("HAT", "", (r"layers\.0\.residual_group\.overlap_attn\.",), _nothing),
     ("SwinIR", "", (r"layers\.0\.residual_group\.blocks\.0\.attn\.",), _nothing),
     ("Swin2SR of transformers", "", (r"swin2sr\.",), _nothing),
-    ("HAT", "", (r"layers\.0\.residual_group\.overlap_attn\.",), _nothing),
     ("RCAN", "", (r"head\.0\.weight", r"body\.0\.body\.0\.body\.0\."), _nothing),
     ("MDSR", "", (r"head\.0\.weight", r"pre_process\.0\."), _nothing),
     ("SRResNet", "", (r"conv_first\.weight", r"body\.0\.conv1\.", r"upconv1\.", r"conv_hr\."), _nothing),
     ("HCFlow", "", (r"flow\.level0_condFlow\.", r"flow\.layers\.\d+\."), _hcflow),
     ("SR3UNet", "", (r"noise_level_mlp\.", r"downs\.0\.weight"), _sr3),
     ("GuidedDiffusionUNet", "", (r"input_blocks\.0\.0\.weight", r"time_embed\.0\.weight"), _guided_diffusion),
-    ("EDSR", "", (r"head\.0\.weight", r"body\.0\.body\.0\.weight", r"tail\."), _edsr),
-    ("EDSR", "BasicSR", (r"conv_first\.weight", r"body\.0\.conv1\.weight", r"conv_after_body\."), _edsr_basicsr),
+    (
+        "EDSR",
+        "",
+        (r"head\.0\.weight", r"body\.0\.body\.0\.weight", r"tail\."),
+        _edsr("tail.0", r"body\.(\d+)\.body\.0\."),
+    ),
+    (
+        "EDSR",
+        "BasicSR",
+        (r"conv_first\.weight", r"body\.0\.conv1\.weight", r"conv_after_body\."),
+        _edsr("upsample", r"body\.(\d+)\.conv1\."),
+    ),
     (
         "RRDBNet",
         "BasicSR",
         (r"conv_first\.weight", r"body\.0\.rdb1\."),
-        _rrdb("conv_first", r"body\.(\d+)\.rdb1\.conv1\b"),
+        _rrdb("conv_first", r"body\.(\d+)\.rdb1\.conv1\b", "conv_up2"),
     ),
     (
         "RRDBNet",
         "ESRGAN",
         (r"conv_first\.weight", r"RRDB_trunk\.0\.RDB1\."),
-        _rrdb("conv_first", r"RRDB_trunk\.(\d+)\.RDB1\.conv1\b"),
+        _rrdb("conv_first", r"RRDB_trunk\.(\d+)\.RDB1\.conv1\b", "upconv2"),
     ),
     (
         "RRDBNet",
         "old ESRGAN",
         (r"model\.0\.weight", r"model\.1\.sub\.0\.RDB1\."),
-        _rrdb("model.0", r"model\.1\.sub\.(\d+)\.RDB1\.conv1\b"),
+        _rrdb("model.0", r"model\.1\.sub\.(\d+)\.RDB1\.conv1\b", "model.10"),
     ),
     ("SRVGGNetCompact", "", (r"body\.0\.weight", r"body\.1\.weight", r"body\.2\.bias"), _srvgg),
 )

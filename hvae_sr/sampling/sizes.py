@@ -68,6 +68,8 @@ class SizeRequirements:
         return height * self.scale_factor, width * self.scale_factor
 
 
-def pad_to(y: Tensor, size: tuple[int, int]) -> Tensor:
-    """`[1, 3, h, w]` to (h', w') = `size`, the last row and column repeated."""
-    return F.pad(y, (0, size[1] - y.shape[-1], 0, size[0] - y.shape[-2]), mode="replicate")
+def pad_to(y: Tensor, size: tuple[int, int], reflect: bool = False) -> Tensor:
+    """`[1, 3, h, w]` to (h', w') = `size`: the last row and column repeated, or mirrored where y is so large."""
+    bottom, right = size[0] - y.shape[-2], size[1] - y.shape[-1]
+    mirrored = reflect and bottom < y.shape[-2] and right < y.shape[-1]
+    return F.pad(y, (0, right, 0, bottom), mode="reflect" if mirrored else "replicate")
