@@ -1,6 +1,7 @@
 """Quantiles of every pixel, and intervals that keep a promise."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -131,6 +132,8 @@ class IntervalPipeline(SamplingPipeline):
                 `low`; or no `low` for a model that does not know H.
         """
         check_coverage(coverage, len(images) if isinstance(images, Sized) else None)
+        if isinstance(temperature, bool) or not isinstance(temperature, Real):
+            raise ValueError(f"`temperature` must be one number, got {temperature!r}")
         call = self.check_inputs(temperature, num_samples, enforce_consistency)
         (base,) = base_seeds(seed, None, 1)
         if low is None and self.config.consistency != "exact":
@@ -144,11 +147,14 @@ class IntervalPipeline(SamplingPipeline):
             for number, (image, given) in enumerate(self.progress_bar(pairs)):
                 x, _ = single_photo(image)
                 height, width = (side // scale * scale for side in x.shape[-2:])
+                rounded_up = tuple(-(-side // scale) for side in x.shape[-2:])
                 x = x[:, :height, :width]
                 if given is None:
                     y = self.operator(x).mul(255).round().clamp(0, 255).div(255)
                 else:
                     y, _ = single_photo(given)
+                    if tuple(y.shape[-2:]) == rounded_up:  # the last pixels saw what is cut off of x
+                        y = y[:, : height // scale, : width // scale]
                 if tuple(y.shape[-2:]) != (height // scale, width // scale):
                     raise ValueError(
                         f"`low[{number}]` must be {width // scale}x{height // scale} pixels for an image of "

@@ -157,3 +157,38 @@ def test_the_command_writes_a_model_that_is_calibrated(make_pipeline, tmp_path, 
     low.mkdir()
     assert main([*command, "--low", str(low)]) == 2
     assert "--low" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("temperature", [None, [0.5, 1.0], True])
+def test_a_calibration_is_at_one_temperature(make_pipeline, temperature):
+    with pytest.raises(ValueError, match="`temperature` must be one number, got"):
+        make_pipeline().calibrate(photos(9), temperature=temperature)
+
+
+def test_low_images_with_the_sides_rounded_up_are_cut_as_the_photographs_are(make_pipeline):
+    pipe, images = make_pipeline("vdvae-sr"), photos(9, side=19)
+    low = [np.asarray(pipe.operator(torch.from_numpy(x).permute(2, 0, 1)).clamp(0, 1).permute(1, 2, 0)) for x in images]
+    assert low[0].shape == (5, 5, 3)
+    found = pipe.calibrate(images, low, num_samples=2)
+    assert found.factor == pipe.calibrate(images, [y[:4, :4] for y in low], num_samples=2).factor
+
+
+def test_the_command_cuts_pairs_at_the_same_place(make_pipeline, tmp_path, monkeypatch):
+    make_pipeline("vdvae-sr").save_pretrained(tmp_path / "model")
+    for name, step in (("high", 1), ("low", 4)):
+        (tmp_path / name).mkdir()
+        places = np.arange(0, 29, step, dtype=np.uint8)
+        pixels = np.stack(np.broadcast_arrays(places[:, None], places[None], 0), axis=2)
+        for number in range(9):
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / name / f"{number}.png")
+    seen = []
+
+    def calibrate(self, images, low, *arguments, **named):
+        seen.extend(zip(images, low, strict=True))
+        return Calibration(0.9, 1.0, 9, 2, 1.0, True)
+
+    monkeypatch.setattr(SuperResolutionPipeline, "calibrate", calibrate)
+    options = ["--data", tmp_path / "high", "--low", tmp_path / "low", "--size", 16, "-o", tmp_path / "out"]
+    assert main([str(word) for word in ["calibrate", "--model", tmp_path / "model", *options, "--device", "cpu"]]) == 0
+    for x, y in seen:
+        assert x.size == (16, 16) and y.size == (4, 4) and x.getpixel((0, 0)) == y.getpixel((0, 0)) == (4, 4, 0)

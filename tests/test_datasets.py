@@ -174,10 +174,16 @@ def test_a_split_of_a_local_folder_is_what_its_files_are_called(photos, tmp_path
         rows, column = open_dataset(str(tmp_path), split=split)
         names[split] = [row[column]["path"] for row in rows]
     assert names == {"train": [f"{i:02d}.png" for i in range(4)], "validation": [f"{i:02d}.png" for i in range(4, 8)]}
-    assert len(open_dataset(str(tmp_path), split="test")[0]) == 8  # no file is called so: all are
+    with pytest.raises(ValueError, match="has no split 'test'; its files are called train, validation"):
+        open_dataset(str(tmp_path), split="test")
     assert open_dataset(str(tmp_path), image_column="picture")[1] == "image"  # the only one with images
     assert open_dataset(kinds(photos)["tar"], streaming=True)[1] == "png"
     assert not same_files(str(tmp_path), "train", "validation")
+    assert same_files("owner/name", "train", "train") and not same_files("owner/name", "train", "test")
+    (tmp_path / "one").mkdir()
+    shutil.copy(photos / "train-0.parquet", tmp_path / "one" / "a.parquet")
+    assert len(open_dataset(str(tmp_path / "one"), split="test")[0]) == 4  # one set, which says nothing of splits
+    assert same_files(str(tmp_path / "one"), "train", "test")
     assert same_files(str(photos), "train", "train") and same_files(kinds(photos)["tar"], "train", "validation")
 
 

@@ -218,3 +218,24 @@ def test_the_pairs_that_are_written_are_those_that_are_scored(tmp_path):
     assert main([*map(str, arguments), "--write_pairs", str(tmp_path / "pairs")]) == 0
     hr, _ = prepare_thesis(Image.open(folder / "b.png"), 32)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "pairs" / "LR" / "b.png")), degrade(hr, "real", 2, 1))
+
+
+def test_pictures_of_other_modes_are_what_they_look_like():
+    """16 bits are not clipped, and what is transparent is seen on white."""
+    wide = Image.fromarray(np.full((8, 8), 128 * 257, np.uint16))
+    assert abs(float(np.asarray(degrade(wide, "mild-jpeg", 0, 0)).mean()) - 128) < 8
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    assert np.asarray(degrade(clear, "mild-jpeg", 0, 0)).min() > 240
+    assert prepare_thesis(wide, 8)[0].mean() == 128
+
+
+@pytest.mark.parametrize(
+    "image, seed, message",
+    [
+        (torch.zeros(8, 8, dtype=torch.uint8), 0.5, "`seed` must be a whole number"),
+        (torch.zeros(3, 8, 8), 0, "`image` must be a PIL image"),
+    ],
+)
+def test_wrong_images_and_seeds_are_named(image, seed, message):
+    with pytest.raises(ValueError, match=message):
+        degrade(image, "noise", seed, 0)

@@ -46,16 +46,21 @@ def run(options: argparse.Namespace) -> int:
     scale = pipeline.operator.scale_factor
     if options.size < 0 or options.size % scale:
         raise ValueError(f"`size` must be a multiple of {scale}, or 0, got {options.size}")
-    low = None
+    files: dict[str, Path] = {}
     if options.low is not None:
         files = {path.stem: path for path in list_images(options.low, "low")}
         missing = [image.name for image in source.images if image.stem not in files]
         if missing:
             raise ValueError(f"`low`: {options.low} has no image of {', '.join(missing[:5])}")
-        low = [_middle(load_image(files[image.stem]), options.size // scale) for image in source.images]
-    images = [_middle(image.load(), options.size, scale) for image in source.images]
+    images, low = [], []
+    for image in source.images:
+        x = image.load()
+        corner = tuple(max(side // scale - options.size // scale, 0) // 2 for side in x.size)  # in pixels of y
+        images.append(_cut(x, corner, options.size, scale))
+        if files:
+            low.append(_cut(load_image(files[image.stem]), corner, options.size // scale, 1))
     found = pipeline.calibrate(
-        images, low, options.coverage, options.num_samples, options.temperature, seed=options.seed
+        images, low or None, options.coverage, options.num_samples, options.temperature, seed=options.seed
     )
     folder = Path(resolve(options.model))
     if folder.is_dir():  # weights bit by bit, with their licence and card
@@ -77,9 +82,9 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _middle(image: "Image", size: int, multiple: int = 1) -> "Image":
-    """The square of `size` in the middle of an image, or what of it there is; its corner at multiples of `multiple`."""
+def _cut(image: "Image", corner: tuple[int, ...], size: int, multiple: int) -> "Image":
+    """The square of `size` pixels from `corner` times `multiple` on, or what of it there is; for a size of 0, all."""
     if not size:
         return image
-    left, top = (max(side // multiple - size // multiple, 0) // 2 * multiple for side in image.size)
+    left, top = (place * multiple for place in corner)
     return image.crop((left, top, min(left + size, image.width), min(top + size, image.height)))

@@ -308,8 +308,8 @@ class ImageFolder(ImageCrops):
         self._files: list[Path] = []
         self._low_files: list[Path | None] = []
         for i, folder in enumerate(folders):
-            seen = set(self._files)
-            files = [file for file in find_images(folder, True, leave_out) if file not in seen]
+            seen = {file.resolve() for file in self._files}
+            files = [file for file in find_images(folder, True, leave_out) if file.resolve() not in seen]
             self._files += files
             if low_folders:
                 low = {_stem(file, low_folders[i]): file for file in find_images(low_folders[i], True, leave_out)}

@@ -72,23 +72,37 @@ def open_dataset(
         raise ValueError(f"image_column {image_column!r} of dataset_name {name!r} holds no images") from error
 
 
+_SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval")
+"""What files of splits are called."""
+
+
 def same_files(name: str, split: str, other: str) -> bool:
-    """Whether two splits of a local dataset are the same files.
+    """Whether two splits of a dataset are the same, or, of a local one, have files in common.
 
     Raises:
         ValueError: The files do not exist, or are not of one kind.
     """
-    files = _local_files(name, split)[1]
-    return bool(files) and files == _local_files(name, other)[1]
+    return split == other or not set(_local_files(name, split)[1]).isdisjoint(_local_files(name, other)[1])
 
 
 def _local_files(name: str, split: str) -> tuple[str | None, list[str]]:
     """The library's name of the kind of local files that `name` means, and those of the split; None for the Hub's."""
     path = Path(name)
     if path.is_dir():
-        found = sorted(str(file) for suffix in _BUILDERS for file in path.rglob(f"*{suffix}"))
-        word = re.compile(rf"(?<![a-z0-9]){re.escape(split)}(?![a-z0-9])", re.IGNORECASE)
-        found = [file for file in found if word.search(os.path.relpath(file, path))] or found
+        every = sorted(str(file) for suffix in _BUILDERS for file in path.rglob(f"*{suffix}"))
+
+        def called(word: str) -> list[str]:
+            pattern = re.compile(rf"(?<![a-z0-9]){re.escape(word)}(?![a-z0-9])", re.IGNORECASE)
+            return [file for file in every if pattern.search(os.path.relpath(file, path))]
+
+        found = called(split)
+        if not found:
+            splits = [word for word in _SPLITS if called(word)]
+            if splits:
+                raise ValueError(
+                    f"dataset_name {name!r} has no split {split!r}; its files are called {', '.join(splits)}"
+                )
+            found = every  # one set, whose files say nothing of splits
     else:
         found = sorted(glob.glob(name, recursive=True))
     kinds = {_BUILDERS.get(Path(file).suffix.lower()) for file in found}

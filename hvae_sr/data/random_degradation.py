@@ -16,6 +16,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..images import load_image
 from .degradation_steps import STEPS, Planes, Step, choose, resize, to_levels
 
 _FOLDER = "degradations"
@@ -116,14 +118,16 @@ def degrade(
     """
     chosen = degradation if isinstance(degradation, Degradation) else load_degradation(degradation)
     for name, value in (("seed", seed), ("index", index)):
-        if not 0 <= value < 2**64:
-            raise ValueError(f"`{name}` must be in 0..2**64 - 1, got {value}")
+        if not isinstance(value, Integral) or not 0 <= value < 2**64:
+            raise ValueError(f"`{name}` must be a whole number in 0..2**64 - 1, got {value!r}")
     if scale_factor < 1:
         raise ValueError(f"`scale_factor` must be at least 1, got {scale_factor}")
     if isinstance(image, Image.Image):
-        levels = np.asarray(image.convert("RGB"))
+        levels = np.asarray(load_image(image))
     else:
-        levels = image.permute(1, 2, 0).numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
+        levels = np.asarray(image)
+        if isinstance(image, torch.Tensor) and image.ndim == 3:
+            levels = levels.transpose(1, 2, 0)
         levels = np.repeat(levels[..., None], 3, axis=2) if levels.ndim == 2 else levels
     if levels.dtype != np.uint8 or levels.ndim != 3 or levels.shape[2] != 3 or not levels.size:
         raise ValueError(

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..data import Degradation, degrade
+from ..images import load_image
 from ..operators import Downsampling
 from . import metrics
 from .metrics import Uint8
@@ -36,7 +37,7 @@ def _check(image: Image.Image, size: int, scale_factor: int) -> Image.Image:
         raise ValueError(f"`scale_factor` must be at least 1, got {scale_factor}.")
     if size < scale_factor or size % scale_factor:
         raise ValueError(f"`size` must be a positive multiple of `scale_factor` ({scale_factor}), got {size}.")
-    return image.convert("RGB")
+    return load_image(image)
 
 
 def prepare_thesis(image: Image.Image, size: int, scale_factor: int = 4) -> tuple[Uint8, Uint8]:

@@ -1,7 +1,8 @@
 """What every update sees: its crops, their order, and the addresses of its latent noise.
 
 All of it is a function of (seed, epoch, global sample index): a resumed run goes on as if it had never stopped, and n
-processes see what one with n times the batch would. Streams are an exception, whose rows are dealt out by their number.
+processes see what one with n times the batch would. Streams are an exception, whose rows are dealt out by their number;
+what an objective draws for a batch as a whole, each process draws for its own.
 """
 
 import itertools

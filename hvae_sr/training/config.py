@@ -46,12 +46,16 @@ _RESUMED = (
 """Options that a checkpoint holds: a run that goes on from it cannot have others."""
 _RELATIVE = ("vdvae_config", "lr_config", "degradation", "baseline")
 """Files that a recipe names relative to its own folder."""
+_FOLDERS = ("train_data_dir", "validation_data_dir", "train_lr_dir", "validation_lr_dir")
+_PATHS = (*_RELATIVE, "output_dir", "dataset_name", "pretrained_vdvae", "pretrained_lr_encoder", "pretrained_network",
+          "lr_from_vdvae", "lpips_weights", "resume_from_checkpoint")  # fmt: skip
+"""Options that may begin with `~`."""
 _FREEZE = {"train_decoder": ("vdvae-sr", "energy-score"), "train_encoder": ("vdvae-sr",)}
 """Options that freeze weights where they are false, and the stages that read them."""
 _AT_LEAST = {
     0: "flow_pixel_weight vlb_weight score_point_weight score_band_weight score_perceptual_weight "
     "seed lr_warmup_steps dataloader_num_workers learning_rate adam_weight_decay adam_epsilon "
-    "default_temperature max_grad_norm skip_threshold plateau_patience cache_gib validation_images",
+    "default_temperature skip_threshold plateau_patience cache_gib validation_images",
     1: "score_samples score_perceptual_taps resolution crops_per_image train_batch_size "
     "gradient_accumulation_steps max_train_steps num_train_epochs scale_factor checkpointing_steps "
     "checkpoints_total_limit logging_steps validation_steps lr_num_cycles",
@@ -191,6 +195,12 @@ class TrainingConfig:
     dry_run: bool = option(False, "Prints model, cost, memory, images and options, then stops; nothing is written.")
 
     def __post_init__(self) -> None:
+        for name in _FOLDERS:
+            _check(not isinstance(getattr(self, name), str), name, "must be a list, got", getattr(self, name))
+            setattr(self, name, [os.path.expanduser(folder) for folder in getattr(self, name)])
+        for name in _PATHS:
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, os.path.expanduser(getattr(self, name)))
         for name, allowed in _CHOICES.items():
             _check(
                 getattr(self, name) in allowed,
@@ -205,6 +215,10 @@ class TrainingConfig:
                 value = getattr(self, name)
                 sound = value is None or (value >= lowest and math.isfinite(value))
                 _check(sound, name, f"must be at least {lowest} and finite, got", value)
+        norm = self.max_grad_norm
+        _check(
+            0 < norm < math.inf, "max_grad_norm", "must be above 0 and finite (a large one clips nothing), got", norm
+        )
         for name in ("adam_beta1", "adam_beta2", "ema_decay"):
             _check(0 <= getattr(self, name) < 1, name, "must lie in [0, 1), got", getattr(self, name))
         _check(0 < self.plateau_factor < 1, "plateau_factor", "must lie between 0 and 1, got", self.plateau_factor)
@@ -387,7 +401,9 @@ def _parse_point(entry: str) -> tuple[int, float]:
         update, weight = entry.split(":")
         point = int(update), float(weight)
     except (AttributeError, ValueError):
-        raise ValueError(f"`rate_weights`: {entry!r} is not 'update:weight', such as '1000:0.5'") from None
+        raise ValueError(
+            f"`rate_weights`: {entry!r} is not 'update:weight', such as '1000:0.5' (in YAML, quote it)"
+        ) from None
     if point[0] < 0 or not 0 <= point[1] < math.inf:
         raise ValueError(f"`rate_weights`: {entry!r} must have an update >= 0 and a finite weight >= 0")
     return point
@@ -459,6 +475,6 @@ def read_recipe(path: Path) -> dict[str, Any]:
     if unknown:
         raise ValueError(f"`config`: {path} names options that do not exist: {', '.join(sorted(unknown))}")
     for name in _RELATIVE:
-        if _is_file(name, options.get(name)) and not Path(options[name]).is_absolute():
-            options[name] = str(path.parent / options[name])
+        if _is_file(name, options.get(name)):
+            options[name] = str(path.parent / os.path.expanduser(options[name]))  # of an absolute path, that alone
     return options

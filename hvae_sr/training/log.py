@@ -90,7 +90,8 @@ class Log:
             )
 
     def write(self, step: int, figures: dict[str, Any]) -> None:
-        """One line of the log; trackers do not get the figures of every group."""
+        """One line of the log; trackers do not get the figures of every group. What is not finite, JSON cannot say."""
+        figures = {name: value for name, value in figures.items() if np.isfinite(value).all()}
         if self.accelerator.is_main_process:
             with open(self.path, "a") as log:
                 log.write(json.dumps({"step": step, **figures}) + "\n")

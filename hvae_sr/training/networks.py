@@ -151,6 +151,8 @@ def check_objective(objective: Objective, config: TrainingConfig, device: torch.
     try:
         if isinstance(objective, ConditionalObjective):
             objective.lr_network.check_fit(objective.vdvae.config, objective.operator)
+        if isinstance(objective, EnergyScore):
+            objective.check_resolution(config.resolution)
         loss, _ = objective(image, [0])
     except torch.OutOfMemoryError:
         raise

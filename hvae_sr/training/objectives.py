@@ -333,6 +333,28 @@ class EnergyScore(ConditionalObjective):
             figures["mse_ratio"] = 2 * images.var(dim=0).mean() / (images - seen).square().mean()
         return loss, figures
 
+    def check_resolution(self, side: int) -> None:
+        """Raises a ValueError if crops of so many pixels cannot be scored at every level that is."""
+        for share, pool in zip((*self.level_dropout, 1.0), (*self.pools[: len(self.level_dropout)], 1), strict=True):
+            seen = side // pool
+            if not share:
+                continue
+            if side % pool or any(seen % patch for patch in self.patches.patch_sizes):
+                raise ValueError(
+                    f"`score_level_pools`: {pool} must divide `resolution` {side} into what `score_patch_sizes` "
+                    f"{list(self.patches.patch_sizes)} divide"
+                )
+            for name, distance in self.distances.items():
+                assert isinstance(distance, Distance)
+                try:
+                    features = distance.features(torch.zeros(1, 3, seen, seen, device=next(self.parameters()).device))
+                    distance(features, features)
+                except RuntimeError as error:
+                    raise ValueError(
+                        f"`resolution` {side}: averaged over squares of {pool} (`score_level_pools`), its {seen} "
+                        f"pixels are too few for the score {name!r}"
+                    ) from error
+
     def samples(
         self, y: Tensor, size: tuple[int, int], seeds: Sequence[int], condition: Condition | None = None
     ) -> tuple[Tensor, ...]:

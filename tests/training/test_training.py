@@ -451,6 +451,7 @@ BAD = {  # what is changed, and what the error must name; the folder of photogra
     "LR images of the same size": ({"train_lr_dir": "low", "scale_factor": 1}, ["train_lr_dir"]),
     "LR images held out alone": ({"validation_lr_dir": "low"}, ["validation_lr_dir"]),
     "a split of a folder": ({"validation_split": "test"}, ["validation_split"]),
+    "gradients clipped to nothing": ({"max_grad_norm": 0}, ["max_grad_norm", "0"]),
     "no epochs": ({"num_train_epochs": 0}, ["num_train_epochs"]),
     "a factor that lowers nothing": ({"plateau_factor": 1.0}, ["plateau_factor"]),
     "a temperature below 0": ({"validation_temperatures": -1}, ["validation_temperatures"]),

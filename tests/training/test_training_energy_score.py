@@ -254,3 +254,13 @@ def test_gradients_of_the_streams_keep_their_channels_last(make_vdvae, make_lr_n
         loss, _ = objective(photographs(), [3, 10])
     loss.backward()
     assert len(found) == 2 * len(vdvae.blocks) + len(network.network.bottom_up.blocks) and all(found)
+
+
+@pytest.mark.parametrize("pool, named", [(8, "averaged over squares of 8.* 4 pixels are too few for the score 'band'"),
+                                         (5, "`score_level_pools`: 5 must divide `resolution` 32")])  # fmt: skip
+def test_crops_that_a_level_makes_too_small_are_an_error_before_the_run(pool, named):
+    distances = {"band": (BandDistance((8,)), 1.0)}
+    make(distances=distances).check_resolution(32)
+    make(distances=distances, level_dropout=[0.0], level_pools=[pool]).check_resolution(32)  # of which there are none
+    with pytest.raises(ValueError, match=named):
+        make(distances=distances, level_dropout=[0.1], level_pools=[pool], patch_sizes=(1,)).check_resolution(32)

@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from hvae_sr.training import Joint, Trainer, parse_arguments
 from hvae_sr.training.batches import build_training_set, build_validation_set
 from hvae_sr.training.checkpoints import list_checkpoints
 from hvae_sr.training.cost import plan
+from hvae_sr.training.log import Log
 from hvae_sr.training.networks import build_objective
 
 HUB_CONFIGS = Path(__file__).parents[2] / "hub_configs"
@@ -409,3 +411,35 @@ def test_given_lr_images_are_trained_on_and_validated_with(options, photos, tmp_
     given = log(tmp_path / "out")
     assert train.main(options("vdvae-sr", tmp_path / "made", scales=1.0)) == 0
     assert given != log(tmp_path / "made")
+
+
+def test_figures_that_are_not_finite_are_left_out_of_the_log(tmp_path):
+    accelerator = SimpleNamespace(is_main_process=True, log=lambda scalars, step: None)
+    log = Log(SimpleNamespace(output_path=tmp_path), accelerator)
+    log.write(3, {"loss": float("nan"), "groups": [1.0, float("inf")], "rate": 0.5})
+    assert (tmp_path / "log.jsonl").read_text() == '{"step": 3, "rate": 0.5}\n'
+
+
+def test_a_tilde_is_the_home_folder_in_options_and_recipes(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "recipes").mkdir()
+    recipe = write(tmp_path / "recipes" / "own.yaml", "stage: vdvae\nvdvae_config: ~/vdvae.json\noutput_dir: ~/out\n")
+    config = parse_arguments(["--config", str(recipe), "--train_data_dir", "~/a", "b"])
+    assert config.output_dir == str(tmp_path / "out") and config.vdvae_config == str(tmp_path / "vdvae.json")
+    assert config.train_data_dir == [str(tmp_path / "a"), "b"]
+
+
+def test_a_folder_of_several_names_is_one(photos, tmp_path):
+    config = parse_arguments(
+        [
+            "--stage=vdvae",
+            "--vdvae_config=x.json",
+            "--resolution=32",
+            f"--output_dir={tmp_path / 'out'}",
+            "--train_data_dir",
+        ]
+        + [str(photos), f"{photos}/../{photos.name}"]
+    )
+    single = parse_arguments([*config.arguments, "--train_data_dir", str(photos)])
+    sets = [build_training_set(given, 0, 1) for given in (config, single)]
+    assert len(sets[0]) == len(sets[1])
