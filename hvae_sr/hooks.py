@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from .loading import from_diffusers
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
+outside_graphs: Callable[[_Method], _Method] = torch.compiler.disable  # itself without annotations
+"""For methods that the compiler is to leave alone."""
 _apply_forward_hook = from_diffusers("diffusers.utils.accelerate_utils", "apply_forward_hook")
 _GROUP_OFFLOADING = from_diffusers("diffusers.hooks.group_offloading", "_GROUP_OFFLOADING")
 _REGISTRY = "_diffusers_hook"

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .hooks import outside_graphs
+
 NoiseSource = Callable[[int, int, tuple[int, int, int, int], torch.device], Tensor]
 """`(group, stride, (B, C, h, w), device) -> [B, C, h, w]` fp32 standard normals; `stride` in pixels of the HR image."""
 UniformSource = Callable[[int, tuple[int, int, int, int], torch.device], Tensor]
@@ -110,6 +112,7 @@ class CounterNoise:
         """Uniforms in (0, 1) for pixels `[B, C, H, W]`; `number` tells apart the draws of one image."""
         return self._draw(_uniforms, _UNIFORM_GROUP + number, 1, shape, device)
 
+    @outside_graphs
     def _draw(
         self,
         transform: Callable[[Tensor], tuple[Tensor, Tensor]],
@@ -131,7 +134,7 @@ class CounterNoise:
         rows = torch.arange(top, top + height, device=device, dtype=torch.int64)[:, None, None]
         columns = torch.arange(left, left + width, device=device, dtype=torch.int64)[:, None]
         counter = (rows << 32) + columns  # [h, w, 1]
-        draws = torch.empty(batch, height, width, pairs, 2, device=device)
+        draws = torch.empty(batch, height, width, pairs, 2, device=device, dtype=torch.float32)
         # On a CPU in parts that stay in its cache through the forty operations on each.
         step = height if device.type != "cpu" else max(1, _WORDS_AT_ONCE // (width * pairs))
         together = batch if device.type != "cpu" else max(1, _WORDS_AT_ONCE // (height * width * pairs))

@@ -47,6 +47,10 @@ class CompiledNetworks:
         except (RuntimeError, TypeError) as error:
             raise ValueError(f"options of torch.compile: {options}: {' '.join(str(error).split())}") from error
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, or one from a pickle, makes graphs of its own: functions that are copied stay those of the first."""
+        return type(self), (self.vdvae, self.lr_encoder, self.options)
+
     def sample(
         self,
         batch_size: int,

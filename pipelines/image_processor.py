@@ -63,7 +63,7 @@ class SuperResolutionImageProcessor(ImageProcessingMixin):
         super().__init__(**kwargs)
         check_count("size_multiple", size_multiple, 1)
         check_consistency(consistency)
-        cached_downsampling(scale_factor, downsampling_kernel)  # raises for values that it does not have
+        downsampling_kernel = cached_downsampling(scale_factor, downsampling_kernel).kernel  # as JSON can hold it
         self.scale_factor = scale_factor
         self.downsampling_kernel = downsampling_kernel
         self.size_multiple = size_multiple

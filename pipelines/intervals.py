@@ -1,11 +1,13 @@
 """Quantiles of every pixel, and intervals that keep a promise."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from hvae_sr.images import ImageInput, Photo
@@ -131,6 +133,11 @@ class IntervalPipeline(SamplingPipeline):
             ValueError: an argument out of range, too few images, sizes that do not fit, other numbers of `images` and
                 `low`; or no `low` for a model that does not know H.
         """
+        for name, value in (("images", images), ("low", low)):
+            if isinstance(value, (str, os.PathLike, Image.Image, Photo)) or getattr(value, "ndim", 4) < 4:
+                raise ValueError(f"`{name}` must be several images, got one: {type(value).__name__}")
+        if isinstance(images, Sized) and isinstance(low, Sized) and len(images) != len(low):
+            raise ValueError(f"`low` must be as many as `images`, {len(images)}, got {len(low)}")
         check_coverage(coverage, len(images) if isinstance(images, Sized) else None)
         if isinstance(temperature, bool) or not isinstance(temperature, Real):
             raise ValueError(f"`temperature` must be one number, got {temperature!r}")
@@ -147,6 +154,10 @@ class IntervalPipeline(SamplingPipeline):
             for number, (image, given) in enumerate(self.progress_bar(pairs)):
                 x, _ = single_photo(image)
                 height, width = (side // scale * scale for side in x.shape[-2:])
+                if not min(height, width):
+                    raise ValueError(
+                        f"`images[{number}]` must be at least {scale}x{scale} pixels, is {x.shape[-1]}x{x.shape[-2]}"
+                    )
                 rounded_up = tuple(-(-side // scale) for side in x.shape[-2:])
                 x = x[:, :height, :width]
                 if given is None:

@@ -55,7 +55,8 @@ class SuperResolutionOutput(BaseOutput):
 
     def _repr_html_(self) -> str:
         """The samples as pictures, for notebooks; those of large images made smaller."""
-        pictures = self.images if isinstance(self.images, list) else []
+        listed = self.images if isinstance(self.images, list) else []
+        pictures = [image for image in listed if isinstance(image, Image.Image)]
         cells = [_figure(picture, index, self) for index, picture in enumerate(pictures[:_SHOWN])]
         return "".join(cells) or f"<pre>{escape(repr(self))}</pre>"
 

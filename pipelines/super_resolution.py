@@ -187,12 +187,14 @@ class SuperResolutionPipeline(IntervalPipeline):
 
         Args:
             image: the image.
-            output: of a call with `return_latents=True`.
+            output: of a call for this image alone, with `return_latents=True`.
             by: "log_density" (the most typical first) or "lr_psnr_unprojected" (the most faithful first).
 
         Raises:
-            ValueError: `output` holds no latents, or `by` is something else.
+            ValueError: `output` holds no latents or samples of several images, or `by` is something else.
         """
+        if output.mean is not None and len(output.mean) != 1:
+            raise ValueError(f"`output` must be of one image, it holds samples of {len(output.mean)}")
         if output.latents is None or output.lr_psnr_unprojected is None:
             raise ValueError("`output` holds no latents, or no images: call the pipeline with `return_latents=True`")
         return rank(self.log_density(image, output.latents).tolist(), output.lr_psnr_unprojected, by)

@@ -113,7 +113,7 @@ def test_pairs_may_be_given_and_must_fit(make_pipeline):
     assert pipe.calibrate(iter(high), iter(low), **arguments) == pipe.calibrate(high, **arguments)
     with pytest.raises(ValueError, match=r"`low\[0\]` must be 4x4 pixels"):
         pipe.calibrate(high, [np.zeros((5, 4, 3), np.float32)] * 9)
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="`low` must be as many as `images`"):
         pipe.calibrate(high, low[:8])
 
 
@@ -192,3 +192,17 @@ def test_the_command_cuts_pairs_at_the_same_place(make_pipeline, tmp_path, monke
     assert main([str(word) for word in ["calibrate", "--model", tmp_path / "model", *options, "--device", "cpu"]]) == 0
     for x, y in seen:
         assert x.size == (16, 16) and y.size == (4, 4) and x.getpixel((0, 0)) == y.getpixel((0, 0)) == (4, 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": "folder"}, "`images` must be several images, got one: str"),
+        ({"images": photos(1, side=16)[0]}, "`images` must be several images, got one: ndarray"),
+        ({"images": photos(9, side=3)}, r"`images\[0\]` must be at least 4x4 pixels, is 3x3"),
+        ({"low": photos(8, side=4)}, "`low` must be as many as `images`, 9, got 8"),
+    ],
+)
+def test_what_is_not_so_many_images_is_named(make_pipeline, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_pipeline().calibrate(**{"images": photos(9), "num_samples": 2, **changes})

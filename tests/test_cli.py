@@ -740,3 +740,11 @@ def test_a_model_or_a_temperature_of_each_of_its_groups_overrides_the_look(given
 def test_a_wrong_option_shows_before_anything_is_drawn_where_the_look_chooses(two_models, inputs, tmp_path, capsys):
     assert upscale(inputs, "-o", tmp_path / "out", "--temperature", -1) == 2
     assert "`--temperature` must be" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words, name", [(["", "-o", "out"], "INPUT"), (["a.png", "-o", ""], "--output-dir")])
+def test_an_empty_argument_is_not_the_current_folder(words, name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("a.png")
+    assert main(["upscale", *words]) == 2
+    assert f"`{name}` is empty" in capsys.readouterr().err and [path.name for path in tmp_path.iterdir()] == ["a.png"]

@@ -3,10 +3,12 @@
 import copy
 import json
 import math
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -322,6 +324,52 @@ def test_a_compiled_pipeline_samples_with_the_networks_that_it_has_got_since(mak
     after = pipe(photo(), seed=0, output_type="pt").images
     assert not torch.equal(after, before)
     torch.testing.assert_close(after, other(photo(), seed=0, output_type="pt").images, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pipe: pickle.loads(pickle.dumps(pipe))])
+def test_a_copy_of_a_compiled_pipeline_samples_with_its_own_networks(make_pipeline: Any, copied: Any) -> None:
+    torch.compiler.reset()
+    pipe = make_pipeline()
+    pipe.enable_compilation(backend="eager")
+    before = pipe(photo(), seed=0, output_type="pt").images
+    other = copied(pipe)
+    with torch.no_grad():
+        other.vdvae.out_conv.weight.mul_(-1)
+    after = other(photo(), seed=0, output_type="pt").images
+    other.disable_compilation()
+    torch.testing.assert_close(after, other(photo(), seed=0, output_type="pt").images, atol=1e-5, rtol=0)
+    assert not torch.equal(after, before) and torch.equal(pipe(photo(), seed=0, output_type="pt").images, before)
+
+
+def test_a_compiled_method_serves_every_seed(make_pipeline: Any) -> None:
+    torch.compiler.reset()
+    pipe = make_pipeline()
+    expected = pipe(photo(), seed=2**63, num_samples=3, output_type="pt").images
+    pipe.vdvae.sample = torch.compile(pipe.vdvae.sample, backend="eager")
+    found = pipe(photo(), seed=2**63, num_samples=3, output_type="pt").images
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_the_defaults_of_the_process_change_neither_noise_nor_quantiles(make_pipeline: Any) -> None:
+    pipe = make_pipeline("vdvae-sr")
+    image = (np.random.default_rng(0).random((8, 8, 3)) * 255).astype(np.uint8)
+    latents = pipe(image, seed=0, output_type="latent").latents
+
+    def all_of_them() -> list[Tensor]:
+        changed = pipe.redraw_region(image, np.eye(8, dtype=bool), 0, 1, output_type="pt").images
+        return [pipe.quantiles(image, num_samples=2), pipe.log_density(image, latents), changed]
+
+    expected = all_of_them()
+    try:
+        torch.set_default_device("meta")
+        found = all_of_them()
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float64)
+        found += all_of_them()
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(found, expected * 2, strict=True))
 
 
 def test_a_graph_that_gives_no_finite_values_is_reported(make_pipeline: Any) -> None:

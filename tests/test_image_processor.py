@@ -83,3 +83,8 @@ def test_several_images_have_their_samples_in_a_row() -> None:
 def test_what_does_not_fit_is_refused(call, message) -> None:
     with pytest.raises(ValueError, match=message):
         call(SuperResolutionImageProcessor())
+
+
+def test_a_kernel_of_numbers_is_saved(tmp_path) -> None:
+    SuperResolutionImageProcessor(4, torch.full((4,), 0.25)).save_pretrained(tmp_path)
+    assert SuperResolutionImageProcessor.from_pretrained(tmp_path).downsampling_kernel == (0.25,) * 4

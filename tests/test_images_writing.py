@@ -152,6 +152,12 @@ def test_the_resolution_grows_with_the_image_so_that_it_prints_as_large(tmp_path
         assert read_photo(tmp_path / f"b.{suffix}").dpi == pytest.approx((1200, 600), rel=1e-3)
 
 
+def test_a_resolution_that_a_jpeg_has_no_room_for_is_left_out(tmp_path):
+    photo = read_photo(with_dpi(tmp_path / "a.png", (30000, 30000)))
+    save_image(photo.finish(torch.zeros(3, 40, 80)), tmp_path / "b.jpg")
+    assert Image.open(tmp_path / "b.jpg").info.get("dpi", (1, 1)) in ((1, 1), (72, 72))
+
+
 def test_the_resolution_is_that_of_the_upright_image(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -691,6 +691,8 @@ def test_an_output_is_shown_by_shapes_and_pictures(make_pipeline: MakePipeline) 
     text = repr(out)
     assert len(text) < 600 and "images=[RGB" in text and "std=ndarray(1, " in text
     assert out._repr_html_().count("<img") == 2 and "seed 1" in out._repr_html_()
+    for kind in ("latent", "np"):  # lists of other things are no pictures
+        assert make_pipeline()([photo(), photo(4, 4)], output_type=kind)._repr_html_().startswith("<pre>")
     assert "array([" not in repr(make_pipeline()(photo(), seed=0, output_type="np"))
 
 
@@ -778,3 +780,17 @@ def test_pipelines_that_share_networks_and_not_the_dtype_take_turns(make_pipelin
 def test_more_samples_than_memory_holds_are_refused_before_anything_is_made_for_them(make_pipeline):
     with pytest.raises(ValueError, match="too little for 1000000000 samples of 32x32"):
         make_pipeline()(torch.rand(3, 8, 8), num_samples=10**9)
+
+
+def test_arrays_of_another_byte_order_are_what_they_say(make_pipeline: MakePipeline) -> None:
+    pipe, levels = make_pipeline(), np.asarray(photo()).astype(np.uint16) * 257
+    expected = pipe(levels, seed=0, output_type="pt").images
+    assert torch.equal(pipe(levels.astype(">u2"), seed=0, output_type="pt").images, expected)
+    with pytest.raises(ValueError, match=r"floats must lie in \[0, 1\], got values up to 255"):
+        pipe(np.full((8, 8, 4), 255.0))
+
+
+def test_a_file_is_no_model(make_pipeline: MakePipeline, tmp_path: Path) -> None:
+    make_pipeline().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="a model is a folder, .*model_index.json' is a file"):
+        SuperResolutionPipeline.from_pretrained(tmp_path / "model_index.json")

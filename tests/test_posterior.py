@@ -7,7 +7,7 @@ from PIL import Image
 
 from hvae_sr import Downsampling
 from hvae_sr.cli import main
-from hvae_sr.posterior import Recipe, log_density, mix, unseen_change
+from hvae_sr.posterior import Recipe, log_density, mix, read_mask, unseen_change
 from hvae_sr.sampling import Budget, WindowSampler
 
 PHOTO = np.random.default_rng(0).random((14, 17, 3), dtype=np.float32) * 0.6 + 0.2
@@ -113,6 +113,29 @@ def test_a_mask_may_be_of_zeros_and_ones(pipe, kind):
     assert torch.equal(*images)
 
 
+def test_a_mask_may_be_of_any_kind_of_array(pipe):
+    mask = np.zeros((14, 17), dtype=bool)
+    mask[3:9, 4:12] = True
+    kinds = [
+        np.ascontiguousarray(mask[:, ::-1])[:, ::-1],
+        mask.astype(np.uint16) * 65535,
+        mask.astype(">u2") * 40000,
+        mask.astype(np.int32) * 255,
+        torch.from_numpy(mask.astype(np.uint16) * 65535),
+        torch.from_numpy(mask).bfloat16(),
+        Image.fromarray(mask),
+        Image.fromarray(mask.astype(np.uint16) * 65535),
+    ]
+    expected = read_mask(mask, (56, 68), 4)
+    assert all(torch.equal(read_mask(kind, (56, 68), 4), expected) for kind in kinds)
+
+
+@pytest.mark.parametrize("mask", ["mask.png", None, np.full((14, 17), 255.0)])
+def test_what_is_no_mask_is_named(pipe, mask):
+    with pytest.raises(ValueError, match="`mask`"):
+        pipe.redraw_region(PHOTO, mask, 0, 1)
+
+
 @pytest.mark.parametrize("window_size", [None, 8])
 def test_quantiles_are_those_of_the_samples(pipe, monkeypatch, window_size):
     photo = np.random.default_rng(1).random((40, 33, 3), dtype=np.float32) * 0.6 + 0.2
@@ -157,6 +180,8 @@ def test_ranks_order_by_density_or_faithfulness(pipe):
         assert values == sorted(values, reverse=True) and {one.index for one in ranks} == {0, 1, 2, 3}
     with pytest.raises(ValueError, match="latents"):
         pipe.rank(PHOTO, pipe(PHOTO, seed=0))
+    with pytest.raises(ValueError, match="`output` must be of one image, it holds samples of 2"):
+        pipe.rank(PHOTO, pipe([PHOTO, PHOTO], seed=0, return_latents=True))
 
 
 def test_the_density_is_highest_at_the_mean_and_the_same_in_windows(pipe, monkeypatch):

@@ -39,6 +39,8 @@ def resolve(name: str | os.PathLike[str]) -> str:
     bundled = bundled_checkpoints()
     if text in bundled:
         return str(bundled[text])
+    if os.path.isfile(text):
+        raise ValueError(f"a model is a folder, {text!r} is a file")
     if os.path.isdir(text) or is_hub_id(text):
         return text
     raise ValueError(

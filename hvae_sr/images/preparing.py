@@ -46,9 +46,12 @@ def _to_tensor(image: Any, name: str) -> torch.Tensor:
     if isinstance(image, np.ndarray):
         if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
             raise ImageError(f"{name} as a numpy array must be [H, W] or [H, W, 1|3|4], got {image.shape}")
+        image = image.astype(image.dtype.newbyteorder("="), copy=False)
         if image.dtype not in (np.uint8, np.uint16) and not np.issubdtype(image.dtype, np.floating):
             raise ImageError(f"{name} must be uint8, uint16 or float, got dtype {image.dtype}")
         if image.ndim == 3 and image.shape[2] == 4:
+            if np.issubdtype(image.dtype, np.floating) and not np.abs(image).max(initial=0) <= 1 + _RANGE_TOLERANCE:
+                raise ImageError(f"{name} as floats must lie in [0, 1], got values up to {np.abs(image).max():.4g}")
             image = on_white(image[..., :3], image[..., 3])
         channels = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
         tensor = torch.from_numpy(np.array(channels, np.uint8 if image.dtype == np.uint8 else np.float32))

@@ -105,6 +105,8 @@ def save_image(
         elif isinstance(image, WideImage):
             png.write_16_bits(file, image.pixels, info, profile, dpi, tags.tobytes() if len(tags) else b"")
         else:
+            if file_format == "JPEG" and dpi and round(max(dpi)) > 0xFFFF:
+                dpi = None  # JFIF has 16 bits for it
             extra = {"icc_profile": profile, "dpi": dpi, "exif": tags if len(tags) else None}
             options |= {name: value for name, value in extra.items() if value}
             image.save(file, format=file_format, pnginfo=info, **options)

@@ -9,18 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
 from itertools import accumulate
-from typing import TypeVar
 
 import torch
 from scipy import sparse
 
+from ..hooks import outside_graphs
 from .resizers import KERNELS, BandedMatrix, PseudoInverse, resizing_matrix, row_tiles
 
 MAX_CONDITION = 1e10  # of RRᵀ; beyond it float64 leaves fewer than six digits of H⁺
 CACHE_ENTRIES = 32
-
-_Function = TypeVar("_Function", bound=Callable[..., object])
-_outside_graphs: Callable[[_Function], _Function] = torch.compiler.disable  # itself without annotations
 
 
 class Downsampling:
@@ -250,7 +247,7 @@ class Downsampling:
         with torch.autocast(image.device.type, enabled=False) if has_autocast else nullcontext():
             return columns.multiply_width(block @ image[..., low:high, :].to(block.dtype))
 
-    @_outside_graphs
+    @outside_graphs
     def _matrices(
         self, kind: str, size: tuple[int, int], device: torch.device, dtype: torch.dtype
     ) -> tuple[BandedMatrix, BandedMatrix]:

@@ -61,7 +61,7 @@ def log_density(sampler: WindowSampler, latents: Sequence[Tensor]) -> Tensor:
         raise ValueError(f"`latents` must be a list of {groups} tensors, one for each group; got {given}")
     count = max(len(latents[0]), 1) if isinstance(latents[0], Tensor) and latents[0].ndim else 1
     sampler.vdvae.check_latents("latents", latents, sampler.size, (count,))
-    total = torch.zeros(count, dtype=torch.float64)
+    total = torch.zeros(count, dtype=torch.float64, device="cpu")
     for window in sampler.windows:
         for row in range(count):
             for group, statistics in enumerate(sampler.statistics(window, [z[row : row + 1] for z in latents])):

@@ -51,7 +51,8 @@ def quantiles(
     if not values or not all(0 <= value <= 1 for value in values):
         raise ValueError(f"`q` must be numbers in [0, 1], got {q!r}")
     y, scale = sampler.y, sampler.scale
-    found = torch.empty(len(values), 3, y.shape[-2] * scale, y.shape[-1] * scale)
+    shape = len(values), 3, y.shape[-2] * scale, y.shape[-1] * scale
+    found = torch.empty(shape, dtype=torch.float32, device="cpu")  # whatever the defaults of the process
     grey = bool((y == y[:1]).all())
     for window in sampler.windows:
         top, left, bottom, right = (min(a, b) for a, b in zip(window.outer, y.shape[-2:] * 2, strict=True))

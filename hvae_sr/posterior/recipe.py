@@ -72,8 +72,8 @@ class Recipe:
             found = region.mask.shape if isinstance(region.mask, np.ndarray) else type(region.mask).__name__
             if found != size or region.mask.dtype != bool or not region.mask.any():
                 raise ValueError(f"`recipes`: a region's mask must be booleans [H, W] = {size}, some true; got {found}")
-            if region.feather < 1:
-                raise ValueError(f"`recipes`: a region's feather must be at least 1, got {region.feather}")
+            if not isinstance(region.feather, Integral) or region.feather < 1:
+                raise ValueError(f"`recipes`: a region's feather must be a whole number >= 1, got {region.feather!r}")
 
 
 class RecipeNoise:

@@ -83,18 +83,27 @@ def read_mask(mask: Image.Image | np.ndarray | Tensor, size: tuple[int, int], sc
     """Where pixels are redrawn: booleans `[H, W]`, on the CPU.
 
     Args:
-        mask: true, or above half of its range ([0, 1]; integers beyond 1: [0, 255]): `[H, W]` of the result or `[h, w]`
-            of y.
+        mask: true, or above half of its range ([0, 1]; integers beyond 1: [0, 255], beyond 255: 16 bits): `[H, W]` of
+            the result or `[h, w]` of y.
         size: (H, W).
         scale: sides of x over sides of y.
 
     Raises:
-        ValueError: another size, or empty.
+        ValueError: another size, empty, no numbers, or floats beyond 1.
     """
-    values = torch.as_tensor(np.array(mask.convert("L")) if isinstance(mask, Image.Image) else mask).cpu()
-    if values.dtype != torch.bool:
-        # Integers of 0 and 1 are how most arrays spell booleans.
-        values = values > (0.5 if values.is_floating_point() or not (values > 1).any() else 127)
+    if isinstance(mask, Image.Image):
+        mask = np.asarray(mask if mask.mode.startswith(("1", "I")) else mask.convert("L"))
+    if isinstance(mask, Tensor):
+        mask = (mask.float() if mask.is_floating_point() else mask).detach().cpu().numpy()
+    given = np.asarray(mask)
+    if given.dtype.kind not in "buif":
+        raise ValueError(f"`mask` must be a picture or an array of booleans or numbers, got {mask!r}")
+    most = given.max(initial=0)
+    if given.dtype.kind == "f" and not most <= 1:
+        raise ValueError(f"`mask` as floats must lie in [0, 1], got values up to {most:g}")
+    # Integers of 0 and 1 are how most arrays spell booleans.
+    half = 0.5 if most <= 1 else 127 if most <= 255 else 32767
+    values = torch.from_numpy(np.ascontiguousarray(given > half))
     if tuple(values.shape) == (size[0] // scale, size[1] // scale):
         values = values.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
     if tuple(values.shape) != size:
@@ -116,7 +125,7 @@ def feather_weights(inside: Tensor, feather: int) -> Tensor:
         `[H, W]` in [0, 1], float64; 1 everywhere for a mask without an edge.
     """
     if inside.all():  # without an edge there is nothing to measure distances to
-        return torch.ones(inside.shape, dtype=torch.float64)
+        return torch.ones(inside.shape, dtype=torch.float64, device="cpu")
     return torch.from_numpy(ndimage.distance_transform_edt(inside.numpy()) / feather).clamp(0, 1)
 
 
