@@ -794,3 +794,11 @@ def test_a_file_is_no_model(make_pipeline: MakePipeline, tmp_path: Path) -> None
     make_pipeline().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="a model is a folder, .*model_index.json' is a file"):
         SuperResolutionPipeline.from_pretrained(tmp_path / "model_index.json")
+
+
+def test_a_picture_whose_file_was_closed_says_so(make_pipeline: MakePipeline, tmp_path: Path) -> None:
+    photo().save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        pass
+    with pytest.raises(ValueError, match="^image: its file was closed before its pixels were read$"):
+        make_pipeline()(image)

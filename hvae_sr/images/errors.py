@@ -23,8 +23,12 @@ def image_errors(name: PathLike) -> Iterator[None]:
         yield
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, UnidentifiedImageError):
+        if isinstance(error, ImageError):  # of an image that has a better name here
+            reason = reason.removeprefix("image: ")
+        elif isinstance(error, UnidentifiedImageError):
             reason = "not an image, or of an unknown format" if os.path.getsize(name) else "the file is empty"
+        elif isinstance(error, AssertionError):  # Pillow's own, of a file that is gone
+            reason = "its file was closed before its pixels were read"
         elif isinstance(error, OSError) and error.strerror:
             reason = error.strerror
         raise ImageError(f"{os.fspath(name)}: {reason}") from error
