@@ -21,6 +21,7 @@ from hvae_sr.baselines.dps import dps_chain, gradient_bytes
 from hvae_sr.baselines.sr3 import activation_bytes, sr3_chain
 from hvae_sr.checkpoints.compared import convert_baseline
 from hvae_sr.cli import main
+from hvae_sr.evaluation import analyses
 from hvae_sr.noise import CounterNoise
 from hvae_sr.operators import Downsampling
 from hvae_sr.pipelines import DPSPipeline, HCFlowPipeline, RegressionPipeline, SR3Pipeline
@@ -134,6 +135,30 @@ def test_the_commands_evaluate_and_upscale_by_a_compared_system(tmp_path: Path) 
     assert main(["upscale", image, "--model", str(tmp_path / "model"), "-o", str(folder), "--num_samples", "2"]) == 0
     with Image.open(folder / "a_x4_seed1.png") as result:
         assert result.size == (128, 128)
+
+
+def test_what_needs_a_vdvae_says_that_a_compared_system_has_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra `figures`)")
+    make_pipeline("EDSR").save_pretrained(tmp_path / "model")
+    (tmp_path / "data").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "data" / "a.png")
+    model, made = ["--model", str(tmp_path / "model")], ["-o", str(tmp_path / "made")]
+    data = ["--data", str(tmp_path / "data"), "--size", "32"]
+    for command in (
+        ["evaluate", *model, *data, *made, "--levels"],
+        *(["analyse", name, *model, *made] for name in ("distance", "information", "levels", "reconstruction")),
+        ["benchmark", *model],
+    ):
+        assert main(command) == 2
+        assert "RegressionPipeline has no VD-VAE" in capsys.readouterr().err
+    for analysis in (analyses.expected_consistency, analyses.group_information, analyses.level_spread):
+        with pytest.raises(ValueError, match="`pipeline`: RegressionPipeline has no VD-VAE"):
+            analysis(make_pipeline("EDSR"), [Image.new("RGB", (32, 32))])
+    assert main(["analyse", "samples", *model, *made]) == 2
+    assert "`--size` must be given" in capsys.readouterr().err
+    assert main(["analyse", "samples", *model, *made, *data]) == 0
 
 
 def test_an_index_that_names_other_classes_is_refused(tmp_path: Path) -> None:

@@ -42,7 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     resolve(options.model)  # a typo should not wait for torch
     output = Output(options)  # before anything is computed
+    from ..evaluation.samples import vdvae_of
+
     pipeline = load_pipeline(options)
+    if options.analysis not in ("samples", "temperature"):  # which any system has
+        vdvae_of(pipeline)
     pipeline.set_progress_bar_config(disable=True)
     photos = _photos(options, pipeline) if options.data is not None or options.analysis != "distance" else []
     ANALYSES[options.analysis](Job(options, pipeline, photos, output))
@@ -71,6 +75,8 @@ def _photos(options: argparse.Namespace, pipeline: SuperResolutionPipeline) -> l
     else:
         source = open_source(options.data, options.split, options.image_column, options.num_images)
         images = [image.load() for image in source.images]
+    if options.size is None and not hasattr(pipeline, "vdvae"):
+        raise ValueError(f"`size` must be given: {type(pipeline).__name__} has none of its own")
     size = options.size or pipeline.vdvae.config.image_size
     return [Image.fromarray(prepare_thesis(image, size, pipeline.config.scale_factor)[0]) for image in images]
 

@@ -51,13 +51,14 @@ def run(options: argparse.Namespace) -> int:
     pipe = load_pipeline(options, fast=True)
     import torch
 
+    from ..evaluation.samples import vdvae_of
     from ..files import write_atomically
     from ..pipelines.computing import fast_dtype
 
+    device, own = pipe.device, vdvae_of(pipe).dtype
     pipe.set_progress_bar_config(disable=True)
     if options.compile is not None:
         pipe.enable_compilation(mode=options.compile)
-    device, own = pipe.device, pipe.vdvae.dtype
     low = fast_dtype(device) if own == torch.float32 else None
     dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in (own, low) if dtype is not None}
     fixed, scale = pipe.networks.sizes.fixed_side, pipe.operator.scale_factor

@@ -24,7 +24,7 @@ from ..noise import CounterNoise
 from ..operators import Downsampling
 from .metrics import psnr, ratio, to_planes, to_uint8
 from .perceptual import LPIPS
-from .samples import level_temperatures, quiet
+from .samples import level_temperatures, quiet, vdvae_of
 from .tables import markdown_lines, table
 
 if TYPE_CHECKING:
@@ -162,11 +162,13 @@ def expected_consistency(
         num_samples: of each image.
         temperature, seed: of the samples.
         progress_bar: show one.
+
+    Raises ValueError: no images, or a pipeline without a VD-VAE.
     """
-    inputs = list(images)
+    vdvae, inputs = vdvae_of(pipeline), list(images)
     if not inputs:
         raise ValueError("`images` must hold at least one image, got none.")
-    chosen = list(range(pipeline.vdvae.num_groups + 1)) if groups is None else list(groups)
+    chosen = list(range(vdvae.num_groups + 1)) if groups is None else list(groups)
     options: dict[str, Any] = {"temperature": temperature, "num_samples": num_samples, "seed": seed}
     options |= {"enforce_consistency": False, "output_type": "np"}
     values = []
@@ -192,7 +194,7 @@ def _prepare(model: Model, image: Image.Image) -> tuple[VDVAE, Tensor, Condition
 
     VDVAE-SR's comes first, whose posterior sees y; then CVDVAE's.
     """
-    vdvae = model if isinstance(model, VDVAE) else model.vdvae
+    vdvae = model if isinstance(model, VDVAE) else vdvae_of(model)
     multiple = vdvae.size_multiple
     if not isinstance(model, VDVAE):
         multiple = math.lcm(multiple, model.lr_encoder.size_multiple * model.operator.scale_factor)
@@ -227,7 +229,7 @@ def group_information(model: Model, images: Iterable[Image.Image], seed: int = 0
         ``strides`` of the groups and, in bits per dimension by group, ``from_x`` (absent without an encoder of x, if
         there is ``from_y``) and ``from_y``.
 
-    Raises ValueError: no images, or a model that has neither an encoder of x nor q_psi.
+    Raises ValueError: no images, or a model that has no VD-VAE, or neither an encoder of x nor q_psi.
     """
     found: dict[str, list[list[float]]] = {"from_x": [], "from_y": []}
     inputs = list(images)
@@ -267,7 +269,7 @@ def reconstructions(
     Returns:
         8-bit images ``[H, W, 3]`` for each k, x itself, and the PSNRs in dB (RGB).
 
-    Raises ValueError: the model was made without an encoder, or k is not between 0 and L.
+    Raises ValueError: the model has no VD-VAE, was made without an encoder, or k is not between 0 and L.
     """
     vdvae, x, condition, _ = _prepare(model, image)
     chosen = list(range(vdvae.num_groups + 1)) if groups is None else list(groups)
@@ -316,14 +318,13 @@ def level_spread(
         ``levels`` (names, of `level_temperatures`), for each of them ``std`` (grey levels, unbiased, mean over pixels
         and images), ``share`` of the std of all and, with `lpips`, ``lpips`` (mean over the pairs), and the settings.
 
-    Raises ValueError: no images, or fewer than two samples.
+    Raises ValueError: no images, fewer than two samples, or a pipeline without a VD-VAE.
     """
-    inputs = list(images)
+    vdvae, inputs = vdvae_of(pipeline), list(images)
     if not inputs:
         raise ValueError("`images` must hold at least one image, got none.")
     if num_samples < 2:
         raise ValueError(f"`num_samples` must be at least 2, for a distance, got {num_samples}.")
-    vdvae = pipeline.vdvae
     opened = level_temperatures([vdvae.stride(group) for group in range(vdvae.num_groups)], temperature)
     std, distance = [], []
     with quiet(pipeline):

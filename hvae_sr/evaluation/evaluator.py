@@ -25,7 +25,7 @@ from ..processes import process_state
 from . import metrics, posterior
 from .perceptual import LPIPS, PerceptualMetrics, frechet_distance
 from .protocols import EvaluationProtocol, degraded, operator, protocol_named
-from .samples import Float, draw, level_temperatures, quiet
+from .samples import Float, draw, level_temperatures, quiet, vdvae_of
 from .sources import PathLike, Predictions, SourceImage, open_source
 from .storage import Features, Key, Partial, Rows
 from .tables import mean_rows
@@ -342,7 +342,8 @@ def evaluate(
     kept = settings["num_samples"]
     opened_levels: dict[str, list[float]] = {}
     if pipeline is not None and levels:
-        opened_levels = level_temperatures([pipeline.vdvae.stride(group) for group in range(pipeline.vdvae.num_groups)])
+        vdvae = vdvae_of(pipeline)
+        opened_levels = level_temperatures([vdvae.stride(group) for group in range(vdvae.num_groups)])
         del opened_levels["all"]  # this is t=1
     options = {"batch_size": batch_size} if batch_size is not None else {}
     options |= {"self_ensemble": True} if "self_ensemble" in settings else {}

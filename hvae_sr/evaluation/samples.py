@@ -13,9 +13,17 @@ from PIL import Image
 from .metrics import Uint8
 
 if TYPE_CHECKING:
+    from ..models import VDVAE
     from ..pipelines import SuperResolutionPipeline
 
 Float = NDArray[np.floating[Any]]
+
+
+def vdvae_of(pipeline: SuperResolutionPipeline) -> VDVAE:
+    """The VD-VAE of a pipeline; a ValueError for a compared system, which has none."""
+    if not hasattr(pipeline, "vdvae"):
+        raise ValueError(f"`pipeline`: {type(pipeline).__name__} has no VD-VAE, and this is for models that have one.")
+    return pipeline.vdvae
 
 
 @contextmanager
