@@ -137,6 +137,16 @@ def test_the_commands_evaluate_and_upscale_by_a_compared_system(tmp_path: Path) 
         assert result.size == (128, 128)
 
 
+def test_a_system_without_temperature_is_evaluated_at_1(tmp_path: Path) -> None:
+    make_pipeline("EDSR").save_pretrained(tmp_path / "model")
+    (tmp_path / "data").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "data" / "a.png")
+    report = tmp_path / "report.json"
+    arguments = ["--data", str(tmp_path / "data"), "--size", "32", "--num_samples", "1", "-o", str(report)]
+    assert main(["evaluate", "--model", str(tmp_path / "model"), *arguments]) == 0
+    assert json.loads(report.read_text())["temperatures"] == [1]
+
+
 def test_what_needs_a_vdvae_says_that_a_compared_system_has_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

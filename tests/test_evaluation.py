@@ -186,6 +186,21 @@ def test_the_batch_does_not_change_the_figures_of_a_model(folder, make_pipeline)
             assert one[key] == pytest.approx(other[key], rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperatures": (0.1234567, 0.1234568)}, "`temperatures` must differ in their first six digits"),
+        ({"size": 4}, "`size` must be at least 7, the window of SSIM, got 4"),
+        ({"size": 0}, "`size` must be at least 7, the window of SSIM, got 0"),
+        ({"protocol": "standard", "scale_factor": 14}, r"img_1.png: must be at least 39x39 .*got \(28, 28\)"),
+    ],
+)
+def test_settings_that_give_no_report_are_named(folder, options, message):
+    pipeline = NoisyBicubic() if "temperatures" in options else None
+    with pytest.raises(ValueError, match=message):
+        run(folder, pipeline, **options)
+
+
 STUB = PerceptualMetrics(
     brisque=lambda image: float(image.mean()),
     lpips=lambda a, b: float(np.abs(a.astype(float) - b).mean() / 255),

@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images that another method made of the protocol's LR images, named as the data's: NAME.png, or "
         "NAME_0.png, NAME_1.png, ... for several samples",
     )
-    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.2, 0.8, 1.0])
+    parser.add_argument(
+        "--temperatures", type=float, nargs="+", help="of the samples (default 0.2 0.8 1; a model without any: 1)"
+    )
     parser.add_argument("--num-samples", type=int, help="samples of each image (default 8; paper: 5)")
     parser.add_argument(
         "--self-ensemble", action="store_true", help="draw samples in eight orientations of the image in turn"

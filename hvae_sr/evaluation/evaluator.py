@@ -74,6 +74,9 @@ class Scorer:
         self.truth: dict[str, list[Tensor]] = {}
         with _naming(image.name):
             self.hr, self.lr = protocol.prepare(image.load(), size, scale)
+            least = protocol.ssim_window + (2 * scale if protocol.full_images else 0)  # these are without their border
+            if min(self.hr.shape[:2]) < least:
+                raise ValueError(f"must be at least {least}x{least} pixels for SSIM, got {self.hr.shape[:2]}")
             self.operator, self.y = operator(protocol.kernel, scale), metrics.to_planes(self.lr / 255)
             self._keep_features("truth", self.hr)
             bicubic = protocol.upsample(self.lr, scale) / 255
@@ -222,12 +225,16 @@ def _versions() -> dict[str, str | None]:
     return {"python": platform.python_version(), "torch": str(torch.__version__), **versions}
 
 
-def _check_settings(settings: dict[str, Any], full_images: bool) -> None:
-    temperatures, covered = settings["temperatures"], settings["coverage_samples"]
+def _check_settings(settings: dict[str, Any], protocol: EvaluationProtocol) -> None:
+    temperatures, covered, size = settings["temperatures"], settings["coverage_samples"], settings["size"]
     if len(set(temperatures)) != len(temperatures) or not all(0 <= t < float("inf") for t in temperatures):
         raise ValueError(f"`temperatures` must be different, finite and not negative, got {tuple(temperatures)}.")
-    if settings["size"] is None and not full_images:
+    if len({f"{t:g}" for t in temperatures}) != len(temperatures):  # names of rows
+        raise ValueError(f"`temperatures` must differ in their first six digits, got {tuple(temperatures)}.")
+    if size is None and not protocol.full_images:
         raise ValueError(f"`size` must be given for the {settings['protocol']} protocol, got None.")
+    if size is not None and size < protocol.ssim_window:
+        raise ValueError(f"`size` must be at least {protocol.ssim_window}, the window of SSIM, got {size}.")
     for name in ("num_samples", "batch_size", "scale_factor"):
         if settings[name] is not None and settings[name] < 1:
             raise ValueError(f"`{name}` must be at least 1, got {settings[name]}.")
@@ -242,7 +249,7 @@ def evaluate(
     data: PathLike,
     protocol: str = "thesis",
     size: int | None = None,
-    temperatures: Sequence[float] = (0.2, 0.8, 1.0),
+    temperatures: Sequence[float] | None = None,
     num_samples: int | None = None,
     seed: int = 0,
     num_images: int | None = None,
@@ -275,7 +282,7 @@ def evaluate(
         data: folder of images, whose name is the name of the data set, or a data set of the Hub.
         protocol: ``"thesis"``, ``"paper"`` or ``"standard"``.
         size: side of the HR squares (paper: 256 by default); ``"standard"`` takes full images and ignores it.
-        temperatures: one group of rows each.
+        temperatures: one group of rows each. None means 0.2, 0.8 and 1, and 1 alone for a pipeline without any.
         num_samples: samples per image; ``sample`` rows are means over them, ``mean`` rows their mean image. None means
             8, and 5 for ``"paper"``.
         seed: sample j of every image has the seed ``seed + j``.
@@ -307,10 +314,12 @@ def evaluate(
         raise ValueError("`pipeline` and `predictions` were both given; one report is about one method.")
     if scale_factor is None:
         scale_factor = pipeline.operator.scale_factor if pipeline is not None else 4
+    if temperatures is None:
+        temperatures = (0.2, 0.8, 1.0) if getattr(pipeline, "has_temperature", True) else (1.0,)
     settings: dict[str, Any] = {
         "protocol": protocol,
         "dataset": None,
-        "size": None if chosen.full_images else (size or chosen.size),
+        "size": None if chosen.full_images else (chosen.size if size is None else size),
         "scale_factor": scale_factor,
         "seed": seed,
         "num_samples": chosen.num_samples if num_samples is None else num_samples,
@@ -320,7 +329,7 @@ def evaluate(
         **({"levels": True} if levels and pipeline is not None else {}),
         **({"every": every} if every != 1 else {}),
     }
-    _check_settings(settings | {"batch_size": batch_size}, chosen.full_images)
+    _check_settings(settings | {"batch_size": batch_size}, chosen)
     source = open_source(data, split, image_column, num_images, every)
     settings |= {"dataset": source.name, "downsampling_kernel": chosen.kernel, "pipeline": None, "name": name}
     settings |= {"predictions": None, "metrics": perceptual.names, "absent": perceptual.absent, "versions": _versions()}

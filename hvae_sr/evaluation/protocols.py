@@ -112,6 +112,7 @@ class EvaluationProtocol:
         prepare: HR and LR of an image.
         upsample: the bicubic row.
         psnr, ssim: distortion, of 8-bit images.
+        ssim_window: side of the window of SSIM, which an image must hold.
         full_images: whether there is no size S.
         size: S where none is given, or None where it must be.
         num_samples: of each image, where no number is given.
@@ -123,6 +124,7 @@ class EvaluationProtocol:
     upsample: Callable[[Uint8, int], Uint8]
     psnr: Callable[[Uint8, Uint8, int], float]
     ssim: Callable[[Uint8, Uint8, int], float]
+    ssim_window: int = 7
     full_images: bool = False
     size: int | None = None
     num_samples: int = 8
@@ -158,6 +160,7 @@ PROTOCOLS: dict[str, EvaluationProtocol] = {
         upsample=upsample_matlab,
         psnr=metrics.psnr_y,
         ssim=metrics.ssim_y,
+        ssim_window=11,
         full_images=True,
     ),
 }
