@@ -181,6 +181,12 @@ def test_a_card_is_made_again_the_same(tmp_path):
     assert model_card(source) == (source / "README.md").read_text(encoding="utf-8")
 
 
+def test_a_compared_system_has_no_card(tmp_path):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "RegressionPipeline"}')
+    with pytest.raises(ValueError, match=r"`folder`: .* is of a compared system \(RegressionPipeline\)"):
+        write_model_card(tmp_path)
+
+
 def test_what_cannot_be_read_is_named(folder, tmp_path):
     for argument, value in (("reports", ["nowhere.json"]), ("notes", "nowhere.md")):
         with pytest.raises(ValueError, match=f"`{argument}`.*nowhere"):

@@ -141,12 +141,16 @@ def _describe(root: Path) -> dict[str, Any]:
     import torch
 
     from ..models import VDVAE, LRConditioner, LREncoder
+    from ..pipelines.baselines import PIPELINES
 
     classes = {"VDVAE": VDVAE, "LREncoder": LREncoder, "LRConditioner": LRConditioner}
     index = root / "model_index.json"
     is_pipeline = index.is_file()
     try:
         settings = json.loads(index.read_text()) if is_pipeline else {}
+        system = settings.get("_class_name")
+        if system in PIPELINES and system != "SuperResolutionPipeline":
+            raise ValueError(f"`folder`: {root} is of a compared system ({system}), of which no card is made.")
         models = {}
         for name in ("vdvae", "lr_encoder") if is_pipeline else ("",):
             config = json.loads((root / name / "config.json").read_text())
