@@ -104,6 +104,19 @@ def test_images_that_do_not_fit_are_errors(folder, predictions, change, message)
         run(folder, predictions=predictions)
 
 
+def test_a_method_with_the_name_of_another_row_is_refused(folder, predictions):
+    for name in ("bicubic", "truth"):
+        predictions = predictions.rename(predictions.with_name(name))
+        with pytest.raises(ValueError, match=f"`predictions`: '{name}' is taken; rename the folder"):
+            run(folder, predictions=predictions)
+
+
+def test_images_that_differ_in_their_suffix_alone_have_no_predictions(folder, predictions):
+    Image.open(folder / "img_1.png").save(folder / "img_1.bmp")
+    with pytest.raises(ValueError, match="`data`: img_1.bmp and img_1.png are of the same name"):
+        run(folder, predictions=predictions)
+
+
 def test_the_papers_table_has_the_published_rows_of_ffhq(folder, tmp_path):
     faces = tmp_path / "ffhq-256"
     folder.rename(faces)
@@ -164,8 +177,14 @@ def test_every_second_image_has_the_place_and_the_degradation_that_it_has_among_
 def test_a_data_set_that_cannot_be_reached_is_named(monkeypatch):
     pytest.importorskip("datasets", reason="the library datasets is not installed (extra `data`)")
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="`data`: .*'someone/photos-that-are-nowhere'"):
+    with pytest.raises(ValueError, match="`data`: .*'someone/photos-that-are-nowhere'.*; nor is it a folder here"):
         run("someone/photos-that-are-nowhere")
+
+
+def test_a_mistyped_folder_does_not_wait_for_the_hub(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent.parent)
+    with pytest.raises(ValueError, match="`data`: there is no 'Set55' in the folder"):
+        run(f"{folder.parent.name}/Set55")
 
 
 @pytest.mark.parametrize("kind", ["cvdvae", "vdvae-sr"])
@@ -380,6 +399,12 @@ def test_the_command_draws_the_figures_of_reports(folder, tmp_path, capsys):
         "projection.md", "samples.png", "temperature.md", "temperature.png"))]  # fmt: skip
     assert json.loads((tmp_path / "r.json").read_text())["dataset"] == "Set5"
     assert Path(capsys.readouterr().out.splitlines()[0]).name == "r_projection.md"
+
+
+def test_reports_whose_figures_would_replace_each_other_are_refused(tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra `figures`)")
+    assert main(["figures", "a/report.json", "b/report.json", "-o", str(tmp_path / "figures")]) == 2
+    assert "a/report.json and b/report.json would give files of the same name" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -102,18 +102,14 @@ def _write_pairs(options: argparse.Namespace) -> int:
 
     from ..data import load_degradation
     from ..evaluation.protocols import degraded, protocol_named
-    from ..evaluation.sources import open_source
+    from ..evaluation.sources import check_stems, open_source
     from ..images import load_image, save_image
 
     protocol = protocol_named(options.protocol)
     made = None if options.degradation is None else load_degradation(options.degradation)
     source = open_source(options.data, options.split, options.image_column, options.num_images, options.every)
     folders = [Path(options.write_pairs) / kind for kind in ("HR", "LR")]
-    owners: dict[str, str] = {}
-    for image in source.images:
-        if image.stem in owners:
-            raise ValueError(f"`data`: {owners[image.stem]} and {image.name} would give pairs of the same name")
-        owners[image.stem] = image.name
+    check_stems(source.images)
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
     for image in source.images:

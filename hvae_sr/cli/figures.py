@@ -15,6 +15,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     output = Output(options)  # before anything is computed
+    owners: dict[str, str] = {}
+    for path in options.reports:
+        stem = Path(path).stem
+        if stem in owners:
+            raise ValueError(
+                f"`reports`: {owners[stem]} and {path} would give files of the same name; rename one of them"
+            )
+        owners[stem] = path
     from ..evaluation import plots, projection_table, read_report, temperature_table
 
     reports = [read_report(path) for path in options.reports]

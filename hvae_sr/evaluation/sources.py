@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -69,6 +69,15 @@ def list_images(folder: PathLike, argument: str = "data") -> list[Path]:
     return files
 
 
+def check_stems(images: Sequence[SourceImage]) -> None:
+    """Raises a ValueError if two images have one `stem`, by which files of other methods are known."""
+    owners: dict[str, str] = {}
+    for image in images:
+        if image.stem in owners:
+            raise ValueError(f"`data`: {owners[image.stem]} and {image.name} are of the same name; rename one of them.")
+        owners[image.stem] = image.name
+
+
 def open_source(
     data: PathLike, split: str = "test", image_column: str = "image", num_images: int | None = None, every: int = 1
 ) -> ImageSource:
@@ -81,7 +90,8 @@ def open_source(
         num_images: only the first so many.
         every: only each so-many-th image, from the first on.
 
-    Raises ValueError: neither, no such split or column, no images, or the extra `data` is not installed.
+    Raises ValueError: neither (of "folder/name" where such a folder is here: at once, without a look at the Hub), no
+    such split or column, no images, or the extra `data` is not installed.
     """
     if num_images is not None and num_images < 1:
         raise ValueError(f"`num_images` must be at least 1, got {num_images}.")
@@ -91,6 +101,8 @@ def open_source(
     holds_images = folder.is_dir() and any(file.suffix.lower() in IMAGE_SUFFIXES for file in folder.iterdir())
     holds_data = folder.is_dir() and not holds_images and any(folder.rglob("*.parquet"))
     is_hub_id = not folder.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", os.fspath(data)) is not None
+    if is_hub_id and folder.parent.is_dir():  # rather a typing error, which should not wait for the Hub
+        raise ValueError(f"`data`: there is no {folder.name!r} in the folder {os.fspath(folder.parent)!r}.")
     if holds_data or is_hub_id:
         return _open_dataset(data, split, image_column, num_images, every)
     files = list_images(data)
@@ -107,7 +119,7 @@ def _open_dataset(data: PathLike, split: str, column: str, num_images: int | Non
     try:
         table, column = open_dataset(os.fspath(data), split=split, image_column=column)
     except ValueError as error:
-        raise ValueError(f"`data`: {error}") from error
+        raise ValueError(f"`data`: {error}" + ("" if Path(data).exists() else "; nor is it a folder here")) from error
     if not len(table):
         raise ValueError(f"`data`: {os.fspath(data)!r} has no images in its split {split!r}.")
 
@@ -133,10 +145,15 @@ class Predictions:
     like: the name, a separator (one of ``_ - . space``) and anything, in the order of their names. A file belongs to
     the longest name that fits. Means and uncertainty maps that `hvae-sr upscale` wrote are left out.
 
-    Raises ValueError: not a folder of images, an image without a sample, or numbers of samples that differ.
+    Raises ValueError: not a folder of images, or one with the name of another row, an image without a sample, numbers
+    of samples that differ, or images of one name.
     """
 
     def __init__(self, folder: PathLike, images: list[SourceImage]):
+        self.name = Path(folder).resolve().name
+        if self.name in ("bicubic", "bicubic projected", "truth"):
+            raise ValueError(f"`predictions`: {self.name!r} is taken; rename the folder, which the rows are named by.")
+        check_stems(images)
         stems = sorted({image.stem for image in images}, key=len, reverse=True)
         self.files: dict[str, list[Path]] = {stem: [] for stem in stems}
         for file in list_images(folder, "predictions"):
@@ -155,7 +172,6 @@ class Predictions:
                 f"`predictions` must hold as many samples of each image, got {counts[least]} of {least!r} and "
                 f"{counts[most]} of {most!r}."
             )
-        self.name = Path(folder).resolve().name
         content = "".join(_digest(file) for stem in sorted(stems) for file in self.files[stem])
         self.sha256 = _digest(content.encode())
 
