@@ -284,7 +284,7 @@ class TrainingConfig:
         }
         for name, is_wrong in wrong.items():
             _check(not is_wrong, name, "does not go with the other sources of images given; got", getattr(self, name))
-        for name in ("train_data_dir", "validation_data_dir", "train_lr_dir", "validation_lr_dir"):
+        for name in _FOLDERS:
             folders = [Path(folder).resolve() for folder in getattr(self, name)]
             sound = self.output_path.resolve() not in folders
             _check(

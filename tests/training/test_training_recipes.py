@@ -30,8 +30,8 @@ def test_the_parts_of_a_recipe_are_there_and_follow_each_other(name, command, tm
     for arguments in command.training_commands(name, recipe, tmp_path, given):
         options = dict(zip(arguments[2::2], arguments[3::2], strict=True))
         options_of_part = yaml.safe_load(Path(options["--config"]).read_text())
-        named = ("train_data_dir", "output_dir", "lpips_weights")
-        TrainingConfig(**options_of_part | {name: options[f"--{name}"] for name in named})
+        named = {name: options[f"--{name}"] for name in ("output_dir", "lpips_weights")}
+        TrainingConfig(**options_of_part | named, train_data_dir=[options["--train_data_dir"]])
         start = options.get("--pretrained_vdvae")
         assert not folders or Path(start).parent == folders[-1]
         folders.append(Path(options["--output_dir"]))
