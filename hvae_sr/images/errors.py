@@ -27,7 +27,7 @@ def image_errors(name: PathLike) -> Iterator[None]:
             reason = reason.removeprefix("image: ")
         elif isinstance(error, UnidentifiedImageError):
             reason = "not an image, or of an unknown format" if os.path.getsize(name) else "the file is empty"
-        elif isinstance(error, AssertionError):  # Pillow's own, of a file that is gone
+        elif isinstance(error, AssertionError) or reason.startswith("'NoneType' object"):  # Pillow's: its file is None
             reason = "its file was closed before its pixels were read"
         elif isinstance(error, OSError) and error.strerror:
             reason = error.strerror
