@@ -6,7 +6,7 @@ FACES_SYNTHETIC holds `train` (photographs of faces; the last 200 are held out) 
 are reduced to 64x64. Each system is trained for `--hours` hours of one processor, CVDVAE's half on its prior and half
 on its LR encoder; the command trains what is missing and goes on from checkpoints, so that it can be stopped at any
 time and called again, with more hours too; `--only` trains some of them, so that processes share them. Then it measures
-every system on the same images, draws the figures and writes the document (`--document`, default docs/faces.md).
+every system on the same images, draws the figures and writes the document (`--document`).
 """
 
 import argparse
@@ -77,6 +77,8 @@ def open_pipeline(folder: Path, steps: int) -> Any:
     pipe = pipeline_class(folder).from_pretrained(folder)
     if "num_inference_steps" in pipe.config:
         pipe.register_to_config(num_inference_steps=steps)
+    if "guidance_scale" in pipe.config:  # of all steps together as far as by the published 0.3 in 1000 steps
+        pipe.register_to_config(guidance_scale=0.3 * pipe.scheduler.config.num_train_timesteps / steps)
     if hasattr(pipe, "disable_fast_inference"):
         pipe.disable_fast_inference()  # all are timed in float32
     pipe.set_progress_bar_config(disable=True)
@@ -157,8 +159,9 @@ def main(arguments: list[str] | None = None) -> None:
         "--steps", type=int, default=50, help="of the chains of SR3 and DPS, whose published ones are 2000 and 1000"
     )
     parser.add_argument("--codes", type=int, default=50, help="latent codes of the analysis that chooses k")
-    parser.add_argument("--document", type=Path, default=ROOT / "docs" / "faces.md")
+    parser.add_argument("--document", type=Path, help="default docs/faces.md, for x8 docs/faces_x8.md")
     given = parser.parse_args(arguments)
+    given.document = given.document or ROOT / "docs" / ("faces.md" if given.scale == 4 else "faces_x8.md")
     if not given.hours > 0:
         raise ValueError(f"`--hours` must be above 0, got {given.hours}")
     prepare(given.faces, given.output_dir)

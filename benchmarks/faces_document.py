@@ -183,6 +183,13 @@ def claims(measured: Mapping[str, Any], analysis: Mapping[str, Any], scale: int)
     ]
 
 
+def other_factor(path: Path, scale: int) -> str:
+    """A sentence that leads to the document of the other factor, where there is one beside this."""
+    found = {4: "faces.md", 8: "faces_x8.md"}
+    links = [f"[x{s}]({name})" for s, name in found.items() if s != scale and (path.parent / name).is_file()]
+    return f" The same for another factor, with the same prior of CVDVAE and of DPS: {links[0]}." if links else ""
+
+
 def write_document(path: Path, results: Mapping[str, Any], given: Mapping[str, Any], pictures: Path) -> None:
     """Writes the Markdown document."""
     measured, analysis, scale = results["measured"], results["analysis"], given["scale"]
@@ -195,29 +202,32 @@ def write_document(path: Path, results: Mapping[str, Any], given: Mapping[str, A
     found = claims(measured, analysis, scale)
     verdicts = [[words, "holds" if holds else "does not", why] for words, holds, why in found]
     parts = [
-        "# The paper's experiment on faces, at the size of a processor",
+        f"# The paper's experiment on faces, x{scale}, at the size of a processor",
         f"```\n{called}\n```",
         f"""CVDVAE (Prost et al., 2023) is compared there with HCFlow, SR3 and DPS on FFHQ-256, after 48 hours on four
 GPUs for each. Here every system runs in this package, is trained by `train.py` and measured by one command, on faces of
 64x64 from {64 // scale}x{64 // scale} (x{scale}): synthetic ones (StyleGAN's kind, no real person), of which the last
-200 are held out. **These runs had {total:.2f} processor hours in all**, on one core: they are short, and say how the
-systems learn at the same small cost, not how good they become. Nothing here stands beside figures of FFHQ. The same
-command with more `--hours` goes on from the checkpoints.""",
+200 are held out. **These runs had {total:.2f} processor hours in all**, each on one core: they are short, and say how
+the systems learn at the same small cost, not how good they become. Nothing here stands beside figures of FFHQ. The
+same command with more `--hours` goes on from the checkpoints.{other_factor(path, scale)}""",
         "## Training",
         "\n".join(training_table(results["runs"])),
         f"""All have the images, the batch of 8, mirrored images, averaged weights and bf16 (HCFlow: float32) in
 common, and each its published loss; the networks are those of `benchmarks/faces_systems.py`. CVDVAE's hours are shared
 by its prior, a VD-VAE with spatial biases from 1x1 to 64x64, and its LR encoder, which conditions
 k = {results["groups"]} of {len(analysis["strides"])} groups: the first from which on U_k^{scale} (below) is under half
-a grey level or, where none is, a 20th of U_0^{scale}. DPS' prior serves every factor. HCFlow has the likelihood alone
+a grey level or, where none is, a 20th of U_0^{scale}. The encoder's means are kept within 8 standard deviations of the
+prior's (`max_deviation`): without that bound some draws for faces of another generator, as the CC0 ones below, were not
+finite. DPS' prior serves every factor. HCFlow has the likelihood alone
 (no pixel loss). The energy score is this package's own objective, with its networks of photographs made smaller.""",
         "## Quality, consistency, diversity and cost (tables 1 and 2 of the paper)",
         "\n".join(quality_table(measured)),
         f"""Means over {given["num_images"]} held-out faces and {given["num_samples"]} samples of each, at t = 0.8 where
 there is a temperature; CVDVAE, SR3 and the energy score are projected on the images consistent with y, as CVDVAE and
 SR3 are in the paper, HCFlow and DPS are not. Distances between samples (APD) are of intensities on [0, 1] and of
-LPIPS-Alex. SR3 and DPS take {given["steps"]} steps evenly spread over the 2000 and 1000 that are published. Seconds
-are of one processor core and one sample; evaluations are of the network, for DPS each with its gradient.""",
+LPIPS-Alex. SR3 and DPS take {given["steps"]} steps evenly spread over the 2000 and 1000 that are published, DPS with a
+guidance scale of 0.3 times 1000 / {given["steps"]}, for as much guidance in all as is published. Seconds are of one
+processor core and one sample; evaluations are of the network, for DPS each with its gradient.""",
         f"![Two samples of each system]({shown}/samples-x{scale}.png)",
         "*Figures 3 and 4: y, two samples of each system, and x. Faces of the CC0 set, of another generator.*",
         "## Temperature (figure 5)",

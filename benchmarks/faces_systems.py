@@ -58,6 +58,7 @@ def lr_encoder(scale: int, groups: int, folder: str) -> dict[str, Any]:
         "image_size": SIDE // scale, "blocks": LR_BLOCKS[scale], "upsampling_blocks": finer, "width": 80,
         "decoder_width": 80, "decoder_blocks": PRIOR_BLOCKS, "latent_channels": 8, "bottleneck_multiple": 0.25,
         "decoder_bottleneck_multiple": 0.25, "num_conditioned_groups": groups, "activation": "silu",
+        "max_deviation": 8.0,  # without it some draws for faces of another generator are not finite
     }  # fmt: skip
     given = {"stage": "lr-encoder", "lr_config": network, "pretrained_vdvae": folder, "scale_factor": scale}
     return {**COMMON, **given, "learning_rate": 2e-3, "max_grad_norm": 1.0}

@@ -3,10 +3,14 @@
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+CLOCK_SECONDS = 10.0
+"""How often a run writes down what it has had."""
 
 
 def train(folder: Path, options: Mapping[str, Any], data: Sequence[Path], hours: float) -> dict[str, float]:
@@ -54,7 +58,14 @@ def train(folder: Path, options: Mapping[str, Any], data: Sequence[Path], hours:
 
     exported = (folder / "config.json").is_file() or (folder / "model_index.json").is_file()
     if spent < 3600 * hours * 0.99:
-        start = time.process_time()
+        start, ended = time.process_time(), threading.Event()
+
+        def keep_time() -> None:
+            while not ended.wait(CLOCK_SECONDS):  # a killed run has had its hours too
+                clock.write_text(str(spent + time.process_time() - start))
+
+        keeper = threading.Thread(target=keep_time, daemon=True)
+        keeper.start()
         signal.signal(signal.SIGPROF, stop)
         signal.setitimer(signal.ITIMER_PROF, 3600 * hours - spent)
         try:
@@ -64,6 +75,8 @@ def train(folder: Path, options: Mapping[str, Any], data: Sequence[Path], hours:
                 raise  # somebody else's signal
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
+            ended.set()
+            keeper.join()
             spent += time.process_time() - start
             clock.write_text(str(spent))
         exported = False
