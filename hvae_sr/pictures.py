@@ -169,10 +169,15 @@ def write_pictures(
     """Writes `images/` of a pipeline's folder: an input, a sample, the mean, and the overview; returns the files.
 
     With `benchmarks`, a folder that holds Set5, Set14 and BSD100, also a contact sheet of twelve of their images at
-    `temperatures`.
+    `temperatures`. Raises ValueError: the folder holds no `SuperResolutionPipeline`.
     """
     from .pipelines import SuperResolutionPipeline
+    from .pipelines.baselines import pipeline_class
 
+    if (found := pipeline_class(folder)) is not SuperResolutionPipeline:
+        raise ValueError(
+            f"`folder` must hold a SuperResolutionPipeline for pictures, {os.fspath(folder)!r} holds a {found.__name__}"
+        )
     crops = benchmark_crops(benchmarks) if benchmarks is not None else []
     pipeline = SuperResolutionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hvae_sr import SuperResolutionPipeline
+from hvae_sr import RegressionPipeline, SuperResolutionPipeline
+from hvae_sr.baselines import RRDBNet
 from hvae_sr.cli import main
 from hvae_sr.images import load_image, save_image, uncertainty_to_pil
 from hvae_sr.operators import Downsampling
@@ -104,6 +105,14 @@ def test_the_card_command_draws_and_shows_the_contact_sheet(benchmarks, make_pip
     (benchmarks / next(iter(BENCHMARK_CROPS))).unlink()
     assert main([*command, "--pictures"]) == 2
     assert "`--benchmarks` must hold Set14/img_001.png" in capsys.readouterr().err
+
+
+def test_pictures_of_a_compared_system_are_refused_before_anything_is_written(tmp_path, capsys):
+    RegressionPipeline(RRDBNet(4, 1, 8, 4)).save_pretrained(tmp_path / "model")
+    found = sorted(tmp_path.rglob("*"))
+    assert main(["card", str(tmp_path / "model"), "--pictures"]) == 2
+    assert "`folder` must hold a SuperResolutionPipeline" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == found
 
 
 @pytest.mark.parametrize("suffix", ["webp", "jpg"])
