@@ -22,6 +22,8 @@ from typing import BinaryIO
 import psutil
 
 _NAME = re.compile(r"\.hvae-sr-(?:([0-9a-f]{8})-([0-9]+)-)?[0-9a-f]{16}\.tmp")
+CONFIG = "config.json"
+"""What diffusers loads a network by."""
 _AGE_OF_STRANGERS = 24 * 3600.0
 """Seconds after which a file that a process of another machine has not written to is given up: one takes seconds."""
 
@@ -66,12 +68,13 @@ def write_atomically(text: str, path: Path) -> None:
 def replacing_in(folder: Path, index: str, outdated: re.Pattern[str]) -> Iterator[Path]:
     """A folder to write to, whose files take their places in `folder` when the block ends; others there stay.
 
-    While they take them, `index`, the file that `folder` is loaded by, is absent: a process that is killed leaves what
-    was there before, or what does not load, and never files of two writers that load as one.
+    While they take them, the files that `folder` and what is in it are loaded by are absent (`index`, and each
+    config.json): a process that is killed leaves what was there before, or what does not load, and never files of two
+    writers that load as one.
 
     Args:
         folder: made where there is none.
-        index: the name of the file that is written last.
+        index: the name of the file that is written last, after the config.json of folders in it.
         outdated: names of files that do not stay beside new ones.
 
     Raises:
@@ -87,9 +90,10 @@ def replacing_in(folder: Path, index: str, outdated: re.Pattern[str]) -> Iterato
         for path in files:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
-        files.sort(key=lambda path: path == temporary / index)
-        if files and files[-1] == temporary / index:
-            (folder / index).unlink(missing_ok=True)
+        files.sort(key=lambda path: (path.name in (index, CONFIG), path == temporary / index))
+        for path in reversed(files):  # the index before the others
+            if path.name in (index, CONFIG):
+                (folder / path.relative_to(temporary)).unlink(missing_ok=True)
         new = {path.relative_to(temporary) for path in files}
         for parent in {path.parent for path in new}:
             for old in (folder / parent).glob("*"):

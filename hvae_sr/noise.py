@@ -7,6 +7,7 @@ Box and Muller's transform, which turns one 64-bit word into the normals of two 
 """
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 
 import torch
@@ -89,12 +90,12 @@ class CounterNoise:
     """Noise of a batch whose row b is addressed by `seeds[b]`; a `NoiseSource`.
 
     Args:
-        seeds: one integer for each row of the batch; any Python integer.
+        seeds: one integer for each row of the batch; any integer, of Python, NumPy or torch.
         origin: (row, column) of the window's corner in pixels of the HR image; a multiple of every group's stride.
     """
 
     def __init__(self, seeds: Sequence[int], origin: tuple[int, int] = (0, 0)) -> None:
-        self.seeds = [int(seed) for seed in seeds]
+        self.seeds = [operator.index(seed) for seed in seeds]
         self.origin = origin
 
     def __call__(self, group: int, stride: int, shape: tuple[int, int, int, int], device: torch.device) -> Tensor:
@@ -157,8 +158,9 @@ class TensorNoise:
         if group >= len(self.draws):
             raise ValueError(f"`noise` has {len(self.draws)} tensors; group {group} needs one of shape {shape}")
         draw = self.draws[group]
-        if tuple(draw.shape) != tuple(shape):
-            raise ValueError(f"`noise[{group}]` must have shape {tuple(shape)}, got {tuple(draw.shape)}")
+        if not isinstance(draw, Tensor) or tuple(draw.shape) != tuple(shape):
+            found = tuple(draw.shape) if isinstance(draw, Tensor) else type(draw).__name__
+            raise ValueError(f"`noise[{group}]` must be a tensor of shape {tuple(shape)}, got {found}")
         return draw.to(device=device, dtype=torch.float32)
 
 
@@ -192,14 +194,18 @@ def as_noise_source(
     """Given tensors, a noise source, or None for draws from `generator`.
 
     Raises:
-        ValueError: both `noise` and `generator` are given, or more tensors than `num_groups`.
+        ValueError: both `noise` and `generator` are given, more tensors than `num_groups`, or what is neither.
     """
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ValueError(f"`generator` must be one torch.Generator, got {type(generator).__name__}")
     if noise is None:
         return GeneratorNoise(generator)
     if generator is not None:
         raise ValueError("`noise` and `generator` were both given; the generator would not be used")
     if callable(noise):
         return noise
+    if not isinstance(noise, Sequence):
+        raise ValueError(f"`noise` must be a function or a list of tensors, got {type(noise).__name__}")
     if num_groups is not None and len(noise) > num_groups:
         raise ValueError(f"`noise` has {len(noise)} tensors; the model has {num_groups} groups")
     return TensorNoise(noise)

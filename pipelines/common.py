@@ -85,9 +85,11 @@ class PhotoPipeline(DiffusionPipeline):
         """`DiffusionPipeline.save_pretrained`, whole or not at all: never networks of two savings beside each other.
 
         Raises:
-            ValueError: `save_directory` is a file, or `variant` is no part of a file's name.
+            ValueError: `save_directory` is a file, `variant` is no part of a file's name, or a network's class is one
+                that would not be loaded again.
             OSError: it cannot be written to; what was there is left as it was.
         """
+        check_components(self.config, self.component_classes)
         with saving(save_directory, "model_index.json", variant, kwargs) as temporary:
             super().save_pretrained(temporary, safe_serialization=safe_serialization, variant=variant, **kwargs)
 

@@ -1,7 +1,8 @@
 """How a pipeline evaluates its networks: the dtype that they convolve in, and compiled graphs."""
 
+import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +14,8 @@ from hvae_sr.hooks import PerGroup
 from hvae_sr.models import VDVAE, Condition, LRConditioner, LREncoder, VDVAESample
 from hvae_sr.models.distributions import group_temperatures
 from hvae_sr.noise import NoiseSource, as_noise_source
+
+logger = logging.getLogger(__name__)
 
 _STATIC_OUTPUTS = ("reduce-overhead", "max-autotune")
 """Modes of `torch.compile` with CUDA graphs, whose outputs the next call overwrites."""
@@ -235,7 +238,19 @@ class Computing:
             own = "auto" if new.config.fast_inference else None
             inherits = isinstance(pipeline, Computing) and "fast_inference" not in kwargs
             new._inference_dtype = pipeline._inference_dtype if inherits else own
+        new._forget_calibration(kwargs)
         return new
+
+    def _forget_calibration(self, given: Mapping[str, Any]) -> None:
+        """Of a pipeline made from another one, or from files: a calibration is of its networks and of its H alone.
+
+        Args:
+            given: what was put in the place of the other's components and settings.
+        """
+        named = sorted(given.keys() & {"vdvae", "lr_encoder", "scale_factor", "downsampling_kernel", "consistency"})
+        if named and "calibration" not in given and self.config.calibration is not None:  # type: ignore[attr-defined]
+            logger.warning("the calibration is left out: it was made with another `%s`", "`, `".join(named))
+            self.register_to_config(calibration=None)  # type: ignore[attr-defined]
 
     @property
     def inference_dtype(self) -> torch.dtype:

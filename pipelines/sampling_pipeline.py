@@ -107,8 +107,10 @@ class SamplingPipeline(Computing, PhotoPipeline):
         if dtype is not None:
             kwargs["dtype"] = dtype
         loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        pipe = loaded[0] if isinstance(loaded, tuple) else loaded
         if dtype is not None:
-            (loaded[0] if isinstance(loaded, tuple) else loaded).disable_fast_inference()
+            pipe.disable_fast_inference()
+        pipe._forget_calibration(kwargs)
         return loaded
 
     @classmethod
@@ -286,7 +288,7 @@ class SamplingPipeline(Computing, PhotoPipeline):
             if recipe not in drawn:
                 with self._computing():
                     out = sampler.sample(1, noise_of([recipe]), None, **arguments)
-                drawn[recipe] = consistency.image(out.sample[0])
+                drawn[recipe] = consistency.image(out.sample[0], clamp=False)
             return drawn[recipe]
 
         chunk = sampler.samples_at_once
@@ -309,13 +311,14 @@ class SamplingPipeline(Computing, PhotoPipeline):
                 if call.output_type == "latent":
                     yield Sample(row, None, None, seed, float("nan"), float("nan"), float("nan"), z)
                     continue
-                made = consistency(out.sample[position])
-                if own and own[position].regions:
+                is_version = bool(own and own[position].regions)
+                made = consistency(out.sample[position], clamp=not is_version)
+                if own and is_version:
                     for recipe in [recipe for recipe in drawn if recipe.regions]:
                         del drawn[recipe]
                     drawn[own[position]] = made[0]
                     x = composite(plain, self.operator if known else None, own[position])
-                    made = (x, consistency.lr_psnr(x), made[2])
+                    made = (x.clamp(0, 1), consistency.lr_psnr(x), made[2])
                     del x
                 yield Sample.of(row, made, consistency, photo, call.output_type, seed, z)
                 del made

@@ -206,3 +206,17 @@ def test_the_command_cuts_pairs_at_the_same_place(make_pipeline, tmp_path, monke
 def test_what_is_not_so_many_images_is_named(make_pipeline, changes, message):
     with pytest.raises(ValueError, match=message):
         make_pipeline().calibrate(**{"images": photos(9), "num_samples": 2, **changes})
+
+
+def test_a_calibration_is_of_its_networks_and_settings_alone(make_pipeline, make_lr_network, tmp_path, caplog):
+    pipe = make_pipeline()
+    found = pipe.calibrate(photos(9), num_samples=2)
+    pipe.save_pretrained(tmp_path)
+    other = make_lr_network("cvdvae", seed=9)
+    assert SuperResolutionPipeline.from_pipe(pipe).calibration == found
+    assert SuperResolutionPipeline.from_pretrained(tmp_path, load_encoder=False).calibration == found
+    assert SuperResolutionPipeline.from_pipe(pipe, lr_encoder=other).calibration is None
+    assert "made with another `lr_encoder`" in caplog.text
+    assert SuperResolutionPipeline.from_pipe(pipe, downsampling_kernel="box").calibration is None
+    assert SuperResolutionPipeline.from_pretrained(tmp_path, lr_encoder=other).calibration is None
+    assert pipe.calibration == found

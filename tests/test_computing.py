@@ -393,3 +393,14 @@ def test_options_that_the_compiler_does_not_have_are_refused(make_pipeline: Any,
     with pytest.raises(ValueError, match=str(list(options.values())[0])):
         pipe.enable_compilation(**options)
     pipe(photo(), seed=0)
+
+
+@pytest.mark.parametrize("kind", ["cvdvae", "vdvae-sr"])
+@pytest.mark.parametrize("network", ["vdvae", "lr_encoder"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_networks_may_be_of_two_dtypes(make_pipeline, kind, network, dtype):
+    pipe, image = make_pipeline(kind), torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0))
+    expected = pipe(image, seed=0, output_type="pt").images[0]
+    getattr(pipe, network).to(dtype)
+    found = pipe(image, seed=0, output_type="pt").images[0]
+    assert (found - expected).abs().max() < (0.2 if dtype == torch.bfloat16 else 1e-4)

@@ -461,3 +461,13 @@ def test_other_files_are_refused_in_one_line(suffix, content, tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("hvae-sr: error: `checkpoint`: ") and str(path) in line and len(line) < 500
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("dataset", "bits"), [("ffhq_256", 5), ("ffhq256", 5), ("imagenet64", 8)])
+def test_a_data_set_has_its_bits_in_either_spelling(dataset, bits):
+    given = {"width": 8, "image_size": 16, "enc_blocks": "16x1", "dec_blocks": "16x1", "dataset": dataset}
+    assert config_from_hparams(given)["output_bits"] == bits
+    assert config_from_hparams({**given, "low_bit": None})["output_bits"] == bits
+    assert config_from_hparams({**given, "low_bit": False})["output_bits"] == 8
+    with pytest.raises(ConversionError, match="low_bit must be true or false, got 'False'"):
+        config_from_hparams({**given, "low_bit": "False"})

@@ -1,6 +1,7 @@
 """What a killed process was writing is removed by the next one, and nothing else is."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from PIL import Image
 from processes import run
 
 from hvae_sr.cli import main
-from hvae_sr.files import remove_abandoned, temporary_path
+from hvae_sr.files import remove_abandoned, replacing_in, temporary_path
 from hvae_sr.images import save_image
 
 WRITER = """
@@ -107,3 +108,37 @@ def test_only_files_that_nobody_is_writing_are_removed(tmp_path):
     assert not any(path.exists() for path in gone)
     assert all(path.exists() for path in kept) and link.is_symlink()
     assert remove_abandoned(tmp_path / "missing") == 0
+
+
+@pytest.mark.parametrize("index", ["model_index.json", "config.json"])
+def test_what_loads_is_of_one_writer_wherever_the_other_was_killed(index, tmp_path, monkeypatch):
+    """A folder by its index, and each folder in it by its config.json; an error leaves the files as a kill does."""
+    names = (index, "a/config.json", "a/weights", "b/config.json", "b/weights", "z")
+    replace, left = os.replace, []
+
+    def write(content):
+        with replacing_in(tmp_path / "model", index, re.compile("none")) as place:
+            for name in names:
+                (place / name).parent.mkdir(exist_ok=True)
+                (place / name).write_text(content)
+
+    def killed(source, target):
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        replace(source, target)
+
+    for count in range(len(names)):
+        write("old")
+        left[:] = [count]
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(os, "replace", killed)
+            write("new")
+        found = {
+            name: (tmp_path / "model" / name).read_text() for name in names if (tmp_path / "model" / name).exists()
+        }
+        assert index not in found
+        for part in ("a", "b"):
+            assert found.get(f"{part}/config.json", found[f"{part}/weights"]) == found[f"{part}/weights"]
+    write("new")
+    assert {(tmp_path / "model" / name).read_text() for name in names} == {"new"}

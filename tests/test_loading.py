@@ -248,3 +248,14 @@ def test_networks_of_other_classes_are_named(make_vdvae: Any, make_lr_network: A
 def test_configurations_take_lists_of_numbers_alone() -> None:
     with pytest.raises(ValueError, match="`mean` must be a list, each of it a finite number, got"):
         EDSR(num_blocks=1, width=8, mean=[0.4, "0.4", 0.4])
+
+
+def test_a_network_of_a_class_that_would_not_be_loaded_is_not_saved(make_pipeline, tmp_path):
+    class Own(VDVAE):
+        pass
+
+    pipe = make_pipeline()
+    own = SuperResolutionPipeline(Own.from_config(pipe.vdvae.config), pipe.lr_encoder)
+    with pytest.raises(ValueError, match="'vdvae' must be hvae_sr.VDVAE, is"):
+        own.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -328,7 +329,28 @@ def test_channel_biases_work_at_any_multiple_of_the_stride(make_vdvae: Any, size
     assert model.sample(2, size).sample.shape == (2, 3, *size)
 
 
-@pytest.mark.parametrize("size", [(16, 18), (15, 16), (0, 16)])
+@pytest.mark.parametrize("size", [16, (16,), (16.0, 16.0), (-16, 16), (0, 16), (16, 16, 3), (True, 16), "16"])
+def test_what_is_no_size_is_refused(make_vdvae: Any, size: Any) -> None:
+    with pytest.raises(
+        ValueError, match=re.escape(f"`size` must be (height, width), two whole numbers >= 1, got {size!r}")
+    ):
+        make_vdvae().sample(1, size)
+
+
+@pytest.mark.parametrize("kind", ["cvdvae", "vdvae-sr"])
+def test_maps_of_another_size_or_batch_are_refused(make_vdvae: Any, make_lr_network: Any, kind: str) -> None:
+    """Also where they would be of one row or column, and so would be taken for all."""
+    vdvae, y = make_vdvae(), image(1, 4, 4)
+    condition = make_lr_network(kind).encode(y)
+    vdvae.sample(1, (16, 16), condition=condition)
+    for size in ((32, 16), (16, 32), (4, 4)):
+        with pytest.raises(ValueError, match="`condition` at resolution .* to fit `size`"):
+            vdvae.sample(1, size, condition=condition)
+    with pytest.raises(ValueError, match="`activations` at resolution .* must have shape \\[3, width"):
+        vdvae.top_down(3, (16, 16), activations=vdvae.encode(image(2, 16, 16)))
+
+
+@pytest.mark.parametrize("size", [(16, 18), (15, 16)])
 def test_other_sizes_are_refused(make_vdvae: Any, size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=f"multiples of 4, got {size[0]}x{size[1]}"):
         make_vdvae().sample(1, size)
@@ -414,7 +436,7 @@ def test_latents_that_do_not_fit_are_refused(make_vdvae: Any, latents: list[Any]
         ({"num_conditioned_groups": 99}, "`num_conditioned_groups`"),
         ({"num_groups": 0}, "`num_groups` must lie between 1 and 4, got 0"),
         ({"record": "distribution"}, "`record`.*'distribution'"),
-        ({"batch_size": 0}, "`batch_size` must be at least 1"),
+        ({"batch_size": 0}, "`batch_size` must be a whole number >= 1"),
     ],
 )
 def test_wrong_arguments_of_the_pass_are_refused(make_vdvae: Any, changes: dict[str, Any], message: str) -> None:
@@ -731,3 +753,16 @@ def test_initial_log_scale_sets_the_logistics_alone(make_vdvae: Any) -> None:
     model = make_vdvae(randomise=False, initial_log_scale=-3.0)
     bias = model.out_conv.bias.view(10, 2)
     assert (bias[[2, 5, 8]] == -3).all() and not bias[[0, 1, 3, 4, 6, 7, 9]].any()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"residual_multiple": 0.01, "decoder_blocks": "4x2,8m4,8r1,16m8"}, "`residual_multiple` = 0.01"),
+        ({"bottleneck_multiple": 1e9}, "`bottleneck_multiple` makes"),
+        ({"bottleneck_multiple": 0.01}, "`bottleneck_multiple` leaves no channels"),
+    ],
+)
+def test_inner_widths_that_are_none_or_fill_the_memory_name_their_argument(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        VDVAE(image_size=16, width=8, encoder_blocks=None, **{"decoder_blocks": "4x2,8m4,16m8", **options})

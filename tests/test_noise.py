@@ -149,7 +149,7 @@ def test_given_tensors_of_wrong_number_or_shape_are_refused() -> None:
     source = TensorNoise([torch.zeros(1, 2, 3, 3)])
     with pytest.raises(ValueError, match="`noise` has 1 tensors; group 1"):
         source(1, 1, (1, 2, 3, 3), CPU)
-    with pytest.raises(ValueError, match=r"`noise\[0\]` must have shape \(1, 2, 4, 4\), got \(1, 2, 3, 3\)"):
+    with pytest.raises(ValueError, match=r"`noise\[0\]` must be a tensor of shape \(1, 2, 4, 4\), got \(1, 2, 3, 3\)"):
         source(0, 1, (1, 2, 4, 4), CPU)
 
 
@@ -167,3 +167,14 @@ def test_every_integer_is_a_seed_of_its_own() -> None:
     seeds = [1, 2**63 + 1, 2**64 + 1, 2**128 + 1, -1, 2**64 - 1, -(2**64) - 1]
     draws = CounterNoise(seeds)(0, 1, (len(seeds), 2, 4, 4), torch.device("cpu"))
     assert len({tuple(draw.flatten().tolist()) for draw in draws}) == len(seeds)
+
+
+def test_seeds_noise_and_generators_are_what_they_should_be() -> None:
+    with pytest.raises(TypeError):
+        CounterNoise([1.7])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"`noise\[0\]` must be a tensor of shape .* got NoneType"):
+        TensorNoise([None])(0, 1, (1, 2, 4, 4), CPU)  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="`noise` must be a function or a list of tensors, got int"):
+        as_noise_source(3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`generator` must be one torch.Generator, got list"):
+        as_noise_source(None, [torch.Generator()])  # type: ignore[arg-type]

@@ -404,3 +404,13 @@ def test_in_place_projection_refuses_images_that_it_cannot_write_to(leading):
     op = Downsampling(4)
     with pytest.raises(ValueError, match="leading dimensions"):
         op.project_(torch.zeros(3, 8, 8), torch.zeros(*leading, 2, 2))
+
+
+def test_what_cannot_be_overwritten_and_kernels_that_are_not_real_are_refused() -> None:
+    operator, y = Downsampling(4), torch.rand(1, 3, 4, 4)
+    with pytest.raises(ValueError, match="`x` cannot be overwritten: it has elements that share memory"):
+        operator.project_(torch.rand(1, 3, 16, 16).expand(2, -1, -1, -1), y)
+    with pytest.raises(ValueError, match="`x` cannot be overwritten: it needs a gradient"):
+        operator.project_(torch.rand(1, 3, 16, 16, requires_grad=True), y)
+    with pytest.raises(ValueError, match="`kernel` must be of real numbers"):
+        Downsampling(3, torch.ones(3, dtype=torch.complex64) / 3)

@@ -233,3 +233,21 @@ def test_versions_of_a_region_share_the_sample_that_they_start_from(pipe, monkey
     mask[12:44, 20:52] = True
     pipe.redraw_region(PHOTO, mask, seed=3, new_seed=50, num_samples=3, output_type="pt")
     assert len(seen) == 4
+
+
+def test_a_version_is_consistent_before_it_is_clamped(make_pipeline):
+    """As every sample is: what H sees of the parts that are cut off at 0 and 1 is not lost in between."""
+    mask = np.zeros((56, 68), dtype=bool)
+    mask[12:44, 20:52] = True
+    pipe = make_pipeline()
+    plain, version = pipe(PHOTO, seed=3), pipe.redraw_region(PHOTO, mask, seed=3, new_seed=50, num_samples=2)
+    assert min(*plain.lr_psnr_float, *version.lr_psnr_float) > 100 > max(version.lr_psnr)
+
+
+@pytest.mark.parametrize("kept", [-1, 9, 1.5, True])
+def test_a_version_keeps_a_number_of_groups(kept):
+    with pytest.raises(ValueError, match="`kept` must be a whole number between 0 and 4"):
+        Recipe.of(0, 4).vary(kept, 5)
+    latents = [torch.zeros(1, 1, 1, 1)] * 4
+    with pytest.raises(ValueError, match="`num_fixed_groups` must be a whole number between 0 and 4"):
+        mix(latents, latents, kept)

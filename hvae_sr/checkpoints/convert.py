@@ -161,20 +161,25 @@ def config_from_hparams(hparams: Mapping[str, Any]) -> dict[str, Any]:
             `bottleneck_multiple`, `no_bias_above`, `num_mixtures`, `dataset`, `shift`, `scale`; others are
             ignored. Or a mapping with these under "hparams" and, beside it, `low_bit`, `input_normalisation`,
             `input_shift`, `input_scale`. Shift and scale may be meant for images on 0..1; by default they are
-            those of the model published for `dataset`. `low_bit` defaults to `dataset == "ffhq_256"`.
+            those of the model published for `dataset`. `low_bit` is true by default for "ffhq_256" (or "ffhq256").
 
     Raises:
-        ConversionError: keys that are missing (all are named), or images that are not RGB.
+        ConversionError: keys that are missing (all are named), images that are not RGB, or values that are none.
     """
     h = _flatten(hparams)
     _require(h, ("width", "image_size", "enc_blocks", "dec_blocks"))
     if h.get("image_channels", 3) != 3:
         raise ConversionError(f"`hparams`: image_channels must be 3, got {h['image_channels']!r}")
-    dataset = str(h.get("dataset", ""))
+    dataset = str(h.get("dataset", "")).replace("_", "")
+    low_bit = dataset == "ffhq256" if h.get("low_bit") is None else h["low_bit"]
+    if low_bit not in (True, False):
+        raise ConversionError(f"`hparams`: low_bit must be true or false, got {low_bit!r}")
     if h.get("shift") is None or h.get("scale") is None:
-        if dataset.replace("_", "") not in _PRIORS:
-            raise ConversionError(f"`hparams` lacks shift and scale; none is known for dataset {dataset!r}")
-        known = _read_json(PRESETS[dataset.replace("_", "")], "config.json")
+        if dataset not in _PRIORS:
+            raise ConversionError(
+                f"`hparams` lacks shift and scale; none is known for dataset {h.get('dataset', '')!r}"
+            )
+        known = _read_json(PRESETS[dataset], "config.json")
         h |= {"shift": known["input_shift"], "scale": known["input_scale"]}
     for key in ("shift", "scale"):
         if not isinstance(h[key], Real) or not math.isfinite(h[key]) or (key == "scale" and not h[key]):
@@ -190,7 +195,7 @@ def config_from_hparams(hparams: Mapping[str, Any]) -> dict[str, Any]:
         **{key: h.get(key, default) for key, default in _PUBLISHED_DEFAULTS.items()},
         "input_shift": shift,
         "input_scale": scale,
-        "output_bits": 5 if h.get("low_bit", dataset == "ffhq_256") else 8,
+        "output_bits": 5 if low_bit else 8,
     }
 
 

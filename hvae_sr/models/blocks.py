@@ -204,6 +204,8 @@ class Bottleneck(nn.Module):
         check_choice("activation", activation, ACTIVATIONS)
         if middle_channels < 1:
             raise ValueError(f"`bottleneck_multiple` leaves no channels inside a block of {in_channels}")
+        if middle_channels > MAX_WIDTH:
+            raise ValueError(f"`bottleneck_multiple` makes {middle_channels} channels, more than {MAX_WIDTH}")
         kernel_size = 3 if resolution > 2 else 1
         self.residual = residual
         self.down_rate = down_rate

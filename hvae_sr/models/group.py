@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .blocks import ACTIVATIONS, BlockSpec, Bottleneck, Convolution, add_in_place, residual_block
+from .blocks import ACTIVATIONS, MAX_WIDTH, BlockSpec, Bottleneck, Convolution, add_in_place, residual_block
 from .condition import Condition, GroupConditioning
 from .distributions import DiagonalGaussian
 from .outputs import GroupStatistics
@@ -56,6 +56,8 @@ class TopDownBlock(nn.Module):
         self.z_projection = Convolution(latent_channels, width)
         self.resnet = residual_block(width, bottleneck_multiple, spec.resolution, activation)
         inner = bottleneck_multiple if residual_multiple is None else residual_multiple
+        if residual_multiple is not None and not 1 <= width * residual_multiple <= MAX_WIDTH:
+            raise ValueError(f"`residual_multiple` = {residual_multiple!r} leaves no width between 1 and {MAX_WIDTH}")
         self.residual_blocks = nn.ModuleList(
             residual_block(width, inner, spec.resolution, activation) for _ in range(spec.residual_blocks)
         )

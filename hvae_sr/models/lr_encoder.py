@@ -104,9 +104,8 @@ class LREncoder(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         """
         if not self.has_posterior(group):
             return None
-        q_psi = DiagonalGaussian.from_parameters(
-            self.heads[group](h, features[self.resolutions[group]], activated=True)
-        )
+        y = features[self.resolutions[group]]
+        q_psi = DiagonalGaussian.from_parameters(self.heads[group](h.to(y.dtype), y, activated=True))
         if self.config.max_deviation is None:
             return q_psi
         # The prior's own deviation is bounded too: after one latent far out, it may be anything.

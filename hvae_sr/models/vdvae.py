@@ -27,6 +27,7 @@ from .blocks import (
     set_channels,
     set_compute_dtype,
 )
+from .checks import check_maps, is_count, tensors_of_groups
 from .condition import Condition
 from .distributions import DiscretizedLogisticMixture, group_temperatures, half_bin_shift, quantise
 from .group import TopDownBlock
@@ -208,13 +209,15 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
 
     def check_size(self, size: tuple[int, int], argument: str = "sample") -> None:
         """Raises a ValueError that names `argument` if the model cannot work at `size` = (H, W)."""
+        if not (isinstance(size, (tuple, list)) and len(size) == 2 and all(map(is_count, size))):
+            raise ValueError(f"`{argument}` must be (height, width), two whole numbers >= 1, got {size!r}")
         if self.config.bias_type == "spatial" and tuple(size) != (self.config.image_size,) * 2:
             raise ValueError(
                 f"`{argument}` must be {self.config.image_size}x{self.config.image_size} (height x width): this model "
                 f"has biases of a fixed size; got {size[0]}x{size[1]}"
             )
         multiple = self.size_multiple
-        if size[0] % multiple or size[1] % multiple or not all(size):
+        if size[0] % multiple or size[1] % multiple:
             raise ValueError(f"`{argument}` must have sides that are multiples of {multiple}, got {size[0]}x{size[1]}")
 
     @entry_point
@@ -279,14 +282,19 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             ValueError: sizes, latents, noise or temperatures that do not fit the model.
         """
         self.check_size(size, "size")
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
+        if not is_count(batch_size):
+            raise ValueError(f"`batch_size` must be a whole number >= 1, got {batch_size!r}")
         if record not in ("distributions", "latents", "nothing"):
             raise ValueError(f"`record` must be 'distributions', 'latents' or 'nothing', got {record!r}")
         stop = self._count("num_groups", num_groups, 1)
         conditioned_groups = self._count("num_conditioned_groups", num_conditioned_groups, 0)
         if condition is not None and condition.batch_size not in (1, batch_size):
             raise ValueError(f"`condition` is of {condition.batch_size} observations, for a batch of {batch_size}")
+        sizes = {r: self.latent_shape(group, 1, size)[2:] for group, r in enumerate(self.resolutions)}
+        if condition is not None:
+            check_maps("condition", condition.features, sizes)
+        if activations is not None:
+            check_maps("activations", activations, sizes, batch_size)
         source = as_noise_source(noise, num_groups=self.num_groups)
         given = self.check_latents("latents", latents, size, (batch_size, 1))
         tau = group_temperatures(temperature, self.num_groups)
@@ -361,24 +369,8 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         Raises:
             ValueError: too many, or another shape; the message names the argument and the group.
         """
-        given: list[Tensor | None] = list(values) if isinstance(values, (list, tuple)) else []
-        if len(given) > self.num_groups or not isinstance(values, (list, tuple, type(None))):
-            found = len(given) or type(values).__name__
-            raise ValueError(
-                f"`{name}` must be a list of at most {self.num_groups} tensors, one for each group; got {found}"
-            )
-        for group, z in enumerate(given):
-            if z is None:
-                continue
-            _, *shape = self.latent_shape(group, 1, size)
-            if not isinstance(z, Tensor) or z.ndim != 4 or list(z.shape[1:]) != shape or len(z) not in rows:
-                counts = " or ".join(str(count) for count in dict.fromkeys(rows))
-                got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
-                raise ValueError(
-                    f"`{name}[{group}]` must have shape [N, {', '.join(map(str, shape))}] with N = {counts}, got {got}"
-                )
-            given[group] = z.float()
-        return [*given, *[None] * (self.num_groups - len(given))]
+        shapes = [self.latent_shape(group, 1, size)[1:] for group in range(self.num_groups)]
+        return tensors_of_groups(name, values, shapes, rows)
 
     @entry_point
     def likelihood(self, stream: Tensor, condition: Condition | None = None) -> DiscretizedLogisticMixture:
@@ -398,7 +390,10 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         sample_pixels: bool = False,
         generator: torch.Generator | None = None,
         return_latents: bool = True,
-        **top_down_arguments: Any,
+        latents: Sequence[Tensor | None] | None = None,
+        temperature: float | Sequence[float] = 1.0,
+        lr_posterior_temperature: float | Sequence[float] | None = None,
+        num_conditioned_groups: int | None = None,
     ) -> VDVAESample:
         """Images from p(x|z), z from the prior, or given y (`condition`), or given, or in part each.
 
@@ -409,16 +404,23 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             condition: what an LR network's `encode` returned; of B observations, or of one that all images share.
             sample_pixels: draws x from p(x|z), as VD-VAE's code does, instead of returning E[x|z].
             return_latents: whether the values z are kept.
-            **top_down_arguments: `latents`, `temperature`, `lr_posterior_temperature`, `num_conditioned_groups`.
+            latents, temperature, lr_posterior_temperature, num_conditioned_groups: see `top_down`.
 
         Returns:
             Images nominally on [-1, 1], not clamped. Those of a 5-bit model have the mean of the lost levels added
             back (`half_bin_shift`).
+
+        Raises:
+            ValueError: as `top_down`.
         """
-        size = (self.config.image_size, self.config.image_size) if size is None else (size[0], size[1])
+        size = (self.config.image_size, self.config.image_size) if size is None else size
+        self.check_size(size, "size")
         source = as_noise_source(noise, generator, self.num_groups)
         record = "latents" if return_latents else "nothing"
-        out = self.top_down(batch_size, size, source, condition=condition, record=record, **top_down_arguments)
+        out = self.top_down(
+            batch_size, size, source, None, condition, latents, temperature, lr_posterior_temperature,
+            num_conditioned_groups, record=record,
+        )  # fmt: skip
         # Rows that were shared until the end get memory of their own: callers change samples in place.
         if sample_pixels:
             draw = uniform_source(source, generator)

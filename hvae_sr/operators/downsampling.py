@@ -160,12 +160,16 @@ class Downsampling:
             x.
 
         Raises:
-            ValueError: as `project`, or for another dtype.
+            ValueError: as `project`, or for another dtype, or an x that cannot be overwritten.
         """
         _check_image("x", x)
         size = self._check_lr("y", y, (x.shape[-2], x.shape[-1]))
         if x.dtype not in (torch.float32, torch.float64) or y.dtype != x.dtype:
             raise ValueError(f"`x` and `y` must be both float32 or both float64, but are {x.dtype} and {y.dtype}")
+        shared = any(step == 0 and count > 1 for step, count in zip(x.stride(), x.shape, strict=True))
+        if shared or (x.requires_grad and torch.is_grad_enabled()):
+            reason = "needs a gradient" if not shared else "has elements that share memory (`expand`)"
+            raise ValueError(f"`x` cannot be overwritten: it {reason}; `project` makes a new image")
         ends = list(zip(reversed(x.shape[:-2]), reversed(y.shape[:-2]), strict=False))
         if y.ndim > x.ndim or any(of_y not in (1, of_x) for of_x, of_y in ends):
             raise ValueError(f"`y` {tuple(y.shape)} has leading dimensions that `x` {tuple(x.shape)} has not")
@@ -342,6 +346,8 @@ def _check_kernel(kernel: str | Sequence[float] | torch.Tensor, s: int) -> str |
         if kernel not in KERNELS:
             raise ValueError(f"`kernel` must be one of {KERNELS} or a 1-D tensor, but is {kernel!r}")
         return kernel
+    if isinstance(kernel, torch.Tensor) and kernel.is_complex():
+        raise ValueError(f"`kernel` must be of real numbers, but is of {kernel.dtype}")
     try:
         if isinstance(kernel, torch.Tensor):
             taps = kernel.detach().cpu().to(torch.float64)

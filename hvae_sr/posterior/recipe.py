@@ -54,7 +54,13 @@ class Recipe:
         return self.group_seeds[0] if len(set(self.group_seeds)) == 1 and not self.regions else None
 
     def vary(self, kept: int, seed: int) -> "Recipe":
-        """The first `kept` groups as they are, the others with the noise of `seed`."""
+        """The first `kept` groups as they are, the others with the noise of `seed`.
+
+        Raises:
+            ValueError: `kept` is no number of its groups.
+        """
+        if not isinstance(kept, Integral) or isinstance(kept, bool) or not 0 <= kept <= len(self.group_seeds):
+            raise ValueError(f"`kept` must be a whole number between 0 and {len(self.group_seeds)}, got {kept!r}")
         return Recipe((*self.group_seeds[:kept], *(seed for _ in self.group_seeds[kept:])), self.regions)
 
     def redraw(self, mask: np.ndarray, seed: int, feather: int = 8) -> "Recipe":

@@ -1,6 +1,7 @@
 """New versions of a region of a sample: what is outside stays as it is, bit for bit, and H sees no change."""
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -24,21 +25,21 @@ def composite(draw: Callable[[Recipe], Tensor], operator: Downsampling | None, r
     (by conjugate gradients), so that H(x_old + d̂) = H x_old; region after region.
 
     Args:
-        draw: the plain sample of a recipe, `[3, H, W]` in [0, 1].
+        draw: the plain sample of a recipe, `[3, H, W]`, nominally in [0, 1], not clamped.
         operator: H; None where it is not known, and the change w d is taken as it is.
         recipe: of the picture.
 
     Returns:
-        x, `[3, H, W]` in [0, 1].
+        x, `[3, H, W]`, nominally in [0, 1], not clamped.
     """
-    x = draw(Recipe(recipe.group_seeds))
+    x = draw(Recipe(recipe.group_seeds))  # not clamped, as no sample is until the last: H sees what is cut off
     for count, region in enumerate(recipe.regions, 1):
         new = draw(Recipe(recipe.group_seeds, recipe.regions[:count]))
         weights = feather_weights(torch.from_numpy(region.mask), region.feather).to(x.device)
         if operator is None:
-            x = (x + weights.to(x.dtype) * (new - x)).clamp(0, 1)
+            x = x + weights.to(x.dtype) * (new - x)
         else:
-            x = (x + unseen_change(operator, new - x, weights)).clamp(0, 1)
+            x = x + unseen_change(operator, new - x, weights)
     return x
 
 
@@ -144,6 +145,9 @@ def mix(coarse: Sequence[Tensor], fine: Sequence[Tensor], num_fixed_groups: int)
     """
     if len(coarse) != len(fine):
         raise ValueError(f"`coarse` has {len(coarse)} groups and `fine` {len(fine)}")
-    if not 0 <= num_fixed_groups <= len(coarse):
-        raise ValueError(f"`num_fixed_groups` must be between 0 and {len(coarse)}, got {num_fixed_groups!r}")
+    whole = isinstance(num_fixed_groups, Integral) and not isinstance(num_fixed_groups, bool)
+    if not whole or not 0 <= num_fixed_groups <= len(coarse):
+        raise ValueError(
+            f"`num_fixed_groups` must be a whole number between 0 and {len(coarse)}, got {num_fixed_groups!r}"
+        )
     return [*coarse[:num_fixed_groups], *fine[num_fixed_groups:]]

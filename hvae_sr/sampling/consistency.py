@@ -31,11 +31,12 @@ class Consistency:
         self.operator, self.y, self.enforce = operator, y, enforce
         self.grey = bool((y == y[:1]).all()) if grey is None else grey
 
-    def __call__(self, sample: Tensor) -> tuple[Tensor, float, float]:
+    def __call__(self, sample: Tensor, clamp: bool = True) -> tuple[Tensor, float, float]:
         """The finished sample, and how well it agreed with y on the way.
 
         Args:
             sample: `[3, H', W']` on [-1, 1], overwritten; what exceeds the size of y times the scale is cut off.
+            clamp: whether what lies outside [0, 1] is cut off, as it is in the end.
 
         Returns:
             x `[3, H, W]` in [0, 1]; LR-PSNR in dB before the clamp, and before the projection.
@@ -48,14 +49,14 @@ class Consistency:
         if self.enforce:
             self.operator.project_(x, self.y)
         exact = self.lr_psnr(x)
-        return x.clamp_(0, 1), exact, unprojected
+        return x.clamp_(0, 1) if clamp else x, exact, unprojected
 
-    def image(self, sample: Tensor) -> Tensor:
+    def image(self, sample: Tensor, clamp: bool = True) -> Tensor:
         """As a call, but not measured: x alone."""
         x = self._colours(sample)
         if self.enforce:
             self.operator.project_(x, self.y)
-        return x.clamp_(0, 1)
+        return x.clamp_(0, 1) if clamp else x
 
     def lr_psnr(self, x: Tensor | Image.Image) -> float:
         """`lr_psnr` of x against this y."""
