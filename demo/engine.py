@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from hvae_sr import SuperResolutionPipeline, __version__
 from hvae_sr.checkpoints.names import DEFAULT, PHOTO
-from hvae_sr.images import read_photo, save_image, to_tensor, uncertainty_to_pil
+from hvae_sr.images import colour, read_photo, save_image, to_tensor, uncertainty_to_pil
 from hvae_sr.images.degradation import inspect
 from hvae_sr.models.group import TopDownBlock
 from hvae_sr.posterior import Recipe
@@ -226,8 +226,8 @@ class Engine:
         if min(photo.image.size) < 4:
             raise Refused(f"This picture has {photo.image.width} x {photo.image.height} pixels: too few to go on.")
         picture = photo.on_white().image
-        if photo.icc_profile[16:20] == b"RGB ":
-            picture.info["icc_profile"] = photo.icc_profile
+        if profile := colour.matched(photo.icc_profile, False):
+            picture.info["icc_profile"] = profile
         return picture
 
     def fits(self, size: tuple[int, int], model: str) -> bool:
@@ -299,7 +299,9 @@ def warnings(image: Image.Image) -> list[str]:
 def mean_and_std(samples: Sequence[Drawn]) -> tuple[Image.Image, np.ndarray]:
     """The mean of the samples, and the standard deviation of every pixel, `[H, W, 3]` in units of [0, 1]."""
     stack = np.stack([np.asarray(sample.image, dtype=np.float32) for sample in samples])
-    return Image.fromarray(np.rint(stack.mean(axis=0)).astype(np.uint8)), stack.std(axis=0) / 255
+    mean = Image.fromarray(np.rint(stack.mean(axis=0)).astype(np.uint8))
+    mean.info = {name: samples[0].image.info[name] for name in ("icc_profile",) if name in samples[0].image.info}
+    return mean, stack.std(axis=0) / 255
 
 
 def thumbnails(drawn: Round) -> list[Path]:

@@ -275,7 +275,7 @@ class Handlers(Photos):
         drawn = visit.shown
         if drawn is None:
             return gr.skip()
-        return markup.tiles(eng.close_ups(drawn, (across / 100, down / 100), int(side)))
+        return markup.tiles(eng.close_ups(drawn, (across / 100, down / 100), max(int(side), 1)))
 
     def on_point(self, event: gr.EventData) -> tuple[Any, ...]:
         """A click on the map moves the close-up, and opens it."""
@@ -303,7 +303,12 @@ class Handlers(Photos):
         """Samples of a picture, for programs: their PNG files, and the seed and LR-PSNR of each."""
         with friendly():
             picture = self.engine.read(image)
+            if model not in self.engine.pipelines:
+                raise Refused(f"There is no model {model!r} here, but {', '.join(self.models)}.")
             self.engine.check(picture, model)
+            for name, value in {"temperature": temperature, "number of samples": num_samples}.items():
+                if isinstance(value, bool) or not isinstance(value, (int, float)):
+                    raise Refused(f"The {name} must be a number, not {value!r}.")
             settings = self._settings(model, temperature, False, [], consistent)
             recipes = self.engine.recipes(model, _seed(seed), int(num_samples))
             drawn = list(self._draw(picture, settings, recipes))
@@ -324,7 +329,13 @@ def _gpu(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _seed(seed: Any) -> int:
-    return int(seed or 0)
+    try:
+        found = int(seed or 0)
+    except (TypeError, ValueError, OverflowError):
+        raise Refused(f"The seed must be a whole number, not {seed!r}.") from None
+    if abs(found) >= 2**63:
+        raise Refused("The seed must have at most 18 digits.")
+    return found
 
 
 def _shown(visit: Visit) -> Round:
@@ -372,5 +383,6 @@ def _mask(outline: Any, box: tuple[float, float, float, float], size: tuple[int,
         ImageDraw.Draw(picture).polygon([(x * width, y * height) for x, y in outline], fill=1)
     mask = np.array(picture, dtype=bool)
     left, top = round(box[0] * width / 100), round(box[1] * height / 100)
-    mask[top : top + round(box[3] * height / 100), left : left + round(box[2] * width / 100)] = True
+    right, bottom = left + round(box[2] * width / 100), top + round(box[3] * height / 100)
+    mask[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = True
     return mask

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -17,7 +18,7 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import psutil
 
@@ -51,9 +52,24 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # of a full disk, say
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:  # of a full disk, say
             error.filename = str(path)
         raise
+
+
+def read_object(path: Path, argument: str) -> dict[str, Any]:
+    """A JSON object, UTF-8.
+
+    Raises:
+        ValueError: there is none; the message names `argument` and the file.
+    """
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds {type(found).__name__}, no object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"`{argument}`: {path} is no JSON object: {error}") from error
+    return found
 
 
 def write_atomically(text: str, path: Path) -> None:

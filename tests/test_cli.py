@@ -748,3 +748,31 @@ def test_an_empty_argument_is_not_the_current_folder(words, name, tmp_path, monk
     Image.new("RGB", (8, 8)).save("a.png")
     assert main(["upscale", *words]) == 2
     assert f"`{name}` is empty" in capsys.readouterr().err and [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_an_animation_that_ends_early_is_told_and_its_first_frame_drawn(model, photo, tmp_path, capsys):
+    frames = [Image.effect_noise((24, 20), 20 + number) for number in range(3)]
+    frames[0].save(tmp_path / "whole.gif", save_all=True, append_images=frames[1:])
+    content = (tmp_path / "whole.gif").read_bytes()
+    (tmp_path / "a.gif").write_bytes(content[: len(content) * 8 // 10])
+    arguments = ["-o", tmp_path / "out", "--model", model, "--num_samples", "1", "--outscale", "4", "--all_frames"]
+    assert upscale(tmp_path / "a.gif", *arguments) == 1
+    assert "a.gif" in capsys.readouterr().err and list((tmp_path / "out").glob("a_x4_seed0.png"))
+
+
+def test_results_larger_than_what_is_read_are_finished_and_recognised(model, tmp_path, monkeypatch, capsys):
+    Image.effect_noise((16, 12), 30).convert("RGB").save(tmp_path / "a.png")
+    monkeypatch.setattr("hvae_sr.images.reading.MAX_PIXELS", 1000)  # of the input 192, of the result 3072
+    for suffix in ("jpg", "png"):
+        command = ["--model", model, "--num_samples", "2", "--outscale", "4", "--format", suffix]
+        for said in ("mean of 2 samples", "finished before"):
+            assert upscale(tmp_path / "a.png", *command, "-o", tmp_path / "out") == 0
+            assert said in capsys.readouterr().out
+        like = ["-o", tmp_path / "like", "--like", tmp_path / f"out/a_x4_seed1.{suffix}", "--model", model]
+        assert upscale(tmp_path / "a.png", *like) == 0
+
+
+def test_a_folder_in_the_place_of_the_file_is_told_before_the_export(model, tmp_path, capsys):
+    (tmp_path / "a.onnx").mkdir()
+    assert main(["export", str(tmp_path / "a.onnx"), "--model", str(model)]) == 2
+    assert "must be a file, got the folder" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from hvae_sr.cli import COMMANDS, main, parse
         "a.png b.png -o out --num-samples 3 -s 2 --model natural-x4",
         "-i a.png b.png -o out -s 2 -n natural-x4 --num-samples 3",
         "-o out -s 2 -n natural-x4 --num-samples 3 -i a.png b.png",
+        "--input=a.png b.png -o out -s 2 -n natural-x4 --num-samples 3",
     ],
 )
 def test_habits_of_related_programs_mean_the_same(typed):

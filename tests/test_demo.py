@@ -9,14 +9,14 @@ import zipfile
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 from processes import PATIENCE
 
 from hvae_sr import SuperResolutionPipeline
 from hvae_sr.cli import demo, main
 from hvae_sr.demo import engine as eng
 from hvae_sr.demo.engine import Engine, Refused, Round, Settings, Stopped, describe
-from hvae_sr.images import read_metadata
+from hvae_sr.images import colour, read_metadata
 from hvae_sr.posterior import Recipe
 
 
@@ -302,3 +302,35 @@ def test_the_api_gives_the_pipelines_samples_to_programs(folder, photo, tmp_path
     assert found == {"seeds": [7, 8], "lr_psnr": [round(out.lr_psnr[0], 4) for out in outs]}
     for file, out in zip(files, outs, strict=True):
         assert same(Image.open(file["image"]), out.images[0])
+
+
+@pytest.mark.parametrize("kind", ["RGB", "GRAY"])
+def test_samples_and_their_mean_have_the_profile_of_the_picture(engine, photo, kind, tmp_path):
+    if kind == "GRAY":
+        photo = photo.convert("L")
+        photo.info["icc_profile"] = colour.of_chunks({b"gAMA": (100000).to_bytes(4, "big")}, True)
+    else:
+        photo.info["icc_profile"] = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    picture = engine.read(photo)
+    assert colour.space(picture.info["icc_profile"]) == "RGB"
+    drawn = Round("", picture, Settings("tiny", 0.5), tmp_path)
+    for image, lr_psnr in engine.draw(picture, drawn.settings, engine.recipes("tiny", 0, 2)):
+        drawn.keep(image, Recipe.of(len(drawn.samples), 4), lr_psnr)
+    with zipfile.ZipFile(eng.write_zip(drawn)) as archive:
+        names = [name for name in archive.namelist() if "uncertainty" not in name]
+        profiles = {Image.open(io.BytesIO(archive.read(name))).info.get("icc_profile") for name in names}
+    assert len(names) == 3 and profiles == {picture.info["icc_profile"]}
+
+
+def test_programs_are_told_what_is_wrong(engine, photo):
+    gradio = pytest.importorskip("gradio")
+    from hvae_sr.demo.handlers import Handlers, _mask
+
+    handlers = Handlers(engine)
+    good = {"image": photo, "model": "tiny", "temperature": 0.5, "num_samples": 1, "seed": 0, "consistent": True}
+    assert handlers.upscale(**good)[1]["seeds"] == [0]
+    for name, value in {"model": "nope", "temperature": None, "num_samples": None, "seed": 1e300}.items():
+        with pytest.raises(gradio.Error):
+            handlers.upscale(**{**good, name: value})
+    assert not _mask(None, (-20, -20, 10, 10), (40, 40)).any()
+    assert _mask(None, (-20, -20, 30, 30), (40, 40)).sum() == 16

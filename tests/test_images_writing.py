@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from hvae_sr.images import (
     WIDE_SUFFIXES,
@@ -17,6 +17,7 @@ from hvae_sr.images import (
     load_image,
     read_metadata,
     read_photo,
+    reading,
     save_image,
     to_tensor,
 )
@@ -228,3 +229,79 @@ def test_large_deep_pngs_are_whole_across_the_strips_they_are_written_in(tmp_pat
     buffer = io.BytesIO((tmp_path / "a.png").read_bytes())
     with Image.open(buffer) as opened:
         assert np.array_equal(np.asarray(opened), pixels >> 8)
+
+
+_RAMP = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+OTHER_MODES = {
+    "I;16": Image.fromarray(_RAMP),
+    "I": Image.fromarray(_RAMP.astype(np.int32)),
+    "F": Image.fromarray((_RAMP / 65535).astype(np.float32)),
+    **{mode: Image.new(mode, (8, 8), (10, 90, 30, 20)) for mode in ("CMYK", "RGBa")},
+    **{mode: Image.new(mode, (8, 8), (100, 20, 30)) for mode in ("LAB", "HSV", "YCbCr")},
+    "PA": Image.new("PA", (8, 8), (3, 128)),
+    "1": Image.new("1", (8, 8), 1),
+}
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tiff"])
+@pytest.mark.parametrize("mode", OTHER_MODES)
+def test_a_picture_of_any_mode_is_written_as_it_is_read(tmp_path, mode, suffix):
+    image = OTHER_MODES[mode]
+    save_image(image, tmp_path / f"a.{suffix}")
+    written = np.asarray(load_image(tmp_path / f"a.{suffix}")).astype(int)
+    assert np.abs(written - np.asarray(load_image(image))).max() <= 1 and image.mode == mode
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tiff"])
+def test_a_caption_and_text_that_is_not_ascii_stay_as_they_are(tmp_path, suffix):
+    """Also of a result that is upscaled again, whose own settings go."""
+    exif = Image.Exif()
+    exif[0x10E], exif[0x13B] = "a caption", "Jose M."
+    given = exif.tobytes().replace(b"Jose M.", "José M".encode())
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=given)
+    source = tmp_path / "a.jpg"
+    for seed in (1, 2):
+        photo = read_photo(source)
+        source = tmp_path / f"{seed}.{suffix}"
+        save_image(photo.finish(photo.image), source, {"seed": seed}, photo.exif)
+        tags = Image.open(source).getexif()
+        assert read_metadata(source) == {"seed": seed} and tags[0x10E].splitlines()[0] == "a caption"
+        assert tags[0x13B].encode("latin-1") == "José M".encode() and len(tags[0x10E].splitlines()) <= 2
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tiff"])
+def test_results_larger_than_what_is_read_tell_their_settings(tmp_path, monkeypatch, suffix):
+    save_image(Image.new("L", (80, 80)), tmp_path / f"a.{suffix}", {"seed": 3})
+    monkeypatch.setattr(reading, "MAX_PIXELS", 5000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert read_metadata(tmp_path / f"a.{suffix}") == {"seed": 3}
+    if suffix != "tiff":
+        assert load_image(tmp_path / f"a.{suffix}", limited=False).size == (80, 80)
+        with pytest.raises(ImageError):
+            load_image(tmp_path / f"a.{suffix}")
+
+
+def test_a_foreign_png_larger_than_what_is_read_is_not_decoded_for_settings(tmp_path, monkeypatch):
+    Image.new("L", (80, 80)).save(tmp_path / "a.png")
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", None)
+    assert read_metadata(tmp_path / "a.png") == {}
+
+
+def test_a_profile_of_other_colours_than_those_written_is_left_out(tmp_path):
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile[16:20] = b"CMYK"
+    image = Image.new("CMYK", (8, 8), (10, 90, 30, 20))
+    image.info["icc_profile"] = bytes(profile)
+    for suffix in ("png", "jpg", "webp", "tiff"):
+        save_image(image, tmp_path / f"a.{suffix}")
+        assert "icc_profile" not in Image.open(tmp_path / f"a.{suffix}").info
+
+
+def test_no_format_turns_a_picture_by_what_its_info_says(tmp_path):
+    exif = Image.Exif()
+    exif[0x112] = 6
+    image = Image.new("RGBA", (16, 12))
+    image.info["exif"] = exif.tobytes()
+    for suffix in ("png", "jpg", "webp", "tiff"):
+        save_image(image, tmp_path / f"a.{suffix}")
+        assert Image.open(tmp_path / f"a.{suffix}").size == (16, 12)

@@ -193,3 +193,18 @@ def test_what_cannot_be_read_is_named(folder, tmp_path):
             model_card(folder, **{argument: value})
     with pytest.raises(ValueError, match="`folder`"):
         model_card(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ("5", "training must be a mapping"),
+        ("{hours: abc, watts: 3}", "training's hours must be a finite number >= 0, got 'abc'"),
+        ("{hours: .inf, watts: 10}", "training's hours must be a finite number"),
+        ("{hours: 1, watts: 10, grams_per_kwh: -1}", "training's grams_per_kwh must be"),
+    ],
+)
+def test_costs_that_are_none_are_named(folder, training, said):
+    (folder / "card_notes.md").write_text(f"---\ntraining: {training}\n---\n")
+    with pytest.raises(ValueError, match=f"`notes`: {said}"):
+        model_card(folder)

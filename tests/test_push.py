@@ -136,6 +136,8 @@ def test_a_push_that_was_killed_goes_on_where_it_was(folder, tmp_path):
 
 @pytest.mark.parametrize("repo_id", ["tiny", "a/b/c", "some one/tiny", "someone/tiny..x4"])
 def test_an_id_that_is_none_is_refused_before_anything_is_sent(hub, folder, repo_id, capsys):
+    assert main(["push", str(folder), "--repo_id", repo_id, "--dry-run"]) == 2
+    assert "`--repo-id`" in capsys.readouterr().err
     assert main(["push", str(folder), "--repo_id", repo_id]) == 2
     assert "`--repo-id`" in capsys.readouterr().err and not hub.log
 
@@ -220,3 +222,11 @@ def test_what_is_no_failure_of_the_hub_is_not_called_one(hub, folder, error, mon
     monkeypatch.setattr(HfApi, "create_commit", fails)
     with pytest.raises(type(error), match=str(error)):
         push(folder, REPO)
+
+
+@pytest.mark.parametrize("content", [b"[]", b"null", b"{", b"\xff\xfe", b'{"vdvae": []}', b'{"vdvae": ["hvae_sr"]}'])
+def test_a_damaged_index_is_named(folder, content, capsys):
+    (folder / "model_index.json").write_bytes(content)
+    for command in (["push", str(folder), "--repo-id", REPO, "--dry-run"], ["card", str(folder)]):
+        if command[0] == "push" or not content.startswith(b'{"'):
+            assert main(command) == 2 and "model_index.json" in capsys.readouterr().err

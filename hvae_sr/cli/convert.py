@@ -21,8 +21,8 @@ def run(options: argparse.Namespace) -> int:
     hparams = None
     if options.hparams:
         try:
-            hparams = json.loads(Path(options.hparams).read_text())
-        except (OSError, json.JSONDecodeError) as error:
+            hparams = json.loads(Path(options.hparams).read_text("utf-8"))
+        except (OSError, ValueError) as error:
             raise ValueError(f"`--hparams`: cannot read {options.hparams}: {error}") from None
     if options.preset in COMPARED or (isinstance(hparams, dict) and "architecture" in hparams):
         convert_baseline(options.checkpoint, options.output_dir, preset=options.preset, config=hparams)

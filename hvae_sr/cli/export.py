@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from ..checkpoints.names import resolve
+from ..files import check_writable
 from .common import add_model
 from .terminal import print_line
 
@@ -28,6 +29,9 @@ def run(options: argparse.Namespace) -> int:
     path = Path(options.output)
     if path.suffix != ".onnx":
         raise ValueError(f"`FILE.onnx` must end in .onnx, got {options.output!r}")
+    if path.is_dir():
+        raise ValueError(f"`FILE.onnx` must be a file, got the folder {path}")
+    check_writable(path.parent, "FILE.onnx")
     resolve(options.model)  # a typo should not wait for torch
     from diffusers.utils import logging
 

@@ -120,20 +120,23 @@ def plan(options: argparse.Namespace) -> Plan:
         width, height = load_image(path).size  # a typo should not cost the time to load a model
         if min(width, height) < 2:
             raise ValueError(f"{path}: must be at least 2x2 pixels, is {width}x{height}")
-    jobs = [job for path, where in found.items() for job in _jobs(path, *where, options)]
+    jobs = [job for path, where in found.items() for job in _jobs(path, *where, options, errors)]
     return _apart(jobs, errors)
 
 
-def _jobs(path: Path, root: Path, folder: Path, options: argparse.Namespace) -> list[Job]:
-    from ..images import ImageError, list_frames
+def _jobs(path: Path, root: Path, folder: Path, options: argparse.Namespace, errors: list[Exception]) -> list[Job]:
+    """The frames of a file; what keeps the later ones from being read goes to `errors`, and the first is taken."""
+    from ..images import ImageError, list_frames, load_image
 
     suffix, crop = f".{options.format}", "_crop{}-{}-{}-{}".format(*options.crop) if options.crop else ""
     frames = [""]
     if options.all_frames:
         try:
             frames = list_frames(path)
-        except ImageError:
-            pass  # reported when its turn comes
+        except ImageError as error:
+            with contextlib.suppress(ImageError):  # which is reported when its turn comes
+                load_image(path)
+                errors.append(error)
     if len(frames) == 1:
         return [Job(path, None, root, folder, path.stem, crop, suffix)]
     alike = len(set(frames)) == 1

@@ -88,6 +88,9 @@ def _inputs_first(given: list[str]) -> list[str]:
     for index, argument in enumerate(given):
         if argument == "--":
             break
+        name, equals, value = argument.partition("=")
+        if name in ("-i", "--input", "--inputs") and equals:
+            return [given[0], value, *given[1:index], *given[index + 1 :]]
         if argument in ("-i", "--input", "--inputs"):
             stop = next((i for i in range(index + 1, len(given)) if given[i].startswith("-")), len(given))
             return [given[0], *given[index + 1 : stop], *given[1:index], *given[stop:]]

@@ -17,8 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from ..checkpoints.names import bundled_checkpoints
-    from ..publishing.push import files_to_push, push
+    from ..publishing.push import check_repo_id, files_to_push, push
 
+    check_repo_id(options.repo_id)
     folder = bundled_checkpoints().get(options.folder, Path(options.folder))
     if options.dry_run:
         content = files_to_push(folder)

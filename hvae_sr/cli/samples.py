@@ -75,7 +75,7 @@ def write_results(
             save_image(picture, path, own, exif)
             note = f"LR-PSNR {decibels:.1f} dB"
             if job.suffix in LOSSY_SUFFIXES:
-                own["lr_psnr"] = round(lr_psnr(pipeline.operator, load_image(path), y), 4)
+                own["lr_psnr"] = round(lr_psnr(pipeline.operator, load_image(path, limited=False), y), 4)
                 lossy = f"({job.suffix[1:]} is lossy: {sample.lr_psnr:.1f} dB before)"
                 note = f"LR-PSNR {own['lr_psnr']:.1f} dB as written {lossy}"
                 save_image(picture, path, own, exif)

@@ -42,8 +42,27 @@ def kept_exif(found: Image.Exif, of_tiff: bool) -> bytes:
                     kept[tag] = value
         if ExifTags.IFD.Interop in kept.get(ExifTags.IFD.Exif, ()):
             kept[ExifTags.IFD.Exif][ExifTags.IFD.Interop] = found.get_ifd(ExifTags.IFD.Interop)
+        as_stored(kept)
         return kept.tobytes() if len(kept) else b""
     return b""
+
+
+def as_stored(tags: Image.Exif) -> None:
+    """Texts that are not ASCII as the bytes that a file had: Pillow reads them as Latin-1, and would write "?"."""
+    parts = [tags[tag] if isinstance(tags[tag], dict) else tags.get_ifd(tag) for tag in POINTERS if tag in tags]
+    for found in (tags, *parts):
+        for tag, value in dict(found).items():
+            if isinstance(value, str) and not value.isascii():
+                with contextlib.suppress(UnicodeEncodeError):
+                    found[tag] = value.encode("latin-1")
+
+
+def add_settings(tags: Image.Exif, settings: str) -> None:
+    """Puts settings into ImageDescription, on a line of their own after a photograph's caption."""
+    caption = tags.get(EXIF_DESCRIPTION, "")
+    caption = caption.decode("latin-1") if isinstance(caption, bytes) else str(caption)
+    caption = caption.partition(EXIF_PREFIX)[0].rstrip()  # without the settings of an input that was itself a result
+    tags[EXIF_DESCRIPTION] = (f"{caption}\n" if caption else "") + EXIF_PREFIX + settings
 
 
 def orientation(exif: Image.Exif) -> int:
@@ -85,10 +104,10 @@ def fit_into_jpeg(tags: Image.Exif, exif: bytes) -> None:
     tags.get_ifd(ExifTags.IFD.Exif).pop(_MAKER_NOTE, None)
     what = "the maker's notes of a photograph's EXIF"
     if len(tags.tobytes()) > LONGEST_EXIF:
-        settings = str(tags.get(EXIF_DESCRIPTION, ""))
+        settings = str(tags.get(EXIF_DESCRIPTION, "")).partition(EXIF_PREFIX)[2]
         tags.clear()
-        if settings.startswith(EXIF_PREFIX):
-            tags[EXIF_DESCRIPTION] = settings
+        if settings:
+            add_settings(tags, settings)
         what = "a photograph's EXIF"
     _warn_once(what, exif)
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -81,7 +82,7 @@ class _Decoded:
         return None if self.pixels.shape[2] % 2 else self.pixels[..., -1]
 
 
-def load_image(source: PathLike | Image.Image) -> Image.Image:
+def load_image(source: PathLike | Image.Image, limited: bool = True) -> Image.Image:
     """Read an image as 8-bit RGB, upright.
 
     The EXIF orientation is applied, and only the first frame of an animation is read. Modes are converted so:
@@ -97,16 +98,17 @@ def load_image(source: PathLike | Image.Image) -> Image.Image:
 
     Args:
         source: A path, or a PIL image (left as it is; a new image is returned).
+        limited: Whether images of more than `MAX_PIXELS` are refused; not those that one has written oneself.
 
     Returns:
         A PIL image of mode RGB. An ICC profile is kept in `info["icc_profile"]`, as `save_image` expects; that of a
         grey file as one of RGB.
 
     Raises:
-        ImageError: The file is missing, empty, damaged, truncated, no image, or too large (Pillow's limit
-            against decompression bombs, and `MAX_PIXELS`).
+        ImageError: The file is missing, empty, damaged, truncated, no image, or too large (`MAX_PIXELS`, and
+            Pillow's limit against decompression bombs).
     """
-    decoded = _decoded(source)
+    decoded = _decoded(source, None, limited)
     image = Image.fromarray(to_8_bits(_seen(decoded)))
     profile = colour.matched(decoded.profile, False)
     image.info = {"icc_profile": profile} if profile else {}
@@ -185,12 +187,13 @@ def read_metadata(path: PathLike) -> dict[str, Any]:
         if kind == "TIFF":
             description = str(_page(file, 0)[1].get(metadata.EXIF_DESCRIPTION))
         elif kind != "HEIF":
-            with _pillow(file) as image:
+            with _pillow(file, limited=False) as image:  # of any size: nothing is decoded
                 text = image.info.get(metadata.METADATA_KEY)
-                description = str(image.getexif().get(metadata.EXIF_DESCRIPTION)) if text is None else ""
+                if text is None and (image.format != "PNG" or "exif" in image.info):  # else Pillow looks behind pixels
+                    description = str(image.getexif().get(metadata.EXIF_DESCRIPTION))
         if text is None:
-            before, prefix, text = description.partition(metadata.EXIF_PREFIX)
-            if before or not prefix:
+            caption, prefix, text = description.partition(metadata.EXIF_PREFIX)
+            if not prefix or not (not caption or caption.endswith("\n")):
                 return {}
         if len(text) > metadata.MAX_METADATA:
             raise ValueError(f"the settings take {len(text)} characters")
@@ -226,17 +229,17 @@ def _opened(source: PathLike) -> Iterator[tuple[io.BufferedReader, str]]:
         yield file, kind
 
 
-def _decoded(source: PathLike | Image.Image, frame: int | None = None) -> _Decoded:
+def _decoded(source: PathLike | Image.Image, frame: int | None = None, limited: bool = True) -> _Decoded:
     if isinstance(source, Image.Image):
         with image_errors("image"):
-            return _from_pillow(source, frame)
+            return _from_pillow(source, frame, limited)
     with _opened(source) as (file, kind):
         if kind == "TIFF":
             return _from_tiff(file, frame or 0)
         if kind == "HEIF":
             return _from_heif(file, frame)
-        with _pillow(file) as image:
-            return _from_pillow(image, frame)
+        with _pillow(file, limited) as image:
+            return _from_pillow(image, frame, limited)
 
 
 @cache
@@ -246,8 +249,8 @@ def _known_formats() -> list[str]:
     return [name for name in _FORMATS if name in Image.OPEN]
 
 
-def _pillow(file: IO[bytes]) -> Image.Image:
-    """The image, checked by what its header says."""
+def _pillow(file: IO[bytes], limited: bool = True) -> Image.Image:
+    """The image, checked by what its header says, unless it may be of any size."""
     head = file.read(21)
     file.seek(0)
     data = file
@@ -256,18 +259,32 @@ def _pillow(file: IO[bytes]) -> Image.Image:
         flagged = bytearray(file.read())
         flagged[20] |= 0x10
         data = io.BytesIO(bytes(flagged))
+    if not limited:
+        return _open_unchecked(data)
     image = Image.open(data, formats=_known_formats())
-    _check_size(image.size)
+    _check_size(image.size, limited)
     _check_plausible(image, file.seek(0, io.SEEK_END))
     return image
 
 
-def _from_pillow(image: Image.Image, frame: int | None = None) -> _Decoded:
+def _open_unchecked(file: IO[bytes]) -> Image.Image:
+    """`Image.open` without its limit of pixels, which is one of the process."""
+    head = file.read(16)
+    for name in _known_formats():
+        opens, accepts = Image.OPEN[name]
+        file.seek(0)
+        if accepts is None or accepts(head) is True:
+            with contextlib.suppress(SyntaxError, IndexError, TypeError, KeyError, EOFError, struct.error):
+                return opens(file, "")
+    raise UnidentifiedImageError("cannot identify image file")
+
+
+def _from_pillow(image: Image.Image, frame: int | None = None, limited: bool = True) -> _Decoded:
     if frame is not None:
         if image.format == "MPO" and frame != image.tell():
             image.info.clear()  # or what the frame does not say would be what another one says
         image.seek(frame)
-    _check_size(image.size)
+    _check_size(image.size, limited)
     warnings: list[str] = []
     chunks: dict[bytes, bytes] = {}
     raw, wide = None, None
@@ -387,11 +404,11 @@ def _channels(image: Image.Image, profile: bytes, warnings: list[str]) -> np.nda
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
-def _check_size(size: tuple[int, int]) -> None:
+def _check_size(size: tuple[int, int], limited: bool = True) -> None:
     width, height = size
     if min(size) < 1:
         raise ValueError(f"the image has no pixels: size {size}")
-    if width * height > MAX_PIXELS:
+    if limited and width * height > MAX_PIXELS:
         limit = MAX_PIXELS / 1e6
         raise ValueError(f"{width}x{height} pixels are more than the {limit:.0f} megapixels that are read")
 

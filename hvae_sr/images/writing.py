@@ -16,7 +16,7 @@ from ..files import replacing
 from . import colour, png, tiff
 from .arrays import to_pil
 from .errors import ImageError, PathLike
-from .metadata import EXIF_DESCRIPTION, EXIF_PREFIX, LONGEST_EXIF, METADATA_KEY, describe, fit_into_jpeg
+from .metadata import LONGEST_EXIF, METADATA_KEY, add_settings, as_stored, describe, fit_into_jpeg
 from .photo import WideImage
 from .reading import load_image
 
@@ -32,6 +32,8 @@ _SAVE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 SUFFIXES = tuple(_SAVE_OPTIONS)
 LOSSY_SUFFIXES = (".jpg", ".jpeg")
+_WIDE = ("I", "I;16")
+"""Modes of 16 bits that PNG holds."""
 WIDE_SUFFIXES = (".png", ".tif", ".tiff")
 """Of formats that hold 16 bits a channel."""
 
@@ -54,7 +56,8 @@ def save_image(
             keeps in its `info` is written: profile, resolution, chunks of a PNG.
         path: `.png`, `.jpg`, `.jpeg`, `.webp`, `.tif` or `.tiff`, in a folder that exists.
         metadata: Settings to keep in the file as JSON (arrays as lists, what JSON lacks as str): in a PNG's
-            text chunk "hvae-sr", elsewhere in the EXIF or TIFF tag ImageDescription. See `read_metadata`.
+            text chunk "hvae-sr", elsewhere in the EXIF or TIFF tag ImageDescription, on a line after the caption that
+            `exif` may have there. See `read_metadata`.
         exif: EXIF to keep beside them, as in `Photo.exif`; of size and resolution it is made to tell those of `image`.
         quality: Of a JPEG, or of a WebP that may lose, 1 to 100; others ignore it.
 
@@ -88,7 +91,7 @@ def save_image(
         if file_format == "PNG":
             info.add_text(METADATA_KEY, text)
         else:
-            tags[EXIF_DESCRIPTION] = EXIF_PREFIX + text
+            add_settings(tags, text)
     for name, data in chunks or ():
         if file_format == "PNG" and not (profile and name == b"sRGB"):
             info.add(name, data)
@@ -98,6 +101,7 @@ def save_image(
         fit_into_jpeg(tags, exif)
         if len(tags.tobytes()) > LONGEST_EXIF:
             raise ImageError(f"{path}: the settings are longer than the 64 kB that a JPEG has room for")
+    as_stored(tags)
     with replacing(path) as file:
         if file_format == "TIFF":
             pixels = image.pixels if isinstance(image, WideImage) else np.asarray(image)
@@ -114,8 +118,13 @@ def save_image(
 
 def _in_a_mode_of(file_format: str, image: Image.Image, profile: bytes) -> tuple[Image.Image, bytes]:
     """The image, and its profile, in a mode that the format holds."""
+    if image.mode in ("RGBa", "PA", "La"):
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA") and not (file_format == "PNG" and image.mode in _WIDE):
+        image = _as_read(image)
+        profile = image.info.get("icc_profile", b"")
     if file_format == "JPEG" and image.mode not in ("L", "RGB"):
-        return load_image(image).convert("L" if image.mode == "LA" else "RGB"), profile
+        return _as_read(image).convert("L" if image.mode == "LA" else "RGB"), profile
     if file_format == "WEBP" and image.mode not in ("RGB", "RGBA"):
         converted = colour.to_srgb(image.getchannel(0), profile) if colour.space(profile) == "GRAY" else None
         if image.mode != "LA":
@@ -126,6 +135,13 @@ def _in_a_mode_of(file_format: str, image: Image.Image, profile: bytes) -> tuple
     if file_format == "TIFF" and image.mode not in ("L", "LA", "RGB", "RGBA"):
         return image.convert("RGBA" if image.has_transparency_data else "RGB"), profile
     return image, profile
+
+
+def _as_read(image: Image.Image) -> Image.Image:
+    """`load_image` of the pixels as they stand: what else its `info` says was applied, or is written beside them."""
+    bare = image.copy()
+    bare.info = {name: image.info[name] for name in ("icc_profile", "transparency") if name in image.info}
+    return load_image(bare, limited=False)
 
 
 @functools.lru_cache(maxsize=16)

@@ -5,12 +5,13 @@ this file. What only people know is in the folder's `card_notes.md`: YAML metada
 replace or extend the others.
 """
 
-import json
+import math
 import os
 import re
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..checkpoints.convert import PRESETS
 from ..evaluation import read_report
 from ..evaluation.tables import command_line, kept_rows, markdown_lines, part_of, table
-from ..files import write_atomically
+from ..files import read_object, write_atomically
 from ..pictures import CONTACT_SHEET
 
 NOTES_FILE = "card_notes.md"
@@ -84,7 +85,10 @@ def model_card(
     found = root / NOTES_FILE
     metadata, sections = _read_notes(Path(notes) if notes is not None else found if found.is_file() else None)
     loaded = [_read_report(report) for report in reports]
-    emissions, cost = _emissions(metadata.pop("training", None) or {})
+    training = metadata.pop("training", None) or {}
+    if not isinstance(training, Mapping):
+        raise ValueError(f"`notes`: training must be a mapping such as 'hours: 3', got {training!r}")
+    emissions, cost = _emissions(training)
     name = str(metadata.pop("model_name", root.resolve().name))
     results = [result for report in loaded for result in _eval_results(report, model)]
     data = ModelCardData(
@@ -147,16 +151,16 @@ def _describe(root: Path) -> dict[str, Any]:
     index = root / "model_index.json"
     is_pipeline = index.is_file()
     try:
-        settings = json.loads(index.read_text()) if is_pipeline else {}
+        settings = read_object(index, "folder") if is_pipeline else {}
         system = settings.get("_class_name")
         if system in PIPELINES and system != "SuperResolutionPipeline":
             raise ValueError(f"`folder`: {root} is of a compared system ({system}), of which no card is made.")
         models = {}
         for name in ("vdvae", "lr_encoder") if is_pipeline else ("",):
-            config = json.loads((root / name / "config.json").read_text())
+            config = read_object(root / name / "config.json", "folder")
             with torch.device("meta"):
                 models[name or "vdvae"] = classes[config["_class_name"]].from_config(config)
-    except (OSError, json.JSONDecodeError, KeyError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f"`folder`: {root} is no folder of a pipeline or of a VDVAE: {error}") from error
     vdvae, network = models["vdvae"], models.get("lr_encoder")
     tags = ["hierarchical-vae", "vdvae"]
@@ -308,6 +312,10 @@ def _eval_results(report: dict[str, Any], model: dict[str, Any]) -> list[EvalRes
 
 def _emissions(cost: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
     """Energy and emissions of training, in the Hub's terms and in words, where hours and watts are known."""
+    numbers = {name: cost[name] for name in ("hours", "watts", "grams_per_kwh") if cost.get(name) is not None}
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
+            raise ValueError(f"`notes`: training's {name} must be a finite number >= 0, got {value!r}")
     if not (cost.get("hours") and cost.get("watts")):
         return None, ""
     kwh, intensity = (

@@ -1,6 +1,5 @@
 """Uploads of a model's folder to the Hub: which files, and one commit that is whole or absent."""
 
-import json
 import logging
 import os
 import time
@@ -10,6 +9,9 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id
 
+from ..files import read_object
+from ..pipelines.baselines import pipeline_class
+from ..pipelines.inputs import check_components
 from .card import model_card
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,9 @@ def files_to_push(folder: str | os.PathLike[str]) -> dict[str, Path | bytes]:
     is_pipeline = (root / "model_index.json").is_file()
     if not is_pipeline and not (root / "config.json").is_file():
         raise ValueError(f"`folder`: {root} holds neither model_index.json nor config.json")
+    index = read_object(root / "model_index.json", "folder") if is_pipeline else {}
+    if is_pipeline:
+        check_components(index, pipeline_class(root).component_classes)
     found: dict[str, Path | bytes] = {}
     for path in sorted(root.rglob("*")):
         relative = path.relative_to(root)
@@ -63,12 +68,22 @@ def files_to_push(folder: str | os.PathLike[str]) -> dict[str, Path | bytes]:
         raise ValueError(f"`folder`: {root} holds no weights (*.safetensors)")
     if is_pipeline:
         found.setdefault(PIPELINE_FILE, PIPELINE_CODE.encode())
-        for component, kind in json.loads((root / "model_index.json").read_text()).items():
-            if isinstance(kind, list) and kind[0] == "hvae_sr":
+        for component, kind in index.items():
+            if isinstance(kind, list) and kind[:1] == ["hvae_sr"]:
                 found[f"{component}/hvae_sr.py"] = _COMPONENT_CODE.format(name=kind[1]).encode()
     if "README.md" not in found:
         found["README.md"] = model_card(root).encode()
     return dict(sorted(found.items()))
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raises a ValueError unless an id is "owner/name" as the Hub takes it."""
+    if repo_id.count("/") != 1:
+        raise ValueError(f"`repo_id` must be owner/name, got {repo_id!r}")
+    try:
+        validate_repo_id(repo_id)
+    except ValueError as error:
+        raise ValueError(f"`repo_id`: {error}") from None
 
 
 def push(
@@ -103,12 +118,7 @@ def push(
         ValueError: a folder, id, card or token that will not do.
         OSError: the network or the server still fails after the last attempt.
     """
-    if repo_id.count("/") != 1:
-        raise ValueError(f"`repo_id` must be owner/name, got {repo_id!r}")
-    try:
-        validate_repo_id(repo_id)
-    except ValueError as error:
-        raise ValueError(f"`repo_id`: {error}") from None
+    check_repo_id(repo_id)
     content = files_to_push(folder)
     api = HfApi(token=token)
     for attempt in range(attempts):
