@@ -89,7 +89,8 @@ def measure(pipe: Any, folder: Path, name: str, run: Mapping[str, float], given:
     """The report of `hvae-sr evaluate` (paper's protocol), and seconds and network evaluations of a sample."""
     from hvae_sr.evaluation import evaluate, load_perceptual, read_report, write_report
 
-    path = folder / f"report-{run['updates']:.0f}-{given.num_images}x{given.num_samples}-{given.steps}.json"
+    what = f"x{given.scale}-{run['updates']:.0f}-{given.num_images}x{given.num_samples}-{given.steps}"
+    path = folder / f"report-{what}.json"  # DPS' folder serves every factor
     if not path.is_file():
         perceptual = load_perceptual(("brisque", "lpips", "lpips_vgg"), lpips_weights=given.lpips_weights)
         temperatures = TEMPERATURES if getattr(pipe, "has_temperature", True) else (1.0,)

@@ -1,5 +1,6 @@
 """The experiment on faces: its data, its systems and its document. Nothing is trained here."""
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -85,3 +86,32 @@ def test_the_document_has_every_claim_with_its_figures(tmp_path: Path) -> None:
     assert verdicts["CVDVAE is more than 500 times faster than the sequential methods at their published steps"]
     assert verdicts["For k large enough, but below all, U_k^4 is below half a grey level"]
     assert "images/faces/samples-x4.png" in text
+
+
+def test_a_prior_that_serves_every_factor_is_measured_at_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data" / "test").mkdir(parents=True)
+    Image.new("RGB", (64, 64)).save(tmp_path / "data" / "test" / "0.png")
+    made: list[Path] = []
+
+    def evaluated(*_: object, report_path: Path, **__: object) -> dict[str, object]:
+        made.append(report_path)
+        return {}
+
+    monkeypatch.setattr("hvae_sr.evaluation.evaluate", evaluated)
+    monkeypatch.setattr("hvae_sr.evaluation.load_perceptual", lambda *_, **__: None)
+    monkeypatch.setattr("hvae_sr.evaluation.write_report", lambda report, path: path.write_text("{}"))
+    monkeypatch.setattr("hvae_sr.evaluation.read_report", lambda path: {"path": path})
+
+    class Pipe:
+        has_temperature, config, components = False, dict[str, int](), dict[str, object]()
+
+        def __call__(self, image: Image.Image, seed: int) -> None:
+            assert image.size == (64 // scale, 64 // scale)
+
+    found = []
+    for scale in (4, 8, 4):
+        given = argparse.Namespace(
+            scale=scale, num_images=1, num_samples=1, steps=2, lpips_weights=None, output_dir=tmp_path
+        )
+        found.append(faces.measure(Pipe(), tmp_path, "DPS", {"updates": 3}, given)["report"]["path"])
+    assert found[0] == found[2] != found[1] and len(made) == 2
