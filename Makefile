@@ -54,7 +54,8 @@ dist-check:
 	$(PYTHON) benchmarks/dist_check.py
 
 # The lowest versions of the dependencies, some gigabytes, and the tests that tell most about them.
-LOWEST_TESTS ?= tests/test_loading.py tests/test_pipeline.py tests/test_images.py tests/test_datasets.py tests/test_demo.py \
+LOWEST_TESTS ?= tests/test_loading.py tests/test_pipeline.py tests/test_images.py tests/test_images_cases.py \
+	tests/test_images_photo.py tests/test_images_writing.py tests/test_datasets.py tests/test_demo.py \
 	tests/training/test_training.py
 test-lowest:
 	$(PYTHON) -m venv --clear $(VENV)-lowest

@@ -55,7 +55,7 @@ def transparent(image: Image.Image, pixels: np.ndarray, raw: Any) -> np.ndarray 
     key = image.info.get("transparency")
     if not isinstance(key, (int, tuple)) or len(np.atleast_1d(key)) != pixels.shape[2]:
         return None
-    bits = {"L;2": 2, "L;4": 4}.get(raw, 8 * pixels.itemsize)
+    bits = {"1": 1, "L;2": 2, "L;4": 4}.get(raw, 8 * pixels.itemsize)
     scale = (2 ** (8 * pixels.itemsize) - 1) // (2**bits - 1)  # Pillow scales the levels, and not this one
     return (pixels == (np.atleast_1d(key) & (2**bits - 1)) * scale).all(axis=-1)
 

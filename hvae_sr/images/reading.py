@@ -335,7 +335,8 @@ def _from_tiff(file: io.BufferedReader, number: int) -> _Decoded:
                 return _from_pillow(image)
     exif = Image.Exif()
     with contextlib.suppress(Exception):  # unreadable EXIF says nothing about the pixels
-        exif.bigtiff, exif.endian = b"+" in tags._get_ifh()[2:4], "<" if tags.prefix == b"II" else ">"
+        file.seek(2)
+        exif.bigtiff, exif.endian = b"+" in file.read(2), "<" if tags.prefix == b"II" else ">"
         exif.load_from_fp(file, offset)
         for tag in tiff.POINTERS:
             exif.get_ifd(tag)  # while the file is open
