@@ -1,7 +1,6 @@
 """Published .th/.ckpt/.h5 checkpoints to save_pretrained folders."""
 
 import argparse
-import json
 from pathlib import Path
 
 
@@ -17,14 +16,10 @@ def run(options: argparse.Namespace) -> int:
     from ..checkpoints.compared import PRESETS as COMPARED
     from ..checkpoints.compared import convert_baseline
     from ..checkpoints.convert import PRESETS, convert
+    from ..files import read_object
 
-    hparams = None
-    if options.hparams:
-        try:
-            hparams = json.loads(Path(options.hparams).read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"`--hparams`: cannot read {options.hparams}: {error}") from None
-    if options.preset in COMPARED or (isinstance(hparams, dict) and "architecture" in hparams):
+    hparams = read_object(Path(options.hparams), "--hparams") if options.hparams else None
+    if options.preset in COMPARED or (hparams is not None and "architecture" in hparams):
         convert_baseline(options.checkpoint, options.output_dir, preset=options.preset, config=hparams)
     elif options.preset is not None and options.preset not in PRESETS:
         raise ValueError(f"`--preset` must be one of {', '.join([*PRESETS, *COMPARED])}, got {options.preset!r}")
