@@ -53,8 +53,9 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Names of documents, `docs/speed.md`, become links to their pages."""
+    """Names of documents, `docs/speed.md`, become links to their pages; pictures of models are those of `on_files`."""
     here = page.file.src_uri.count("/")
+    markdown = re.sub(r"\]\(\.\./hub_configs/([\w-]+)/images/", r"](gallery/\1/", markdown)
 
     def link(match: re.Match[str]) -> str:
         name = match[1]

@@ -25,6 +25,8 @@ import psutil
 _NAME = re.compile(r"\.hvae-sr-(?:([0-9a-f]{8})-([0-9]+)-)?[0-9a-f]{16}\.tmp")
 CONFIG = "config.json"
 """What diffusers loads a network by."""
+WEIGHTS = re.compile(r".*\.safetensors(\.index(\..+)?\.json)?")
+"""Names of files of weights and of the indices of their parts, of any variant."""
 _AGE_OF_STRANGERS = 24 * 3600.0
 """Seconds after which a file that a process of another machine has not written to is given up: one takes seconds."""
 

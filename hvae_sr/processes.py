@@ -1,6 +1,7 @@
 """The processes that share a command's work, as `accelerate launch` and `torchrun` start them."""
 
 from datetime import timedelta
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -18,3 +19,8 @@ def process_state() -> PartialState:
     """
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     return PartialState(cpu=cpu, timeout=timedelta(days=7))
+
+
+def bar_options(shown: bool) -> dict[str, Any]:
+    """What tqdm is told of a bar: nothing of one that is shown, or TQDM_DISABLE would be overruled."""
+    return {} if shown else {"disable": True}

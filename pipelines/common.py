@@ -62,6 +62,8 @@ class PhotoPipeline(DiffusionPipeline):
             OSError: what the Hub answers.
         """
         folder = resolve(pretrained_model_name_or_path)
+        if os.path.isdir(folder) and not os.path.isfile(os.path.join(folder, "model_index.json")):
+            raise ValueError(f"cannot load {folder!r}: it holds no model_index.json, so no pipeline")
         dtype = given_dtype(kwargs)
         if dtype is not None:
             kwargs["dtype"] = dtype

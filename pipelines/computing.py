@@ -270,21 +270,24 @@ class Computing:
         """
         networks = (self.vdvae, self.lr_encoder)
         dtype = None if self.inference_dtype == self.vdvae.dtype else self.inference_dtype
-        with _free:
-            _free.wait_for(lambda: all(_running.get(id(network), (0, 0, dtype))[2] == dtype for network in networks))
-            before = [_running.setdefault(id(network), [0, network.compute_dtype, dtype]) for network in networks]
-            for network, entry in zip(networks, before, strict=True):
-                entry[0] += 1
-                if network.compute_dtype != dtype:
-                    network.set_compute_dtype(dtype)
+        counted: list[tuple[Any, list[Any]]] = []
         try:
+            with _free:
+                _free.wait_for(lambda: all(_running.get(id(each), (0, 0, dtype))[2] == dtype for each in networks))
+                for network in networks:
+                    entry = _running.get(id(network)) or [0, network.compute_dtype, dtype]
+                    counted.append((network, entry))  # first, as Ctrl-C may come between any two lines
+                    entry[0] += 1
+                    _running[id(network)] = entry
+                    if network.compute_dtype != dtype:
+                        network.set_compute_dtype(dtype)
             yield
         finally:
             with _free:
-                for network, entry in zip(networks, before, strict=True):
+                for network, entry in counted:
                     entry[0] -= 1
-                    if not entry[0]:
-                        del _running[id(network)]
+                    if entry[0] <= 0:
+                        _running.pop(id(network), None)
                         network.set_compute_dtype(entry[1])
                 _free.notify_all()
 

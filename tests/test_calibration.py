@@ -1,6 +1,7 @@
 """Intervals that keep their promise: split conformal prediction, its factor in the pipeline, the command."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -152,11 +153,55 @@ def test_the_command_writes_a_model_that_is_calibrated(make_pipeline, tmp_path, 
     assert main([*command[:-6], "-o", str(tmp_path / "model"), *command[-4:]]) == 0  # in place
     assert SuperResolutionPipeline.from_pretrained(tmp_path / "model").calibration == pipe.calibration
     assert main([*command, "--num-images", "4"]) == 2
-    assert "`images` must be at least 9" in capsys.readouterr().err
+    assert "`--data`: images must be at least 9" in capsys.readouterr().err
     low = tmp_path / "low"
     low.mkdir()
     assert main([*command, "--low", str(low)]) == 2
     assert "--low" in capsys.readouterr().err
+
+
+def calibrated(tmp_path, model, output):
+    """The status of the command, of a saved model."""
+    data = tmp_path / "photos"
+    data.mkdir(exist_ok=True)
+    for number, photo in enumerate(photos(10, side=24)):
+        Image.fromarray((255 * photo).astype(np.uint8)).save(data / f"{number}.png")
+    words = ["calibrate", "--model", model, "--data", data, "--num-samples", 2, "--size", 16, "-o", output]
+    return main([*map(str, words), "--device", "cpu", "--dtype", "float32"])
+
+
+def test_nothing_of_another_model_stays_in_the_folder(make_pipeline, tmp_path):
+    """Its shards and their index would be loaded instead of the weights beside them."""
+    one, other = make_pipeline("vdvae-sr"), make_pipeline("vdvae-sr", seed=7, lr={"seed": 8})
+    other.save_pretrained(tmp_path / "model")
+    one.save_pretrained(tmp_path / "out", max_shard_size="2KB")
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    assert len(list((tmp_path / "out").rglob("*.safetensors"))) > 2
+    assert calibrated(tmp_path, tmp_path / "model", tmp_path / "out") == 0
+    assert len(list((tmp_path / "out").rglob("*.safetensors"))) == 2
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+    found = SuperResolutionPipeline.from_pretrained(tmp_path / "out")
+    for name, network in other.components.items():
+        for key, value in network.state_dict().items():
+            assert torch.equal(getattr(found, name).state_dict()[key], value), key
+
+
+def test_a_model_that_cannot_be_copied_leaves_what_was_there(make_pipeline, tmp_path, monkeypatch, capsys):
+    one, other = make_pipeline("vdvae-sr"), make_pipeline("vdvae-sr", seed=7, lr={"seed": 8})
+    other.save_pretrained(tmp_path / "model")
+    one.save_pretrained(tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    copyfile = shutil.copyfile
+
+    def full(source, target):
+        if "safetensors" in str(source) and "vdvae" in str(source):
+            raise OSError(28, "No space left on device", str(target))
+        return copyfile(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    assert calibrated(tmp_path, tmp_path / "model", tmp_path / "out") == 2
+    assert "No space left" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("temperature", [None, [0.5, 1.0], True])

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from processes import output, run
 
 from hvae_sr import VDVAE, Downsampling, LRConditioner, SuperResolutionPipeline, __version__
 from hvae_sr.cli import main
+from hvae_sr.cli.settings import _settings_in
 from hvae_sr.cli.terminal import print_line, progress
 from hvae_sr.cli.timing import announce, duration, evaluated_pixels
 from hvae_sr.images import WideImage, read_metadata, read_photo, save_image, to_tensor
@@ -389,6 +391,38 @@ def test_only_names_that_collide_are_changed_and_only_files_of_one_name_are_refu
     assert f"{tmp_path / 'other' / 'b.png'}: its results would replace those of" in output.err
 
 
+@pytest.mark.parametrize("more", [[], ["--overwrite"]])
+def test_a_result_does_not_replace_another_input(more, model, photo, tmp_path, capsys):
+    options = ["--model", model, "--num_samples", 1]
+    assert upscale(photo, *options) == 0
+    second = tmp_path / "photo_x4_seed0.png"
+    before = second.read_bytes()
+    assert upscale(photo, second, *options, "--temperature", 0.1, *more) == 1
+    assert f"{photo}: {second} is in the way, another input" in capsys.readouterr().err
+    assert second.read_bytes() == before and (tmp_path / "photo_x4_seed0_x4_seed0.png").exists()
+    assert upscale(photo, second, *options, "-o", tmp_path / "out") == 0
+
+
+def test_a_finished_result_may_be_an_input_too(model, photo, tmp_path, capsys):
+    options = ["--model", model, "--num_samples", 1]
+    assert upscale(photo, *options) == 0
+    assert upscale(photo, tmp_path / "photo_x4_seed0.png", *options) == 0
+    assert "1 upscaled, 1 finished before" in capsys.readouterr().out
+
+
+def test_a_folder_of_results_alone_is_told_from_an_empty_one(model, photo, tmp_path, capsys):
+    assert upscale(photo, "-o", tmp_path / "out", "--model", model, "--num_samples", 1) == 0
+    assert upscale(tmp_path / "out", "--model", model) == 2
+    assert "no images in" in (error := capsys.readouterr().err) and "but 1 results of this command" in error
+
+
+def test_a_file_that_is_named_in_two_ways_is_one(model, photo, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert upscale("photo.png", photo, Path("..") / tmp_path.name / "photo.png", "-o", "out", "--model", model) == 0
+    assert len(list((tmp_path / "out").iterdir())) == 7  # five samples, mean and map
+    assert "failed" not in capsys.readouterr().out
+
+
 def test_names_that_are_too_long_for_results_are_refused_before_sampling(model, photo, tmp_path, capsys):
     long = photo.rename(tmp_path / f"{'ü' * 122}.png")
     assert upscale(long, "-o", tmp_path / "out", "--model", model, "--num_samples", 1) == 1
@@ -619,6 +653,14 @@ def test_like_repeats_the_settings_of_a_file(model, photo, tmp_path, capsys):
     mean = tmp_path / "a" / "photo_x3_mean.png"
     assert upscale(photo, "-o", tmp_path / "c", "--model", model, "--like", mean) == 0
     assert (tmp_path / "c" / mean.name).read_bytes() == mean.read_bytes()
+
+
+def test_like_repeats_results_of_thousands_of_samples(model, photo, tmp_path):
+    first = tmp_path / "a" / "photo_x4_mean.png"
+    upscale(photo, "-o", tmp_path / "a", "--model", model, "--num_samples", 2)
+    settings = {**read_metadata(first), "seeds": list(range(3000))}
+    save_image(Image.open(first), first, metadata=settings)
+    assert _settings_in(str(first))["seeds"] == list(range(3000))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])

@@ -28,6 +28,7 @@ def test_habits_of_related_programs_mean_the_same(typed):
     ("typed", "said", "usage"),
     [
         ("upscael a.png", "did you mean `hvae-sr upscale`?", "commands: upscale, "),
+        ("--verson", "no option --verson; did you mean --version?", "commands: upscale, "),
         ("upscale a.png --num-sampels 3", "no option --num-sampels; did you mean --num-samples?", "hvae-sr upscale"),
         ("upscale a.png --num 3", "no option --num", "hvae-sr upscale"),  # no silent abbreviation
         ("upscale a.png --num_images_per_prompt 3", "did you mean --num-samples?", "hvae-sr upscale"),

@@ -12,13 +12,17 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from hvae_sr import VDVAE, SuperResolutionPipeline
+from hvae_sr.images import read_photo
+from hvae_sr.images.degradation import inspect
 from hvae_sr.models.blocks import Convolution
 from hvae_sr.noise import CounterNoise
+from hvae_sr.pipelines import computing
 from hvae_sr.pipelines.computing import fast_dtype
 
 over_kinds = pytest.mark.parametrize("kind", ["cvdvae", "vdvae-sr"])
@@ -123,6 +127,27 @@ def test_the_compute_dtype_is_put_back_after_each_evaluation(make_pipeline: Any)
     assert pipe.vdvae.blocks[0].resnet.c1.compute_dtype is None is pipe.lr_encoder.compute_dtype
     next(samples)
     assert seen == [torch.bfloat16] * 2 and pipe.vdvae.blocks[0].prior_head.c1.compute_dtype is None
+
+
+def test_an_evaluation_that_is_stopped_while_it_begins_holds_up_no_other(
+    make_pipeline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = make_pipeline()
+    pipe.enable_fast_inference(torch.bfloat16)
+    expected = pipe(photo(), seed=0, output_type="pt").images
+
+    def stopped(*_: Any) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(pipe.vdvae), "set_compute_dtype", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        pipe(photo(), seed=0)
+    assert not computing._running
+    pipe.disable_fast_inference()
+    pipe(photo(), seed=0)
+    pipe.enable_fast_inference(torch.bfloat16)
+    assert torch.equal(pipe(photo(), seed=0, output_type="pt").images, expected)
 
 
 @pytest.mark.parametrize("dtype", ["float32", 7, torch.int8, torch.float64])
@@ -370,6 +395,18 @@ def test_the_defaults_of_the_process_change_neither_noise_nor_quantiles(make_pip
         torch.set_default_device(None)
         torch.set_default_dtype(torch.float32)
     assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(found, expected * 2, strict=True))
+
+
+def test_pixels_stay_on_the_processor_whatever_the_default_device() -> None:
+    grey = Image.fromarray(np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16))
+    drawn, noisy = torch.rand(3, 64, 64), torch.rand(3, 64, 64)
+    expected = read_photo(grey).finish(drawn, keep_grey=True, bits=16).pixels, inspect(noisy)
+    try:
+        torch.set_default_device("meta")
+        found = read_photo(grey).finish(drawn, keep_grey=True, bits=16).pixels, inspect(noisy)
+    finally:
+        torch.set_default_device(None)
+    assert np.array_equal(found[0], expected[0]) and found[1] == expected[1] is not None
 
 
 def test_a_graph_that_gives_no_finite_values_is_reported(make_pipeline: Any) -> None:

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from processes import run
 from hvae_sr.pipelines.chaining import samples_at
 from hvae_sr.pipelines.inputs import SamplingOptions
 from hvae_sr.pipelines.output import collate
-from hvae_sr.sampling.memory import budget, parse_bytes, used_and_available
+from hvae_sr.sampling import memory
+from hvae_sr.sampling.memory import budget, format_bytes, parse_bytes, used_and_available
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 PROGRAM = """
@@ -57,6 +59,32 @@ except ValueError as error:
     loaded, drawn, refused = peaks(program)
     assert drawn < loaded + 400
     assert "`max_memory` = 300 MB is too little for 3 samples of 2048x2048" in refused
+
+
+@pytest.mark.parametrize(
+    "stat, expected", [("anon 5\ninactive_file 7000000000\n", 7.1e9), ("anon 5\n", 1e8), (None, 1e8)]
+)
+def test_what_a_container_keeps_of_files_that_were_read_is_available(
+    stat: str | None, expected: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"memory.max": "8000000000\n", "memory.current": "7900000000\n", "memory.stat": stat}
+    for name, text in files.items():
+        if text is not None:
+            (tmp_path / name).write_text(text)
+    monkeypatch.setattr(memory, "Path", lambda _: tmp_path)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=64e9))
+    found = used_and_available(torch.device("cpu"))
+    assert found is not None and found[1] == pytest.approx(expected)
+
+
+def test_a_size_without_a_unit_is_shown_as_what_it_is() -> None:
+    assert [format_bytes(value) for value in (2, 2**20, 2**30)] == ["2 bytes", "1 MB", "1.0 GB"]
+
+
+def test_a_processor_draws_samples_one_by_one_whatever_their_batch(make_pipeline: Any) -> None:
+    vdvae = make_pipeline().vdvae
+    common = ((1024, 1024), 64, "pt", False, 3 * 2**30, torch.device("cpu"))
+    assert budget(vdvae, *common, batch_size=64) == budget(vdvae, *common)
 
 
 @pytest.mark.parametrize("named", [{"max_memory": 2**20}, {"options": SamplingOptions(max_memory=2**20)}])

@@ -15,6 +15,7 @@ from processes import PATIENCE, run
 from hvae_sr import SuperResolutionPipeline
 from hvae_sr.checkpoints.names import bundled_checkpoints
 from hvae_sr.cli import main
+from hvae_sr.publishing.card import model_card
 from hvae_sr.publishing.push import files_to_push, push
 
 REPO = "someone/tiny-x4"
@@ -90,6 +91,17 @@ def test_a_second_push_sends_only_what_has_changed_and_removes_weights_that_are_
     assert weights == {"lr_encoder/diffusion_pytorch_model.safetensors", "vdvae/model.safetensors"}
 
 
+def test_no_index_of_a_variant_stays_without_its_weights(hub, folder):
+    pipe = SuperResolutionPipeline.from_pretrained(folder)
+    pipe.save_pretrained(folder, variant="fp16", max_shard_size="2KB")
+    push(folder, REPO)
+    assert "vdvae/diffusion_pytorch_model.safetensors.index.fp16.json" in hub.files(REPO)
+    for path in folder.rglob("*fp16*"):
+        path.unlink()
+    push(folder, REPO)
+    assert not [name for name in hub.files(REPO) if "fp16" in name]
+
+
 def test_a_push_goes_to_the_branch_that_is_asked_for(hub, folder):
     push(folder, REPO, revision="step-10")
     assert "model_index.json" in hub.files(REPO, "step-10") and "model_index.json" not in hub.files(REPO)
@@ -151,6 +163,12 @@ def test_a_wrong_token_is_named_and_not_tried_again(hub, folder):
 def test_folders_without_model_or_weights_are_refused(tmp_path, folder):
     with pytest.raises(ValueError, match="`folder`.*model_index.json"):
         files_to_push(tmp_path)
+    with pytest.raises(ValueError, match="`folder`: there is no folder"):
+        files_to_push(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="`folder`.*holds neither model_index.json nor config.json"):
+        model_card(tmp_path)
+    with pytest.raises(ValueError, match="cannot load.*holds no model_index.json"):
+        SuperResolutionPipeline.from_pretrained(tmp_path)
     for path in folder.glob("*/*.safetensors"):
         path.unlink()
     with pytest.raises(ValueError, match="`folder`.*no weights"):

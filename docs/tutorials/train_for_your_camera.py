@@ -1,6 +1,6 @@
 """Tutorial 5: a model for one's own camera, microscope or archive, whose degradation is written down in a file.
 
-python docs/tutorials/train_for_your_camera.py [--photos DIR] [--model photo-x4] [--output_dir tutorial] [--steps 60]
+python docs/tutorials/train_for_your_camera.py [--photos DIR] [--output_dir tutorial/camera] [--steps 60]
 
 What is known of the device (how it blurs, its noise, how its files are compressed) becomes a YAML file of random
 degradations. The bundled model is trained on for some minutes on pairs that the file makes of sharp photographs, and
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--photos", help="folder of sharp photographs; default: three that come with scikit-image (CC0)"
     )
     parser.add_argument("--model", default="photo-x4", help="to start from: one that does not know H")
-    parser.add_argument("--output_dir", default="tutorial")
+    parser.add_argument("--output_dir", default="tutorial/camera")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--resolution", type=int, default=96, help="side of the training crops")
     parser.add_argument("--size", type=int, default=256, help="side of the photograph that is measured")
@@ -66,9 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command += ["--max_train_steps", str(options.steps), "--resolution", str(options.resolution)]
     command += ["--train_batch_size", "2", "--crops_per_image", "4", "--learning_rate", "2e-4", "--score_samples", "2"]
     command += ["--score_point_weight", "0.5", "--lr_warmup_steps", "5", "--ema_decay", "0.9"]
-    command += ["--output_dir", str(folder / "model")]
+    command += ["--output_dir", str(folder / "model"), "--resume_from_checkpoint", "latest"]
     print("train.py", shlex.join(command))
-    Trainer(parse_arguments(command)).train()
+    try:
+        Trainer(parse_arguments(command)).train()  # or, started again, goes on where it was
+    except ValueError as error:
+        parser.error(str(error))
 
     # 3. Before and after, on one photograph: of the mean of four samples, and whether their intervals hold the truth.
     temperature = json.loads((start / "model_index.json").read_text())["default_temperature"]

@@ -1,6 +1,6 @@
 """Tutorial 2: a model of your own photographs: a prior, then an encoder of low-resolution images (CVDVAE).
 
-python docs/tutorials/train_on_your_own_images.py PHOTOS... [--output_dir tutorial] [--steps 1000]
+python docs/tutorials/train_on_your_own_images.py PHOTOS... [--output_dir tutorial/own_images] [--steps 1000]
 
 The same as two runs of `train.py`, in one process. With its defaults, a small model that learns something in the order
 of an hour on a processor core; for many GPUs run `accelerate launch train.py` with the options that this prints.
@@ -19,7 +19,7 @@ from hvae_sr.training import Trainer, parse_arguments
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("photos", nargs="+", metavar="PHOTOS", help="folders of photographs, searched recursively")
-    parser.add_argument("--output_dir", default="tutorial")
+    parser.add_argument("--output_dir", default="tutorial/own_images")
     parser.add_argument("--steps", type=int, default=1000, help="updates of each stage")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--resolution", type=int, default=64, help="side of the training crops")
@@ -44,10 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "initial_log_scale": -2.0,
         "activation": "silu",
     }
+    # The first six groups are conditioned on y, those up to its own resolution; heads of finer ones would read what
+    # "upsampling_blocks" make.
     encoder = {
         "image_size": quarter,
         "blocks": f"{quarter}x6,{quarter}d2,{eighth}x2",
-        "upsampling_blocks": f"{half}m{quarter}",  # heads of groups finer than y read upsampled features of y
         "width": width,
         "decoder_blocks": decoder,
         "decoder_width": width,
@@ -59,8 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, config in (("prior", prior), ("encoder", encoder)):
         (folder / f"{name}.json").write_text(json.dumps(config, indent=1) + "\n")
 
-    # 2. The two stages. Each writes checkpoints; a stopped run goes on with --resume_from_checkpoint latest.
+    # 2. The two stages. Each writes checkpoints: a run that was stopped goes on where it was, when it is started again.
     common = ["--train_data_dir", *options.photos, "--resolution", str(side), "--max_train_steps", str(options.steps)]
+    common += ["--resume_from_checkpoint", "latest"]
     common += ["--train_batch_size", str(options.batch_size), "--lr_warmup_steps", str(min(100, options.steps // 4))]
     stages = {
         "vdvae": ["--vdvae_config", str(folder / "prior.json"), "--output_dir", str(folder / "vdvae")],
@@ -72,7 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stage, own in stages.items():
         command = ["--stage", stage, *own, *common]
         print("train.py", shlex.join(command))
-        Trainer(parse_arguments(command)).train()
+        try:
+            Trainer(parse_arguments(command)).train()
+        except ValueError as error:
+            parser.error(str(error))
 
     # 3. The output of the last stage is a folder for `from_pretrained`, for `hvae-sr upscale` and for `hvae-sr push`.
     pipe = SuperResolutionPipeline.from_pretrained(folder / "model")

@@ -10,9 +10,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+INDEX = "model_index.json"
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    add_data(parser, more=", which the model was not trained on")
+    add_data(parser, more=", which the model was not trained on; at least nine for 90 %% intervals")
     parser.add_argument("--low", metavar="FOLDER", help="their LR images, named alike; default: made by the model's H")
     parser.add_argument("--coverage", type=float, default=0.9, help="what intervals are to hold (default 0.9)")
     parser.add_argument("--num-samples", type=int, default=32, help="of each image (default 32)")
@@ -32,14 +35,19 @@ def run(options: argparse.Namespace) -> int:
 
     from ..checkpoints.names import resolve
     from ..evaluation.sources import list_images, open_source
-    from ..files import check_writable, write_atomically
+    from ..files import WEIGHTS, check_writable, replacing_in, write_atomically
     from ..images import load_image
     from ..pipelines import SuperResolutionPipeline
+    from ..posterior.conformal import check_coverage
     from ..publishing.push import files_to_push
 
     output = Path(options.output_dir)
     check_writable(output, "output_dir")
     source = open_source(options.data, options.split, options.image_column, options.num_images)
+    try:
+        check_coverage(options.coverage, len(source.images))
+    except ValueError as error:  # of the pipeline's `images`, which are those of `--data` here
+        raise ValueError(str(error).replace("`images`", "`data`: images")) from None
     pipeline = load_pipeline(options, fast=True)
     if not isinstance(pipeline, SuperResolutionPipeline):
         raise ValueError(f"`model`: {type(pipeline).__name__} has no samples to make intervals of")
@@ -64,14 +72,17 @@ def run(options: argparse.Namespace) -> int:
     )
     folder = Path(resolve(options.model))
     if folder.is_dir():  # weights bit by bit, with their licence and card
-        for name, file in files_to_push(folder).items():
-            if isinstance(file, Path) and file.resolve() != (output / name).resolve():
-                (output / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(file, output / name)
-        index = json.loads((folder / "model_index.json").read_text("utf-8"))
-        write_atomically(
-            json.dumps({**index, "calibration": found.to_dict()}, indent=2) + "\n", output / "model_index.json"
-        )
+        index = json.loads((folder / INDEX).read_text("utf-8"))
+        text = json.dumps({**index, "calibration": found.to_dict()}, indent=2) + "\n"
+        if folder.resolve() == output.resolve():
+            write_atomically(text, output / INDEX)
+        else:
+            with replacing_in(output, INDEX, WEIGHTS) as temporary:
+                for name, file in files_to_push(folder).items():
+                    if isinstance(file, Path):
+                        (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                        shutil.copyfile(file, temporary / name)
+                (temporary / INDEX).write_text(text, "utf-8")
     else:
         pipeline.save_pretrained(output)
     print(

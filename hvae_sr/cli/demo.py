@@ -3,6 +3,8 @@
 import argparse
 import os
 
+from ..checkpoints.names import resolve
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -24,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    for name in options.model:
+        resolve(name)  # a typo should not wait for gradio and torch
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     try:
         import gradio  # noqa: F401

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,6 +86,11 @@ class Plan(NamedTuple):
     errors: list[Exception]
     warnings: list[str]
 
+    @property
+    def sources(self) -> set[Path]:
+        """The files that are read, without links."""
+        return {_resolved(job.source) for job in self.jobs}
+
 
 def plan(options: argparse.Namespace) -> Plan:
     """What the command is to do.
@@ -99,7 +104,8 @@ def plan(options: argparse.Namespace) -> Plan:
     from ..images import ImageError, find_images, load_image
 
     given = {_resolved(Path(source)) for source in options.inputs}
-    found: dict[Path, tuple[Path, Path]] = {}  # file: output folder, folder below it
+    own = 0
+    found: dict[str, tuple[Path, Path, Path]] = {}  # absolute name: as given, output folder, folder below it
     errors: list[Exception] = []
     for source in map(Path, options.inputs):
         try:
@@ -112,15 +118,19 @@ def plan(options: argparse.Namespace) -> Plan:
         for path in paths:
             real = _resolved(path)
             if real in given or _resolved(output) not in real.parents or not _made_here(path):
-                found.setdefault(path, (output, path.relative_to(source).parent if source.is_dir() else Path()))
+                below = path.relative_to(source).parent if source.is_dir() else Path()
+                found.setdefault(os.path.abspath(path), (path, output, below))
+            else:
+                own += 1
     if not found:
-        raise errors[0] if errors else ValueError(f"`INPUT`: no images in {', '.join(options.inputs)}")
+        but = f" but {own} results of this command: name them one by one, or another `--output-dir`" if own else ""
+        raise errors[0] if errors else ValueError(f"`INPUT`: no images in {', '.join(options.inputs)}{but}")
     if len(found) == 1 and not errors:
-        (path,) = found
+        ((path, _, _),) = found.values()
         width, height = load_image(path).size  # a typo should not cost the time to load a model
         if min(width, height) < 2:
             raise ValueError(f"{path}: must be at least 2x2 pixels, is {width}x{height}")
-    jobs = [job for path, where in found.items() for job in _jobs(path, *where, options, errors)]
+    jobs = [job for where in found.values() for job in _jobs(*where, options, errors)]
     return _apart(jobs, errors)
 
 
@@ -193,12 +203,14 @@ def _made_here(path: Path) -> bool:
         return False
 
 
-def state(job: Job, settings: dict[str, Any], seeds: Sequence[int], options: argparse.Namespace) -> str:
+def state(
+    job: Job, settings: dict[str, Any], seeds: Sequence[int], options: argparse.Namespace, sources: Collection[Path]
+) -> str:
     """ "new", "finished", "other settings" or "unfinished".
 
     Raises:
         ValueError: a name that is too long; a file that is in the way and may not be replaced, as this command did not
-            write it or made it of another image.
+            write it, made it of another image, or reads it too (`sources`).
     """
     from ..images import ImageError, read_metadata
     from .settings import agree
@@ -231,9 +243,11 @@ def state(job: Job, settings: dict[str, Any], seeds: Sequence[int], options: arg
         same = same and agree(found, settings) and found.get("seeds", list(seeds)) == list(seeds)
     if not present:
         return "new"
-    if not same:
-        return "other settings"
-    return "finished" if len(present) == len(kinds) else "unfinished"
+    finished = same and len(present) == len(kinds)
+    for path in present:
+        if (options.overwrite or not finished) and _resolved(path) in sources:
+            raise ValueError(f"{job.source}: {path} is in the way, another input: name another `--output-dir`")
+    return "finished" if finished else "unfinished" if same else "other settings"
 
 
 def _longest_name(folder: Path) -> int:

@@ -1,7 +1,8 @@
 """The results of one image: samples, their mean and their uncertainty map, each written when it is finished."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .jobs import Job, state
@@ -17,10 +18,10 @@ _MAP_PIXELS = 2**20
 """Pixels of an uncertainty map that its scale is chosen by."""
 
 
-def finished(job: Job, settings: dict[str, Any], options: argparse.Namespace) -> bool:
+def finished(job: Job, settings: dict[str, Any], options: argparse.Namespace, sources: Collection[Path]) -> bool:
     """Whether the results are there, made with these settings; says so, or why they are made again."""
     seeds = range(options.seed, options.seed + options.num_samples)
-    found = state(job, settings, seeds, options)
+    found = state(job, settings, seeds, options, sources)
     if found == "finished" and not options.overwrite:
         print_line(f"{job.name}: finished before")
         if options.rank:

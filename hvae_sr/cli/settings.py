@@ -138,7 +138,7 @@ def _settings_in(path: str) -> dict[str, Any]:
     temperatures = temperature if isinstance(temperature, list) else [temperature]
     if not (
         isinstance(seeds, list)
-        and 0 < len(seeds) <= 1000
+        and seeds
         and all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds)
         and seeds == list(range(seeds[0], seeds[0] + len(seeds)))
         and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in temperatures)

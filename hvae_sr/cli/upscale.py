@@ -86,7 +86,8 @@ def run(options: argparse.Namespace) -> int:
     warnings = like(options)
     if options.max_memory is not None:
         options.max_memory = parse_bytes(options.max_memory)
-    jobs, errors, about_names = plan(options)
+    planned = plan(options)
+    (jobs, errors, about_names), sources = planned, planned.sources
     for root in {job.root for job in jobs}:
         check_writable(root, "--output-dir")
     models = Models(options, by_look, _complete)
@@ -110,7 +111,7 @@ def run(options: argparse.Namespace) -> int:
                 chosen, why = models.choose(found[1])
             pipeline, completed = models.of(chosen)
             settings = settings_of(pipeline, job, completed)
-            if finished(job, settings, completed):
+            if finished(job, settings, completed, sources):
                 skipped += 1
                 continue
             if not announced:

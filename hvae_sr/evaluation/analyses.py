@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from ..models import VDVAE, Condition, LRConditioner
 from ..noise import CounterNoise
 from ..operators import Downsampling
+from ..processes import bar_options
 from .metrics import psnr, ratio, to_planes, to_uint8
 from .perceptual import LPIPS
 from .samples import level_temperatures, quiet, vdvae_of
@@ -93,7 +94,7 @@ def low_resolution_distance(
     found = {scale: np.zeros((len(groups), num_codes)) for scale in scales}
     step = max(1, pixels_per_batch // (size[0] * size[1] * num_images))
     pairs = list(combinations(range(num_images), 2))
-    for start in tqdm(range(0, num_codes, step), desc="latent codes", disable=not progress_bar):
+    for start in tqdm(range(0, num_codes, step), desc="latent codes", **bar_options(progress_bar)):
         codes = range(start, min(start + step, num_codes))
         fixed = vdvae.sample(len(codes), size, CounterNoise([code_seed(seed, code) for code in codes])).latents
         noise = CounterNoise([code_seed(seed, code, 1 + j) for code in codes for j in range(num_images)])
@@ -173,7 +174,7 @@ def expected_consistency(
     options |= {"enforce_consistency": False, "output_type": "np"}
     values = []
     with quiet(pipeline):
-        for k in tqdm(chosen, desc="conditioned groups", disable=not progress_bar):
+        for k in tqdm(chosen, desc="conditioned groups", **bar_options(progress_bar)):
             outs = [pipeline(image, num_conditioned_groups=k, **options) for image in inputs]
             decibels = np.concatenate([out.lr_psnr_unprojected for out in outs])
             values.append(float(np.mean(255 * 10 ** (-decibels / 20))))
@@ -328,7 +329,7 @@ def level_spread(
     opened = level_temperatures([vdvae.stride(group) for group in range(vdvae.num_groups)], temperature)
     std, distance = [], []
     with quiet(pipeline):
-        for temperatures in tqdm(opened.values(), desc="levels", disable=not progress_bar):
+        for temperatures in tqdm(opened.values(), desc="levels", **bar_options(progress_bar)):
             stds: list[float] = []
             distances: list[float] = []
             for image in inputs:

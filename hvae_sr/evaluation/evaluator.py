@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ..data import Degradation, load_degradation
 from ..images import ImageError
-from ..processes import process_state
+from ..processes import bar_options, process_state
 from . import metrics, posterior
 from .perceptual import LPIPS, PerceptualMetrics, frechet_distance
 from .protocols import EvaluationProtocol, degraded, operator, protocol_named
@@ -404,8 +404,8 @@ def _score_all(
     state = process_state()
     todo = [image for image in images if (image.name, image.sha256) not in partial.done]
     share = todo[state.process_index :: state.num_processes]
-    hidden = not (progress_bar and state.is_main_process)
-    with tqdm(total=len(share), desc=title, unit="image", disable=hidden) as bar:
+    shown = bar_options(progress_bar and state.is_main_process)
+    with tqdm(total=len(share), desc=title, unit="image", **shown) as bar:
         for start in range(0, len(share), step):
             group = share[start : start + step]
             for scorer, image in zip(score(group), group, strict=True):

@@ -62,6 +62,8 @@ def _digest(data: bytes | Path) -> str:
 
 def list_images(folder: PathLike, argument: str = "data") -> list[Path]:
     """The image files of a folder, sorted by name; a ValueError that names `argument` if there are none."""
+    if not Path(folder).exists():
+        raise ValueError(f"`{argument}`: there is no folder {os.fspath(folder)!r}.")
     files = sorted(Path(folder).iterdir()) if Path(folder).is_dir() else []
     files = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")]
     if not files:

@@ -81,7 +81,7 @@ def inspect(y: Tensor) -> InputStatistics | None:
         return None
     top, left = (max(side - _CROP, 0) // 2 for side in (height, width))
     levels = y[:, top : top + _CROP, left : left + _CROP].detach().cpu().double() * 255
-    luma = torch.einsum("c,chw->hw", torch.tensor(LUMA, dtype=torch.float64), levels).numpy()
+    luma = torch.einsum("c,chw->hw", torch.tensor(LUMA, dtype=torch.float64, device="cpu"), levels).numpy()
     if luma.std() < 1:
         return None
     return InputStatistics(_noise(levels), _missing(luma), _sharpness(luma))
@@ -96,7 +96,7 @@ def _noise(levels: Tensor) -> float:
     residual = levels - _HALVING.pseudo_inverse(_HALVING(levels), size)
     blocks = torch.nn.functional.unfold(residual[:, None], 8, stride=8).transpose(1, 2)  # [3, blocks, 64]
     moments = torch.einsum("ibk,jbk->bij", blocks, blocks)
-    moments += 1e-3 * torch.eye(3)  # for grey images, whose channels follow from each other in many ways
+    moments += 1e-3 * torch.eye(3, device="cpu")  # for grey images, whose channels follow from each other in many ways
     # The square of what remains of channel i is 1 / (M⁻¹)_ii.
     left = 1 / torch.linalg.inv(moments).diagonal(dim1=1, dim2=2)
     return float(torch.quantile((left / (64 - 2)).sqrt(), 0.05, dim=0).min())

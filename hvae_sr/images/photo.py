@@ -143,7 +143,7 @@ class Photo:
         height, width = colours.shape[-2:]
         channels = 1 if grey else 3
         finished = np.empty((height, width, channels + (self.alpha is not None)), np.uint16)
-        weights = torch.tensor(LUMA, dtype=torch.float64)
+        weights = torch.tensor(LUMA, dtype=torch.float64, device="cpu")
         for rows, strip in level_strips(colours, 65535):
             levels = strip.permute(1, 2, 0).cpu()
             finished[rows, :, :channels] = (levels.double() @ weights).round()[..., None] if grey else levels

@@ -64,7 +64,7 @@ def _to_tensor(image: Any, name: str) -> torch.Tensor:
             raise ImageError(f"{name} must be uint8 or float, got dtype {image.dtype}")
         if image.layout != torch.strided or image.device.type == "meta":
             raise ImageError(f"{name} must be a dense tensor with values, got {image.layout} on {image.device}")
-        tensor = image
+        tensor = image.detach()
     else:
         kind = type(image).__name__
         raise ImageError(f"{name} must be a path, a PIL image, a numpy array or a tensor, got {kind}")

@@ -150,6 +150,8 @@ def _describe(root: Path) -> dict[str, Any]:
     classes = {"VDVAE": VDVAE, "LREncoder": LREncoder, "LRConditioner": LRConditioner}
     index = root / "model_index.json"
     is_pipeline = index.is_file()
+    if not is_pipeline and not (root / "config.json").is_file():
+        raise ValueError(f"`folder`: {root} holds neither model_index.json nor config.json")
     try:
         settings = read_object(index, "folder") if is_pipeline else {}
         system = settings.get("_class_name")

@@ -9,7 +9,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id
 
-from ..files import read_object
+from ..files import WEIGHTS, read_object
 from ..pipelines.baselines import pipeline_class
 from ..pipelines.inputs import check_components
 from .card import model_card
@@ -47,6 +47,8 @@ def files_to_push(folder: str | os.PathLike[str]) -> dict[str, Path | bytes]:
     """
     root = Path(folder)
     is_pipeline = (root / "model_index.json").is_file()
+    if not root.is_dir():
+        raise ValueError(f"`folder`: there is no folder {root}")
     if not is_pipeline and not (root / "config.json").is_file():
         raise ValueError(f"`folder`: {root} holds neither model_index.json nor config.json")
     index = read_object(root / "model_index.json", "folder") if is_pipeline else {}
@@ -159,7 +161,7 @@ def _commit(
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=source) for name, source in content.items()
     ]
     for name in api.list_repo_files(repo_id, revision=revision):
-        if name not in content and name.endswith((".safetensors", ".safetensors.index.json")):
+        if name not in content and WEIGHTS.fullmatch(name):
             operations.append(CommitOperationDelete(path_in_repo=name))
     return api.create_commit(repo_id, operations, commit_message=message, revision=revision).commit_url
 

@@ -43,6 +43,8 @@ def parse_bytes(text: str | int) -> int:
 
 def format_bytes(value: float) -> str:
     """As "1.5 GB" (of 2^30 bytes)."""
+    if value < 2**20:
+        return f"{value:.0f} bytes"
     return f"{value / 2**30:.1f} GB" if value >= 2**29 else f"{value / 2**20:.0f} MB"
 
 
@@ -58,7 +60,11 @@ def used_and_available(device: torch.device) -> tuple[int, int] | None:
     with contextlib.suppress(OSError, ValueError):  # a container's limit ("max": none), which psutil does not see
         group = Path("/sys/fs/cgroup")
         limit = int((group / "memory.max").read_text())
-        available = min(available, limit - int((group / "memory.current").read_text()))
+        used = int((group / "memory.current").read_text())
+        with contextlib.suppress(OSError):  # what is kept of files that were read, often the most, can be dropped
+            cached = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
+            used -= int(cached[1]) if cached else 0
+        available = min(available, limit - used)
     return psutil.Process().memory_info().rss, max(available, 0)
 
 
@@ -139,13 +145,13 @@ def budget(
             images that are large enough, or of so many samples, that it matters.
         device: where the networks run.
         self_ensemble: whether samples are turned back, which copies them.
-        batch_size: samples that are drawn at once, where that is given; else large images are drawn one by one.
+        batch_size: samples that are drawn at once, where that is given; else, and on a CPU, they are drawn one by one.
         keep_latents: whether the latents of all samples are kept.
 
     Raises:
         ValueError: the bound leaves no room beside the arrays of the output; the message says how much would do.
     """
-    at_once = min(batch_size or 1, num_samples)
+    at_once = min(batch_size or 1, num_samples) if device.type != "cpu" else 1
     # Of no use to a single evaluation; and with a self-ensemble every sample sees y in another orientation.
     features = KEPT_FEATURES if num_samples > at_once and not self_ensemble else 0
     kept = num_samples if keep_images else 1

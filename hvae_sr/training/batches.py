@@ -34,6 +34,7 @@ from ..data import (
 from ..data.crops import Degrader
 from ..data.datasets import same_files
 from .config import OPTIONS_FILE, TrainingConfig
+from .signals import leave_to_the_run
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ class Batches:
             drop_last=True,
             num_workers=workers,
             persistent_workers=persistent,
+            worker_init_fn=leave_to_the_run,
             pin_memory=accelerator.device.type == "cuda",
         )
         if self.sampler is not None:

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from ..data.crops import one_line
 from ..files import check_writable
+from ..processes import bar_options
 from ..publishing.push import push
 from .baselines import Flow
 from .batches import Batches, build_training_set, build_validation_set, first_crops
@@ -121,12 +122,16 @@ class Trainer:
         """
         config, accelerator = self.config, self.accelerator
         self._resume()
+        if self.progress.step > self.max_steps:
+            logger.warning(
+                "`max_train_steps` %d: the checkpoint is of update %d, and its weights are what is written",
+                self.max_steps, self.progress.step,
+            )  # fmt: skip
         if accelerator.is_main_process:
             self.peak = measure_peak(accelerator.device, DTYPES[accelerator.mixed_precision])
         self.log.begin(self.progress.step)
-        # Only where it is to be silent, or TQDM_DISABLE would not count.
-        silent: dict[str, Any] = {} if accelerator.is_local_main_process else {"disable": True}
-        bar = tqdm(total=self.max_steps, initial=self.progress.step, desc=config.stage, **silent)
+        shown = bar_options(accelerator.is_local_main_process)
+        bar = tqdm(total=self.max_steps, initial=self.progress.step, desc=config.stage, **shown)
         meter = Meter()
         self.objective.train()
         with stop_signals() as signals, arithmetic(config), bar:

@@ -16,6 +16,19 @@ class Interrupted(Exception):
         self.step = step
 
 
+def leave_to_the_run(worker: int) -> None:
+    """In a process that reads images: the first signal to stop is the run's, which may have one for its checkpoint.
+
+    A queue's time limit and `torchrun` send it to the whole group of processes; a run whose workers are gone fails.
+    """
+
+    def note(signum: int, frame: Any) -> None:
+        signal.signal(signum, signal.SIG_DFL)
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, note)
+
+
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
     """Collects SIGINT and SIGTERM in the list it gives, while it lasts; the second of a kind acts as it always did."""

@@ -6,10 +6,13 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -18,7 +21,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, is_torch_version
 from PIL import Image
-from processes import status
+from processes import PATIENCE, output, status
 from runs import (
     ACCELERATE,
     BASELINES,
@@ -44,6 +47,7 @@ from hvae_sr.pipelines.baselines import pipeline_class
 from hvae_sr.training import Trainer, TrainingConfig, parse_arguments
 from hvae_sr.training.checkpoints import list_checkpoints
 from hvae_sr.training.networks import build_objective, check_objective
+from hvae_sr.training.signals import leave_to_the_run
 
 # Stages
 
@@ -202,6 +206,14 @@ def test_a_finished_run_that_is_lengthened_learns_from_its_first_update(options,
     )
 
 
+def test_a_run_that_went_further_than_is_asked_for_says_so(options, tmp_path, caplog):
+    assert train.main(options("vdvae", tmp_path, max_train_steps=4)) == 0
+    assert train.main(options("vdvae", tmp_path, max_train_steps=4, resume_from_checkpoint="latest")) == 0
+    assert "max_train_steps" not in caplog.text
+    assert train.main(options("vdvae", tmp_path, max_train_steps=3, resume_from_checkpoint="latest")) == 0
+    assert "`max_train_steps` 3: the checkpoint is of update 4, and its weights are what is written" in caplog.text
+
+
 def test_rotation_keeps_the_newest_checkpoints_also_after_going_back(options, tmp_path):
     common = {"checkpointing_steps": 1, "checkpoints_total_limit": 2}
     assert train.main(options("vdvae", tmp_path, max_train_steps=5, **common)) == 0
@@ -250,6 +262,42 @@ def test_a_run_that_is_asked_to_stop_saves_a_checkpoint_first(signum, options, t
     assert not (out / "config.json").exists()
     assert train.main(options("vdvae", out, max_train_steps=step + 2, resume_from_checkpoint="latest")) == 0
     assert [record["step"] for record in log(out)] == list(range(1, step + 3))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no groups of processes there")
+def test_a_signal_to_all_processes_of_a_run_leaves_a_checkpoint_too(options, tmp_path):
+    """As a queue's time limit and `torchrun` send it: the processes that read images get it too."""
+    out = tmp_path / "out"
+    arguments = options("vdvae", out, max_train_steps=100000, dataloader_num_workers=2)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(
+        [sys.executable, train.__file__, *arguments], start_new_session=True, env=environment, **pipes
+    )
+    with process:
+        try:
+            deadline = time.monotonic() + PATIENCE
+            while not ((out / "log.jsonl").exists() and len((out / "log.jsonl").read_text()) > 500):
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.05)
+            assert len(psutil.Process(process.pid).children()) >= 2
+            os.killpg(process.pid, signal.SIGTERM)
+            assert "stopped by signal 15" in output(process)[1]
+        finally:
+            process.kill()
+    assert process.returncode == 128 + signal.SIGTERM and len(list_checkpoints(out)) == 1
+
+
+def test_a_reader_of_images_is_ended_by_a_second_signal():
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        leave_to_the_run(0)
+        for signum in before:
+            signal.raise_signal(signum)
+            assert signal.getsignal(signum) == signal.SIG_DFL
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 @pytest.mark.parametrize(
