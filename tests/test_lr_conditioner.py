@@ -19,8 +19,9 @@ from hvae_sr.models.lr_conditioner import CONDITIONINGS
 from hvae_sr.noise import CounterNoise
 from hvae_sr.publishing.card import model_card
 from hvae_sr.training import parse_arguments
+from hvae_sr.training.energy_score import EnergyScore
 from hvae_sr.training.networks import build_objective, check_objective
-from hvae_sr.training.objectives import GROUPS, EnergyScore
+from hvae_sr.training.objectives import GROUPS
 
 over_rows = pytest.mark.parametrize("conditioning", CONDITIONINGS)
 ONLY_THE_TOP = ("trivial", "lr_encoder")

@@ -2,8 +2,9 @@
 
 from .config import TrainingConfig, parse_arguments
 from .cost import describe
+from .energy_score import EnergyScore
 from .loop import Trainer
-from .objectives import ELBO, ConditionalELBO, Distillation, EnergyScore, Joint, Objective
+from .objectives import ELBO, ConditionalELBO, Distillation, Joint, Objective
 from .signals import Interrupted
 
 __all__ = [

@@ -21,7 +21,8 @@ from ..models import VDVAE, LRConditioner, LREncoder
 from ..operators import Downsampling
 from .baselines import BaselineObjective, DiffusionPrior, Flow, Refinement, Regression
 from .config import BASELINE_STAGES, TrainingConfig
-from .objectives import ELBO, ConditionalELBO, ConditionalObjective, Distillation, EnergyScore, Joint, Objective
+from .energy_score import EnergyScore
+from .objectives import ELBO, ConditionalELBO, ConditionalObjective, Distillation, Joint, Objective
 from .scores import BandDistance, Distance, PerceptualDistance
 
 logger = logging.getLogger(__name__)

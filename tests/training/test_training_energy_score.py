@@ -9,7 +9,7 @@ from runs import LR_CONFIGS, VDVAE_CONFIG
 
 from hvae_sr import VDVAE, Downsampling, LRConditioner, LREncoder, SuperResolutionPipeline
 from hvae_sr.training import EnergyScore
-from hvae_sr.training.objectives import spread_weight
+from hvae_sr.training.energy_score import spread_weight
 from hvae_sr.training.scores import BandDistance
 
 NETWORKS = {
