@@ -22,6 +22,7 @@ from .layout import LEFT, MAX_LEVELS, RIGHT
 from .photos import Photos, friendly
 
 MAX_ROUNDS = 8
+MAX_IN_ROUND = 24
 logger = logging.getLogger(__name__)
 
 
@@ -84,7 +85,15 @@ class Handlers(Photos):
         """After a run, also one that failed: the buttons, unless the next one waits or draws already."""
         return self.on_idle() if max(visit.ended, visit.stopped) >= visit.ticket else (gr.skip(), gr.skip())
 
-    def _run(self, visit: Visit, ticket: float, drawn: Round, recipes: Sequence[Recipe], fresh: bool) -> Iterator[Any]:
+    def _run(
+        self,
+        visit: Visit,
+        ticket: float,
+        drawn: Round,
+        recipes: Sequence[Recipe],
+        fresh: bool = False,
+        select: bool = False,
+    ) -> Iterator[Any]:
         """Draws, and shows each sample when it is there.
 
         Args:
@@ -93,6 +102,7 @@ class Handlers(Photos):
             drawn: gets the samples; what it holds already is shown first.
             recipes: of the samples.
             fresh: whether the samples before are forgotten, as soon as there is a new one.
+            select: whether a new sample becomes the selected one.
         """
         number, total, first = int(ticket), len(recipes), not drawn.samples
         if number <= visit.stopped:
@@ -111,12 +121,15 @@ class Handlers(Photos):
                 if number <= visit.stopped:
                     break
                 drawn.keep(image, recipe, lr_psnr)
+                drawn.selected = len(drawn.samples) - 1 if select else drawn.selected
                 if drawn not in visit.rounds:
                     self._show(visit, drawn, fresh)
                 text = progress(done) if done < total else f"<p>{_summary(visit)}</p>"
                 shown = self.on_compare(visit, "Bicubic", RIGHT[0]) if done == 1 and first else gr.skip()
                 whole = [sample.path for sample in drawn.samples]
-                gallery = _gallery(drawn, whole) if done < total else _selected(drawn)
+                gallery: Any = _gallery(drawn, whole) if done < total else _selected(drawn)
+                if drawn is not visit.shown:  # the visitor looks at another round meanwhile
+                    gallery = gr.skip()
                 yield visit, text, gallery, shown, _rounds(visit)
         except Stopped:
             pass
@@ -178,7 +191,7 @@ class Handlers(Photos):
         settings = self._settings(model, temperature, by_level, levels, consistent)
         drawn = Round("Drawn", part, settings, visit.new_folder(self.root.name), visit.stem)
         recipes = self.engine.recipes(model, _seed(seed), int(count))
-        yield from self._run(visit, ticket, drawn, recipes, True)
+        yield from self._run(visit, ticket, drawn, recipes, fresh=True)
 
     @_tell
     def on_vary(self, visit: Visit, ticket: float, kept: float, seed: Any, count: float) -> Iterator[tuple[Any, ...]]:
@@ -192,7 +205,7 @@ class Handlers(Photos):
         )
         drawn.keep(chosen.image, chosen.recipe, chosen.lr_psnr)
         recipes = [chosen.recipe.vary(fixed, first + j) for j in range(max(int(count) - 1, 1))]
-        yield from self._run(visit, ticket, drawn, recipes, False)
+        yield from self._run(visit, ticket, drawn, recipes)
 
     @_tell
     def on_redraw(
@@ -203,14 +216,11 @@ class Handlers(Photos):
         mask = _mask(outline, (left, top, width, height), drawn.chosen.image.size)
         if not mask.any():
             raise Refused("Mark a part of the picture first.")
+        if len(drawn.samples) >= MAX_IN_ROUND:
+            raise Refused(f"This round has {MAX_IN_ROUND} samples, the most: go on from one by “More like this one”.")
         number = sum(len(sample.recipe.regions) for sample in _all(visit))
-        before, count = drawn.selected, len(drawn.samples)
-        drawn.selected = count  # the new one, as soon as it is there
-        try:
-            recipe = drawn.samples[before].recipe.redraw(mask, _seed(seed) + 5000 + number)
-            yield from self._run(visit, ticket, drawn, [recipe], False)
-        finally:
-            drawn.selected = min(drawn.selected, len(drawn.samples) - 1) if len(drawn.samples) > count else before
+        recipe = drawn.chosen.recipe.redraw(mask, _seed(seed) + 5000 + number)
+        yield from self._run(visit, ticket, drawn, [recipe], select=True)
 
     # Views
 

@@ -25,8 +25,8 @@ import psutil
 _NAME = re.compile(r"\.hvae-sr-(?:([0-9a-f]{8})-([0-9]+)-)?[0-9a-f]{16}\.tmp")
 CONFIG = "config.json"
 """What diffusers loads a network by."""
-WEIGHTS = re.compile(r".*\.safetensors(\.index(\..+)?\.json)?")
-"""Names of files of weights and of the indices of their parts, of any variant."""
+WEIGHTS = re.compile(r"(diffusion_pytorch_)?model([.-][\w.-]+)?\.safetensors(\.index(\.[\w.-]+)?\.json)?")
+"""Names that diffusers and transformers give to weights and to the indices of their parts, of any variant."""
 _AGE_OF_STRANGERS = 24 * 3600.0
 """Seconds after which a file that a process of another machine has not written to is given up: one takes seconds."""
 
@@ -93,7 +93,7 @@ def replacing_in(folder: Path, index: str, outdated: re.Pattern[str]) -> Iterato
     Args:
         folder: made where there is none.
         index: the name of the file that is written last, after the config.json of folders in it.
-        outdated: names of files that do not stay beside new ones.
+        outdated: names of files that do not stay in a folder that gets new ones of such a name.
 
     Raises:
         OSError: the folder cannot be written; it is left as it was, as by any other error in the block.
@@ -113,7 +113,7 @@ def replacing_in(folder: Path, index: str, outdated: re.Pattern[str]) -> Iterato
             if path.name in (index, CONFIG):
                 (folder / path.relative_to(temporary)).unlink(missing_ok=True)
         new = {path.relative_to(temporary) for path in files}
-        for parent in {path.parent for path in new}:
+        for parent in {path.parent for path in new if outdated.fullmatch(path.name)}:
             for old in (folder / parent).glob("*"):
                 if outdated.fullmatch(old.name) and old.relative_to(folder) not in new:
                     old.unlink()

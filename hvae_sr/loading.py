@@ -17,7 +17,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .files import replacing_in
+from .files import WEIGHTS, replacing_in
 
 logger = logging.getLogger(__name__)
 
@@ -270,6 +270,8 @@ def _check_values(model: torch.nn.Module, source: str | os.PathLike[str] | None,
     if bad:
         raise ValueError(f"the weights in {source} have NaN or infinite values: {_some(bad)}")
     for path in (Path(source or "") / (subfolder or "")).glob("*.safetensors") if source is not None else ():
+        if not WEIGHTS.fullmatch(path.name):  # a file of somebody's, which nothing was loaded from
+            continue
         with safe_open(path, "pt") as file:
             bad = [key for key in own.keys() & set(file.keys()) if not _is_float(file.get_slice(key).get_dtype())]
         if bad:

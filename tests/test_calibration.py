@@ -175,15 +175,26 @@ def test_nothing_of_another_model_stays_in_the_folder(make_pipeline, tmp_path):
     one, other = make_pipeline("vdvae-sr"), make_pipeline("vdvae-sr", seed=7, lr={"seed": 8})
     other.save_pretrained(tmp_path / "model")
     one.save_pretrained(tmp_path / "out", max_shard_size="2KB")
-    (tmp_path / "out" / "notes.txt").write_text("mine")
-    assert len(list((tmp_path / "out").rglob("*.safetensors"))) > 2
+    (tmp_path / "out" / "README.md").write_text("of the other model")
+    mine = [tmp_path / "out" / name for name in ("notes.txt", "4x-sharp.safetensors", "vdvae/backup.safetensors")]
+    mine.append(tmp_path / "out" / "model.safetensors")
+    for path in mine:
+        path.write_text("mine")
+    assert len(list((tmp_path / "out").rglob("*model*.safetensors"))) > 3
     assert calibrated(tmp_path, tmp_path / "model", tmp_path / "out") == 0
-    assert len(list((tmp_path / "out").rglob("*.safetensors"))) == 2
-    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+    assert len(list((tmp_path / "out").rglob("diffusion*.safetensors"))) == 2
+    assert all(path.read_text() == "mine" for path in mine)
+    assert "of the other model" not in (tmp_path / "out" / "README.md").read_text()
     found = SuperResolutionPipeline.from_pretrained(tmp_path / "out")
     for name, network in other.components.items():
         for key, value in network.state_dict().items():
             assert torch.equal(getattr(found, name).state_dict()[key], value), key
+
+
+def test_a_folder_inside_the_model_is_refused(make_pipeline, tmp_path, capsys):
+    make_pipeline("vdvae-sr").save_pretrained(tmp_path / "model")
+    assert calibrated(tmp_path, tmp_path / "model", tmp_path / "model" / "calibrated") == 2
+    assert "`--output-dir`" in (error := capsys.readouterr().err) and "inside the model" in error
 
 
 def test_a_model_that_cannot_be_copied_leaves_what_was_there(make_pipeline, tmp_path, monkeypatch, capsys):

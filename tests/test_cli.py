@@ -17,7 +17,8 @@ from PIL import Image, ImageCms
 from processes import output, run
 
 from hvae_sr import VDVAE, Downsampling, LRConditioner, SuperResolutionPipeline, __version__
-from hvae_sr.cli import main
+from hvae_sr.cli import main, parse
+from hvae_sr.cli.jobs import plan
 from hvae_sr.cli.settings import _settings_in
 from hvae_sr.cli.terminal import print_line, progress
 from hvae_sr.cli.timing import announce, duration, evaluated_pixels
@@ -403,11 +404,41 @@ def test_a_result_does_not_replace_another_input(more, model, photo, tmp_path, c
     assert upscale(photo, second, *options, "-o", tmp_path / "out") == 0
 
 
+def test_the_same_command_goes_on_where_a_pattern_names_results_too(model, photo, tmp_path, capsys):
+    """As `hvae-sr upscale *.png`, stopped after the first sample and given again."""
+    options = ["--model", model, "--num_samples", 2]
+    assert upscale(photo, *options) == 0
+    first = tmp_path / "photo_x4_seed0.png"
+    before = first.read_bytes()
+    for name in ("seed1", "mean", "std"):
+        (tmp_path / f"photo_x4_{name}.png").unlink()
+    assert upscale(photo, first, *options) == 0
+    assert first.read_bytes() == before and (tmp_path / "photo_x4_std.png").exists()
+
+
 def test_a_finished_result_may_be_an_input_too(model, photo, tmp_path, capsys):
     options = ["--model", model, "--num_samples", 1]
     assert upscale(photo, *options) == 0
     assert upscale(photo, tmp_path / "photo_x4_seed0.png", *options) == 0
     assert "1 upscaled, 1 finished before" in capsys.readouterr().out
+
+
+def test_a_folder_may_be_called_like_an_option(model, photo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "version").mkdir()
+    photo.rename(tmp_path / "version" / "photo.png")
+    assert parse(["version"]).inputs == ["version"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_name_through_a_link_is_another_file(model, photo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "other" / "deep")
+    Image.open(photo).rotate(90, expand=True).save(tmp_path / "other" / "photo.png")
+    plan_ = plan(argparse.Namespace(inputs=["photo.png", "link/../photo.png"], output_dir=None, recursive=False,
+                                    format="png", crop=None, all_frames=False))  # fmt: skip
+    assert len(plan_.sources) == 2 and not plan_.errors
 
 
 def test_a_folder_of_results_alone_is_told_from_an_empty_one(model, photo, tmp_path, capsys):

@@ -96,6 +96,60 @@ def test_a_sample_is_stopped_while_it_is_drawn(engine, photo):
         next(samples)
 
 
+def run_of(page, visit, handler, *given):
+    """A run that was begun, up to its first yield."""
+    ticket = page.on_start(visit)[0]
+    run = handler(visit, ticket, *given)
+    next(run)
+    return run
+
+
+@pytest.fixture
+def gr():
+    return pytest.importorskip("gradio", reason="the page needs the extra [demo]")
+
+
+@pytest.fixture
+def page(gr, engine, drawn):
+    from hvae_sr.demo.handlers import Handlers
+
+    return Handlers(engine), eng.Visit(rounds=[drawn])
+
+
+def test_views_are_those_of_the_sample_before_while_a_part_is_redrawn(page):
+    page, visit = page
+    visit.shown.selected = 1
+    run = run_of(page, visit, page.on_redraw, [], 10, 10, 50, 50, 0)
+    page.on_look(visit, "Bicubic", "Sample", 50, 50, 16)
+    assert visit.shown.chosen is visit.shown.samples[1] and "Stopped" not in page.on_compare(visit, "Bicubic", "Sample")
+    list(run)
+    assert visit.shown.selected == 3 and visit.shown.chosen.recipe.regions
+    page.on_stop(visit, "Bicubic", "Sample")
+
+
+def test_a_run_leaves_the_gallery_of_another_round_alone(page, gr):
+    page, visit = page
+    run = run_of(page, visit, page.on_vary, 50, 0, 4)
+    next(run)
+    assert visit.current == 1
+    page.on_round(visit, 0)
+    rest = list(run)
+    assert len(visit.rounds[1].samples) == 4
+    assert rest and all(
+        not isinstance(gallery, gr.Gallery) and not isinstance(gallery, list) for _, _, gallery, *_ in rest
+    )
+
+
+def test_a_round_has_an_end(page, gr, monkeypatch):
+    page, visit = page
+    monkeypatch.setattr(f"{type(page).__module__}.MAX_IN_ROUND", 4)
+    list(run_of(page, visit, page.on_redraw, [], 10, 10, 50, 50, 0))
+    said = []
+    monkeypatch.setattr(gr, "Warning", lambda text, duration: said.append(text))
+    list(run_of(page, visit, page.on_redraw, [], 10, 10, 50, 50, 0))
+    assert len(visit.shown.samples) == 4 and "4 samples" in said[0]
+
+
 def test_temperatures_are_given_by_level(engine):
     assert engine.levels("tiny") == [(4, 1), (2, 2), (1, 1)]
     assert engine.temperatures("tiny", [0.1, 0.2, 0.3, 0.4]) == [0.1, 0.2, 0.2, 0.3]

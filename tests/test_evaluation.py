@@ -154,12 +154,22 @@ def test_a_data_set_of_parquet_files_gives_the_report_of_the_folder(folder, tmp_
     assert run(tmp_path / "table")["rows"] == run(folder)["rows"]
 
 
+def test_a_row_without_an_image_is_named(folder, tmp_path):
+    datasets = pytest.importorskip("datasets", reason="the library datasets is not installed (extra `data`)")
+    rows = [{"bytes": sorted(folder.iterdir())[0].read_bytes(), "path": None}, None]
+    features = datasets.Features({"image": datasets.Image()})
+    (tmp_path / "table").mkdir()
+    datasets.Dataset.from_dict({"image": rows}, features=features).to_parquet(tmp_path / "table" / "test-0.parquet")
+    with pytest.raises(ValueError, match="row 1 of .* has no image"):
+        open_source(tmp_path / "table", split="test")
+
+
 def test_data_are_a_folder_of_images_whatever_lies_below_it_or_an_error(folder, tmp_path):
     (folder / "notes").mkdir()
     (folder / "notes" / "a.parquet").write_bytes(b"no table")
     assert [image.name for image in open_source(folder).images] == ["img_1.png", "img_10.png", "img_2.png"]
     for data in (tmp_path / "absent", "./a/b"):
-        with pytest.raises(ValueError, match="`data` must be a folder of images"):
+        with pytest.raises(ValueError, match="`data`(: there is no| must be a) folder"):
             run(data)
 
 

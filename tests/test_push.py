@@ -91,6 +91,11 @@ def test_a_second_push_sends_only_what_has_changed_and_removes_weights_that_are_
     assert weights == {"lr_encoder/diffusion_pytorch_model.safetensors", "vdvae/model.safetensors"}
 
 
+def test_the_index_of_a_variant_goes_with_its_weights(make_vdvae, tmp_path):
+    make_vdvae().save_pretrained(tmp_path / "prior", variant="fp16", max_shard_size="2KB")
+    assert "diffusion_pytorch_model.safetensors.index.fp16.json" in files_to_push(tmp_path / "prior")
+
+
 def test_no_index_of_a_variant_stays_without_its_weights(hub, folder):
     pipe = SuperResolutionPipeline.from_pretrained(folder)
     pipe.save_pretrained(folder, variant="fp16", max_shard_size="2KB")

@@ -37,6 +37,14 @@ def test_a_stopped_evaluation_resumes_and_its_report_is_that_of_one_run(folder, 
     assert json.loads(path.read_text()) == report and names(path.parent) == ["Set5", "report.json"]
 
 
+def test_an_image_whose_place_in_the_set_changed_is_degraded_and_measured_again(folder, path):
+    options = {"degradation": "noise", "seed": 3}
+    run(folder, NoisyBicubic(), report_path=path, **options)
+    Image.open(folder / "b.png").save(folder / "0.png")  # before the others
+    resumed = NoisyBicubic()
+    assert run(folder, resumed, report_path=path, **options) == run(folder, NoisyBicubic(), **options)
+
+
 def test_damaged_lines_are_measured_again(folder, path, caplog):
     report = run(folder, report_path=path)
     (partial,) = path.parent.glob("report.json.partial-*")

@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--resolution", type=int, default=96, help="side of the training crops")
     parser.add_argument("--size", type=int, default=256, help="side of the photograph that is measured")
+    parser.add_argument("--resume_from_checkpoint", choices=["latest"], help="goes on with a run that was stopped")
     options = parser.parse_args(arguments)
     folder = Path(options.output_dir)
     held_out = folder / "held_out"
@@ -66,10 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command += ["--max_train_steps", str(options.steps), "--resolution", str(options.resolution)]
     command += ["--train_batch_size", "2", "--crops_per_image", "4", "--learning_rate", "2e-4", "--score_samples", "2"]
     command += ["--score_point_weight", "0.5", "--lr_warmup_steps", "5", "--ema_decay", "0.9"]
-    command += ["--output_dir", str(folder / "model"), "--resume_from_checkpoint", "latest"]
+    command += ["--output_dir", str(folder / "model")]
+    if options.resume_from_checkpoint:
+        command += ["--resume_from_checkpoint", "latest"]
     print("train.py", shlex.join(command))
     try:
-        Trainer(parse_arguments(command)).train()  # or, started again, goes on where it was
+        Trainer(parse_arguments(command)).train()
     except ValueError as error:
         parser.error(str(error))
 

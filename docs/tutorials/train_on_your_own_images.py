@@ -24,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--resolution", type=int, default=64, help="side of the training crops")
     parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--resume_from_checkpoint", choices=["latest"], help="goes on with a run that was stopped")
     options = parser.parse_args(arguments)
     folder = Path(options.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,9 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, config in (("prior", prior), ("encoder", encoder)):
         (folder / f"{name}.json").write_text(json.dumps(config, indent=1) + "\n")
 
-    # 2. The two stages. Each writes checkpoints: a run that was stopped goes on where it was, when it is started again.
+    # 2. The two stages. Each writes checkpoints; a stopped run goes on with --resume_from_checkpoint latest.
     common = ["--train_data_dir", *options.photos, "--resolution", str(side), "--max_train_steps", str(options.steps)]
-    common += ["--resume_from_checkpoint", "latest"]
+    if options.resume_from_checkpoint:
+        common += ["--resume_from_checkpoint", "latest"]
     common += ["--train_batch_size", str(options.batch_size), "--lr_warmup_steps", str(min(100, options.steps // 4))]
     stages = {
         "vdvae": ["--vdvae_config", str(folder / "prior.json"), "--output_dir", str(folder / "vdvae")],

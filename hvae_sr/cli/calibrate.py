@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-INDEX = "model_index.json"
+INDEX, CARD = "model_index.json", "README.md"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +43,9 @@ def run(options: argparse.Namespace) -> int:
 
     output = Path(options.output_dir)
     check_writable(output, "output_dir")
+    folder = Path(resolve(options.model))
+    if folder.resolve() in output.resolve().parents:
+        raise ValueError(f"`output_dir`: {output} is inside the model {folder}, and would become part of it")
     source = open_source(options.data, options.split, options.image_column, options.num_images)
     try:
         check_coverage(options.coverage, len(source.images))
@@ -70,7 +73,6 @@ def run(options: argparse.Namespace) -> int:
     found = pipeline.calibrate(
         images, low or None, options.coverage, options.num_samples, options.temperature, seed=options.seed
     )
-    folder = Path(resolve(options.model))
     if folder.is_dir():  # weights bit by bit, with their licence and card
         index = json.loads((folder / INDEX).read_text("utf-8"))
         text = json.dumps({**index, "calibration": found.to_dict()}, indent=2) + "\n"
@@ -79,9 +81,11 @@ def run(options: argparse.Namespace) -> int:
         else:
             with replacing_in(output, INDEX, WEIGHTS) as temporary:
                 for name, file in files_to_push(folder).items():
+                    (temporary / name).parent.mkdir(parents=True, exist_ok=True)
                     if isinstance(file, Path):
-                        (temporary / name).parent.mkdir(parents=True, exist_ok=True)
                         shutil.copyfile(file, temporary / name)
+                    elif name == CARD:  # that of another model may be in its place
+                        (temporary / name).write_bytes(file)
                 (temporary / INDEX).write_text(text, "utf-8")
     else:
         pipeline.save_pretrained(output)

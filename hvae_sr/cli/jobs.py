@@ -105,7 +105,7 @@ def plan(options: argparse.Namespace) -> Plan:
 
     given = {_resolved(Path(source)) for source in options.inputs}
     own = 0
-    found: dict[str, tuple[Path, Path, Path]] = {}  # absolute name: as given, output folder, folder below it
+    found: dict[str, tuple[Path, Path, Path]] = {}  # its place: as given, output folder, folder below it
     errors: list[Exception] = []
     for source in map(Path, options.inputs):
         try:
@@ -119,7 +119,7 @@ def plan(options: argparse.Namespace) -> Plan:
             real = _resolved(path)
             if real in given or _resolved(output) not in real.parents or not _made_here(path):
                 below = path.relative_to(source).parent if source.is_dir() else Path()
-                found.setdefault(os.path.abspath(path), (path, output, below))
+                found.setdefault(str(_resolved(path.parent) / path.name), (path, output, below))
             else:
                 own += 1
     if not found:
@@ -243,11 +243,12 @@ def state(
         same = same and agree(found, settings) and found.get("seeds", list(seeds)) == list(seeds)
     if not present:
         return "new"
-    finished = same and len(present) == len(kinds)
-    for path in present:
-        if (options.overwrite or not finished) and _resolved(path) in sources:
+    for path in present if options.overwrite or not same else ():  # else it is replaced by itself
+        if _resolved(path) in sources:
             raise ValueError(f"{job.source}: {path} is in the way, another input: name another `--output-dir`")
-    return "finished" if finished else "unfinished" if same else "other settings"
+    if not same:
+        return "other settings"
+    return "finished" if len(present) == len(kinds) else "unfinished"
 
 
 def _longest_name(folder: Path) -> int:

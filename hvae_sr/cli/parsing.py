@@ -76,7 +76,7 @@ def as_typed(arguments: Sequence[str], commands: Sequence[str]) -> list[str]:
         return given or [first]
     if first not in commands:
         near = difflib.get_close_matches(first, ("--help", "--version"), 1, 0.75)
-        if near and len(given) == 1:
+        if near and len(given) == 1 and first.startswith("-"):
             raise UsageError(f"no option {first}; did you mean {near[0]}?", f"commands: {', '.join(commands)}")
         if not (first.startswith("-") or os.path.exists(first) or os.path.splitext(first)[1] or os.sep in first):
             near = difflib.get_close_matches(first, commands, 1)

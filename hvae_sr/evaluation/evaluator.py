@@ -210,7 +210,12 @@ def _describe_pipeline(pipeline: SuperResolutionPipeline) -> dict[str, Any]:
 
     components = getattr(pipeline, "components", {}).items()
     networks = {name: module for name, module in components if isinstance(module, torch.nn.Module)}
-    return {
+    others = {
+        name: config(part)
+        for name, part in components
+        if hasattr(part, "config") and not isinstance(part, torch.nn.Module)
+    }
+    return others | {
         "class": type(pipeline).__name__,
         "config": config(pipeline),
         "networks": {name: config(module) for name, module in networks.items()},
@@ -378,8 +383,8 @@ def evaluate(
 
     with quiet(pipeline):  # one bar, over the images
         partial, step = Partial(report_path, settings), max(1, (batch_size or 1) // kept)
-        done = _score_all(source.images, score, partial, step, source.name, progress_bar)
-    keys = [(image.name, image.sha256) for image in source.images]
+        done = _score_all(source.images, score, partial, step, source.name, progress_bar, made is not None)
+    keys = [_key(image, made is not None) for image in source.images]
     rows = mean_rows([done[key][0] for key in keys], kept)
     if perceptual.features is not None:
         _add_fid(rows, [done[key][1] for key in keys])
@@ -388,8 +393,16 @@ def evaluate(
         "num_images": len(keys),
         "num_images_available": source.available,
         "rows": rows,
-        "images": [{"name": key[0], "sha256": key[1], "rows": done[key][0]} for key in keys],
+        "images": [
+            {"name": image.name, "sha256": image.sha256, "rows": done[key][0]}
+            for image, key in zip(source.images, keys, strict=True)
+        ],
     }
+
+
+def _key(image: SourceImage, numbered: bool) -> Key:
+    """What results of an image are kept under; `numbered` where y depends on its place in the set, as degraded ones."""
+    return image.name, f"{image.sha256}:{image.number}" if numbered else image.sha256
 
 
 def _score_all(
@@ -399,17 +412,18 @@ def _score_all(
     step: int,
     title: str,
     progress_bar: bool,
+    numbered: bool,
 ) -> dict[Key, tuple[Rows, Features]]:
     """Results of all images, `step` at a time: from earlier runs, from here and from the other processes."""
     state = process_state()
-    todo = [image for image in images if (image.name, image.sha256) not in partial.done]
+    todo = [image for image in images if _key(image, numbered) not in partial.done]
     share = todo[state.process_index :: state.num_processes]
     shown = bar_options(progress_bar and state.is_main_process)
     with tqdm(total=len(share), desc=title, unit="image", **shown) as bar:
         for start in range(0, len(share), step):
             group = share[start : start + step]
             for scorer, image in zip(score(group), group, strict=True):
-                partial.add((image.name, image.sha256), scorer.rows, scorer.features)
+                partial.add(_key(image, numbered), scorer.rows, scorer.features)
             bar.update(len(group))
     # Every process knows the earlier results and its own: together that is all.
     return dict(gather_object(list(partial.done.items())))

@@ -127,6 +127,8 @@ def _open_dataset(data: PathLike, split: str, column: str, num_images: int | Non
 
     def read(index: int) -> bytes:
         value = table[index][column]
+        if value is None:
+            raise ValueError(f"`data`: row {index} of {os.fspath(data)!r} has no image in {column!r}.")
         return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
 
     def load(index: int, name: str) -> Image.Image:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import time
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id
 
-from ..files import WEIGHTS, read_object
+from ..files import read_object
 from ..pipelines.baselines import pipeline_class
 from ..pipelines.inputs import check_components
 from .card import model_card
@@ -30,6 +31,10 @@ _SUFFIXES = {".json", ".md", ".png", ".safetensors", ".svg", ".webp", ".weights"
 _TOP = {"model_index.json", "config.json", "train.yaml"}
 """Of the configurations at the top, those of these weights: not the recipes and networks of earlier parts of training,
 nor `training_config.json`, which names the folders of the machine that trained."""
+
+_INDEX = r".*\.safetensors\.index(\..+)?\.json"
+_WEIGHTS = re.compile(rf".*\.safetensors|{_INDEX}")
+"""Files of weights, and indices of their parts, of any variant."""
 
 _SKIPPED_FOLDERS = ("checkpoint-", "logs", "runs", "samples", "validation", "wandb", "__pycache__", ".")
 """Folders that training leaves beside the result: their names begin with one of these."""
@@ -63,7 +68,7 @@ def files_to_push(folder: str | os.PathLike[str]) -> dict[str, Path | bytes]:
             continue
         wanted = path.suffix.lower() in _SUFFIXES or path.name.startswith("LICENSE") or relative == Path(PIPELINE_FILE)
         if len(relative.parts) == 1 and path.suffix.lower() in (".json", ".yaml", ".yml"):
-            wanted = path.name in _TOP or path.name.endswith(".safetensors.index.json")
+            wanted = path.name in _TOP or re.fullmatch(_INDEX, path.name) is not None
         if wanted:
             found[relative.as_posix()] = path
     if not any(name.endswith(".safetensors") for name in found):
@@ -161,7 +166,7 @@ def _commit(
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=source) for name, source in content.items()
     ]
     for name in api.list_repo_files(repo_id, revision=revision):
-        if name not in content and WEIGHTS.fullmatch(name):
+        if name not in content and _WEIGHTS.fullmatch(name):
             operations.append(CommitOperationDelete(path_in_repo=name))
     return api.create_commit(repo_id, operations, commit_message=message, revision=revision).commit_url
 

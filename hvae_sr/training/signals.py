@@ -16,14 +16,20 @@ class Interrupted(Exception):
         self.step = step
 
 
-def leave_to_the_run(worker: int) -> None:
-    """In a process that reads images: the first signal to stop is the run's, which may have one for its checkpoint.
+_PATIENCE = 600
+"""Seconds that a process that reads images lives on after a signal: the run needs it until its last update is done."""
 
-    A queue's time limit and `torchrun` send it to the whole group of processes; a run whose workers are gone fails.
+
+def leave_to_the_run(worker: int) -> None:
+    """In a process that reads images: signals to stop are the run's, which ends its readers after its checkpoint.
+
+    A queue's time limit and `torchrun` send them to the whole group of processes; a run whose readers are gone fails.
     """
 
     def note(signum: int, frame: Any) -> None:
-        signal.signal(signum, signal.SIG_DFL)
+        signal.signal(signum, signal.SIG_IGN)
+        if hasattr(signal, "alarm"):  # not on Windows, where no such signal comes
+            signal.alarm(_PATIENCE)
 
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, note)
@@ -31,13 +37,17 @@ def leave_to_the_run(worker: int) -> None:
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM in the list it gives, while it lasts; the second of a kind acts as it always did."""
+    """Collects SIGINT and SIGTERM in the list it gives, while it lasts.
+
+    The second SIGINT acts as it always did. A further SIGTERM is the same request once more: where a queue signals all
+    processes, the launcher among them passes it on.
+    """
     received: list[int] = []
     previous: dict[int, Any] = {}
 
     def note(signum: int, frame: Any) -> None:
         received.append(signum)
-        signal.signal(signum, previous[signum])
+        signal.signal(signum, previous[signum] if signum == signal.SIGINT else signal.SIG_IGN)
 
     if threading.current_thread() is threading.main_thread():  # elsewhere Python takes no handlers
         previous = {each: signal.getsignal(each) or signal.SIG_DFL for each in (signal.SIGINT, signal.SIGTERM)}

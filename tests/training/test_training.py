@@ -281,20 +281,24 @@ def test_a_signal_to_all_processes_of_a_run_leaves_a_checkpoint_too(options, tmp
                 assert process.poll() is None and time.monotonic() < deadline
                 time.sleep(0.05)
             assert len(psutil.Process(process.pid).children()) >= 2
-            os.killpg(process.pid, signal.SIGTERM)
+            for _ in range(3):  # a launcher that gets it passes it on
+                os.killpg(process.pid, signal.SIGTERM)
+                time.sleep(0.02)
             assert "stopped by signal 15" in output(process)[1]
         finally:
             process.kill()
     assert process.returncode == 128 + signal.SIGTERM and len(list_checkpoints(out)) == 1
 
 
-def test_a_reader_of_images_is_ended_by_a_second_signal():
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals there")
+def test_a_reader_of_images_outlives_signals_but_not_forever():
     before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
     try:
         leave_to_the_run(0)
         for signum in before:
-            signal.raise_signal(signum)
-            assert signal.getsignal(signum) == signal.SIG_DFL
+            for _ in range(2):
+                signal.raise_signal(signum)
+        assert 0 < signal.alarm(0) <= 600
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
