@@ -93,7 +93,7 @@ def test_the_copies_of_samples_are_counted_in_the_bound_of_memory(make_pipeline:
         while high - low > 1:
             middle = (low + high) // 2
             try:
-                budget(vdvae, size, 4, "pil", True, middle, torch.device("cpu"), **options)
+                budget(vdvae, size, 4, "pil", True, middle, torch.device("cuda"), **options)
                 high = middle
             except ValueError as error:
                 assert "`max_memory`" in str(error)

@@ -151,12 +151,12 @@ class Trainer:
                         with meter.pause():
                             self._save()
                     if stop and not done:
-                        accelerator.end_training()
+                        self._end()
                         raise Interrupted(signals[0] if signals else signal.SIGTERM, self.progress.step)
                     if done:
                         break
         folder = self._finish()
-        accelerator.end_training()  # last: it closes the process group
+        self._end()
         return folder
 
     def step(self, batch: dict[str, Tensor], seeds: list[int]) -> dict[str, Tensor]:
@@ -287,6 +287,16 @@ class Trainer:
                 logger.info("uploaded: %s", url)
         self.accelerator.wait_for_everyone()
         return self.output_dir
+
+    def _end(self) -> None:
+        """Closes trackers and, last, the process group.
+
+        DDP's wrapper goes before it: else it is the last to hold the group, and ends it while Python's lock is held,
+        which a thread of gloo may wait for, to let go of the last message. Both then wait forever.
+        """
+        self.objective = self.accelerator.unwrap_model(self.objective)
+        self.accelerator.free_memory()
+        self.accelerator.end_training()
 
 
 @contextmanager

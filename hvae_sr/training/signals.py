@@ -39,8 +39,8 @@ def leave_to_the_run(worker: int) -> None:
 def stop_signals() -> Iterator[list[int]]:
     """Collects SIGINT and SIGTERM in the list it gives, while it lasts.
 
-    The second SIGINT acts as it always did. A further SIGTERM is the same request once more: where a queue signals all
-    processes, the launcher among them passes it on.
+    The second SIGINT acts as it always did. A further SIGTERM is the same request once more (where a queue signals all
+    processes, the launcher among them passes it on), also while the process comes to its end.
     """
     received: list[int] = []
     previous: dict[int, Any] = {}
@@ -57,4 +57,5 @@ def stop_signals() -> Iterator[list[int]]:
         yield received
     finally:
         for signum, handler in previous.items():
-            signal.signal(signum, handler)
+            if signum != signal.SIGTERM or signum not in received:
+                signal.signal(signum, handler)

@@ -1,5 +1,6 @@
 """Tiny networks, and what the tests of training ask of a run: its log, its weights, its processes."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from processes import PATIENCE, meeting, status
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 import train
@@ -142,6 +144,17 @@ def expect_shared_parameters():
     Trainer.train = checked
 
 
+def expect_wrappers_to_go_before_their_group():
+    """Makes a run fail that closes the process group while DDP's wrapper holds it: it would hang, now and then."""
+    end = Accelerator.end_training
+
+    def checked(self):
+        assert not [each for each in gc.get_objects() if isinstance(each, DistributedDataParallel)]
+        end(self)
+
+    Accelerator.end_training = checked
+
+
 def in_process(arguments, environment, stop_at=None):
     """Runs `train.main` and ends with its status; hangs while it writes the checkpoint named `stop_at`."""
     os.environ.update(environment, OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true")
@@ -149,6 +162,8 @@ def in_process(arguments, environment, stop_at=None):
     if "ACCELERATE_USE_FSDP" in environment:
         allow_fsdp_on_the_cpu()
         expect_shared_parameters()
+    if "WORLD_SIZE" in environment:
+        expect_wrappers_to_go_before_their_group()
     if stop_at is not None:
         save_state = Accelerator.save_state
 
