@@ -397,6 +397,15 @@ def test_the_defaults_of_the_process_change_neither_noise_nor_quantiles(make_pip
     assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(found, expected * 2, strict=True))
 
 
+def test_an_image_may_be_part_of_a_graph_and_is_read_as_it_is(make_pipeline: Any, recwarn: Any) -> None:
+    pipe = make_pipeline()
+    (expected,) = pipe.samples(photo(), [0])
+    recwarn.clear()
+    (found,) = pipe.samples(photo().requires_grad_(), [0])
+    assert torch.equal(found.x, expected.x) and not found.x.requires_grad
+    assert not [str(warning.message) for warning in recwarn if "requires_grad" in str(warning.message)]
+
+
 def test_pixels_stay_on_the_processor_whatever_the_default_device() -> None:
     grey = Image.fromarray(np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16))
     drawn, noisy = torch.rand(3, 64, 64), torch.rand(3, 64, 64)

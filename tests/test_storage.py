@@ -1,14 +1,20 @@
 """Evaluations that are stopped, and reports on disk."""
 
 import json
+import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from processes import run as process_run
 from stand_ins import NoisyBicubic, photo_folder, run
 
+from hvae_sr import SR3Pipeline
+from hvae_sr.baselines import AncestralScheduler, SR3UNet
 from hvae_sr.evaluation import markdown_table, read_report, write_report
+from hvae_sr.evaluation.evaluator import _describe_pipeline
 from hvae_sr.evaluation.storage import Partial
 
 
@@ -43,6 +49,22 @@ def test_an_image_whose_place_in_the_set_changed_is_degraded_and_measured_again(
     Image.open(folder / "b.png").save(folder / "0.png")  # before the others
     resumed = NoisyBicubic()
     assert run(folder, resumed, report_path=path, **options) == run(folder, NoisyBicubic(), **options)
+
+
+def test_results_of_one_schedule_are_not_those_of_another(path):
+    network = SR3UNet(image_size=16, width=8, width_multiples=(1, 2), num_res_blocks=1, norm_groups=4)
+    pipes = [SR3Pipeline(network, AncestralScheduler(steps, beta_start=1e-3, beta_end=0.3)) for steps in (20, 5)]
+    described = [_describe_pipeline(pipe) for pipe in pipes]
+    assert described[0] == _describe_pipeline(pipes[0]) != described[1]
+
+
+def test_bars_of_an_evaluation_follow_the_environment(folder, tmp_path):
+    command = [sys.executable, "-m", "hvae_sr.cli", "evaluate", "--data", folder, "--size", "32"]
+    shown, hidden = (
+        process_run([*command, "-o", tmp_path / f"{value}.json"], check=True, env={**os.environ, "TQDM_DISABLE": value})
+        for value in ("", "1")
+    )
+    assert "Set5: " in shown.stderr and "Set5: " not in hidden.stderr
 
 
 def test_damaged_lines_are_measured_again(folder, path, caplog):

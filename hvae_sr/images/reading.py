@@ -262,7 +262,7 @@ def _pillow(file: IO[bytes], limited: bool = True) -> Image.Image:
     if not limited:
         return _open_unchecked(data)
     image = Image.open(data, formats=_known_formats())
-    _check_size(image.size, limited)
+    _check_size(image.size)
     _check_plausible(image, file.seek(0, io.SEEK_END))
     return image
 

@@ -140,6 +140,21 @@ def model_card(
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"))
 
 
+def read_index(root: Path) -> dict[str, Any] | None:
+    """model_index.json of the folder of a pipeline; None of that of a network alone.
+
+    Raises:
+        ValueError: there is no such folder, it is neither, or its index is damaged.
+    """
+    if not root.is_dir():
+        raise ValueError(f"`folder`: there is no folder {root}")
+    if (root / "model_index.json").is_file():
+        return read_object(root / "model_index.json", "folder")
+    if not (root / "config.json").is_file():
+        raise ValueError(f"`folder`: {root} holds neither model_index.json nor config.json")
+    return None
+
+
 def _describe(root: Path) -> dict[str, Any]:
     """What configurations say: kind, size, tags."""
     import torch
@@ -148,12 +163,9 @@ def _describe(root: Path) -> dict[str, Any]:
     from ..pipelines.baselines import PIPELINES
 
     classes = {"VDVAE": VDVAE, "LREncoder": LREncoder, "LRConditioner": LRConditioner}
-    index = root / "model_index.json"
-    is_pipeline = index.is_file()
-    if not is_pipeline and not (root / "config.json").is_file():
-        raise ValueError(f"`folder`: {root} holds neither model_index.json nor config.json")
+    index = read_index(root)
+    settings, is_pipeline = index or {}, index is not None
     try:
-        settings = read_object(index, "folder") if is_pipeline else {}
         system = settings.get("_class_name")
         if system in PIPELINES and system != "SuperResolutionPipeline":
             raise ValueError(f"`folder`: {root} is of a compared system ({system}), of which no card is made.")

@@ -10,10 +10,9 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id
 
-from ..files import read_object
 from ..pipelines.baselines import pipeline_class
 from ..pipelines.inputs import check_components
-from .card import model_card
+from .card import model_card, read_index
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +50,8 @@ def files_to_push(folder: str | os.PathLike[str]) -> dict[str, Path | bytes]:
         ValueError: no folder, or one that holds no model or no weights.
     """
     root = Path(folder)
-    is_pipeline = (root / "model_index.json").is_file()
-    if not root.is_dir():
-        raise ValueError(f"`folder`: there is no folder {root}")
-    if not is_pipeline and not (root / "config.json").is_file():
-        raise ValueError(f"`folder`: {root} holds neither model_index.json nor config.json")
-    index = read_object(root / "model_index.json", "folder") if is_pipeline else {}
-    if is_pipeline:
+    index = read_index(root)
+    if index is not None:
         check_components(index, pipeline_class(root).component_classes)
     found: dict[str, Path | bytes] = {}
     for path in sorted(root.rglob("*")):
@@ -73,7 +67,7 @@ def files_to_push(folder: str | os.PathLike[str]) -> dict[str, Path | bytes]:
             found[relative.as_posix()] = path
     if not any(name.endswith(".safetensors") for name in found):
         raise ValueError(f"`folder`: {root} holds no weights (*.safetensors)")
-    if is_pipeline:
+    if index is not None:
         found.setdefault(PIPELINE_FILE, PIPELINE_CODE.encode())
         for component, kind in index.items():
             if isinstance(kind, list) and kind[:1] == ["hvae_sr"]:

@@ -24,6 +24,9 @@ def leave_to_the_run(worker: int) -> None:
     """In a process that reads images: signals to stop are the run's, which ends its readers after its checkpoint.
 
     A queue's time limit and `torchrun` send them to the whole group of processes; a run whose readers are gone fails.
+
+    Args:
+        worker: its number, which `DataLoader` passes to its `worker_init_fn`; not used.
     """
 
     def note(signum: int, frame: Any) -> None:
