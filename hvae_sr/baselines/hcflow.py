@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from ..hooks import UNSET, entry_point
 from ..loading import StrictLoading
+from ..models.rrdb import RRDB
 from ..noise import NoiseSource, as_noise_source
 from .common import check_images, check_whole
 from .flow import FlowStep, ZeroConv, cross_split, initialising
-from .rrdb import RRDB
 
 LR_LOG_SIGMA = -6.0
 """Of the Gaussian around the given y that the quantised LR estimate is judged by."""

@@ -215,6 +215,11 @@ class Bottleneck(nn.Module):
         self.c3 = Convolution(middle_channels, middle_channels, kernel_size)
         self.c4 = Convolution(middle_channels, out_channels, zero_weights=zero_last)
 
+    @property
+    def reducible(self) -> tuple[nn.Module, ...]:
+        """What may convolve in a smaller dtype: heads and those that change the width may not."""
+        return (self.c1, self.c2, self.c3, self.c4) if self.residual else ()
+
     def forward(self, x: Tensor, features: Tensor | None = None, activated: bool = False) -> Tensor:
         """`[B, in_channels, H, W]` -> `[B, out_channels, H / down_rate, W / down_rate]`, in the dtype of x.
 
@@ -257,16 +262,17 @@ def add_in_place(total: Tensor, x: Tensor) -> Tensor:
 def set_compute_dtype(model: Any, dtype: torch.dtype | None) -> None:
     """The dtype policy: residual blocks convolve in `dtype`, None is that of the weights; all else stays as it is.
 
+    Blocks say which of their convolutions that are (`reducible`).
+
     The rounding of a coarse group is amplified by the finer ones, most of all by their heads: with streams, heads,
     Gaussians and likelihood in bfloat16 too, a window of a large image, which sees a little less than the whole, would
     differ from it by more than a grey level in single pixels.
     """
     model.compute_dtype = dtype
     for block in model.modules():
-        if isinstance(block, Bottleneck) and block.residual:
-            for layer in (block.c1, block.c2, block.c3, block.c4):
-                if isinstance(layer, Convolution):
-                    layer.compute_dtype = dtype
+        for layer in getattr(block, "reducible", ()):
+            if isinstance(layer, Convolution):
+                layer.compute_dtype = dtype
 
 
 class Upsampler(nn.Module):
@@ -292,6 +298,7 @@ class BottomUp(nn.Module):
         skip: adds the stem's output after the last block at the finest resolution (EDSR's long skip).
         activation: "gelu" or "silu".
         argument: the name of `blocks` in errors.
+        extra_channels: what the stem reads beside the image.
     """
 
     def __init__(
@@ -303,6 +310,7 @@ class BottomUp(nn.Module):
         skip: bool = False,
         activation: str = "gelu",
         argument: str = "encoder_blocks",
+        extra_channels: int = 0,
     ) -> None:
         super().__init__()
         specs = parse_blocks(blocks, argument, "xd")
@@ -317,7 +325,7 @@ class BottomUp(nn.Module):
         self.widths = {resolution: widths[resolution] for resolution in (*resolutions, *self.resolutions_after)}
         last = [i for i, spec in enumerate(specs) if spec == BlockSpec(self.resolution)]
         self.skip_after = last[-1] if skip and last else None
-        self.in_conv = Convolution(3 * patch_size**2, widths[self.resolution], 3)
+        self.in_conv = Convolution(3 * patch_size**2 + extra_channels, widths[self.resolution], 3)
         blocks_of_specs = [
             residual_block(widths[spec.resolution], bottleneck_multiple, spec.resolution, activation, spec.down_rate)
             for spec in specs

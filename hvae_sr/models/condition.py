@@ -23,6 +23,7 @@ from .blocks import (
 )
 from .distributions import DiagonalGaussian
 from .outputs import LRFeatures
+from .restorer import RESTORER_WIDTH, Restored
 
 Features = dict[int, Tensor]
 """Maps of y, `{nominal resolution: [B, width, h, w]}`."""
@@ -102,9 +103,10 @@ class LRFeatureNetwork(nn.Module):
         bottleneck_multiple: float,
         skip: bool,
         activation: str,
+        extra_channels: int = 0,
     ) -> None:
         super().__init__()
-        self.bottom_up = BottomUp(blocks, widths, bottleneck_multiple, 1, skip, activation, argument="blocks")
+        self.bottom_up = BottomUp(blocks, widths, bottleneck_multiple, 1, skip, activation, "blocks", extra_channels)
         self.widths = dict(self.bottom_up.widths)
         self.up_specs = parse_blocks(upsampling_blocks, "upsampling_blocks", "xm") if upsampling_blocks else []
         up_layers: list[nn.Module] = []
@@ -168,8 +170,9 @@ class LRNetwork(GroupConditioning):
         """Makes the feature network from the configuration."""
         c = self.config
         widths = parse_widths(c.width, c.custom_widths)
+        restored = RESTORER_WIDTH if c.get("restorer_blocks") else 0
         self.network = LRFeatureNetwork(
-            c.blocks, c.upsampling_blocks, widths, c.bottleneck_multiple, c.long_skip, c.activation
+            c.blocks, c.upsampling_blocks, widths, c.bottleneck_multiple, c.long_skip, c.activation, restored
         )
         if self.network.bottom_up.resolution != c.image_size:
             raise ValueError(f"`blocks` must start at image_size = {c.image_size}, got {c.blocks!r}")
@@ -209,12 +212,12 @@ class LRNetwork(GroupConditioning):
         """What the sides of y must be multiples of, for every feature map to have a whole size."""
         return self.config.image_size // min(self.network.widths)
 
-    def _features(self, sample: Tensor) -> Features:
+    def _features(self, sample: Tensor, restored: Restored | None) -> Features:
         multiple = self.size_multiple
         y = network_input(sample, self.config, self.dtype)
         if sample.shape[-2] % multiple or sample.shape[-1] % multiple or not sample.numel():
             raise ValueError(f"`sample` must have sides that are multiples of {multiple}, got {tuple(sample.shape)}")
-        return self.network(y)
+        return self.network(y if restored is None else torch.cat([y, restored.features.to(y.dtype)], dim=1))
 
     @entry_point
     def encode(self, sample: Tensor) -> Condition:
@@ -226,19 +229,25 @@ class LRNetwork(GroupConditioning):
         Raises:
             ValueError: not [B, 3, h, w], or sides that are no multiples of `size_multiple`.
         """
-        return Condition(self, self._for_groups(self._features(sample)), self._location(sample.float()))
+        restored = self._restored(sample)
+        features = self._for_groups(self._features(sample, restored))
+        return Condition(self, features, self._location(sample.float(), restored))
 
     def _for_groups(self, features: Features) -> Features:
         """The features as the groups read them."""
         return features
 
-    def _location(self, y: Tensor) -> Tensor | None:
+    def _restored(self, y: Tensor) -> Restored | None:
+        """What a restoration network makes of y, where there is one."""
+        return None
+
+    def _location(self, y: Tensor, restored: Restored | None) -> Tensor | None:
         """What the likelihood is centred on, `[B, 3, H, W]` on [-1, 1], or None."""
         return None
 
     def forward(self, sample: Tensor, return_dict: bool = True) -> LRFeatures | tuple[Any, ...]:
         """The features of y, `[B, 3, h, w]` on [-1, 1]."""
-        features = self._features(sample)
+        features = self._features(sample, self._restored(sample))
         ordered = per_group(features[resolution] for resolution in sorted(features))
         output = LRFeatures(sample=ordered[-1], features=ordered)
         return output if return_dict else output.to_tuple()

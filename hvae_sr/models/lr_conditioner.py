@@ -12,8 +12,10 @@ from ..hooks import entry_point
 from ..loading import StrictLoading
 from ..operators import cached_downsampling
 from .blocks import Convolution, check_choice, parse_widths
+from .checks import is_count
 from .condition import Features, LinearFeatures, LRNetwork
 from .distributions import DiagonalGaussian
+from .restorer import Restored, Restorer
 
 CONDITIONINGS = ("trivial", "lr_encoder", "posterior", "final")
 """The rows of table 5.1 of the VDVAE-SR thesis, as `LRConditioner` names them."""
@@ -54,17 +56,21 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
             for "trivial" and "lr_encoder" the top group, the only one that they condition.
         gate_init: value the gates of "final" start at; 0 protects a pretrained prior.
         scale_factor: sides of x over sides of y.
-        likelihood_location: None, "bicubic" (the likelihood's means are offsets from y resized), or "projection"
-            (offsets from y resized and projected on the images consistent with y).
+        likelihood_location: None, "bicubic" (the likelihood's means are offsets from y resized), "projection"
+            (offsets from y resized and projected on the images consistent with y), or "restored" (from a point between
+            y resized and the restorer's estimate, a learned share of the way).
         downsampling_kernel: H of the projection, see `Downsampling`.
         decoder_blocks, decoder_width, decoder_custom_widths: as in the VDVAE's configuration.
         conditioning: "trivial", "lr_encoder", "posterior" or "final".
         latent_channels: as in the VDVAE's configuration; not used by "final".
+        restorer_blocks: None, or how many blocks a `Restorer` has that y is read through, for x4: the bottom-up network
+            reads its features beside y, and the finest features that there are its estimate, as an offset from y
+            resized.
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["Bottleneck"]
-    _repeated_blocks = ["Bottleneck"]
+    _no_split_modules = ["Bottleneck", "RRDB"]
+    _repeated_blocks = ["Bottleneck", "RRDB"]
 
     @register_to_config
     def __init__(
@@ -89,9 +95,10 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         decoder_custom_widths: str | None = None,
         conditioning: str = "final",
         latent_channels: int = 16,
+        restorer_blocks: int | None = None,
     ) -> None:
         super().__init__()
-        check_choice("likelihood_location", likelihood_location, (None, "bicubic", "projection"))
+        check_choice("likelihood_location", likelihood_location, (None, "bicubic", "projection", "restored"))
         self._check_conditioning()
         specs = self._conditioned_groups()
         self.resolutions = [spec.resolution for spec in specs]
@@ -119,6 +126,7 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
                     f"conditioning={conditioning!r} needs, in {self.config.blocks!r}"
                 )
             self.top = Convolution(self.network.widths[self.resolutions[0]], 2 * latent_channels, zero_weights=True)
+        self._build_restorer()
         self.operator = cached_downsampling(scale_factor, downsampling_kernel)
         self.register_to_config(downsampling_kernel=self.operator.kernel)  # as JSON can hold it
 
@@ -143,12 +151,46 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
             return
         self.network = LinearFeatures(self.config.image_size, self.resolutions[0], 2 * self.config.latent_channels)
 
-    def _location(self, y: Tensor) -> Tensor | None:
+    def _build_restorer(self) -> None:
+        c = self.config
+        self.restorer: Restorer | None = None
+        if c.restorer_blocks is None:
+            if c.likelihood_location == "restored":
+                raise ValueError("`likelihood_location` 'restored' needs `restorer_blocks`, got None")
+            return
+        if not is_count(c.restorer_blocks) or c.scale_factor != 4 or c.conditioning != "final":
+            raise ValueError(
+                f"`restorer_blocks` must be None or a whole number >= 1, with scale_factor 4 and conditioning 'final', "
+                f"got {c.restorer_blocks!r}, {c.scale_factor} and {c.conditioning!r}"
+            )
+        self.restorer = Restorer(c.restorer_blocks)
+        finest = max(self.network.widths)
+        self.stride = c.scale_factor * c.image_size // finest
+        self.estimate = Convolution(3 * self.stride**2, self.network.widths[finest])
+        self.restored_share = nn.Parameter(torch.tensor(0.5))
+
+    def _restored(self, y: Tensor) -> Restored | None:
+        return None if self.restorer is None else self.restorer(y.to(self.dtype))
+
+    def _enlarged(self, y: Tensor) -> Tensor:
+        return F.interpolate(y, scale_factor=self.config.scale_factor, mode="bicubic", align_corners=False)
+
+    def _features(self, sample: Tensor, restored: Restored | None) -> Features:
+        features = super()._features(sample, restored)
+        if restored is not None:
+            offset = F.pixel_unshuffle(restored.image - self._enlarged(sample.float()), self.stride)
+            finest = max(features)
+            features[finest] = features[finest] + self.estimate(offset.to(features[finest].dtype))
+        return features
+
+    def _location(self, y: Tensor, restored: Restored | None) -> Tensor | None:
         if self.config.likelihood_location is None:
             return None
-        location = F.interpolate(y, scale_factor=self.config.scale_factor, mode="bicubic", align_corners=False)
+        location = self._enlarged(y)
         if self.config.likelihood_location == "projection":
             location = self.operator.project(location, y)
+        if self.config.likelihood_location == "restored" and restored is not None:
+            location = torch.lerp(location, restored.image, self.restored_share.float())
         return location
 
     @entry_point

@@ -48,7 +48,7 @@ _RELATIVE = ("vdvae_config", "lr_config", "degradation", "baseline")
 """Files that a recipe names relative to its own folder."""
 _FOLDERS = ("train_data_dir", "validation_data_dir", "train_lr_dir", "validation_lr_dir")
 _PATHS = (*_RELATIVE, "output_dir", "dataset_name", "pretrained_vdvae", "pretrained_lr_encoder", "pretrained_network",
-          "lr_from_vdvae", "lpips_weights", "resume_from_checkpoint")  # fmt: skip
+          "pretrained_restorer", "lr_from_vdvae", "lpips_weights", "resume_from_checkpoint")  # fmt: skip
 """Options that may begin with `~`."""
 _FREEZE = {"train_decoder": ("vdvae-sr", "energy-score"), "train_encoder": ("vdvae-sr",)}
 """Options that freeze weights where they are false, and the stages that read them."""
@@ -99,6 +99,9 @@ class TrainingConfig:
     lr_config: str | None = option(None, "JSON configuration of the LREncoder or LRConditioner.")
     pretrained_lr_encoder: str | None = option(
         None, "A trained LR network; with lr_config, it grows to that, or for another decoder gives it what fits."
+    )
+    pretrained_restorer: str | None = option(
+        None, "A trained RRDBNet that the restorer of a new LR network gets its weights from: its folder."
     )
     baseline: str | None = option(
         None,

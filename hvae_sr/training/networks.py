@@ -13,7 +13,7 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from safetensors import SafetensorError
 
-from ..baselines import AncestralScheduler
+from ..baselines import AncestralScheduler, RRDBNet
 from ..checkpoints.compared import ARCHITECTURES, PRESETS, Recipe
 from ..checkpoints.growth import grow, transfer
 from ..data.crops import one_line
@@ -33,6 +33,8 @@ STAGES: dict[str, type[Objective]] = {
 }  # fmt: skip
 """A stage is an objective and its trainable parameters."""
 _NAMES_SHOWN = 5
+_GROWN = ("decoder_blocks", "restorer_blocks")
+"""Options of an LR network that its larger one shares; of another one it starts from what fits."""
 _CONDITIONED = ("vdvae-sr", "energy-score")
 _Network = TypeVar("_Network", bound=ModelMixin)
 _UNREADABLE = (
@@ -189,6 +191,8 @@ def _lr_class(config: TrainingConfig) -> type[LREncoder] | type[LRConditioner]:
 def _lr_network(kind: type[_Network], config: TrainingConfig, load_weights: bool) -> _Network:
     """An LR network, its bottom-up part started from a VDVAE's encoder where that is asked for."""
     network: Any = _started(kind, "pretrained_lr_encoder", "lr_config", config, load_weights)
+    if config.pretrained_restorer is not None:
+        _restore(network, config, load_weights)
     if config.lr_from_vdvae is None:
         return network
     source = _loaded(VDVAE, "lr_from_vdvae", config, load_weights)
@@ -205,6 +209,17 @@ def _lr_network(kind: type[_Network], config: TrainingConfig, load_weights: bool
     return network
 
 
+def _restore(network: Any, config: TrainingConfig, load_weights: bool) -> None:
+    """Gives an LR network's restorer the weights of a trained RRDBNet."""
+    trained = _loaded(RRDBNet, "pretrained_restorer", config, load_weights)
+    if getattr(network, "restorer", None) is None:
+        raise ValueError("`pretrained_restorer` needs an LRConditioner with `restorer_blocks`")
+    try:
+        network.restorer.take(trained)
+    except ValueError as error:
+        raise ValueError(f"`pretrained_restorer` {config.pretrained_restorer!r}: {error}") from error
+
+
 def _started(kind: type[_Network], folder: str, file: str, config: TrainingConfig, load_weights: bool) -> _Network:
     """A network: trained, if only the option `folder` is given; new, if only `file` is; or new and started from it."""
     if getattr(config, file) is None:
@@ -216,7 +231,7 @@ def _started(kind: type[_Network], folder: str, file: str, config: TrainingConfi
     try:
         if kind is VDVAE:
             _check_random(transfer(trained, network), config)
-        elif trained.config.decoder_blocks == network.config.decoder_blocks:
+        elif all(trained.config.get(name) == network.config.get(name) for name in _GROWN):
             grow(trained, network)
         else:
             transfer(trained, network)

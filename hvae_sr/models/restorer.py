@@ -1,0 +1,62 @@
+"""A frozen restoration network that an LR network reads y through: the layers of Real-ESRGAN, with its weights."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .rrdb import RRDBLayers
+
+RESTORER_WIDTH = 64
+
+
+class Restored(NamedTuple):
+    """What a restoration network makes of y.
+
+    Args:
+        features: `[B, 64, h, w]`, at y's resolution.
+        image: `[B, 3, 4 h, 4 w]` on [-1, 1]: its estimate of x.
+    """
+
+    features: Tensor
+    image: Tensor
+
+
+class Restorer(RRDBLayers, nn.Module):
+    """The layers of a trained `RRDBNet` for x4, as they are: no training changes them.
+
+    They have seen millions of degraded crops, and tell noise and blocks from texture as no network of this size learns
+    to on a laptop. What they give is one image; the decoder's samples spread around it, and correct it.
+
+    The numbers of the blocks are those that float8 (e4m3) has, so that a file can hold them in one byte each.
+
+    Args:
+        num_blocks: n.
+    """
+
+    def __init__(self, num_blocks: int) -> None:
+        super().__init__()
+        self._build_layers(3, num_blocks, RESTORER_WIDTH)
+        self.requires_grad_(False)
+
+    def forward(self, y: Tensor) -> Restored:
+        """Features and estimate from y, `[B, 3, h, w]` on [-1, 1]."""
+        features = self.features((y + 1) / 2)
+        return Restored(features, self.image(features).float().clamp(0, 1) * 2 - 1)
+
+    @torch.no_grad()
+    def take(self, trained: RRDBLayers) -> None:
+        """The weights of a trained network with as many blocks; those of the blocks rounded to float8.
+
+        Raises:
+            ValueError: a network of another shape.
+        """
+        try:
+            self.load_state_dict(trained.state_dict())  # type: ignore[attr-defined]
+        except RuntimeError as error:
+            raise ValueError(
+                f"an RRDBNet for x4 of {len(self.body)} blocks and {RESTORER_WIDTH} channels is needed, this one has "
+                f"{len(trained.body)} blocks: {' '.join(str(error).split())[:200]}"
+            ) from error
+        for parameter in self.body.parameters():
+            parameter.copy_(parameter.to(torch.float8_e4m3fn))

@@ -1,0 +1,207 @@
+"""An LR network that reads y through a frozen restoration network: what it gives, what is saved, what is trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from hvae_sr import LRConditioner, SuperResolutionPipeline
+from hvae_sr.baselines import RRDBNet
+from hvae_sr.models.restorer import Restorer
+from hvae_sr.training import parse_arguments
+from hvae_sr.training.networks import build_objective, check_objective
+from hvae_sr.training.publish import write_folder
+
+RESTORED = {"restorer_blocks": 1, "likelihood_location": "restored"}
+SIDE = 4
+
+
+def levels(batch_size: int, side: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (batch_size, 3, side, side), generator=generator) / 127.5 - 1
+
+
+@pytest.fixture
+def make_restored(make_lr_network: Any) -> Any:
+    def make(**changes: Any) -> LRConditioner:
+        return make_lr_network("vdvae-sr", **{"conditioning": "final", "latent_channels": 4, **RESTORED, **changes})
+
+    return make
+
+
+@pytest.fixture
+def trained() -> RRDBNet:
+    torch.manual_seed(3)
+    return RRDBNet(num_blocks=1)
+
+
+def test_a_restorer_gives_what_the_network_gives_and_what_its_last_layers_read(trained: RRDBNet) -> None:
+    restorer = Restorer(1)
+    restorer.load_state_dict(trained.state_dict())
+    y = levels(2, 8, seed=1)
+    features, image = restorer(y)
+    expected = trained((y + 1) / 2).sample
+    torch.testing.assert_close(image, expected.clamp(0, 1) * 2 - 1)
+    assert features.shape == (2, 64, 8, 8) and image.shape == (2, 3, 32, 32)
+    torch.testing.assert_close(trained.image(features), expected)
+
+
+def test_taken_weights_are_those_of_the_network_rounded_in_its_blocks_alone(trained: RRDBNet) -> None:
+    restorer = Restorer(1)
+    restorer.take(trained)
+    for name, value in trained.state_dict().items():
+        expected = value.to(torch.float8_e4m3fn).float() if name.startswith("body.") else value
+        assert torch.equal(restorer.state_dict()[name], expected), name
+    assert not torch.equal(restorer.state_dict()["body.0.rdb1.conv1.weight"], trained.body[0].rdb1.conv1.weight)
+
+
+@pytest.mark.parametrize("shape", [{"num_blocks": 2}, {"width": 32}, {"growth": 8}, {"scale_factor": 2}])
+def test_networks_of_another_shape_are_refused(shape: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="an RRDBNet for x4 of 1 blocks and 64 channels is needed"):
+        Restorer(1).take(RRDBNet(**{"num_blocks": 1, **shape}))
+
+
+def test_the_centre_is_a_share_of_the_way_to_the_estimate(make_restored: Any) -> None:
+    network, y = make_restored(), levels(1, SIDE, seed=1)
+    enlarged = F.interpolate(y, scale_factor=4, mode="bicubic", align_corners=False)
+    for share in (0.0, 0.25, 1.0):
+        with torch.no_grad():
+            network.restored_share.fill_(share)
+        location = network.encode(y).location
+        torch.testing.assert_close(location, enlarged + share * (network.restorer(y).image - enlarged))
+
+
+def test_the_finest_features_hold_the_estimate_and_the_stem_reads_the_restorers(make_restored: Any) -> None:
+    network, y = make_restored(), levels(1, SIDE, seed=1)
+    before = network.encode(y).features
+    with torch.no_grad():
+        network.estimate.weight.zero_()
+    without = network.encode(y).features
+    finest = max(before)
+    assert {r for r in before if not torch.equal(before[r], without[r])} == {finest}
+    with torch.no_grad():
+        network.network.bottom_up.in_conv.weight[:, :3] = 0  # y itself is not read any more
+    one, other = (network.encode(levels(1, SIDE, seed)).features for seed in (1, 2))
+    assert not any(torch.equal(one[r], other[r]) for r in one)
+
+
+def test_convolutions_of_the_restorer_follow_the_compute_dtype(make_restored: Any) -> None:
+    network, y = make_restored(), levels(1, SIDE, seed=1)
+    exact = network.restorer(y)
+    network.set_compute_dtype(torch.bfloat16)
+    found = {m.compute_dtype for name, m in network.restorer.named_modules() if name.startswith("body.0.rdb1.conv")}
+    assert found == {torch.bfloat16} and network.restorer.conv_last.compute_dtype is None
+    rounded = network.restorer(y)
+    assert rounded.image.dtype == rounded.features.dtype == torch.float32
+    assert 0 < (rounded.image - exact.image).abs().max() < 0.05
+    network.set_compute_dtype(None)
+    assert torch.equal(network.restorer(y).image, exact.image)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"restorer_blocks": None}, "'restored' needs `restorer_blocks`"),
+        ({"restorer_blocks": 0}, "`restorer_blocks` must be None or a whole number >= 1"),
+        ({"restorer_blocks": "two"}, "`restorer_blocks` must be"),
+        ({"conditioning": "lr_encoder", "upsampling_blocks": None, "gate_init": 0.0}, "conditioning 'final'"),
+        ({"scale_factor": 2}, "scale_factor 4"),
+    ],
+)
+def test_options_that_do_not_go_with_a_restorer_are_refused(
+    make_restored: Any, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_restored(**changes)
+
+
+def test_a_saved_conditioner_is_the_same(make_restored: Any, tmp_path: Path) -> None:
+    network, y = make_restored(), levels(1, SIDE, seed=1)
+    network.save_pretrained(tmp_path)
+    again = LRConditioner.from_pretrained(tmp_path)
+    assert torch.equal(again.encode(y).location, network.encode(y).location)
+    assert not any(p.requires_grad for p in again.restorer.parameters())
+
+
+# Training.
+
+
+@pytest.fixture
+def training(make_vdvae: Any, make_restored: Any, trained: RRDBNet, tmp_path: Path) -> Any:
+    make_vdvae().save_pretrained(tmp_path / "prior")
+    trained.save_pretrained(tmp_path / "restorer")
+    (tmp_path / "lr.json").write_text(make_restored().to_json_string())
+    values = {
+        "stage": "energy-score", "train_data_dir": tmp_path, "output_dir": tmp_path / "out", "resolution": 16,
+        "pretrained_vdvae": tmp_path / "prior", "lr_config": tmp_path / "lr.json", "degradation": "real",
+    }  # fmt: skip
+
+    def make(**more: Any) -> tuple[Any, Any]:
+        config = parse_arguments([f"--{key}={value}" for key, value in {**values, **more}.items()])
+        objective = build_objective(config)
+        check_objective(objective, config, torch.device("cpu"))
+        return objective, config
+
+    make.folder = tmp_path  # type: ignore[attr-defined]
+    return make
+
+
+def test_an_update_leaves_the_restorer_as_it_was(training: Any) -> None:
+    objective, _ = training(pretrained_restorer=training.folder / "restorer")
+    before = {name: value.clone() for name, value in objective.state_dict().items()}
+    optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=1e-2)
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    loss, _ = objective(images, [0, 1])
+    loss.backward()
+    optimizer.step()
+    same = {name for name, value in objective.state_dict().items() if torch.equal(value, before[name])}
+    assert same == {name for name in before if ".restorer." in name}
+
+
+def test_a_run_starts_with_the_restorers_weights_and_saves_them_in_one_byte_without_loss(training: Any) -> None:
+    objective, config = training(pretrained_restorer=training.folder / "restorer", saved_dtype="float16")
+    folder = training.folder / "model"
+    write_folder(objective, config, folder)
+    stored = load_file(folder / "lr_encoder" / "diffusion_pytorch_model.safetensors")
+    assert {x.dtype for name, x in stored.items() if name.startswith("restorer.body.")} == {torch.float8_e4m3fn}
+    assert {x.dtype for name, x in stored.items() if not name.startswith("restorer.body.")} == {torch.float16}
+    pipe = SuperResolutionPipeline.from_pretrained(folder)
+    own = objective.lr_network.state_dict()
+    for name, value in pipe.lr_encoder.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, own[name].half().float() if "restorer.body." not in name else own[name]), name
+    assert own["restorer.body.0.rdb1.conv1.weight"].dtype == torch.float32  # the run's own weights stay what they are
+    pipe.set_progress_bar_config(disable=True)
+    images = pipe(Image.new("RGB", (8, 8), (90, 120, 60)), num_samples=2, seed=1).images
+    assert images[0].size == (32, 32) and images[0].tobytes() != images[1].tobytes()
+
+
+def test_a_network_without_a_restorer_takes_no_weights_of_one(
+    training: Any, make_restored: Any, tmp_path: Path
+) -> None:
+    options = json.loads(make_restored(restorer_blocks=None, likelihood_location="bicubic").to_json_string())
+    (tmp_path / "plain.json").write_text(json.dumps(options))
+    with pytest.raises(ValueError, match="`pretrained_restorer` needs an LRConditioner with `restorer_blocks`"):
+        training(lr_config=tmp_path / "plain.json", pretrained_restorer=tmp_path / "restorer")
+    RRDBNet(num_blocks=2).save_pretrained(tmp_path / "two")
+    with pytest.raises(ValueError, match="`pretrained_restorer` .*two.*: an RRDBNet for x4 of 1 blocks"):
+        training(pretrained_restorer=tmp_path / "two")
+
+
+def test_a_network_with_a_restorer_starts_from_what_fits_of_one_without(
+    training: Any, make_restored: Any, tmp_path: Path
+) -> None:
+    plain = make_restored(restorer_blocks=None, likelihood_location="bicubic")
+    plain.save_pretrained(tmp_path / "plain")
+    objective, _ = training(pretrained_lr_encoder=tmp_path / "plain", pretrained_restorer=tmp_path / "restorer")
+    state = objective.lr_network.state_dict()
+    taken = {name for name, value in plain.state_dict().items() if torch.equal(value, state[name])}
+    assert taken == set(plain.state_dict()) - {"network.bottom_up.in_conv.weight"}
