@@ -14,7 +14,6 @@ from torch import Tensor
 
 from hvae_sr.hooks import uncompiled
 from hvae_sr.images import ImageInput, Photo, prepare_photos
-from hvae_sr.sampling.sampler import MARGIN
 
 _ELSEWHERE = {
     "num_images_per_prompt": "`num_samples`",
@@ -50,8 +49,9 @@ class SamplingOptions:
         window_size: side, in pixels of y, of the windows that larger images are sampled in, margins left out; None
             chooses windows of a million HR pixels, or as many as `max_memory` allows. A window sees the noise of the
             whole, and the projection is that of the whole.
-        window_margin: HR pixels around a window that the networks see and that are not kept; at 96, windows and whole
-            of the bundled models differ by less than 0.01 grey levels in float32.
+        window_margin: HR pixels around a window that the networks see and that are not kept; None: 96, with which
+            windows and whole of the bundled models differ by less than 0.01 grey levels in float32, or 192 for a model
+            that reads y through a restorer.
         max_memory: bytes that the process (on a GPU: the device) may take, for which windows and chunks are made small
             enough; None means half of what is available beyond what is used already.
         tile: lets a model of one image size work on images of any other, in blended tiles of its size.
@@ -66,7 +66,7 @@ class SamplingOptions:
     sample_pixels: bool = False
     self_ensemble: bool = False
     window_size: int | None = None
-    window_margin: int = MARGIN
+    window_margin: int | None = None
     max_memory: int | None = None
     tile: bool = False
     return_latents: bool = False
@@ -96,7 +96,7 @@ class SamplingOptions:
             check_flag(name, getattr(self, name))
         for name in ("window_size", "max_memory"):
             check_count(name, getattr(self, name), 1, optional=True)
-        check_count("window_margin", self.window_margin, 0)
+        check_count("window_margin", self.window_margin, 0, optional=True)
 
 
 def check_flag(name: str, value: Any) -> None:

@@ -16,7 +16,6 @@ from hvae_sr.posterior.conformal import check_coverage, missed, quantiles_of, sm
 from hvae_sr.posterior.quantiles import QUANTILE_VALUES
 from hvae_sr.sampling import Budget, WindowSampler
 from hvae_sr.sampling.memory import KEPT_FEATURES
-from hvae_sr.sampling.sampler import MARGIN
 
 from .common import Call
 from .inputs import SamplingOptions, base_seeds, check_flag, single_photo
@@ -36,7 +35,7 @@ class IntervalPipeline(SamplingPipeline):
         temperature: float | Sequence[float] | None = None,
         enforce_consistency: bool | None = None,
         window_size: int | None = None,
-        window_margin: int = MARGIN,
+        window_margin: int | None = None,
         calibrated: bool = False,
     ) -> Tensor:
         """Quantiles of every pixel over the samples of the pipeline with the same seeds.
@@ -46,7 +45,7 @@ class IntervalPipeline(SamplingPipeline):
             q: quantiles in [0, 1], interpolated linearly; None means 0.05, 0.5 and 0.95.
             num_samples, seed, temperature, enforce_consistency: as in a call; None means 32 samples.
             window_size: side of a window in pixels of y; None lets the samples of one take 0.8 GB.
-            window_margin: HR pixels around it that the networks see too.
+            window_margin: HR pixels around it that the networks see too; None: as in a call.
             calibrated: whether the first and the last are the ends of an interval that holds the truth as often as
                 `calibrate` has promised. `q`, `num_samples`, `temperature` and `enforce_consistency` are then those of
                 the calibration, which says nothing about others.

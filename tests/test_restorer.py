@@ -16,6 +16,8 @@ from torch import Tensor
 from hvae_sr import LRConditioner, SuperResolutionPipeline
 from hvae_sr.baselines import RRDBNet
 from hvae_sr.models.restorer import Restorer
+from hvae_sr.sampling import Budget, WindowSampler
+from hvae_sr.sampling.sampler import Networks
 from hvae_sr.training import parse_arguments
 from hvae_sr.training.networks import build_objective, check_objective
 from hvae_sr.training.publish import write_folder
@@ -129,6 +131,15 @@ def test_a_saved_conditioner_is_the_same(make_restored: Any, tmp_path: Path) -> 
     again = LRConditioner.from_pretrained(tmp_path)
     assert torch.equal(again.encode(y).location, network.encode(y).location)
     assert not any(p.requires_grad for p in again.restorer.parameters())
+
+
+def test_windows_see_further_where_a_restorer_does_but_in_little_memory(make_vdvae: Any, make_restored: Any) -> None:
+    vdvae, y = make_vdvae(), torch.zeros(3, SIDE, SIDE)
+    networks = Networks(vdvae, make_restored(), 4)
+    plain = Networks(vdvae, make_restored(restorer_blocks=None, likelihood_location="bicubic"), 4)
+    assert WindowSampler(plain, y).margin == 96 and WindowSampler(networks, y).margin == 192
+    assert WindowSampler(networks, y, margin=16).margin == 16
+    assert WindowSampler(networks, y, budget=Budget(256**2, 0)).margin == 96
 
 
 # Training.

@@ -19,6 +19,9 @@ MARGIN = 96
 """HR pixels around a window that the networks see and that are not kept: on the bundled models windows and whole then
 differ by less than 0.01 grey levels in float32 (`python benchmarks/windows.py`)."""
 
+RESTORER_MARGIN = 192
+"""The same where y is read through a restorer, whose many blocks see further."""
+
 BLEND = 4
 """Tiles of a model of one size are blended over a quarter of their side."""
 
@@ -48,6 +51,7 @@ class Networks:
         self.encode = self.encode or self.lr_encoder.encode
         self.sample = self.sample or self.vdvae.sample
         self.sizes = SizeRequirements.of(self.vdvae, self.lr_encoder, self.scale_factor)
+        self.margin = MARGIN if getattr(self.lr_encoder, "restorer", None) is None else RESTORER_MARGIN
 
 
 class WindowSampler:
@@ -58,7 +62,7 @@ class WindowSampler:
         y: `[3, h, w]` in [0, 1], on the device. A model of one size works on it in blended tiles of that size.
         window_size: side of a window in pixels of y, margins left out; None chooses windows of `budget.pixels`.
         budget: what one network evaluation, and features that are kept for the next sample, may take.
-        margin: HR pixels around a window that are seen and not kept.
+        margin: HR pixels around a window that are seen and not kept; None: as the networks need.
     """
 
     def __init__(
@@ -67,11 +71,13 @@ class WindowSampler:
         y: Tensor,
         window_size: int | None = None,
         budget: Budget | None = None,
-        margin: int = MARGIN,
+        margin: int | None = None,
     ) -> None:
         self.networks, self.vdvae, self.scale = networks, networks.vdvae, networks.scale_factor
-        self.y, self.margin = y, margin
-        self.budget = budget or Budget(PIXELS_PER_CHUNK, KEPT_FEATURES)
+        self.y, self.budget = y, budget or Budget(PIXELS_PER_CHUNK, KEPT_FEATURES)
+        # In little memory a wide margin would leave nothing of a window to keep.
+        fitting = max(MARGIN, int(self.budget.pixels**0.5) // 4)
+        self.margin = min(networks.margin, fitting) if margin is None else margin
         self.padded_size = networks.sizes.padded((y.shape[-2], y.shape[-1]))
         self.size = networks.sizes.output((y.shape[-2], y.shape[-1]))
         self.windows = self._split(window_size)
