@@ -1,8 +1,9 @@
 # `make upscale` and `make test` work on a fresh machine with Python 3.11 or later.
-VENV ?= .venv
+# Not taken from the environment, where OUT and VENV may name what others keep: `make OUT=...` sets them.
+VENV = .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-OUT ?= upscaled
+OUT = upscaled
 # A photograph in the public domain (CC0) that comes with scikit-image.
 PHOTO ?= $$($(BIN)/python -c "import skimage, pathlib; print(pathlib.Path(skimage.__file__).parent / 'data/chelsea.png')")
 
@@ -18,7 +19,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 upscale: install
-	$(BIN)/hvae-sr upscale "$(PHOTO)" -o $(OUT)
+	$(BIN)/hvae-sr upscale "$(PHOTO)" -o "$(OUT)"
 
 lint: install
 	$(BIN)/ruff check .
@@ -65,4 +66,4 @@ test-lowest:
 	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest -n auto --dist loadfile $(LOWEST_TESTS)
 
 clean:
-	rm -rf $(VENV) $(VENV)-docs $(VENV)-lowest $(OUT) build dist site *.egg-info
+	rm -rf "$(VENV)" "$(VENV)-docs" "$(VENV)-lowest" upscaled build dist site *.egg-info

@@ -75,11 +75,14 @@ def read_object(path: Path, argument: str) -> dict[str, Any]:
 
 
 def write_atomically(text: str, path: Path) -> None:
-    """Writes a file (UTF-8), whole or not at all, and its folder where there is none."""
+    """Writes a file (UTF-8), whole or not at all, and its folder where there is none.
+
+    Names of files that a C locale took for no text are written as the UTF-8 that they are.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path.parent)
     with replacing(path) as file:
-        file.write(text.encode())
+        file.write(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").encode())
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from diffusers import DiffusionPipeline
+from huggingface_hub import constants
 
 from hvae_sr.checkpoints.names import resolve
 from hvae_sr.loading import DAMAGED, given_dtype, saving, without_warning
@@ -72,6 +73,10 @@ class PhotoPipeline(DiffusionPipeline):
                 return super().from_pretrained(folder, **cls._loading_options(folder, kwargs))
         except DAMAGED as error:
             if isinstance(error, OSError) and not os.path.isdir(folder):
+                if constants.HF_HUB_OFFLINE:
+                    raise OSError(
+                        f"{folder} is not in the cache, and HF_HUB_OFFLINE says not to ask the Hub"
+                    ) from error
                 raise  # of the Hub or the network, which says what it is
             reason = " ".join(str(error).split()) or type(error).__name__
             reason = reason if len(reason) <= 1000 else f"{reason[:1000]}..."

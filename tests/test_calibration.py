@@ -250,6 +250,28 @@ def test_the_command_cuts_pairs_at_the_same_place(make_pipeline, tmp_path, monke
         assert x.size == (16, 16) and y.size == (4, 4) and x.getpixel((0, 0)) == y.getpixel((0, 0)) == (4, 4, 0)
 
 
+def test_pairs_of_other_sizes_are_refused_before_they_are_cut_to_fit(make_pipeline, tmp_path, capsys):
+    make_pipeline("vdvae-sr").save_pretrained(tmp_path / "model")
+    for name, size in (("high", (32, 24)), ("whole", (32, 24)), ("turned", (6, 8))):
+        (tmp_path / name).mkdir()
+        for number in range(9):
+            Image.effect_noise(size, 30).convert("RGB").save(tmp_path / name / f"{number}.png")
+    options = ["--model", tmp_path / "model", "--data", tmp_path / "high", "--size", 16, "-o", tmp_path / "out"]
+    for name in ("whole", "turned"):
+        assert main([*map(str, ["calibrate", *options, "--low", tmp_path / name]), "--device", "cpu"]) == 2
+        assert "which is not 32x24 over 4" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_another_system_is_left_as_it_is(make_pipeline, tmp_path, capsys):
+    make_pipeline("vdvae-sr").save_pretrained(tmp_path / "model")
+    (tmp_path / "edsr").mkdir()
+    (tmp_path / "edsr" / "model_index.json").write_text('{"_class_name": "EDSRPipeline"}')
+    assert calibrated(tmp_path, tmp_path / "model", tmp_path / "edsr") == 2
+    assert "holds another system, EDSRPipeline" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "edsr").iterdir()] == ["model_index.json"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

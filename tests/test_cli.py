@@ -22,6 +22,7 @@ from hvae_sr.cli.jobs import plan
 from hvae_sr.cli.settings import _settings_in
 from hvae_sr.cli.terminal import print_line, progress
 from hvae_sr.cli.timing import announce, duration, evaluated_pixels
+from hvae_sr.files import write_atomically
 from hvae_sr.images import WideImage, read_metadata, read_photo, save_image, to_tensor
 
 
@@ -849,3 +850,72 @@ def test_a_folder_in_the_place_of_the_file_is_told_before_the_export(model, tmp_
     (tmp_path / "a.onnx").mkdir()
     assert main(["export", str(tmp_path / "a.onnx"), "--model", str(model)]) == 2
     assert "must be a file, got the folder" in capsys.readouterr().err
+
+
+# What is wrong is told before anything is computed, by the name of the option.
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(9):
+        save_image(Image.effect_noise((16, 16), 20 + number).convert("RGB"), folder / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "command, named",
+    [
+        (["analyse", "reconstruction", "--num-images", "0", "-o", "out"], "`--num-images` must be at least 1, got 0"),
+        (["analyse", "distance", "--images-per-code", "1", "-o", "out"], "`--images-per-code` must be at least 2"),
+        (["analyse", "distance", "--threshold", "nan", "-o", "out"], "`--threshold` must be a number"),
+        (["analyse", "samples", "--size", "0", "-o", "out"], "`--size` must be at least 1"),
+        (["analyse", "distance", "-o", "photo.png/out"], "`--output-dir`: cannot write"),
+        (["analyse", "levels", "--lpips-weights", "photo.png", "-o", "out"], "`--lpips-weights`: photo.png is no"),
+        (["figures", "r.json", "-o", "photo.png/out"], "`--output-dir`: cannot write"),
+        (["results", "r.json", "-o", "images"], "`--output` must be a file"),
+        (["convert", "x.pth", "--preset", "edsr-x4", "-o", "photo.png/out"], "`--output-dir`: cannot write"),
+        (["evaluate", "--data", "images", "-o", "r.json", "--write-pairs", "photo.png/out"], "`--write-pairs`: cannot"),
+        (["evaluate", "--data", "images", "-o", "r.json", "--write-pairs", "w", "--scale-factor", "0"], "scale_factor"),
+        (["export", "a.onnx", "--device", "cuda"], "`--device` must be cpu"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_named_and_leaves_nothing(
+    command, named, model, photo, images, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    own = ["--model", str(model)] if command[0] in ("analyse", "export") else []
+    assert main([*command, *own]) == 2
+    assert named.replace("_", "-") in capsys.readouterr().err.replace("_", "-")
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_tables_are_printed_line_by_line(model, images, tmp_path, capsys):
+    options = ["--model", str(model), "--device", "cpu"]
+    made = ["--data", str(images), "--num-images", "1", "--size", "16", "--num-samples", "1", "--temperatures", "1"]
+    assert main(["evaluate", *options, *made, "-o", str(tmp_path / "r.json")]) == 0
+    small = ["--side", "8", "--num-samples", "1", "--repeats", "1", "--batch-sizes", "1", "--sizes", "1", "18"]
+    assert main(["benchmark", *options, *small]) == 0
+    printed = capsys.readouterr().out
+    assert "?" not in printed and "|---|---|---|\n| float32 " in printed and "    8x8 " in printed
+    assert "   16x16 " in printed  # of y of 4x4, as it is computed
+
+
+@pytest.mark.slow
+def test_every_command_goes_on_where_nobody_reads_what_it_prints(model, images, tmp_path):
+    options = ["--model", str(model), "--device", "cpu", "--data", str(images), "--size", "16", "--num-samples", "2"]
+    for command in (
+        ["evaluate", *options, "--temperatures", "1", "-o", str(tmp_path / "r.json")],
+        ["results", str(tmp_path / "r.json"), "-o", str(tmp_path / "r.md")],
+        ["calibrate", *options, "-o", str(tmp_path / "calibrated")],
+    ):
+        process = subprocess.Popen([sys.executable, "-m", "hvae_sr.cli", *command], stdout=subprocess.PIPE)
+        process.stdout.close()
+        assert process.wait() == 0, command
+
+
+def test_names_of_files_that_a_c_locale_does_not_know_are_written_as_they_are(tmp_path):
+    write_atomically("# odd \udcc3\udcbc\n", tmp_path / "r.md")
+    assert (tmp_path / "r.md").read_text("utf-8") == "# odd ü\n"

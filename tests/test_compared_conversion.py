@@ -287,6 +287,28 @@ def test_the_command_converts_and_names_all_presets(tmp_path: Path, capsys: pyte
     assert "the file holds an SRVGGNetCompact" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pipeline": {"window_margin": -1}}, "`window_margin` must be a whole number >= 0, got -1"),
+        ({"pipeline": {"default_temperature": 0.5}}, "`default_temperature`"),
+        ({"pipeline": {"foo": 1}}, "RegressionPipeline has no foo"),
+        ({"scheduler": {"num_train_timesteps": 5}}, "RegressionPipeline has no scheduler"),
+    ],
+)
+def test_options_with_which_a_folder_could_not_be_loaded_leave_none(
+    options: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = CONFIGS["SRVGGNetCompact"]
+    save_file(published_state("SRVGGNetCompact"), tmp_path / "net.safetensors")
+    hparams = tmp_path / "hparams.json"
+    hparams.write_text(json.dumps({"architecture": "SRVGGNetCompact", **config, **options}))
+    command = ["convert", str(tmp_path / "net.safetensors"), "-o", str(tmp_path / "out"), "--hparams", str(hparams)]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "`--hparams`" in error and message in error and not (tmp_path / "out").exists()
+
+
 def test_bad_arguments_are_named(tmp_path: Path) -> None:
     path = write(published_state("EDSR"), tmp_path)
     with pytest.raises(ValueError, match="`preset` must be one of edsr-baseline-x2"):
@@ -349,8 +371,8 @@ def test_weights_of_ncnn_are_read_by_the_order_of_their_layers(architecture: str
     config = CONFIGS[architecture] | {"scale_factor": 4}
     model = ARCHITECTURES[architecture](**config)
     state = model.state_dict()
-    kinds = {torch.nn.Conv2d: "Convolution", torch.nn.PReLU: "PReLU"}
-    layers = [(kinds[type(module)], name) for name, module in model.named_modules() if type(module) in kinds]
+    kinds = {"Convolution": torch.nn.Conv2d, "PReLU": torch.nn.PReLU}
+    layers = [(kind, name) for name, m in model.named_modules() for kind, of in kinds.items() if isinstance(m, of)]
     path = write_ncnn(state, layers, tmp_path, half)
     folder = convert_baseline(path, tmp_path / "out", config={"architecture": architecture, **config})
     loaded = ARCHITECTURES[architecture].from_pretrained(folder, subfolder="network").state_dict()

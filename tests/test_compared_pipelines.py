@@ -163,6 +163,8 @@ def test_what_needs_a_vdvae_says_that_a_compared_system_has_none(
     ):
         assert main(command) == 2
         assert "RegressionPipeline has no VD-VAE" in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "a.onnx"), *model]) == 2
+    assert "RegressionPipeline, which has no VD-VAE" in capsys.readouterr().err
     for analysis in (analyses.expected_consistency, analyses.group_information, analyses.level_spread):
         with pytest.raises(ValueError, match="`pipeline`: RegressionPipeline has no VD-VAE"):
             analysis(make_pipeline("EDSR"), [Image.new("RGB", (32, 32))])

@@ -208,3 +208,10 @@ def test_costs_that_are_none_are_named(folder, training, said):
     (folder / "card_notes.md").write_text(f"---\ntraining: {training}\n---\n")
     with pytest.raises(ValueError, match=f"`notes`: {said}"):
         model_card(folder)
+
+
+@pytest.mark.parametrize("tags", ["3", "faces", "{a: 1}"])
+def test_tags_that_are_no_list_are_named(folder, tags):
+    (folder / "card_notes.md").write_text(f"---\ntags: {tags}\n---\n")
+    with pytest.raises(ValueError, match="`notes`: tags must be a list"):
+        model_card(folder)

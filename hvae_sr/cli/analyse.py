@@ -40,6 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    for name, least in {"num_images": 1, "num_codes": 1, "images_per_code": 2}.items():
+        if getattr(options, name) < least:
+            raise ValueError(f"`--{name}` must be at least {least}, got {getattr(options, name)}".replace("_", "-"))
+    if options.size is not None and options.size < 1:
+        raise ValueError(f"`--size` must be at least 1, got {options.size}")
+    if not options.threshold >= 0:
+        raise ValueError(f"`--threshold` must be a number of grey levels, got {options.threshold}")
     resolve(options.model)  # a typo should not wait for torch
     output = Output(options)  # before anything is computed
     from ..evaluation.samples import vdvae_of
@@ -129,6 +136,8 @@ def _levels(job: Job) -> None:
 
     options, pipeline = job.options, job.pipeline
     weights = find_lpips("alexnet", options.lpips_weights)
+    if options.lpips_weights is not None and weights is None:
+        raise ValueError(f"`--lpips-weights`: {options.lpips_weights} is no lpips_alexnet*.safetensors, nor holds one")
     analysis = analyses.level_spread(
         pipeline,
         [references(pipeline, photo)[0] for photo in job.photos],

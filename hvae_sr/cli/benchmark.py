@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
             torch.cuda.synchronize(device)
 
     side = fixed or options.side
-    print_line(f"{options.model} on {device}, {torch.get_num_threads()} thread(s)\n")
+    print_line(f"{options.model} on {device}, {torch.get_num_threads()} thread(s)")
     print_line(f"{options.num_samples} samples of {side}x{side}, {side * scale}x{side * scale} each, with projection:")
     calls = {name: partial(call, side, options.num_samples, dtype) for name, dtype in dtypes.items()}
     times = _alternate(calls, options.repeats)
@@ -80,14 +80,15 @@ def run(options: argparse.Namespace) -> int:
     report["calls"] = [
         {"dtype": name, **_row(values), "ratio": first / _row(values)["seconds"]} for name, values in times.items()
     ]
-    print_line("| dtype | seconds: median (range) | times faster |\n|---|---|---|")
+    for line in ("| dtype | seconds: median (range) | times faster |", "|---|---|---|"):
+        print_line(line)
     for row in report["calls"]:
         low_end, high_end = row["range"]
         print_line(f"| {row['dtype']} | {row['seconds']:.2f} ({low_end:.2f} to {high_end:.2f}) | {row['ratio']:.2f} |")
 
     name, fast = list(dtypes.items())[-1]
     small = fixed or max(2, options.side // 4)
-    print_line(f"\nImages a second by batch size, {small * scale}x{small * scale}, {name}:")
+    print_line(f"Images a second by batch size, {small * scale}x{small * scale}, {name}:")
     times = _alternate({size: partial(call, small, size, fast, size) for size in options.batch_sizes}, options.repeats)
     report["batches"] = []
     for size, values in times.items():
@@ -96,17 +97,18 @@ def run(options: argparse.Namespace) -> int:
         print_line(f"  {size:4d}  {row['images_per_second']:8.2f} images/s")
 
     if fixed is None:
-        print_line(f"\nOne sample by output size, {name}, and peak memory of the process so far:")
+        print_line(f"One sample by output size, {name}, and peak memory of the process so far:")
         report["sizes"] = []
-        for size in sorted(options.sizes):
-            values = _alternate({size: partial(call, max(2, size // scale), 1, fast)}, options.repeats)[size]
+        for side_of_y in sorted({max(2, size // scale) for size in options.sizes}):
+            size = side_of_y * scale
+            values = _alternate({size: partial(call, side_of_y, 1, fast)}, options.repeats)[size]
             row = {"size": size, **_row(values), "peak_mib": _peak_memory(device)}
             report["sizes"].append(row)
             print_line(f"  {size:5d}x{size:<5d} {row['seconds']:8.3f} s  {row['peak_mib']:7.0f} MiB")
 
     report |= _roofline(pipe, side, options.num_samples, fast, report["calls"][-1]["seconds"])
     print_line(
-        f"\n{report['flops'] / 1e9:.0f} GFLOP counted for {options.num_samples} samples; the peak of matrix products "
+        f"{report['flops'] / 1e9:.0f} GFLOP counted for {options.num_samples} samples; the peak of matrix products "
         f"is {report['gemm_peak'] / 1e9:.0f} GFLOP/s in {name}: {report['share_of_peak']:.0%} of it reached; "
         f"{report['bytes'] / 2**20:.0f} MiB of weights"
     )

@@ -4,7 +4,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..files import read_object
 from .common import add_data, add_model, load_pipeline
+from .terminal import print_line, shows_progress
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,6 +48,7 @@ def run(options: argparse.Namespace) -> int:
     folder = Path(resolve(options.model))
     if folder.resolve() in output.resolve().parents:
         raise ValueError(f"`output_dir`: {output} is inside the model {folder}, and would become part of it")
+    _check_place(output)
     source = open_source(options.data, options.split, options.image_column, options.num_images)
     try:
         check_coverage(options.coverage, len(source.images))
@@ -53,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(str(error).replace("`images`", "`data`: images")) from None
     pipeline = load_pipeline(options, fast=True)
     if not isinstance(pipeline, SuperResolutionPipeline):
-        raise ValueError(f"`model`: {type(pipeline).__name__} has no samples to make intervals of")
+        raise ValueError(f"`model`: {type(pipeline).__name__} is not calibrated: intervals are made for VD-VAE models")
     scale = pipeline.operator.scale_factor
     if options.size < 0 or options.size % scale:
         raise ValueError(f"`size` must be a multiple of {scale}, or 0, got {options.size}")
@@ -63,13 +66,18 @@ def run(options: argparse.Namespace) -> int:
         missing = [image.name for image in source.images if image.stem not in files]
         if missing:
             raise ValueError(f"`low`: {options.low} has no image of {', '.join(missing[:5])}")
+    pipeline.set_progress_bar_config(disable=not shows_progress())
     images, low = [], []
     for image in source.images:
         x = image.load()
         corner = tuple(max(side // scale - options.size // scale, 0) // 2 for side in x.size)  # in pixels of y
         images.append(_cut(x, corner, options.size, scale))
         if files:
-            low.append(_cut(load_image(files[image.stem]), corner, options.size // scale, 1))
+            y = load_image(files[image.stem])
+            if any(abs(side * scale - of_x) >= scale for side, of_x in zip(y.size, x.size, strict=True)):
+                found = f"{files[image.stem]} is {y.width}x{y.height}"
+                raise ValueError(f"`low`: {found}, which is not {x.width}x{x.height} over {scale}")
+            low.append(_cut(y, corner, options.size // scale, 1))
     found = pipeline.calibrate(
         images, low or None, options.coverage, options.num_samples, options.temperature, seed=options.seed
     )
@@ -89,12 +97,20 @@ def run(options: argparse.Namespace) -> int:
                 (temporary / INDEX).write_text(text, "utf-8")
     else:
         pipeline.save_pretrained(output)
-    print(
+    print_line(
         f"intervals of {found.coverage:g} at temperature {found.temperature:g}, {found.num_samples} samples: "
         f"to be widened {found.factor:.3f} times, found on {found.num_images} images; of further ones like these they "
         f"hold {found.coverage:.1%} to {found.promised:.1%} on average; wrote {output}"
     )
     return 0
+
+
+def _check_place(output: Path) -> None:
+    """Raises a ValueError for a folder that holds the pipeline of another system: two would be mixed in it."""
+    if (output / INDEX).is_file():
+        found = read_object(output / INDEX, "output_dir").get("_class_name")
+        if found != "SuperResolutionPipeline":
+            raise ValueError(f"`output_dir`: {output} holds another system, {found}; name a new folder")
 
 
 def _cut(image: "Image", corner: tuple[int, ...], size: int, multiple: int) -> "Image":

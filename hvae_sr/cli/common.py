@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import check_writable
 from .terminal import print_line
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def add_lpips(parser: argparse.ArgumentParser) -> None:
 class Output:
     """The folder of --output-dir: texts, JSON, figures, and pictures (as PNG), whose files are printed.
 
-    Raises ValueError: matplotlib is not installed.
+    Raises ValueError: matplotlib is not installed, or the folder cannot be written to.
     """
 
     def __init__(self, options: argparse.Namespace):
@@ -56,6 +57,7 @@ class Output:
         except ImportError as error:
             raise ValueError(str(error)) from None
         self.folder, self.format = Path(options.output_dir), options.format
+        check_writable(self.folder, "--output-dir")
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,10 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
+
+from ..files import check_writable
+from .terminal import print_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,18 +16,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kind.add_argument("--hparams", metavar="FILE", help="JSON file with the published names of the hyper-parameters")
 
 
+def _check_loading(folder: Path, hparams: dict[str, Any]) -> None:
+    """Removes a folder that its own options keep from loading, or that has options which mean nothing.
+
+    Raises:
+        ValueError: the message says why.
+    """
+    import inspect
+    import shutil
+
+    from ..pipelines.baselines import pipeline_class
+
+    kind = pipeline_class(folder)
+    try:
+        unknown = [name for name in hparams.get("pipeline", {}) if name not in inspect.signature(kind).parameters]
+        if unknown or ("scheduler" in hparams and "scheduler" not in inspect.signature(kind).parameters):
+            raise ValueError(f"{kind.__name__} has no {', '.join(unknown) or 'scheduler'}")
+        kind.from_pretrained(folder)
+    except ValueError as error:
+        shutil.rmtree(folder)
+        raise ValueError(f"`--hparams`: {error}") from error
+
+
 def run(options: argparse.Namespace) -> int:
     from ..checkpoints.compared import PRESETS as COMPARED
     from ..checkpoints.compared import convert_baseline
     from ..checkpoints.convert import PRESETS, convert
     from ..files import read_object
 
+    check_writable(Path(options.output_dir), "--output-dir")
     hparams = read_object(Path(options.hparams), "--hparams") if options.hparams else None
     if options.preset in COMPARED or (hparams is not None and "architecture" in hparams):
-        convert_baseline(options.checkpoint, options.output_dir, preset=options.preset, config=hparams)
+        folder = convert_baseline(options.checkpoint, options.output_dir, preset=options.preset, config=hparams)
+        if hparams is not None:
+            _check_loading(folder, hparams)
     elif options.preset is not None and options.preset not in PRESETS:
         raise ValueError(f"`--preset` must be one of {', '.join([*PRESETS, *COMPARED])}, got {options.preset!r}")
     else:
         convert(options.checkpoint, options.output_dir, preset=options.preset, hparams=hparams)
-    print(f"wrote {options.output_dir}")
+    print_line(f"wrote {options.output_dir}")
     return 0

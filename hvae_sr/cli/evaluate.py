@@ -5,7 +5,9 @@ import os
 from pathlib import Path
 
 from ..checkpoints.names import resolve
+from ..files import check_writable
 from .common import add_data, add_lpips, add_model, load_pipeline
+from .terminal import print_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +88,8 @@ def run(options: argparse.Namespace) -> int:
     state = process_state()
     if state.is_main_process:
         write_report(report, options.output)
-        print(markdown_table(report))
+        for line in markdown_table(report).splitlines():
+            print_line(line)
     state.destroy_process_group()
     return 0
 
@@ -108,18 +111,20 @@ def _write_pairs(options: argparse.Namespace) -> int:
     protocol = protocol_named(options.protocol)
     made = None if options.degradation is None else load_degradation(options.degradation)
     source = open_source(options.data, options.split, options.image_column, options.num_images, options.every)
+    scale_factor = 4 if options.scale_factor is None else options.scale_factor
+    check_writable(Path(options.write_pairs), "--write-pairs")
     folders = [Path(options.write_pairs) / kind for kind in ("HR", "LR")]
     check_stems(source.images)
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
     for image in source.images:
         own = protocol if made is None else degraded(protocol, made, options.seed, image.number)
-        pair = own.prepare(image.load(), options.size, options.scale_factor or 4)
+        pair = own.prepare(image.load(), options.size, scale_factor)
         for folder, pixels in zip(folders, pair, strict=True):
             path = folder / f"{image.stem}.png"
             if not os.path.lexists(path):
                 save_image(Image.fromarray(pixels), path)
             elif not np.array_equal(np.asarray(load_image(path)), pixels):
                 raise ValueError(f"`--write-pairs`: {path} is there already and holds another image; name a new folder")
-    print(f"wrote {len(source.images)} pairs to {options.write_pairs}")
+    print_line(f"wrote {len(source.images)} pairs to {options.write_pairs}")
     return 0

@@ -31,14 +31,22 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"`FILE.onnx` must end in .onnx, got {options.output!r}")
     if path.is_dir():
         raise ValueError(f"`FILE.onnx` must be a file, got the folder {path}")
+    if options.device not in ("auto", "cpu"):
+        raise ValueError(f"`--device` must be cpu, where ONNX files are made, got {options.device!r}")
     check_writable(path.parent, "FILE.onnx")
     resolve(options.model)  # a typo should not wait for torch
     from diffusers.utils import logging
 
     from .. import SuperResolutionPipeline
+    from ..pipelines.baselines import pipeline_class
     from ..pipelines.onnx import export_onnx
 
     logging.disable_progress_bar()
+    kind = pipeline_class(options.model)
+    if kind is not SuperResolutionPipeline:
+        raise ValueError(
+            f"`--model`: {options.model} is a system of {kind.__name__}, which has no VD-VAE to make a file of"
+        )
     import torch
 
     pipe = SuperResolutionPipeline.from_pretrained(options.model, dtype=torch.float32, load_encoder=False)

@@ -26,6 +26,9 @@ def run(options: argparse.Namespace) -> int:
     from ..evaluation import plots, projection_table, read_report, temperature_table
 
     reports = [read_report(path) for path in options.reports]
+    for path, report in zip(options.reports if options.perception else (), reports, strict=False):
+        if options.perception not in report["rows"][0]:
+            raise ValueError(f"`--perception`: {path} has no {options.perception}")
     for path, report in zip(options.reports, reports, strict=True):
         name = Path(path).stem
         output.write(f"{name}_projection.md", projection_table(report))

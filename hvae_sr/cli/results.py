@@ -3,6 +3,9 @@
 import argparse
 from pathlib import Path
 
+from ..files import check_writable
+from .terminal import print_line
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reports", nargs="+", metavar="REPORT.json", help="what `hvae-sr evaluate` wrote")
@@ -13,7 +16,10 @@ def run(options: argparse.Namespace) -> int:
     from ..evaluation import read_report, results_document
     from ..files import write_atomically
 
+    if Path(options.output).is_dir():
+        raise ValueError(f"`--output` must be a file, got the folder {options.output}")
+    check_writable(Path(options.output).parent, "--output")
     reports = [read_report(path) for path in options.reports]
     write_atomically(results_document(reports, [Path(path).name for path in options.reports]), Path(options.output))
-    print(f"wrote {options.output}")
+    print_line(f"wrote {options.output}")
     return 0

@@ -51,8 +51,13 @@ def progress(total: int, name: str) -> Any:
     """A bar of samples on stderr, where that is a terminal and TQDM_DISABLE does not say otherwise."""
     from tqdm import tqdm
 
+    return tqdm(total=total, desc=name, unit="sample", leave=False, disable=not shows_progress())
+
+
+def shows_progress() -> bool:
+    """Whether bars are shown: where stderr is a terminal, and TQDM_DISABLE does not say otherwise."""
     disabled = os.environ.get("TQDM_DISABLE", "").lower() not in ("", "0", "false")
-    return tqdm(total=total, desc=name, unit="sample", leave=False, disable=True if disabled else None)
+    return not disabled and sys.stderr is not None and sys.stderr.isatty()
 
 
 def fail(error: Exception, options: argparse.Namespace | None = None) -> int:

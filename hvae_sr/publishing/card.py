@@ -88,6 +88,8 @@ def model_card(
     training = metadata.pop("training", None) or {}
     if not isinstance(training, Mapping):
         raise ValueError(f"`notes`: training must be a mapping such as 'hours: 3', got {training!r}")
+    if isinstance(metadata.get("tags", []), str) or not isinstance(metadata.get("tags", []), Sequence):
+        raise ValueError(f"`notes`: tags must be a list such as [faces], got {metadata['tags']!r}")
     emissions, cost = _emissions(training)
     name = str(metadata.pop("model_name", root.resolve().name))
     results = [result for report in loaded for result in _eval_results(report, model)]
