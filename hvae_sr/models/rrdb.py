@@ -54,8 +54,9 @@ class RRDBLayers:
         for layer in (self.conv_up1, self.conv_up2):
             x = _activate(layer(F.interpolate(x, scale_factor=2, mode="nearest")))
         x = _activate(self.conv_hr(x))
+        dtype = self.conv_last.weight.dtype
         with torch.autocast(x.device.type, enabled=False):  # half precision would round to whole grey levels
-            return self.conv_last(x.to(self.conv_last.weight.dtype))
+            return self.conv_last(x if dtype.itemsize == 1 else x.to(dtype))  # a hook suits weights of 8 bits to x
 
 
 class RRDB(nn.Module):
@@ -97,7 +98,7 @@ class DenseBlock(nn.Module):
 
 
 def _activate(x: Tensor) -> Tensor:
-    return F.leaky_relu(x, NEGATIVE_SLOPE, inplace=not torch.is_grad_enabled())  # of what a layer has just made
+    return F.leaky_relu(x, NEGATIVE_SLOPE)
 
 
 def _conv(width_in: int, width_out: int) -> Convolution:
