@@ -246,3 +246,10 @@ def test_weights_are_summed_on_the_cpu(folder, monkeypatch):
     pipeline.components = {"vdvae": network}
     report = run(folder, pipeline)
     assert report["pipeline"]["weights"] == {"vdvae": "3.000000000e+00"} and Elsewhere.moved == 1
+
+
+def test_an_image_smaller_than_the_scale_is_named_as_that():
+    with pytest.raises(ValueError, match="`image` must be at least 4x4 pixels, got 9x3"):
+        prepare_standard(Image.new("RGB", (9, 3)))
+    with pytest.raises(ValueError, match="`scale_factor` must be at least 1, got 0"):
+        prepare_standard(Image.new("RGB", (9, 9)), 0)

@@ -33,11 +33,15 @@ def downsample(kernel: str, hr: Uint8, scale_factor: int) -> Uint8:
 
 
 def _check(image: Image.Image, size: int, scale_factor: int) -> Image.Image:
-    if scale_factor < 1:
-        raise ValueError(f"`scale_factor` must be at least 1, got {scale_factor}.")
+    _check_factor(scale_factor)
     if size < scale_factor or size % scale_factor:
         raise ValueError(f"`size` must be a positive multiple of `scale_factor` ({scale_factor}), got {size}.")
     return load_image(image)
+
+
+def _check_factor(scale_factor: int) -> None:
+    if scale_factor < 1:
+        raise ValueError(f"`scale_factor` must be at least 1, got {scale_factor}.")
 
 
 def prepare_thesis(image: Image.Image, size: int, scale_factor: int = 4) -> tuple[Uint8, Uint8]:
@@ -79,8 +83,12 @@ def prepare_standard(image: Image.Image, scale_factor: int = 4) -> tuple[Uint8, 
     >>> [part.shape for part in prepare_standard(Image.new("RGB", (50, 41)))]
     [(40, 48, 3), (10, 12, 3)]
     """
+    _check_factor(scale_factor)
     width, height = (side // scale_factor * scale_factor for side in image.size)
-    hr = np.asarray(_check(image, min(width, height), scale_factor))[:height, :width]
+    if not min(width, height):
+        found = f"{image.width}x{image.height}"
+        raise ValueError(f"`image` must be at least {scale_factor}x{scale_factor} pixels, got {found}.")
+    hr = np.asarray(load_image(image))[:height, :width]
     return hr, downsample("matlab-bicubic", hr, scale_factor)
 
 
