@@ -7,7 +7,7 @@ python benchmarks/train_bundled.py NAME --train_data_dir DIR [DIR ...] --output_
 weights), the files of options for train.py (`parts`, at most three, in turn, each from the weights of the last one),
 and the options of `hvae-sr evaluate` for each table (`evaluate`: name of the set, size and so on). Part n is in
 OUT/n-PART; the trained folder is that of the last part; the reports are OUT/evaluation-n.json. `--restorer` is the
-`--pretrained_restorer` of the parts whose new LR network has one: the folder that `benchmarks/smaller_restorer.py` makes.
+`--pretrained_restorer` of the parts whose new LR network has one: its converted folder.
 """
 
 import argparse

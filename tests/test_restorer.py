@@ -19,6 +19,7 @@ from hvae_sr.models.restorer import Restorer
 from hvae_sr.sampling import Budget, WindowSampler
 from hvae_sr.sampling.sampler import Networks
 from hvae_sr.training import parse_arguments
+from hvae_sr.training.energy_score import spread_weight
 from hvae_sr.training.networks import build_objective, check_objective
 from hvae_sr.training.publish import write_folder
 
@@ -56,11 +57,11 @@ def test_a_restorer_gives_what_the_network_gives_and_what_its_last_layers_read(t
     torch.testing.assert_close(trained.image(features), expected)
 
 
-def test_taken_weights_are_those_of_the_network_rounded_in_its_blocks_alone(trained: RRDBNet) -> None:
+def test_taken_weights_are_those_of_the_network_with_rounded_kernels(trained: RRDBNet) -> None:
     restorer = Restorer(1)
     restorer.take(trained)
     for name, value in trained.state_dict().items():
-        expected = value.to(torch.float8_e4m3fn).float() if name.startswith("body.") else value
+        expected = value.to(torch.float8_e4m3fn).float() if value.ndim == 4 else value
         assert torch.equal(restorer.state_dict()[name], expected), name
     assert not torch.equal(restorer.state_dict()["body.0.rdb1.conv1.weight"], trained.body[0].rdb1.conv1.weight)
 
@@ -177,22 +178,55 @@ def test_an_update_leaves_the_restorer_as_it_was(training: Any) -> None:
     assert same == {name for name in before if ".restorer." in name}
 
 
-def test_a_run_starts_with_the_restorers_weights_and_saves_them_in_one_byte_without_loss(training: Any) -> None:
-    objective, config = training(pretrained_restorer=training.folder / "restorer", saved_dtype="float16")
+@pytest.mark.parametrize("saved_dtype", ["float16", "float8"])
+def test_a_run_starts_with_the_restorers_weights_and_saves_small_ones(training: Any, saved_dtype: str) -> None:
+    objective, config = training(pretrained_restorer=training.folder / "restorer", saved_dtype=saved_dtype)
     folder = training.folder / "model"
     write_folder(objective, config, folder)
     stored = load_file(folder / "lr_encoder" / "diffusion_pytorch_model.safetensors")
-    assert {x.dtype for name, x in stored.items() if name.startswith("restorer.body.")} == {torch.float8_e4m3fn}
-    assert {x.dtype for name, x in stored.items() if not name.startswith("restorer.body.")} == {torch.float16}
+    kernels = {name for name, x in stored.items() if x.ndim == 4 and x.numel() > 2048}
+    eighth = kernels if saved_dtype == "float8" else set()
+    assert len(kernels) > 10 and {n for n, x in stored.items() if x.dtype == torch.float8_e4m3fn} == eighth
+    assert {x.dtype for name, x in stored.items() if name not in eighth} == {torch.float16}
     pipe = SuperResolutionPipeline.from_pretrained(folder)
     own = objective.lr_network.state_dict()
     for name, value in pipe.lr_encoder.state_dict().items():
-        assert value.dtype == torch.float32
-        assert torch.equal(value, own[name].half().float() if "restorer.body." not in name else own[name]), name
+        rounded = own[name].to(torch.float8_e4m3fn if name in eighth else torch.float16).float()
+        assert value.dtype == torch.float32 and torch.equal(value, rounded), name
+        if ".restorer." in f".{name}" and value.ndim == 4:
+            assert torch.equal(value, own[name]), name  # nothing is lost of it
     assert own["restorer.body.0.rdb1.conv1.weight"].dtype == torch.float32  # the run's own weights stay what they are
     pipe.set_progress_bar_config(disable=True)
     images = pipe(Image.new("RGB", (8, 8), (90, 120, 60)), num_samples=2, seed=1).images
     assert images[0].size == (32, 32) and images[0].tobytes() != images[1].tobytes()
+
+
+def test_near_temperature_0_samples_are_scored_against_a_point_towards_the_estimate(training: Any) -> None:
+    shares = {"score_low_temperatures": 1.0, "score_point_weight": 0.0, "score_patch_sizes": 1}
+    objective, _ = training(pretrained_restorer=training.folder / "restorer", score_restored_share=0.75, **shares)
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    low = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    loss, _ = objective(images, [0, 1], low=low)
+    x, y = objective.pairs(images, low)
+    _, temperature = objective._opened([0, 1])
+    aim = torch.lerp(x, objective.lr_network.restorer(y).image, 0.75 * (1 - temperature))
+    samples = objective.samples(y, (16, 16), [0, 1])
+    error = sum((sample - aim).square().mean(1).sqrt().mean() for sample in samples) / 2
+    spread = (samples[0] - samples[1]).square().mean(1).sqrt().mean()
+    assert loss.item() == pytest.approx((error - 0.5 * spread_weight(temperature) * spread).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_a_share_out_of_range_is_named(training: Any, share: float) -> None:
+    with pytest.raises(ValueError, match="`(score_)?restored_share` must be a share between 0 and 1"):
+        training(score_restored_share=share)
+
+
+def test_a_share_needs_a_restorer(training: Any, make_restored: Any, tmp_path: Path) -> None:
+    options = make_restored(restorer_blocks=None, likelihood_location="bicubic").to_json_string()
+    (tmp_path / "plain.json").write_text(options)
+    with pytest.raises(ValueError, match="`restored_share` needs an LR network with a restorer, got 0.5"):
+        training(lr_config=tmp_path / "plain.json", score_restored_share=0.5)
 
 
 def test_a_network_without_a_restorer_takes_no_weights_of_one(

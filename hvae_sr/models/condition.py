@@ -37,11 +37,13 @@ class Condition:
         network: the LR network; its methods say what group l makes of the features.
         features: `{nominal resolution: [B, width, h, w]}`.
         location: `[B, 3, H, W]` on [-1, 1], what the likelihood is centred on, or None.
+        estimate: `[B, 3, H, W]` on [-1, 1], what a restorer makes of y, or None.
     """
 
     network: "GroupConditioning"
     features: Features
     location: Tensor | None = None
+    estimate: Tensor | None = None
 
     @property
     def batch_size(self) -> int:
@@ -51,7 +53,7 @@ class Condition:
     @property
     def nbytes(self) -> int:
         """Bytes of all maps."""
-        return sum(x.nbytes for x in (*self.features.values(), self.location) if x is not None)
+        return sum(x.nbytes for x in (*self.features.values(), self.location, self.estimate) if x is not None)
 
     def select(self, index: Tensor) -> "Condition":
         """The condition of the batch rows `index` (int64, may repeat): many samples share one bottom-up pass."""
@@ -63,7 +65,8 @@ class Condition:
 
     def _with_rows(self, choose: Callable[[Tensor], Tensor]) -> "Condition":
         features = {resolution: choose(x) for resolution, x in self.features.items()}
-        return replace(self, features=features, location=None if self.location is None else choose(self.location))
+        location, estimate = (None if image is None else choose(image) for image in (self.location, self.estimate))
+        return replace(self, features=features, location=location, estimate=estimate)
 
 
 class LinearFeatures(nn.Module):
@@ -231,7 +234,8 @@ class LRNetwork(GroupConditioning):
         """
         restored = self._restored(sample)
         features = self._for_groups(self._features(sample, restored))
-        return Condition(self, features, self._location(sample.float(), restored))
+        location = self._location(sample.float(), restored)
+        return Condition(self, features, location, None if restored is None else restored.image)
 
     def _for_groups(self, features: Features) -> Features:
         """The features as the groups read them."""

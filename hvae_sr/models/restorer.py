@@ -28,7 +28,7 @@ class Restorer(RRDBLayers, nn.Module):
     They have seen millions of degraded crops, and tell noise and blocks from texture as no network of this size learns
     to on a laptop. What they give is one image; the decoder's samples spread around it, and correct it.
 
-    The numbers of the blocks are those that float8 (e4m3) has, so that a file can hold them in one byte each.
+    The numbers of its kernels are those that float8 (e4m3) has, so that a file can hold them in a byte each.
 
     Args:
         num_blocks: n.
@@ -46,7 +46,7 @@ class Restorer(RRDBLayers, nn.Module):
 
     @torch.no_grad()
     def take(self, trained: RRDBLayers) -> None:
-        """The weights of a trained network with as many blocks; those of the blocks rounded to float8.
+        """The weights of a trained network with as many blocks; its kernels rounded to float8.
 
         Raises:
             ValueError: a network of another shape.
@@ -58,5 +58,6 @@ class Restorer(RRDBLayers, nn.Module):
                 f"an RRDBNet for x4 of {len(self.body)} blocks and {RESTORER_WIDTH} channels is needed, this one has "
                 f"{len(trained.body)} blocks: {' '.join(str(error).split())[:200]}"
             ) from error
-        for parameter in self.body.parameters():
-            parameter.copy_(parameter.to(torch.float8_e4m3fn))
+        for parameter in self.parameters():
+            if parameter.ndim == 4:
+                parameter.copy_(parameter.to(torch.float8_e4m3fn))

@@ -36,7 +36,7 @@ _CHOICES = {
         "plateau",
     ),
     "mixed_precision": ("no", "bf16", "fp16"),
-    "saved_dtype": ("float32", "float16"),
+    "saved_dtype": ("float32", "float16", "float8"),
     "consistency": (None, "exact", "none"),
 }
 _RESUMED = (
@@ -120,7 +120,9 @@ class TrainingConfig:
     consistency: str | None = option(
         None, "exact (samples are projected on Hx = y) or none; default: none with `degradation`, else exact."
     )
-    saved_dtype: str = option("float32", "Of the saved weights: float32, or float16 at half the size.")
+    saved_dtype: str = option(
+        "float32", "Of the saved weights: float32, float16, or float8 for kernels and float16 for all else."
+    )
     default_temperature: float = option(0.8, "Temperature that the saved pipeline uses by default.")
     kl_reduction: str = option("sum", "lr-encoder: sum (the paper's eq. 14) or group_mean (the published code).")
     rate_weights: list[str] = option(
@@ -148,6 +150,9 @@ class TrainingConfig:
     )
     score_low_temperatures: float = option(
         0.0, "energy-score: share of the updates at a temperature drawn from [0, 1), whose spread counts less."
+    )
+    score_restored_share: float = option(
+        0.0, "energy-score: share of the way from the photograph to a restorer's estimate that is aimed at near t = 0."
     )
     lpips_weights: str | None = option(
         None, "safetensors file of VGG16's convolutions (torchvision's names) and LPIPS' heads, for that score."

@@ -27,6 +27,8 @@ from .plots import plot_curve
 
 logger = logging.getLogger(__name__)
 
+_SMALL = 2048
+"""Numbers of a kernel that is not worth the rounding."""
 _SIGNATURE = "Made by `train.py` of hvae-sr:"
 
 
@@ -60,8 +62,9 @@ def write_folder(objective: Objective, config: TrainingConfig, folder: Path) -> 
     components: dict[str, Any] = dict(objective.components())
     for network in components.values():
         _forget_origin(network)
-    if config.saved_dtype == "float16":  # of copies: the run's own weights stay as exact as they are
-        components = {name: _halved(network) for name, network in components.items()}
+    if config.saved_dtype != "float32":  # of copies: the run's own weights stay as exact as they are
+        eighth = config.saved_dtype == "float8"
+        components = {name: _smaller(network, eighth) for name, network in components.items()}
     if config.stage == "vdvae":
         result = components["vdvae"]
     else:
@@ -71,13 +74,13 @@ def write_folder(objective: Objective, config: TrainingConfig, folder: Path) -> 
     result.save_pretrained(folder)
 
 
-def _halved(network: Any) -> Any:
-    """A copy in float16, but for a restorer's blocks, whose numbers float8 holds."""
-    halved = copy.deepcopy(network).half()
-    restorer = getattr(halved, "restorer", None)
-    if restorer is not None:
-        restorer.body.to(torch.float8_e4m3fn)
-    return halved
+def _smaller(network: Any, kernels_in_float8: bool) -> Any:
+    """A copy in float16, its kernels in float8 (e4m3) on demand: loading turns both into what is asked for."""
+    smaller = copy.deepcopy(network).half()
+    for parameter, exact in zip(smaller.parameters(), network.parameters(), strict=True):
+        if kernels_in_float8 and exact.ndim == 4 and exact.numel() > _SMALL:
+            parameter.data = exact.data.to(torch.float8_e4m3fn)
+    return smaller
 
 
 def write_card(config: TrainingConfig, folder: Path, records: list[dict[str, Any]], updates: int) -> None:
