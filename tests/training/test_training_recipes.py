@@ -44,7 +44,7 @@ def test_the_parts_of_a_recipe_are_there_and_follow_each_other(name, command, tm
 
 def test_a_part_with_a_restorer_needs_its_weights(command, tmp_path):
     name = "photo-x4"
-    with pytest.raises(ValueError, match="`--restorer` must be given: train.yaml of photo-x4"):
+    with pytest.raises(ValueError, match="`--restorer` must be given: train_restored.yaml of photo-x4"):
         command.training_commands(name, command.read_recipe(name), tmp_path, [])
 
 
