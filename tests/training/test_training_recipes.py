@@ -32,7 +32,8 @@ def test_the_parts_of_a_recipe_are_there_and_follow_each_other(name, command, tm
         options = dict(zip(arguments[2::2], arguments[3::2], strict=True))
         options_of_part = yaml.safe_load(Path(options["--config"]).read_text())
         assert ("--pretrained_restorer" in options) == command.has_restorer(command.CONFIGS / name / part)
-        named = {name: options[f"--{name}"] for name in ("output_dir", "lpips_weights")}
+        own = ("output_dir", "lpips_weights", "pretrained_vdvae", "pretrained_lr_encoder", "pretrained_restorer")
+        named = {name: options[f"--{name}"] for name in own if f"--{name}" in options}
         TrainingConfig(**options_of_part | named, train_data_dir=[options["--train_data_dir"]])
         start = options.get("--pretrained_vdvae")
         assert not folders or Path(start).parent == folders[-1]
