@@ -1,17 +1,15 @@
 """Trains a bundled model by its recipe, and evaluates it: one command, which goes on where it was interrupted.
 
 python benchmarks/train_bundled.py NAME --train_data_dir DIR [DIR ...] --output_dir OUT [--lpips_weights VGG16]
-    [--restorer RRDBNET] [--benchmarks DIR [--lpips ALEXNET]] [further options of train.py]
+    [--benchmarks DIR [--lpips ALEXNET]] [further options of train.py]
 
 `hub_configs/NAME/recipe.yaml` has the model to start from (`start`: a folder of hub_configs, or null for random
 weights), the files of options for train.py (`parts`, at most three, in turn, each from the weights of the last one),
 and the options of `hvae-sr evaluate` for each table (`evaluate`: name of the set, size and so on). Part n is in
-OUT/n-PART; the trained folder is that of the last part; the reports are OUT/evaluation-n.json. `--restorer` is the
-`--pretrained_restorer` of the parts whose new LR network has one: its converted folder.
+OUT/n-PART; the trained folder is that of the last part; the reports are OUT/evaluation-n.json.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -40,20 +38,8 @@ def read_recipe(name: str) -> dict:
     return recipe
 
 
-def has_restorer(part: Path) -> bool:
-    """Whether the LR network that a part makes anew reads y through a restorer."""
-    config = yaml.safe_load(part.read_text()).get("lr_config")
-    return config is not None and bool(json.loads((part.parent / config).read_text()).get("restorer_blocks"))
-
-
-def training_commands(
-    name: str, recipe: dict, output: Path, options: list[str], restorer: Path | None = None
-) -> list[list[str]]:
-    """The command of each part; the weights of the last part are where the next one starts.
-
-    Raises:
-        ValueError: a part needs a restorer, and there is none.
-    """
+def training_commands(name: str, recipe: dict, output: Path, options: list[str]) -> list[list[str]]:
+    """The command of each part; the weights of the last part are where the next one starts."""
     commands, start = [], CONFIGS / recipe["start"] if recipe["start"] else None
     for number, part in enumerate(recipe["parts"], 1):
         folder = output / f"{number}-{Path(part).stem}"
@@ -65,10 +51,6 @@ def training_commands(
                 "--pretrained_lr_encoder",
                 str(start / "lr_encoder"),
             ]
-        if has_restorer(CONFIGS / name / part):
-            if restorer is None:
-                raise ValueError(f"`--restorer` must be given: {part} of {name} reads y through one")
-            command += ["--pretrained_restorer", str(restorer)]
         commands.append([*command, "--output_dir", str(folder), "--resume_from_checkpoint", "latest", *options])
         start = folder
     return commands
@@ -90,13 +72,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output_dir", required=True, type=Path, help="of the parts and the reports")
     parser.add_argument("--benchmarks", type=Path, help="folder of the folders Set5, BSD100, ...; none: no evaluation")
     parser.add_argument("--lpips", help="AlexNet's weights, for LPIPS in the evaluation")
-    parser.add_argument("--restorer", type=Path, help="trained RRDBNet, for recipes with a part that has a restorer")
     given, options = parser.parse_known_args(arguments)
     try:
         recipe = read_recipe(given.name)
-        commands = training_commands(given.name, recipe, given.output_dir, options, given.restorer)
     except ValueError as error:
         parser.error(str(error))
+    commands = training_commands(given.name, recipe, given.output_dir, options)
     if given.benchmarks is not None:
         model = given.output_dir / f"{len(recipe['parts'])}-{Path(recipe['parts'][-1]).stem}"
         lpips = ["--lpips-weights", given.lpips] if given.lpips else []

@@ -76,7 +76,7 @@ class Sampler(nn.Module):
         out = self.vdvae.sample(
             noise[0].shape[0], self.size, noise=scaled, condition=condition, temperature=1.0, return_latents=False
         )
-        x = (out.sample + 1) / 2
+        x = (condition.finish(out.sample, temperature) + 1) / 2
         luminance = sum(weight * x[:, channel : channel + 1] for channel, weight in enumerate(LUMA))
         x = torch.where((image == image[:, :1]).all(), luminance, x)  # as the pipeline does
         return (self.operator.project(x, image) if self.exact else x).clamp(0, 1)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hvae_sr import LRConditioner, SuperResolutionPipeline
 from hvae_sr.baselines import RRDBNet
+from hvae_sr.images import to_tensor
 from hvae_sr.models.restorer import Restorer
 from hvae_sr.sampling import Budget, WindowSampler
 from hvae_sr.sampling.sampler import Networks
@@ -132,6 +133,43 @@ def test_a_saved_conditioner_is_the_same(make_restored: Any, tmp_path: Path) -> 
     again = LRConditioner.from_pretrained(tmp_path)
     assert torch.equal(again.encode(y).location, network.encode(y).location)
     assert not any(p.requires_grad for p in again.restorer.parameters())
+
+
+SHARES = "0:-0.5,0.5:0.5,1:0"
+
+
+@pytest.mark.parametrize(
+    ("temperature", "share"), [(0.0, -0.5), (0.25, 0.0), (0.5, 0.5), (0.9, 0.1), (1.0, 0), (2.0, 0)]
+)
+def test_samples_are_moved_towards_the_estimate_by_the_share_of_their_temperature(
+    make_vdvae: Any, make_restored: Any, temperature: float, share: float
+) -> None:
+    vdvae, plain = make_vdvae(), make_restored()
+    moved = make_restored(restored_shares=SHARES)
+    moved.load_state_dict(plain.state_dict())
+    options = {"consistency": "none", "default_temperature": 0.5}
+    image = Image.fromarray(((levels(1, SIDE, seed=5)[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
+    found = []
+    for network in (plain, moved):
+        pipe = SuperResolutionPipeline(vdvae, network, **options)
+        pipe.disable_fast_inference()
+        pipe.set_progress_bar_config(disable=True)
+        found.append(pipe(image, temperature=temperature, seed=3, output_type="pt").images[0])
+    estimate = plain.restorer(to_tensor(image)[None] * 2 - 1).image[0] / 2 + 0.5
+    inside = (found[0] > 0) & (found[0] < 1)  # what is clamped is so after the move
+    expected = (found[0] + share * (estimate - found[0])).clamp(0, 1)
+    torch.testing.assert_close(found[1][inside], expected[inside], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shares", ["0.5:1,0.2:0", "0:x", "0:nan", "1", "0:1,0:2"])
+def test_shares_that_are_none_are_named(make_restored: Any, shares: str) -> None:
+    with pytest.raises(ValueError, match="`restored_shares` must be pairs of rising temperatures and shares"):
+        make_restored(restored_shares=shares)
+
+
+def test_shares_need_a_restorer(make_restored: Any) -> None:
+    with pytest.raises(ValueError, match="`restored_shares` needs `restorer_blocks`"):
+        make_restored(restorer_blocks=None, likelihood_location="bicubic", restored_shares=SHARES)
 
 
 def test_windows_see_further_where_a_restorer_does_but_in_little_memory(make_vdvae: Any, make_restored: Any) -> None:

@@ -1,9 +1,10 @@
 """How an observation y enters VD-VAE's top-down pass: features of y, and what each latent group does with them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -54,6 +55,13 @@ class Condition:
     def nbytes(self) -> int:
         """Bytes of all maps."""
         return sum(x.nbytes for x in (*self.features.values(), self.location, self.estimate) if x is not None)
+
+    def finish(self, x: Tensor, temperature: float | Sequence[float] | Tensor) -> Tensor:
+        """Samples `[n, 3, H, W]` drawn at a temperature, as they are shown: see `LRConditioner.finish`."""
+        if self.estimate is None:
+            return x
+        highest = temperature if isinstance(temperature, Tensor) else max(np.atleast_1d(temperature))
+        return self.network.finish(x, self.estimate, torch.as_tensor(highest))
 
     def select(self, index: Tensor) -> "Condition":
         """The condition of the batch rows `index` (int64, may repeat): many samples share one bottom-up pass."""
@@ -149,6 +157,10 @@ class GroupConditioning:
     def prior(self, features: Features, group: int, prior: DiagonalGaussian) -> DiagonalGaussian:
         """p(z_l | z_<l, y) from p(z_l | z_<l)."""
         return prior
+
+    def finish(self, x: Tensor, estimate: Tensor, temperature: Tensor) -> Tensor:
+        """Samples as they are shown, from those drawn at a temperature (the highest of the groups) and an estimate."""
+        return x
 
     def has_posterior(self, group: int) -> bool:
         """Whether `posterior` gives something."""

@@ -1,7 +1,9 @@
 """VDVAE-SR's conditioning of a VD-VAE on y: the thesis' final model, and what it is compared with in table 5.1."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -19,6 +21,21 @@ from .restorer import Restored, Restorer
 
 CONDITIONINGS = ("trivial", "lr_encoder", "posterior", "final")
 """The rows of table 5.1 of the VDVAE-SR thesis, as `LRConditioner` names them."""
+
+
+def _parse_shares(text: str | None) -> list[tuple[float, float]]:
+    """(temperature, share) pairs of `restored_shares`.
+
+    Raises:
+        ValueError: not "0:-0.4,0.35:0.4,1:0" or the like, with rising temperatures.
+    """
+    try:
+        found = [(float(t), float(m)) for t, m in (item.split(":") for item in (text or "").split(",") if item)]
+    except ValueError:
+        found = [(1.0, 0.0)] * 2
+    if any(not (low < high) for (low, _), (high, _) in pairwise(found)) or not np.isfinite(found).all():
+        raise ValueError(f"`restored_shares` must be pairs of rising temperatures and shares, got {text!r}")
+    return found
 
 
 class Gate(nn.Module):
@@ -66,6 +83,9 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         restorer_blocks: None, or how many blocks a `Restorer` has that y is read through, for x4: the bottom-up network
             reads its features beside y, and the finest features that there are its estimate, as an offset from y
             resized.
+        restored_shares: None, or pairs "temperature:share" such as "0:-0.4,0.35:0.4,1:0": at a temperature t the sample
+            is moved that share of the way to the restorer's estimate, linear between the pairs. A negative share takes
+            out of the sample what it has of the estimate.
     """
 
     _supports_gradient_checkpointing = True
@@ -96,6 +116,7 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         conditioning: str = "final",
         latent_channels: int = 16,
         restorer_blocks: int | None = None,
+        restored_shares: str | None = None,
     ) -> None:
         super().__init__()
         check_choice("likelihood_location", likelihood_location, (None, "bicubic", "projection", "restored"))
@@ -154,9 +175,12 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
     def _build_restorer(self) -> None:
         c = self.config
         self.restorer: Restorer | None = None
+        self.shares = _parse_shares(c.restored_shares)
         if c.restorer_blocks is None:
             if c.likelihood_location == "restored":
                 raise ValueError("`likelihood_location` 'restored' needs `restorer_blocks`, got None")
+            if self.shares:
+                raise ValueError(f"`restored_shares` needs `restorer_blocks`, got {c.restored_shares!r} without them")
             return
         if not is_count(c.restorer_blocks) or c.scale_factor != 4 or c.conditioning != "final":
             raise ValueError(
@@ -192,6 +216,19 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         if self.config.likelihood_location == "restored" and restored is not None:
             location = torch.lerp(location, restored.image, self.restored_share.float())
         return location
+
+    def finish(self, x: Tensor, estimate: Tensor, temperature: Tensor) -> Tensor:
+        """x + m(t) (G(y) - x): samples of temperature t moved by `restored_shares` towards the restorer's estimate.
+
+        What is likely, what looks right and what is true to the spread are three images, at temperatures of 0, of the
+        default and of 1: m is the share of the estimate in each.
+        """
+        if not self.shares:
+            return x
+        moved = torch.full_like(temperature, self.shares[0][1], dtype=torch.float32)
+        for (low, before), (high, after) in pairwise(self.shares):
+            moved = moved + (temperature.clamp(low, high) - low) * ((after - before) / (high - low))
+        return x + moved.to(x) * (estimate.to(x) - x)
 
     @entry_point
     def add_to_stream(self, features: Features, group: int, x: Tensor) -> Tensor:

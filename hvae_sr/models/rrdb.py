@@ -1,5 +1,5 @@
 """Residual-in-residual dense blocks: the layers of ESRGAN's network (Wang et al., "ESRGAN: Enhanced Super-Resolution
-Generative Adversarial Networks", ECCV workshops 2018), which `photo-x4` reads y through and `RRDBNet` is."""
+Generative Adversarial Networks", ECCV workshops 2018), which `RRDBNet` and a `Restorer` are made of."""
 
 from typing import Any
 

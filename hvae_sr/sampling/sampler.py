@@ -146,14 +146,12 @@ class WindowSampler:
         else:
             source = TensorNoise([draw for draw in self._crop(noise, window) if draw is not None])
         assert self.networks.sample is not None
-        return self.networks.sample(
-            count,
-            self._view_size(window),
-            noise=source,
-            condition=self.condition(window),
-            latents=self._crop(latents, window),
-            **arguments,
+        condition, given = self.condition(window), self._crop(latents, window)
+        out = self.networks.sample(
+            count, self._view_size(window), noise=source, condition=condition, latents=given, **arguments
         )
+        out.sample = condition.finish(out.sample, arguments.get("temperature", 1.0))
+        return out
 
     def condition(self, window: Window) -> Condition:
         """The features of what a window sees of y: kept for further samples where there is room, else made anew."""

@@ -203,7 +203,7 @@ class EnergyScore(ConditionalObjective):
     ) -> Tensor:
         """One sample for each row of the condition, not projected."""
         out = self.vdvae.sample(condition.batch_size, size, noise, condition=condition, temperature=temperature)
-        return out.sample.float()
+        return condition.finish(out.sample.float(), temperature)
 
 
 def spread_weight(temperature: float) -> float:

@@ -27,13 +27,10 @@ def test_the_parts_of_a_recipe_are_there_and_follow_each_other(name, command, tm
     recipe = command.read_recipe(name)
     folders = []
     given = ["--train_data_dir", "photos", "--lpips_weights", "vgg16.safetensors"]
-    commands = command.training_commands(name, recipe, tmp_path, given, tmp_path / "restorer")
-    for part, arguments in zip(recipe["parts"], commands, strict=True):
+    for arguments in command.training_commands(name, recipe, tmp_path, given):
         options = dict(zip(arguments[2::2], arguments[3::2], strict=True))
         options_of_part = yaml.safe_load(Path(options["--config"]).read_text())
-        assert ("--pretrained_restorer" in options) == command.has_restorer(command.CONFIGS / name / part)
-        own = ("output_dir", "lpips_weights", "pretrained_vdvae", "pretrained_lr_encoder", "pretrained_restorer")
-        named = {name: options[f"--{name}"] for name in own if f"--{name}" in options}
+        named = {name: options[f"--{name}"] for name in ("output_dir", "lpips_weights")}
         TrainingConfig(**options_of_part | named, train_data_dir=[options["--train_data_dir"]])
         start = options.get("--pretrained_vdvae")
         assert not folders or Path(start).parent == folders[-1]
@@ -41,12 +38,6 @@ def test_the_parts_of_a_recipe_are_there_and_follow_each_other(name, command, tm
     assert recipe["start"] is None or (ROOT / "hub_configs" / recipe["start"] / "vdvae").is_dir()
     for arguments in command.evaluation_commands(recipe, folders[-1], tmp_path, tmp_path):
         assert arguments[arguments.index("--model") + 1] == str(folders[-1])
-
-
-def test_a_part_with_a_restorer_needs_its_weights(command, tmp_path):
-    name = "photo-x4"
-    with pytest.raises(ValueError, match="`--restorer` must be given: train_restored.yaml of photo-x4"):
-        command.training_commands(name, command.read_recipe(name), tmp_path, [])
 
 
 @pytest.mark.parametrize("wrong, named", [(None, "must be one of"), ({"parts": []}, "`start`"),
