@@ -288,3 +288,13 @@ def test_a_network_with_a_restorer_starts_from_what_fits_of_one_without(
     state = objective.lr_network.state_dict()
     taken = {name for name, value in plain.state_dict().items() if torch.equal(value, state[name])}
     assert taken == set(plain.state_dict()) - {"network.bottom_up.in_conv.weight"}
+
+
+def test_shares_may_be_given_to_a_trained_network(training: Any, make_restored: Any, tmp_path: Path) -> None:
+    network = make_restored()
+    network.save_pretrained(tmp_path / "trained")
+    (tmp_path / "shares.json").write_text(make_restored(restored_shares=SHARES).to_json_string())
+    objective, _ = training(lr_config=tmp_path / "shares.json", pretrained_lr_encoder=tmp_path / "trained")
+    assert objective.lr_network.config.restored_shares == SHARES
+    own = objective.lr_network.state_dict()
+    assert all(torch.equal(value, own[name]) for name, value in network.state_dict().items())

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 _LRNetwork = TypeVar("_LRNetwork", LREncoder, LRConditioner)
 
-_MAY_DIFFER = ("blocks", "bottleneck_multiple", "gate_init")
+_MAY_DIFFER = ("blocks", "bottleneck_multiple", "gate_init", "restored_shares")
 _CENTRES = ("bicubic", "projection")
 """Values of `likelihood_location` that go over into each other: both are y enlarged, without parameters."""
 
@@ -200,6 +200,9 @@ def _copy(tensor: Tensor, into: Tensor, name: str) -> None:
     """Writes a parameter into a larger one: old outputs read nothing from new inputs."""
     if any(few > many for few, many in zip(tensor.shape, into.shape, strict=True)):
         raise ValueError(f"`bottleneck_multiple`: {name} has {tuple(tensor.shape)}, more than {tuple(into.shape)}")
+    if tensor.ndim == 0:
+        into.copy_(tensor)
+        return
     rows = slice(0, tensor.shape[0])
     if tensor.ndim > 1:
         into[rows, tensor.shape[1] :] = 0
