@@ -90,7 +90,7 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["Bottleneck", "RRDB"]
-    _repeated_blocks = ["Bottleneck", "RRDB"]
+    _repeated_blocks = ["Bottleneck"]
 
     @register_to_config
     def __init__(

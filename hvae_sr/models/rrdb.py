@@ -1,6 +1,7 @@
 """Residual-in-residual dense blocks: the layers of ESRGAN's network (Wang et al., "ESRGAN: Enhanced Super-Resolution
 Generative Adversarial Networks", ECCV workshops 2018), which `RRDBNet` and a `Restorer` are made of."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -55,7 +56,8 @@ class RRDBLayers:
             x = _activate(layer(F.interpolate(x, scale_factor=2, mode="nearest")))
         x = _activate(self.conv_hr(x))
         dtype = self.conv_last.weight.dtype
-        with torch.autocast(x.device.type, enabled=False):  # half precision would round to whole grey levels
+        # Half precision would round to whole grey levels; what is counted on the meta device has no autocast.
+        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
             return self.conv_last(x if dtype.itemsize == 1 else x.to(dtype))  # a hook suits weights of 8 bits to x
 
 
