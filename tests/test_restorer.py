@@ -298,3 +298,11 @@ def test_shares_may_be_given_to_a_trained_network(training: Any, make_restored: 
     assert objective.lr_network.config.restored_shares == SHARES
     own = objective.lr_network.state_dict()
     assert all(torch.equal(value, own[name]) for name, value in network.state_dict().items())
+
+
+def test_another_layer_may_stand_in_the_place_of_a_convolution(trained: RRDBNet) -> None:
+    y = levels(1, 8, seed=1) / 2 + 0.5
+    expected = trained(y).sample
+    block = trained.body[0].rdb1
+    block.conv1 = torch.nn.Sequential(block.conv1)  # as a LoRA wraps it
+    assert torch.equal(trained(y).sample, expected)

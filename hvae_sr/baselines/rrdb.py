@@ -37,7 +37,6 @@ class RRDBNet(RRDBLayers, StrictLoading, ModelMixin, ConfigMixin):
             check_whole(name, value)
         self.unshuffle = 4 // scale_factor
         self._build_layers(3 * self.unshuffle**2, num_blocks, width, growth)
-        self.gradient_checkpointing = False
 
     def forward(self, sample: Tensor, return_dict: bool = True) -> ImageOutput | tuple[Tensor]:
         """x from y.

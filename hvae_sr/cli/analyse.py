@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     for name, least in {"num_images": 1, "num_codes": 1, "images_per_code": 2}.items():
         if getattr(options, name) < least:
-            raise ValueError(f"`--{name}` must be at least {least}, got {getattr(options, name)}".replace("_", "-"))
+            raise ValueError(f"`{name}` must be at least {least}, got {getattr(options, name)}")
     if options.size is not None and options.size < 1:
         raise ValueError(f"`--size` must be at least 1, got {options.size}")
     if not options.threshold >= 0:

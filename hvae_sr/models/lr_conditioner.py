@@ -31,10 +31,12 @@ def _parse_shares(text: str | None) -> list[tuple[float, float]]:
     """
     try:
         found = [(float(t), float(m)) for t, m in (item.split(":") for item in (text or "").split(",") if item)]
-    except ValueError:
-        found = [(1.0, 0.0)] * 2
-    if any(not (low < high) for (low, _), (high, _) in pairwise(found)) or not np.isfinite(found).all():
-        raise ValueError(f"`restored_shares` must be pairs of rising temperatures and shares, got {text!r}")
+        if any(low >= high for (low, _), (high, _) in pairwise(found)) or not np.isfinite(found).all():
+            raise ValueError("not rising, or not finite")
+    except ValueError as error:
+        raise ValueError(
+            f"`restored_shares` must be pairs of rising temperatures and shares, got {text!r}: {error}"
+        ) from error
     return found
 
 

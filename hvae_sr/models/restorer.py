@@ -25,8 +25,8 @@ class Restored(NamedTuple):
 class Restorer(RRDBLayers, nn.Module):
     """The layers of a trained `RRDBNet` for x4, as they are: no training changes them.
 
-    They have seen millions of degraded crops, and tell noise and blocks from texture as no network of this size learns
-    to on a laptop. What they give is one image; the decoder's samples spread around it, and correct it.
+    Long training on degraded photographs has taught them to tell noise and blocks from texture. What they give is one
+    image; the decoder's samples spread around it, and correct it.
 
     The numbers of its kernels are those that float8 (e4m3) has, so that a file can hold them in a byte each.
 

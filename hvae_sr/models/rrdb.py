@@ -93,7 +93,7 @@ class DenseBlock(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """D(h)."""
-        features = [h.to(self.conv1.compute_dtype or h.dtype)]
+        features = [h.to(getattr(self.conv1, "compute_dtype", None) or h.dtype)]  # a LoRA in its place has none
         for layer in (self.conv1, self.conv2, self.conv3, self.conv4):
             features.append(_activate(layer(torch.cat(features, 1))))
         return h + RESIDUAL_SCALE * self.conv5(torch.cat(features, 1))

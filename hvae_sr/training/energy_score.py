@@ -63,7 +63,7 @@ class EnergyScore(ConditionalObjective):
         level_pools: side in pixels of the squares that photographs and samples are averaged over there, one for each of
             these shares; None means half the stride of the finest level at temperature 1.
         low_temperatures: share of the updates with all levels at a temperature below 1.
-        restored_share: b.
+        restored_share: b, between 0 and 1; above 0 the LR network must have a restorer.
         exact: whether y is Hx. If not (y of random degradations), nothing is projected, here as at inference.
     """
 
