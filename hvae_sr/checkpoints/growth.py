@@ -79,6 +79,8 @@ _NUMBERED = {
 """Names of parameters that a block's number follows, and the option that says what the blocks are."""
 
 
+_STEM = "network.bottom_up.in_conv.weight"
+"""The one convolution that may read more channels in a network that starts from a trained one: what a restorer adds."""
 _SAME_MEANING = ("activation", "bias_type", "conditioning", "input_shift", "input_scale", "patch_size")
 """Options that weights of the same shape depend on."""
 
@@ -90,7 +92,8 @@ def transfer(trained: VDVAE | LREncoder | LRConditioner, network: VDVAE | LREnco
     has none. With nominal sizes such that y has the same in both, blocks keep their distance from y's resolution.
     Residual blocks without latents that `network` has more than `trained` add nothing at first, and convolutions in the
     place of the nearest neighbour's upsampling start as that, so that a decoder that differs in these alone starts as
-    the same function. A group with other latent channels starts as the same function at temperature 0.
+    the same function. A group with other latent channels starts as the same function at temperature 0. What a restorer
+    adds to y's own channels is read with zeros at first.
 
     Args:
         trained: the network whose weights are taken.
@@ -118,6 +121,9 @@ def transfer(trained: VDVAE | LREncoder | LRConditioner, network: VDVAE | LREnco
             name = f"{prefix}{places[prefix].get(int(number))}.{rest}"
         if name in state and state[name].shape == tensor.shape:
             taken[name] = tensor
+        elif name == _STEM and state[name].shape[1] > tensor.shape[1]:
+            taken[name] = torch.zeros_like(state[name])
+            _copy(tensor, taken[name], name)
     count, total = (sum(x.numel() for x in tensors.values()) for tensors in (taken, state))
     if not count:
         raise ValueError(f"no weights of the pretrained {type(trained).__name__} have a place in the new one")

@@ -192,8 +192,9 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         self.restorer = Restorer(c.restorer_blocks)
         finest = max(self.network.widths)
         self.stride = c.scale_factor * c.image_size // finest
-        self.estimate = Convolution(3 * self.stride**2, self.network.widths[finest])
-        self.restored_share = nn.Parameter(torch.tensor(0.5))
+        self.estimate = Convolution(3 * self.stride**2, self.network.widths[finest], zero_weights=True)
+        if c.likelihood_location == "restored":
+            self.restored_share = nn.Parameter(torch.tensor(0.5))
 
     def _restored(self, y: Tensor) -> Restored | None:
         return None if self.restorer is None else self.restorer(y.to(self.dtype))
