@@ -246,8 +246,7 @@ class LRNetwork(GroupConditioning):
         """
         restored = self._restored(sample)
         features = self._for_groups(self._features(sample, restored))
-        location = self._location(sample.float(), restored)
-        return Condition(self, features, location, None if restored is None else restored.image)
+        return Condition(self, features, self._location(sample.float()), None if restored is None else restored.image)
 
     def _for_groups(self, features: Features) -> Features:
         """The features as the groups read them."""
@@ -257,7 +256,7 @@ class LRNetwork(GroupConditioning):
         """What a restoration network makes of y, where there is one."""
         return None
 
-    def _location(self, y: Tensor, restored: Restored | None) -> Tensor | None:
+    def _location(self, y: Tensor) -> Tensor | None:
         """What the likelihood is centred on, `[B, 3, H, W]` on [-1, 1], or None."""
         return None
 

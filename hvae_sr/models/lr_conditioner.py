@@ -75,9 +75,8 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
             for "trivial" and "lr_encoder" the top group, the only one that they condition.
         gate_init: value the gates of "final" start at; 0 protects a pretrained prior.
         scale_factor: sides of x over sides of y.
-        likelihood_location: None, "bicubic" (the likelihood's means are offsets from y resized), "projection"
-            (offsets from y resized and projected on the images consistent with y), or "restored" (from a point between
-            y resized and the restorer's estimate, a learned share of the way).
+        likelihood_location: None, "bicubic" (the likelihood's means are offsets from y resized), or "projection"
+            (offsets from y resized and projected on the images consistent with y).
         downsampling_kernel: H of the projection, see `Downsampling`.
         decoder_blocks, decoder_width, decoder_custom_widths: as in the VDVAE's configuration.
         conditioning: "trivial", "lr_encoder", "posterior" or "final".
@@ -121,7 +120,7 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         restored_shares: str | None = None,
     ) -> None:
         super().__init__()
-        check_choice("likelihood_location", likelihood_location, (None, "bicubic", "projection", "restored"))
+        check_choice("likelihood_location", likelihood_location, (None, "bicubic", "projection"))
         self._check_conditioning()
         specs = self._conditioned_groups()
         self.resolutions = [spec.resolution for spec in specs]
@@ -179,8 +178,6 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         self.restorer: Restorer | None = None
         self.shares = _parse_shares(c.restored_shares)
         if c.restorer_blocks is None:
-            if c.likelihood_location == "restored":
-                raise ValueError("`likelihood_location` 'restored' needs `restorer_blocks`, got None")
             if self.shares:
                 raise ValueError(f"`restored_shares` needs `restorer_blocks`, got {c.restored_shares!r} without them")
             return
@@ -193,8 +190,6 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         finest = max(self.network.widths)
         self.stride = c.scale_factor * c.image_size // finest
         self.estimate = Convolution(3 * self.stride**2, self.network.widths[finest], zero_weights=True)
-        if c.likelihood_location == "restored":
-            self.restored_share = nn.Parameter(torch.tensor(0.5))
 
     def _restored(self, y: Tensor) -> Restored | None:
         return None if self.restorer is None else self.restorer(y.to(self.dtype))
@@ -210,14 +205,12 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
             features[finest] = features[finest] + self.estimate(offset.to(features[finest].dtype))
         return features
 
-    def _location(self, y: Tensor, restored: Restored | None) -> Tensor | None:
+    def _location(self, y: Tensor) -> Tensor | None:
         if self.config.likelihood_location is None:
             return None
         location = self._enlarged(y)
         if self.config.likelihood_location == "projection":
             location = self.operator.project(location, y)
-        if self.config.likelihood_location == "restored" and restored is not None:
-            location = torch.lerp(location, restored.image, self.restored_share.float())
         return location
 
     def finish(self, x: Tensor, estimate: Tensor, temperature: Tensor) -> Tensor:

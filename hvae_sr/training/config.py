@@ -151,9 +151,6 @@ class TrainingConfig:
     score_low_temperatures: float = option(
         0.0, "energy-score: share of the updates at a temperature drawn from [0, 1), whose spread counts less."
     )
-    score_restored_share: float = option(
-        0.0, "energy-score: share of the way from the photograph to a restorer's estimate that is aimed at near t = 0."
-    )
     lpips_weights: str | None = option(
         None, "safetensors file of VGG16's convolutions (torchvision's names) and LPIPS' heads, for that score."
     )

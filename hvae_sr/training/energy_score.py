@@ -45,10 +45,6 @@ class EnergyScore(ConditionalObjective):
     the spread weighted by `spread_weight(t)`. Without them, what samples at t < 1 look like is left to chance: the
     networks never see latents of that size.
 
-    `restored_share` b is for an LR network with a restorer: at a temperature t below 1 the samples are scored against
-    x + b (1 - t) (G(y) - x), G(y) the restorer's estimate. What looks right and what is likely differ, and a network
-    trained for an hour finds the one late: half-way to a GAN's image both are near.
-
     A finite network that has to spread its samples gives up some of the accuracy of its sample at temperature 0.
     `point_weight` w adds w |x_0 - x|, x_0 that sample, so that low temperatures stay close to the best point estimate.
     It is compared before its projection: what the projection replaces, such as the brightness, would be left to chance.
@@ -63,7 +59,6 @@ class EnergyScore(ConditionalObjective):
         level_pools: side in pixels of the squares that photographs and samples are averaged over there, one for each of
             these shares; None means half the stride of the finest level at temperature 1.
         low_temperatures: share of the updates with all levels at a temperature below 1.
-        restored_share: b, between 0 and 1; above 0 the LR network must have a restorer.
         exact: whether y is Hx. If not (y of random degradations), nothing is projected, here as at inference.
     """
 
@@ -75,7 +70,7 @@ class EnergyScore(ConditionalObjective):
         patch_sizes: Sequence[int] = (1, 4), point_weight: float = 0.0,
         distances: Mapping[str, tuple[Distance, float]] | None = None,
         level_dropout: Sequence[float] = (), level_pools: Sequence[int] | None = None, low_temperatures: float = 0.0,
-        restored_share: float = 0.0, exact: bool = True,
+        exact: bool = True,
     ) -> None:  # fmt: skip
         super().__init__(vdvae, lr_network, operator)
         if num_samples < 1:
@@ -99,11 +94,7 @@ class EnergyScore(ConditionalObjective):
             raise ValueError(f"`level_pools` must be {len(level_dropout)} integers above 0, got {level_pools}")
         self.pools = (*pools, *(1 for _ in self.levels[len(pools) :]))
         self.num_samples, self.point_weight, self.level_dropout = num_samples, point_weight, tuple(level_dropout)
-        if not 0 <= restored_share <= 1:
-            raise ValueError(f"`restored_share` must be a share between 0 and 1, got {restored_share}")
-        if restored_share and getattr(lr_network, "restorer", None) is None:
-            raise ValueError(f"`restored_share` needs an LR network with a restorer, got {restored_share} without one")
-        self.low_temperatures, self.restored_share = low_temperatures, restored_share
+        self.low_temperatures = low_temperatures
         self.patches = PatchDistance(patch_sizes)
         self.distances = nn.ModuleDict({name: distance for name, (distance, _) in (distances or {}).items()})
         self.weights = {name: weight for name, (_, weight) in (distances or {}).items()}
@@ -116,10 +107,7 @@ class EnergyScore(ConditionalObjective):
         samples = self.samples(y, size, seeds, condition)
         finest, temperature = self._opened(seeds)
         pool, kept = self.pools[finest], 0.5 * spread_weight(temperature)
-        aim = x
-        if self.restored_share and temperature < 1 and condition.estimate is not None:
-            aim = torch.lerp(x, condition.estimate, self.restored_share * (1 - temperature))
-        seen, drawn = F.avg_pool2d(aim, pool), [F.avg_pool2d(sample, pool) for sample in samples]
+        seen, drawn = F.avg_pool2d(x, pool), [F.avg_pool2d(sample, pool) for sample in samples]
         error, spread = _error_and_spread(self.patches, drawn, seen)
         loss = score = error - kept * spread
         figures = {"score": score, "error": error, "spread": spread}
