@@ -1,7 +1,7 @@
 """Trains a bundled model by its recipe, and evaluates it: one command, which goes on where it was interrupted.
 
 python benchmarks/train_bundled.py NAME --train_data_dir DIR [DIR ...] --output_dir OUT [--lpips_weights VGG16]
-    [--benchmarks DIR [--lpips ALEXNET]] [further options of train.py]
+    [--restorer FOLDER] [--benchmarks DIR [--lpips ALEXNET]] [further options of train.py]
 
 `hub_configs/NAME/recipe.yaml` has the model to start from (`start`: a folder of hub_configs, or null for random
 weights), the files of options for train.py (`parts`, at most three, in turn, each from the weights of the last one),
@@ -10,6 +10,7 @@ OUT/n-PART; the trained folder is that of the last part; the reports are OUT/eva
 """
 
 import argparse
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -38,8 +39,20 @@ def read_recipe(name: str) -> dict:
     return recipe
 
 
-def training_commands(name: str, recipe: dict, output: Path, options: list[str]) -> list[list[str]]:
-    """The command of each part; the weights of the last part are where the next one starts."""
+def reads_through_a_restorer(part: Path) -> bool:
+    """Whether the part trains an LR network that has a restorer."""
+    lr_config = yaml.safe_load(part.read_text()).get("lr_config")
+    return lr_config is not None and bool(json.loads((part.parent / lr_config).read_text()).get("restorer_blocks"))
+
+
+def training_commands(
+    name: str, recipe: dict, output: Path, options: list[str], restorer: str | None = None
+) -> list[list[str]]:
+    """The command of each part; the weights of the last part are where the next one starts.
+
+    Raises:
+        ValueError: a part needs a restorer's weights, and there is no `restorer`.
+    """
     commands, start = [], CONFIGS / recipe["start"] if recipe["start"] else None
     for number, part in enumerate(recipe["parts"], 1):
         folder = output / f"{number}-{Path(part).stem}"
@@ -51,6 +64,10 @@ def training_commands(name: str, recipe: dict, output: Path, options: list[str])
                 "--pretrained_lr_encoder",
                 str(start / "lr_encoder"),
             ]
+        if reads_through_a_restorer(CONFIGS / name / part):
+            if restorer is None:
+                raise ValueError(f"`--restorer` must be given: {part} reads y through a trained RRDBNet, got none")
+            command += ["--pretrained_restorer", restorer]
         commands.append([*command, "--output_dir", str(folder), "--resume_from_checkpoint", "latest", *options])
         start = folder
     return commands
@@ -70,14 +87,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", metavar="NAME", help="folder of hub_configs with a recipe.yaml")
     parser.add_argument("--output_dir", required=True, type=Path, help="of the parts and the reports")
+    parser.add_argument("--restorer", help="folder of the trained RRDBNet that the LR network reads y through")
     parser.add_argument("--benchmarks", type=Path, help="folder of the folders Set5, BSD100, ...; none: no evaluation")
     parser.add_argument("--lpips", help="AlexNet's weights, for LPIPS in the evaluation")
     given, options = parser.parse_known_args(arguments)
     try:
         recipe = read_recipe(given.name)
+        commands = training_commands(given.name, recipe, given.output_dir, options, given.restorer)
     except ValueError as error:
         parser.error(str(error))
-    commands = training_commands(given.name, recipe, given.output_dir, options)
     if given.benchmarks is not None:
         model = given.output_dir / f"{len(recipe['parts'])}-{Path(recipe['parts'][-1]).stem}"
         lpips = ["--lpips-weights", given.lpips] if given.lpips else []

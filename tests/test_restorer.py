@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -269,3 +270,25 @@ def test_another_layer_may_stand_in_the_place_of_a_convolution(trained: RRDBNet)
     block = trained.body[0].rdb1
     block.conv1 = torch.nn.Sequential(block.conv1)  # as a LoRA wraps it
     assert torch.equal(trained(y).sample, expected)
+
+
+def test_where_estimate_and_sample_disagree_at_ys_resolution_the_share_is_smaller(make_restored: Any) -> None:
+    plain, tolerant = (
+        make_restored(restored_shares="0:0.5"),
+        make_restored(restored_shares="0:0.5", restored_tolerance=20),
+    )
+    x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(4)) - 0.5
+    fine = torch.tensor([0.3, -0.3]).repeat(8)  # which the mean over 4x4 pixels does not have
+    t = torch.tensor(0.0)
+    torch.testing.assert_close(tolerant.finish(x, x + fine, t), plain.finish(x, x + fine, t))
+    moved = tolerant.finish(x, x + 20 / 127.5, t) - x  # one tau apart, everywhere
+    torch.testing.assert_close(moved, torch.full_like(x, 0.5 * np.exp(-1) * 20 / 127.5))
+    assert (tolerant.finish(x, x + 1.5, t) - x).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("tau", [0, -1.0, float("inf"), float("nan"), "ten"])
+def test_a_tolerance_that_is_none_is_named(make_restored: Any, tau: float) -> None:
+    with pytest.raises(ValueError, match="`restored_tolerance` must be"):
+        make_restored(restored_tolerance=tau)
+    with pytest.raises(ValueError, match="`restored_tolerance` needs `restorer_blocks`"):
+        make_restored(restorer_blocks=None, restored_tolerance=10.0)

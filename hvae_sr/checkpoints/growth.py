@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 _LRNetwork = TypeVar("_LRNetwork", LREncoder, LRConditioner)
 
-_MAY_DIFFER = ("blocks", "bottleneck_multiple", "gate_init", "restored_shares")
+_MAY_DIFFER = ("blocks", "bottleneck_multiple", "gate_init", "restored_shares", "restored_tolerance")
 _CENTRES = ("bicubic", "projection")
 """Values of `likelihood_location` that go over into each other: both are y enlarged, without parameters."""
 
@@ -29,7 +29,7 @@ def grow(trained: _LRNetwork, larger: _LRNetwork) -> None:
 
     The centre of the likelihood may be another enlargement of y ("projection" to "bicubic", for a model that is not to
     know H): what differs from the trained function then is the difference of the two, which a log line tells. So may
-    `restored_shares`, which come after all networks.
+    `restored_shares` and `restored_tolerance`, which come after all networks.
 
     Args:
         trained: the network whose weights are taken.

@@ -87,6 +87,8 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         restored_shares: None, or pairs "temperature:share" such as "0:-0.4,0.35:0.4,1:0": at a temperature t the sample
             is moved that share of the way to the restorer's estimate, linear between the pairs. A negative share takes
             out of the sample what it has of the estimate.
+        restored_tolerance: None, or tau in grey levels of 0..255: where estimate and sample differ by d at y's resolution,
+            only exp(-(d / tau)^2) of the share is taken. Letters that a restorer makes up do not agree with y.
     """
 
     _supports_gradient_checkpointing = True
@@ -118,6 +120,7 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         latent_channels: int = 16,
         restorer_blocks: int | None = None,
         restored_shares: str | None = None,
+        restored_tolerance: float | None = None,
     ) -> None:
         super().__init__()
         check_choice("likelihood_location", likelihood_location, (None, "bicubic", "projection"))
@@ -178,9 +181,13 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         self.restorer: Restorer | None = None
         self.shares = _parse_shares(c.restored_shares)
         if c.restorer_blocks is None:
-            if self.shares:
-                raise ValueError(f"`restored_shares` needs `restorer_blocks`, got {c.restored_shares!r} without them")
+            for name in ("restored_shares", "restored_tolerance"):
+                if c[name] is not None:
+                    raise ValueError(f"`{name}` needs `restorer_blocks`, got {c[name]!r} without them")
             return
+        tau = c.restored_tolerance
+        if tau is not None and not 0 < tau < np.inf:
+            raise ValueError(f"`restored_tolerance` must be None or grey levels above 0, got {tau!r}")
         if not is_count(c.restorer_blocks) or c.scale_factor != 4 or c.conditioning != "final":
             raise ValueError(
                 f"`restorer_blocks` must be None or a whole number >= 1, with scale_factor 4 and conditioning 'final', "
@@ -214,17 +221,24 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         return location
 
     def finish(self, x: Tensor, estimate: Tensor, temperature: Tensor) -> Tensor:
-        """x + m(t) (G(y) - x): samples of temperature t moved by `restored_shares` towards the restorer's estimate.
+        """x + m(t) w (G(y) - x): samples of temperature t moved by `restored_shares` towards the restorer's estimate.
 
         What is likely, what looks right and what is true to the spread are three images, at temperatures of 0, of the
-        default and of 1: m is the share of the estimate in each.
+        default and of 1: m is the share of the estimate in each. w = exp(-(d / tau)^2) is 1 where both agree: d is the
+        difference of their means over the square of each pixel of y, its size averaged over the colours, and tau
+        `restored_tolerance`; without one w is 1 everywhere.
         """
         if not self.shares:
             return x
         moved = torch.full_like(temperature, self.shares[0][1], dtype=torch.float32)
         for (low, before), (high, after) in pairwise(self.shares):
             moved = moved + (temperature.clamp(low, high) - low) * ((after - before) / (high - low))
-        return x + moved.to(x) * (estimate.to(x) - x)
+        towards = estimate.to(x) - x
+        if self.config.restored_tolerance is not None:
+            scale = self.config.scale_factor
+            apart = F.avg_pool2d(towards, scale).abs().mean(1, keepdim=True) * (127.5 / self.config.restored_tolerance)
+            towards = towards * F.interpolate(torch.exp(-(apart**2)), scale_factor=scale, mode="bilinear")
+        return x + moved.to(x) * towards
 
     @entry_point
     def add_to_stream(self, features: Features, group: int, x: Tensor) -> Tensor:
