@@ -87,8 +87,8 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         restored_shares: None, or pairs "temperature:share" such as "0:-0.4,0.35:0.4,1:0": at a temperature t the sample
             is moved that share of the way to the restorer's estimate, linear between the pairs. A negative share takes
             out of the sample what it has of the estimate.
-        restored_tolerance: None, or tau in grey levels of 0..255: where estimate and sample differ by d at y's resolution,
-            only exp(-(d / tau)^2) of the share is taken. Letters that a restorer makes up do not agree with y.
+        restored_tolerance: None, or tau in grey levels of 0..255: where estimate and sample differ by d at y's own
+            resolution, only exp(-(d / tau)^2) of the share is taken. Letters that it makes up do not agree with y.
     """
 
     _supports_gradient_checkpointing = True
