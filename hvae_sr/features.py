@@ -1,12 +1,13 @@
 """What networks of photographs see in an image: the taps of LPIPS, in AlexNet or VGG16, with weights from a file."""
 
 import os
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
 NUM_TAPS = 5
@@ -73,7 +74,8 @@ class FeatureNetwork(nn.Module):
         Raises ValueError: the file cannot be read, or holds other weights.
         """
         try:
-            return cls(load_file(path), num_taps).to(device)
+            # Not mapped into memory: `--dry_run` loads them in a mode that has no storages.
+            return cls(load(Path(path).read_bytes()), num_taps).to(device)
         except (OSError, SafetensorError, ValueError) as error:
             raise ValueError(f"`lpips_weights`: {os.fspath(path)!r}: {error}") from None
 

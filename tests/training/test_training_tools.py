@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 from processes import run, status
 from runs import assert_same, log, started, weights, write
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from stand_ins import random_weights
 
 import train
 from hvae_sr import VDVAE, SuperResolutionPipeline
@@ -96,6 +97,14 @@ def test_a_dry_run_tells_all_and_writes_nothing(options, tmp_path, capsys, monke
     assert not (tmp_path / "out").exists()
     for changes in ({"train_data_dir": "none"}, {"train_batch_size": 11}):  # what the run refuses
         assert train.main(options("vdvae", tmp_path / "out", dry_run="true", **changes)) == 2
+
+
+def test_a_dry_run_reads_the_network_of_a_perceptual_score(options, tmp_path, capsys):
+    tensors = {name: value.half() for name, value in random_weights("vgg16").items()}
+    save_file(tensors, tmp_path / "vgg.safetensors")
+    score = {"score_perceptual_weight": 1.0, "score_perceptual_taps": 1, "lpips_weights": tmp_path / "vgg.safetensors"}
+    assert train.main(options("energy-score", tmp_path / "out", dry_run="true", **score)) == 0
+    assert "GFLOPs per image" in capsys.readouterr().out
 
 
 def test_the_plan_counts_what_a_step_computes_and_keeps(options, tmp_path):
