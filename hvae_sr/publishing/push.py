@@ -27,7 +27,7 @@ from hvae_sr import {name} as {name}
 """
 
 _SUFFIXES = {".json", ".md", ".png", ".safetensors", ".svg", ".webp", ".weights"}
-_TOP = {"model_index.json", "config.json", "train.yaml"}
+_TOP = {"model_index.json", "config.json", "train.yaml", "degradation.yaml"}
 """Of the configurations at the top, those of these weights: not the recipes and networks of earlier parts of training,
 nor `training_config.json`, which names the folders of the machine that trained."""
 
@@ -42,7 +42,7 @@ _SKIPPED_FOLDERS = ("checkpoint-", "logs", "runs", "samples", "validation", "wan
 def files_to_push(folder: str | os.PathLike[str]) -> dict[str, Path | bytes]:
     """What `push` uploads of a folder: `{path in the repository: file, or content that push adds}`.
 
-    Configurations, safetensors, the card with its pictures, the recipe (`train.yaml`) and licences; no recipes of
+    Configurations, safetensors, the card with its pictures, the recipe (`train.yaml`, `degradation.yaml`) and licences; no recipes of
     earlier parts, training checkpoints, logs or pickles. A folder without a card gets one, and a pipeline the lines of
     Python that diffusers looks for.
 

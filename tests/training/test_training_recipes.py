@@ -9,6 +9,7 @@ import yaml
 from runs import LR_CONFIGS, VDVAE_CONFIG, log, weights
 
 from hvae_sr.training import TrainingConfig
+from hvae_sr.training.config import read_recipe
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path.parent.name for path in (ROOT / "hub_configs").glob("*/recipe.yaml"))
@@ -27,9 +28,11 @@ def test_the_parts_of_a_recipe_are_there_and_follow_each_other(name, command, tm
     recipe = command.read_recipe(name)
     folders = []
     given = ["--train_data_dir", "photos", "--lpips_weights", "vgg16.safetensors"]
-    for arguments in command.training_commands(name, recipe, tmp_path, given):
+    for arguments in command.training_commands(name, recipe, tmp_path, given, "restorer"):
         options = dict(zip(arguments[2::2], arguments[3::2], strict=True))
-        options_of_part = yaml.safe_load(Path(options["--config"]).read_text())
+        options_of_part = read_recipe(Path(options["--config"]))
+        network = json.loads(Path(options_of_part["lr_config"]).read_text()) if "lr_config" in options_of_part else {}
+        assert options.get("--pretrained_restorer") == ("restorer" if network.get("restorer_blocks") else None)
         named = {name: options[f"--{name}"] for name in ("output_dir", "lpips_weights")}
         TrainingConfig(**options_of_part | named, train_data_dir=[options["--train_data_dir"]])
         start = options.get("--pretrained_vdvae")
@@ -38,6 +41,11 @@ def test_the_parts_of_a_recipe_are_there_and_follow_each_other(name, command, tm
     assert recipe["start"] is None or (ROOT / "hub_configs" / recipe["start"] / "vdvae").is_dir()
     for arguments in command.evaluation_commands(recipe, folders[-1], tmp_path, tmp_path):
         assert arguments[arguments.index("--model") + 1] == str(folders[-1])
+
+
+def test_a_recipe_with_a_restorer_needs_its_weights(command, tmp_path):
+    with pytest.raises(ValueError, match="`--restorer` must be given: train_point.yaml reads y through"):
+        command.training_commands("photo-x4", command.read_recipe("photo-x4"), tmp_path, [])
 
 
 @pytest.mark.parametrize("wrong, named", [(None, "must be one of"), ({"parts": []}, "`start`"),
