@@ -42,9 +42,9 @@ _SKIPPED_FOLDERS = ("checkpoint-", "logs", "runs", "samples", "validation", "wan
 def files_to_push(folder: str | os.PathLike[str]) -> dict[str, Path | bytes]:
     """What `push` uploads of a folder: `{path in the repository: file, or content that push adds}`.
 
-    Configurations, safetensors, the card with its pictures, the recipe (`train.yaml`, `degradation.yaml`) and licences; no recipes of
-    earlier parts, training checkpoints, logs or pickles. A folder without a card gets one, and a pipeline the lines of
-    Python that diffusers looks for.
+    Configurations, safetensors, the card with its pictures, the recipe (`train.yaml`, and `degradation.yaml` if it has
+    one) and licences; no recipes of earlier parts, training checkpoints, logs or pickles. A folder without a card gets
+    one, and a pipeline the lines of Python that diffusers looks for.
 
     Raises:
         ValueError: no folder, or one that holds no model or no weights.
