@@ -85,6 +85,14 @@ def write_atomically(text: str, path: Path) -> None:
         file.write(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").encode())
 
 
+def give_usual_permissions(folder: Path) -> None:
+    """Files of a folder that this process made may be read by whom the umask lets: safetensors shuts all others out."""
+    permissions = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(permissions)
+
+
 @contextlib.contextmanager
 def replacing_in(folder: Path, index: str, outdated: re.Pattern[str]) -> Iterator[Path]:
     """A folder to write to, whose files take their places in `folder` when the block ends; others there stay.
@@ -107,6 +115,7 @@ def replacing_in(folder: Path, index: str, outdated: re.Pattern[str]) -> Iterato
     temporary.mkdir()
     try:
         yield temporary
+        give_usual_permissions(temporary)
         files = [path for path in temporary.rglob("*") if path.is_file()]
         for path in files:
             with open(path, "rb") as file:

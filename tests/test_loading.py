@@ -95,6 +95,18 @@ def test_what_was_saved_last_loads_and_other_variants_stay(make_pipeline: Any, t
     assert sorted(path.name for path in (tmp_path / "vdvae").iterdir()) == sorted(kept)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps who may read in lists, not in permission bits")
+@pytest.mark.parametrize("umask", [0o022, 0o007])
+def test_saved_files_may_be_read_by_whom_the_umask_lets(make_pipeline: Any, tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        make_pipeline().save_pretrained(tmp_path / "pipe", max_shard_size="5KB")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "pipe").rglob("*") if path.is_file()}
+    assert len(modes) > 5 and set(modes.values()) == {0o666 & ~umask}, modes
+
+
 @pytest.mark.parametrize("error", [OSError("no space left on device"), KeyboardInterrupt()])
 def test_a_saving_that_fails_leaves_the_folder_as_it_was(
     make_pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException

@@ -23,12 +23,14 @@ class Restored(NamedTuple):
 
 
 class Restorer(RRDBLayers, nn.Module):
-    """The layers of a trained `RRDBNet` for x4, as they are: no training changes them.
+    """The layers of a trained `RRDBNet` for x4, which no training changes further.
 
     Long training on degraded photographs has taught them to tell noise and blocks from texture. What they give is one
     image; the decoder's samples spread around it, and correct it.
 
-    The numbers of its kernels are those that float8 (e4m3) has, so that a file can hold them in a byte each.
+    The kernels of its blocks are rounded to what float8 (e4m3) has, so that a file can hold them in a byte a number:
+    its images move by some grey levels, and look as before. Rounding the few convolutions around the blocks would also
+    shift colours.
 
     Args:
         num_blocks: n.
@@ -46,7 +48,7 @@ class Restorer(RRDBLayers, nn.Module):
 
     @torch.no_grad()
     def take(self, trained: RRDBLayers) -> None:
-        """The weights of a trained network with as many blocks; its kernels rounded to float8.
+        """The weights of a trained network with as many blocks; the kernels of these rounded to float8.
 
         Raises:
             ValueError: a network of another shape.
@@ -58,6 +60,6 @@ class Restorer(RRDBLayers, nn.Module):
                 f"an RRDBNet for x4 of {len(self.body)} blocks and {RESTORER_WIDTH} channels is needed, this one has "
                 f"{len(trained.body)} blocks: {' '.join(str(error).split())[:200]}"
             ) from error
-        for parameter in self.parameters():
+        for parameter in self.body.parameters():
             if parameter.ndim == 4:
                 parameter.copy_(parameter.to(torch.float8_e4m3fn))

@@ -32,7 +32,7 @@ class RRDBLayers:
         self.conv_up1 = _conv(width, width)
         self.conv_up2 = _conv(width, width)
         self.conv_hr = _conv(width, width)
-        self.conv_last = _conv(width, 3)
+        self.conv_last = ExactConvolution(width, 3, 3)
 
     @property
     def reducible(self) -> tuple[nn.Module, ...]:
@@ -54,11 +54,20 @@ class RRDBLayers:
         x = features
         for layer in (self.conv_up1, self.conv_up2):
             x = _activate(layer(F.interpolate(x, scale_factor=2, mode="nearest")))
-        x = _activate(self.conv_hr(x))
-        dtype = self.conv_last.weight.dtype
-        # Half precision would round to whole grey levels; what is counted on the meta device has no autocast.
+        return self.conv_last(_activate(self.conv_hr(x)))
+
+
+class ExactConvolution(Convolution):
+    """A convolution in the dtype of its weights, also where autocast has others in half precision.
+
+    Of what it gives, an image, that would keep whole grey levels alone.
+    """
+
+    def forward(self, x: Tensor, beside: Tensor | None = None) -> Tensor:
+        """As `Convolution`; the dtype is read here, where a hook that stores weights in fewer bits has suited it."""
+        # What is counted on the meta device has no autocast.
         with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
-            return self.conv_last(x if dtype.itemsize == 1 else x.to(dtype))  # a hook suits weights of 8 bits to x
+            return super().forward(x.to(self.weight.dtype), beside)
 
 
 class RRDB(nn.Module):

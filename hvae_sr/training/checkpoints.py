@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from ..files import give_usual_permissions
+
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -106,6 +108,7 @@ def _finish(partial: Path, target: Path) -> None:
     files = sorted(path for path in partial.rglob("*") if path.is_file())
     manifest = {str(path.relative_to(partial)): (path.stat().st_size, _checksum(path)) for path in files}
     (partial / _MANIFEST).write_text(json.dumps(manifest))
+    give_usual_permissions(partial)
     for path in (*sorted(partial.rglob("*")), partial):
         _sync(path)
     if target.exists():

@@ -13,6 +13,7 @@ import torch
 import yaml
 from diffusers.configuration_utils import FrozenDict
 from huggingface_hub import HfApi, ModelCard, ModelCardData
+from torch import nn
 
 from ..checkpoints.names import is_hub_id
 from ..files import write_atomically
@@ -75,11 +76,17 @@ def write_folder(objective: Objective, config: TrainingConfig, folder: Path) -> 
 
 
 def _smaller(network: Any, kernels_in_float8: bool) -> Any:
-    """A copy in float16, its kernels in float8 (e4m3) on demand: loading turns both into what is asked for."""
+    """A copy in float16, its kernels in float8 (e4m3) on demand: loading turns both into what is asked for.
+
+    Kernels that were not trained stay in float16 where float8 does not have their numbers.
+    """
     smaller = copy.deepcopy(network).half()
-    for parameter, exact in zip(smaller.parameters(), network.parameters(), strict=True):
-        if kernels_in_float8 and exact.ndim == 4 and exact.numel() > _SMALL:
-            parameter.data = exact.data.to(torch.float8_e4m3fn)
+    for name, module in network.named_modules():
+        if kernels_in_float8 and isinstance(module, nn.Conv2d) and module.weight.numel() > _SMALL:
+            weight = module.weight.data
+            rounded = weight.to(torch.float8_e4m3fn)
+            if module.weight.requires_grad or torch.equal(rounded.to(weight.dtype), weight):
+                smaller.get_submodule(name).weight.data = rounded
     return smaller
 
 

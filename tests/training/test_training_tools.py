@@ -147,6 +147,17 @@ def test_epochs_may_be_given_instead_of_updates(options, tmp_path):
     assert [record["step"] for record in log(tmp_path)] == [1, 2, 3, 4]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps who may read in lists, not in permission bits")
+def test_what_a_run_leaves_may_be_read_by_whom_the_umask_lets(options, tmp_path):
+    before = os.umask(0o022)
+    try:
+        assert train.main(options("vdvae", tmp_path / "out", checkpointing_steps=2, max_train_steps=3)) == 0
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert "model.safetensors" in modes and set(modes.values()) == {0o644}, modes
+
+
 # Joint stage
 
 
