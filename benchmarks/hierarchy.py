@@ -67,7 +67,8 @@ def main() -> None:
         def draw(temperature: Any, seed: int) -> np.ndarray:
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                 out = vdvae.sample(1, hr.shape[:2], CounterNoise([seed]), condition=condition, temperature=temperature)  # noqa: B023
-            image = operator.project(out.sample.float(), y)[0].permute(1, 2, 0)  # noqa: B023
+            x = condition.finish(out.sample.float(), temperature)  # noqa: B023
+            image = operator.project(x, y)[0].permute(1, 2, 0)  # noqa: B023
             return ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
 
         pictures = {"truth": hr, "lr": np.asarray(Image.fromarray(lr).resize(hr.shape[:2], Image.Resampling.NEAREST))}

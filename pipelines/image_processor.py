@@ -34,7 +34,8 @@ class SuperResolutionImageProcessor(ImageProcessingMixin):
         with torch.no_grad():
             condition = pipe.lr_encoder.encode(inputs.pixel_values)
             out = pipe.vdvae.sample(5, inputs.output_size, CounterNoise(range(5)), condition=condition, temperature=0.5)
-        samples = processor.post_process(out.sample, photo)
+            x = condition.finish(out.sample, 0.5)
+        samples = processor.post_process(x, photo)
 
     `save_pretrained` writes its configuration as preprocessor_config.json, which `from_pretrained` reads.
 

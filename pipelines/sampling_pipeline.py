@@ -339,6 +339,7 @@ class SamplingPipeline(Computing, PhotoPipeline):
             options.self_ensemble,
             call.batch_size,
             options.return_latents or call.output_type == "latent",
+            self.networks.min_pixels,
         )
 
 

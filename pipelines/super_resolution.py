@@ -72,9 +72,10 @@ class SuperResolutionPipeline(IntervalPipeline):
             seed: sample j of every image has the seed `seed + j`; a list gives one base seed for each image.
             generator: supplies a base seed for each image; or one generator for each image.
             num_conditioned_groups: lets y into the first so many groups only; None means all that the model has. A
-                likelihood that is centred on y stays so.
+                likelihood that is centred on y stays so, and a restorer's share (`restored_shares`) its.
             latents: values z instead of draws, for the first groups or with None for groups that are to be drawn,
-                `[N, C, h, w]` or `[1, C, h, w]` each, N = images x samples (images of one size only).
+                `[N, C, h, w]` or `[1, C, h, w]` each, N = images x samples (images of one size only). With a model of
+                `restored_shares` the image depends on `temperature` as well: give that of the draw.
             batch_size: samples for each network evaluation (on a CPU always one); None chooses by size. Results do not
                 depend on it.
             output_type: "pil", "np", "pt", or "latent" (only z).
@@ -171,7 +172,8 @@ class SuperResolutionPipeline(IntervalPipeline):
         device, room = self._execution_device, None
         if max_memory is not None:
             size = (y.shape[-2] * self.operator.scale_factor, y.shape[-1] * self.operator.scale_factor)
-            room = budget(self.vdvae, size, 1, "latent", False, max_memory, device)
+            least = self.networks.min_pixels
+            room = budget(self.vdvae, size, 1, "latent", False, max_memory, device, min_pixels=least)
         with self._computing():
             found = log_density(WindowSampler(self.networks, y.to(device), budget=room), latents)
         self.maybe_free_model_hooks()

@@ -178,7 +178,7 @@ def test_dtypes_are_known_by_name_and_nothing_else_is_taken_for_float32(
         for value in ("float16", "torch.float16", torch.float16):
             assert load(source, **{name: value}).dtype == torch.float16
         assert load(source, **{name: "auto"}).dtype == torch.float32
-        for value in ("fp16", torch.int8, "int8", 16, "nn"):
+        for value in ("fp16", torch.int8, "int8", 16, "nn", torch.float8_e4m3fn):
             with pytest.raises(ValueError, match="`dtype` must be a floating-point dtype"):
                 load(source, **{name: value})
     mixed = SuperResolutionPipeline.from_pretrained(tmp_path, **{name: {"vdvae": "bfloat16", "default": "float16"}})

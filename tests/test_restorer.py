@@ -15,13 +15,14 @@ from torch import Tensor
 
 from hvae_sr import LRConditioner, SuperResolutionPipeline
 from hvae_sr.baselines import RRDBNet
+from hvae_sr.checkpoints.growth import transfer
 from hvae_sr.images import to_tensor
 from hvae_sr.models.restorer import Restorer
-from hvae_sr.sampling import Budget, WindowSampler
+from hvae_sr.sampling import Budget, WindowSampler, budget
 from hvae_sr.sampling.sampler import Networks
 from hvae_sr.training import parse_arguments
 from hvae_sr.training.networks import build_objective, check_objective
-from hvae_sr.training.publish import write_folder
+from hvae_sr.training.publish import _smaller, write_folder
 
 RESTORED = {"restorer_blocks": 1, "likelihood_location": "bicubic"}
 SIDE = 4
@@ -103,6 +104,8 @@ def test_convolutions_of_the_restorer_follow_the_compute_dtype(make_restored: An
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"restored_tolerance": 10.0}, "`restored_tolerance` must be .* with `restored_shares`"),
+        ({"upsampling_blocks": "12m4"}, "`upsampling_blocks` must end at a resolution that divides 16"),
         ({"restorer_blocks": 0}, "`restorer_blocks` must be None or a whole number >= 1"),
         ({"restorer_blocks": "two"}, "`restorer_blocks` must be"),
         ({"conditioning": "lr_encoder", "upsampling_blocks": None, "gate_init": 0.0}, "conditioning 'final'"),
@@ -161,13 +164,22 @@ def test_shares_need_a_restorer(make_restored: Any) -> None:
         make_restored(restorer_blocks=None, restored_shares=SHARES)
 
 
-def test_windows_see_further_where_a_restorer_does_but_in_little_memory(make_vdvae: Any, make_restored: Any) -> None:
-    vdvae, y = make_vdvae(), torch.zeros(3, SIDE, SIDE)
+def test_windows_see_further_where_a_restorer_does_in_any_memory(make_vdvae: Any, make_restored: Any) -> None:
+    vdvae, y = make_vdvae(), torch.zeros(3, 400, 400)
     networks = Networks(vdvae, make_restored(), 4)
     plain = Networks(vdvae, make_restored(restorer_blocks=None), 4)
-    assert WindowSampler(plain, y).margin == 96 and WindowSampler(networks, y).margin == 192
+    assert WindowSampler(plain, y).margin == 96 and WindowSampler(networks, y).margin == 256
     assert WindowSampler(networks, y, margin=16).margin == 16
-    assert WindowSampler(networks, y, budget=Budget(256**2, 0)).margin == 96
+    little = WindowSampler(networks, y, budget=Budget(256**2, 0))
+    sides = {(bottom - top, right - left) for top, left, bottom, right in (w.outer for w in little.windows)}
+    assert little.margin == 256 and max(max(side) for side in sides) == 160  # of y: 640 pixels, 128 of them kept
+    used, device = 2**30, torch.device("cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hvae_sr.sampling.memory.used_and_available", lambda device: (used, 2**34))
+        arguments = (vdvae, (1600, 1600), 1, "pil", True, used + 2**29, device)
+        assert budget(*arguments).pixels >= 256**2
+        with pytest.raises(ValueError, match="`max_memory` = .* is too little"):
+            budget(*arguments, min_pixels=2**26)
 
 
 # Training.
@@ -241,6 +253,48 @@ def test_a_network_without_a_restorer_takes_no_weights_of_one(
         training(pretrained_restorer=tmp_path / "two")
 
 
+def test_a_restorer_that_would_stay_random_is_refused(training: Any, make_restored: Any, tmp_path: Path) -> None:
+    make_restored(restorer_blocks=None).save_pretrained(tmp_path / "plain")
+    make_restored().save_pretrained(tmp_path / "own")
+    for start in ({}, {"pretrained_lr_encoder": tmp_path / "plain"}):
+        with pytest.raises(ValueError, match="`pretrained_restorer` must be given"):
+            training(**start)
+    training(pretrained_lr_encoder=tmp_path / "own")  # whose restorer is trained
+
+
+def test_a_stem_of_another_width_starts_anew(make_restored: Any) -> None:
+    wider = make_restored(custom_widths="4:12", decoder_custom_widths="4:12")
+    names = transfer(make_restored(restorer_blocks=None), wider)
+    assert "network.bottom_up.in_conv.weight" in names
+    assert wider.network.bottom_up.in_conv.weight.flatten(1).abs().sum(1).min() > 0
+
+
+def test_a_restorer_for_another_factor_does_not_fit_a_pipeline(make_vdvae: Any, make_restored: Any) -> None:
+    network = make_restored(image_size=8, blocks="8x1,8d2,4x1", upsampling_blocks=None, likelihood_location=None)
+    with pytest.raises(ValueError, match="`lr_encoder` was made for scale_factor 4, not 2"):
+        SuperResolutionPipeline(make_vdvae(), network, scale_factor=2)
+
+
+@pytest.mark.parametrize("storage", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+def test_weights_may_be_stored_in_fewer_bits_than_are_computed_with(
+    make_restored: Any, trained: RRDBNet, storage: torch.dtype, compute: torch.dtype
+) -> None:
+    network, y = make_restored().to(compute), levels(1, SIDE, seed=1)
+    network.enable_layerwise_casting(storage_dtype=storage, compute_dtype=compute)
+    assert network.encode(y).estimate.isfinite().all()
+    trained.to(compute).enable_layerwise_casting(storage_dtype=storage, compute_dtype=compute)
+    assert trained(torch.rand(1, 3, 8, 8).to(compute)).sample.isfinite().all()
+
+
+def test_float8_is_for_kernels_not_for_learned_maps(make_vdvae: Any) -> None:
+    vdvae = make_vdvae(bias_type="spatial")
+    for parameter in vdvae.parameters():
+        torch.nn.init.normal_(parameter)
+    smaller = _smaller(vdvae, kernels_in_float8=True)
+    assert {p.dtype for n, p in smaller.named_parameters() if n.startswith("biases.")} == {torch.float16}
+
+
 def test_a_network_with_a_restorer_starts_from_what_fits_of_one_without(
     training: Any, make_restored: Any, tmp_path: Path
 ) -> None:
@@ -291,6 +345,6 @@ def test_where_estimate_and_sample_disagree_at_ys_resolution_the_share_is_smalle
 @pytest.mark.parametrize("tau", [0, -1.0, float("inf"), float("nan"), "ten"])
 def test_a_tolerance_that_is_none_is_named(make_restored: Any, tau: float) -> None:
     with pytest.raises(ValueError, match="`restored_tolerance` must be"):
-        make_restored(restored_tolerance=tau)
+        make_restored(restored_shares=SHARES, restored_tolerance=tau)
     with pytest.raises(ValueError, match="`restored_tolerance` needs `restorer_blocks`"):
         make_restored(restorer_blocks=None, restored_tolerance=10.0)

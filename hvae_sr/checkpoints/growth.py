@@ -121,7 +121,7 @@ def transfer(trained: VDVAE | LREncoder | LRConditioner, network: VDVAE | LREnco
             name = f"{prefix}{places[prefix].get(int(number))}.{rest}"
         if name in state and state[name].shape == tensor.shape:
             taken[name] = tensor
-        elif name == _STEM and state[name].shape[1] > tensor.shape[1]:
+        elif name == _STEM and state[name].shape[0] == tensor.shape[0] and state[name].shape[1] > tensor.shape[1]:
             taken[name] = torch.zeros_like(state[name])
             _copy(tensor, taken[name], name)
     count, total = (sum(x.numel() for x in tensors.values()) for tensors in (taken, state))

@@ -71,8 +71,9 @@ def evaluated_pixels(pipeline: "SuperResolutionPipeline", size: tuple[int, int],
         output = (height * scale, width * scale)
         try:
             room = budget(
-                pipeline.vdvae, output, options.num_samples, "pil", False, options.max_memory, pipeline.device
-            )
+                pipeline.vdvae, output, options.num_samples, "pil", False, options.max_memory, pipeline.device,
+                min_pixels=pipeline.networks.min_pixels,
+            )  # fmt: skip
         except ValueError:  # too little memory: it is refused when its turn comes, and takes no time
             return 0
         windows = WindowSampler(pipeline.networks, torch.empty(3, height, width, device="meta"), None, room).windows

@@ -282,8 +282,9 @@ def reconstructions(
     images = []
     for k in chosen:
         latents = [group.z for group in means[:k]]
-        out = vdvae.sample(1, size, _no_noise, condition=condition, latents=latents, temperature=0.0)
-        images.append(to_uint8((out.sample[0].float().permute(1, 2, 0).cpu() + 1) / 2))
+        drawn = vdvae.sample(1, size, _no_noise, condition=condition, latents=latents, temperature=0.0).sample.float()
+        drawn = drawn if condition is None else condition.finish(drawn, 0.0)
+        images.append(to_uint8((drawn[0].permute(1, 2, 0).cpu() + 1) / 2))
     truth = to_uint8((x[0].permute(1, 2, 0).cpu() + 1) / 2)
     return images, truth, [psnr(found, truth, 255) for found in images]
 

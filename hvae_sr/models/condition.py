@@ -214,6 +214,8 @@ class LRNetwork(GroupConditioning):
         }
         if own.get("conditioning") != "final":  # which has no parameters of any latent
             expected["latent_channels"] = vdvae.get("custom_latent_channels") or vdvae.latent_channels
+        if own.get("restorer_blocks") is not None:
+            expected["scale_factor"] = scale
         if own.get("likelihood_location") is not None:
             expected |= {"scale_factor": scale, "downsampling_kernel": operator.kernel}
         for name, value in expected.items():

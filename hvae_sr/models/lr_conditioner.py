@@ -22,6 +22,9 @@ from .restorer import Restored, Restorer
 CONDITIONINGS = ("trivial", "lr_encoder", "posterior", "final")
 """The rows of table 5.1 of the VDVAE-SR thesis, as `LRConditioner` names them."""
 
+_LEAST_TOLERANCE = 0.1
+"""Grey levels: less than the rounding of an image."""
+
 
 def _parse_shares(text: str | None) -> list[tuple[float, float]]:
     """(temperature, share) pairs of `restored_shares`.
@@ -186,8 +189,11 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
                     raise ValueError(f"`{name}` needs `restorer_blocks`, got {c[name]!r} without them")
             return
         tau = c.restored_tolerance
-        if tau is not None and not 0 < tau < np.inf:
-            raise ValueError(f"`restored_tolerance` must be None or grey levels above 0, got {tau!r}")
+        if tau is not None and (not self.shares or tau < _LEAST_TOLERANCE):
+            raise ValueError(
+                f"`restored_tolerance` must be None or at least {_LEAST_TOLERANCE} grey levels with `restored_shares`, "
+                f"got {tau!r} with {c.restored_shares!r}"
+            )
         if not is_count(c.restorer_blocks) or c.scale_factor != 4 or c.conditioning != "final":
             raise ValueError(
                 f"`restorer_blocks` must be None or a whole number >= 1, with scale_factor 4 and conditioning 'final', "
@@ -195,7 +201,13 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
             )
         self.restorer = Restorer(c.restorer_blocks)
         finest = max(self.network.widths)
-        self.stride = c.scale_factor * c.image_size // finest
+        side = c.scale_factor * c.image_size
+        if side % finest:
+            raise ValueError(
+                f"`upsampling_blocks` must end at a resolution that divides {side}, that of x, with `restorer_blocks`; "
+                f"got {finest} of {c.upsampling_blocks!r}"
+            )
+        self.stride = side // finest
         self.estimate = Convolution(3 * self.stride**2, self.network.widths[finest], zero_weights=True)
 
     def _restored(self, y: Tensor) -> Restored | None:

@@ -132,6 +132,7 @@ def budget(
     self_ensemble: bool = False,
     batch_size: int | None = None,
     keep_latents: bool = False,
+    min_pixels: int = 0,
 ) -> Budget:
     """What network evaluations, and features that are kept for further samples, may take.
 
@@ -147,6 +148,7 @@ def budget(
         self_ensemble: whether samples are turned back, which copies them.
         batch_size: samples that are drawn at once, where that is given; else, and on a CPU, they are drawn one by one.
         keep_latents: whether the latents of all samples are kept.
+        min_pixels: of the smallest evaluation, where the networks need more than `MIN_PIXELS`.
 
     Raises:
         ValueError: the bound leaves no room beside the arrays of the output; the message says how much would do.
@@ -176,7 +178,7 @@ def budget(
     cost = bytes_per_pixel(vdvae)
     last = math.prod(size) * at_the_end + ASIDE
     pixels = min((bound - used - taken) // cost, PIXELS_PER_CHUNK)
-    needed = used + max(taken + MIN_PIXELS * cost, last)
+    needed = used + max(taken + max(min_pixels, MIN_PIXELS) * cost, last)
     if needed > bound:
         raise ValueError(
             f"{name} = {format_bytes(bound)} is too little for {num_samples} samples of {size[1]}x{size[0]}, which "

@@ -19,8 +19,8 @@ MARGIN = 96
 """HR pixels around a window that the networks see and that are not kept: on the bundled models windows and whole then
 differ by less than 0.01 grey levels in float32 (`python benchmarks/windows.py`)."""
 
-RESTORER_MARGIN = 192
-"""The same where y is read through a restorer, whose many blocks see further."""
+RESTORER_MARGIN = 256
+"""The same where y is read through a restorer, whose blocks see further: they differ by less than 0.5 grey levels."""
 
 BLEND = 4
 """Tiles of a model of one size are blended over a quarter of their side."""
@@ -51,7 +51,10 @@ class Networks:
         self.encode = self.encode or self.lr_encoder.encode
         self.sample = self.sample or self.vdvae.sample
         self.sizes = SizeRequirements.of(self.vdvae, self.lr_encoder, self.scale_factor)
-        self.margin = MARGIN if getattr(self.lr_encoder, "restorer", None) is None else RESTORER_MARGIN
+        restored = getattr(self.lr_encoder, "restorer", None) is not None
+        self.margin = RESTORER_MARGIN if restored else MARGIN
+        # HR pixels of the smallest evaluation: a wide margin would leave nothing of a smaller one to keep.
+        self.min_pixels = (5 * RESTORER_MARGIN // 2) ** 2 if restored else 0
 
 
 class WindowSampler:
@@ -75,9 +78,7 @@ class WindowSampler:
     ) -> None:
         self.networks, self.vdvae, self.scale = networks, networks.vdvae, networks.scale_factor
         self.y, self.budget = y, budget or Budget(PIXELS_PER_CHUNK, KEPT_FEATURES)
-        # In little memory a wide margin would leave nothing of a window to keep.
-        fitting = max(MARGIN, int(self.budget.pixels**0.5) // 4)
-        self.margin = min(networks.margin, fitting) if margin is None else margin
+        self.margin = networks.margin if margin is None else margin
         self.padded_size = networks.sizes.padded((y.shape[-2], y.shape[-1]))
         self.size = networks.sizes.output((y.shape[-2], y.shape[-1]))
         self.windows = self._split(window_size)
@@ -190,7 +191,8 @@ class WindowSampler:
             return tiles(height, width, sizes.fixed_side, sizes.fixed_side // BLEND)
         margin = math.ceil(self.margin / self.scale / sizes.multiple) * sizes.multiple
         if window_size is None:
-            window_size = int(self.budget.pixels**0.5) // self.scale - 2 * margin
+            pixels = max(self.budget.pixels, self.networks.min_pixels)
+            window_size = int(pixels**0.5) // self.scale - 2 * margin
         return split(height, width, max(window_size // sizes.multiple, 1) * sizes.multiple, margin)
 
     def _crop(self, values: Sequence[Tensor | None] | None, window: Window) -> list[Tensor | None]:

@@ -226,6 +226,7 @@ def _started(kind: type[_Network], folder: str, file: str, config: TrainingConfi
         return _loaded(kind, folder, config, load_weights)
     network: Any = _new(kind, file, config)
     if getattr(config, folder) is None:
+        _check_restorer(set(network.state_dict()), config)
         return network
     trained: Any = _loaded(kind, folder, config, load_weights)
     try:
@@ -234,7 +235,7 @@ def _started(kind: type[_Network], folder: str, file: str, config: TrainingConfi
         elif all(trained.config.get(name) == network.config.get(name) for name in _GROWN):
             grow(trained, network)
         else:
-            transfer(trained, network)
+            _check_restorer(transfer(trained, network), config)
     except ValueError as error:
         raise ValueError(f"`{file}` = {getattr(config, file)!r}: {error}") from error
     return network
@@ -250,6 +251,12 @@ def _check_random(random: set[str], config: TrainingConfig) -> None:
             "it has weights that the pretrained VDVAE lacks, and that would stay random: they are not trained in this "
             f"run of stage {config.stage}"
         )
+
+
+def _check_restorer(random: set[str], config: TrainingConfig) -> None:
+    """Raises a ValueError if a restorer, which no stage trains, would stay random."""
+    if config.pretrained_restorer is None and any(name.startswith("restorer.") for name in random):
+        raise ValueError("`pretrained_restorer` must be given: the restorer would stay random, as it is not trained")
 
 
 def _loaded(kind: type[_Network], option: str, config: TrainingConfig, load_weights: bool) -> _Network:
