@@ -89,5 +89,5 @@ def test_train_for_your_camera(photos, make_pipeline, tmp_path, capsys):
     arguments = ["--steps", 1, "--resolution", 32, "--size", 64, "--model", tmp_path / "model"]
     run("train_for_your_camera", "--photos", photos, "--output_dir", tmp_path / "out", *arguments)
     text = capsys.readouterr().out
-    assert "before: PSNR of the mean" in text and "after: PSNR of the mean" in text
+    assert "before: PSNR of the estimate" in text and "after: PSNR of the estimate" in text
     assert SuperResolutionPipeline.from_pretrained(tmp_path / "out" / "model").config.consistency == "none"
