@@ -84,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )  # fmt: skip
         rows = {row["name"]: row for row in report["rows"]}
         estimate, drawn = rows["mean t=0"], rows["sample t=1"]
-        print(f"{label}: PSNR of the estimate {estimate['psnr']:.2f} dB (bicubic {rows['bicubic']['psnr']:.2f}), ", end="")
+        print(f"{label}: PSNR of the estimate {estimate['psnr']:.2f} dB ", end="")
+        print(f"(bicubic {rows['bicubic']['psnr']:.2f}), ", end="")
         print(f"90 % intervals hold {100 * drawn['coverage']:.0f} % of the pixels")
     print(f"try: hvae-sr upscale PHOTO --model {folder / 'model'} -o upscaled")
 

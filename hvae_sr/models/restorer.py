@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from .rrdb import RRDBLayers
 
 RESTORER_WIDTH = 64
+_EXACT = ("conv_first", "conv_body", "conv_last")
+"""Convolutions whose kernels are not rounded."""
 
 
 class Restored(NamedTuple):
@@ -28,9 +30,9 @@ class Restorer(RRDBLayers, nn.Module):
     Long training on degraded photographs has taught them to tell noise and blocks from texture. What they give is one
     image; the decoder's samples spread around it, and correct it.
 
-    The kernels of its blocks are rounded to what float8 (e4m3) has, so that a file can hold them in a byte a number:
-    its images move by some grey levels, and look as before. Rounding the few convolutions around the blocks would also
-    shift colours.
+    Its kernels are rounded to what float8 (e4m3) has, so that a file can hold them in a byte a number: its images move
+    by some grey levels, and look as before. Rounding the convolutions at the ends of the trunk, and the last, would
+    shift colours as well.
 
     Args:
         num_blocks: n.
@@ -48,7 +50,7 @@ class Restorer(RRDBLayers, nn.Module):
 
     @torch.no_grad()
     def take(self, trained: RRDBLayers) -> None:
-        """The weights of a trained network with as many blocks; the kernels of these rounded to float8.
+        """The weights of a trained network with as many blocks; most kernels rounded to float8.
 
         Raises:
             ValueError: a network of another shape.
@@ -60,6 +62,6 @@ class Restorer(RRDBLayers, nn.Module):
                 f"an RRDBNet for x4 of {len(self.body)} blocks and {RESTORER_WIDTH} channels is needed, this one has "
                 f"{len(trained.body)} blocks: {' '.join(str(error).split())[:200]}"
             ) from error
-        for parameter in self.body.parameters():
-            if parameter.ndim == 4:
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 4 and not name.startswith(_EXACT):
                 parameter.copy_(parameter.to(torch.float8_e4m3fn))

@@ -29,7 +29,7 @@ from .plots import plot_curve
 logger = logging.getLogger(__name__)
 
 _SMALL = 2048
-"""Numbers of a kernel that is not worth the rounding."""
+"""Numbers of the smallest kernel that is worth the rounding."""
 _SIGNATURE = "Made by `train.py` of hvae-sr:"
 
 
@@ -82,7 +82,7 @@ def _smaller(network: Any, kernels_in_float8: bool) -> Any:
     """
     smaller = copy.deepcopy(network).half()
     for name, module in network.named_modules():
-        if kernels_in_float8 and isinstance(module, nn.Conv2d) and module.weight.numel() > _SMALL:
+        if kernels_in_float8 and isinstance(module, nn.Conv2d) and module.weight.numel() >= _SMALL:
             weight = module.weight.data
             rounded = weight.to(torch.float8_e4m3fn)
             if module.weight.requires_grad or torch.equal(rounded.to(weight.dtype), weight):
