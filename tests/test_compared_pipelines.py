@@ -103,9 +103,9 @@ def test_a_saved_pipeline_loads_by_its_folder(kind: str, tmp_path: Path) -> None
         loaded = loader.from_pretrained(tmp_path)
         assert type(loaded) is type(pipe)
         assert all(loaded.config[key] == value for key, value in pipe.config.items() if not key.startswith("_"))
-            loaded.set_progress_bar_config(disable=True)
+        loaded.set_progress_bar_config(disable=True)
         # Not to the last bit: processors add up in another order where the weights lie at another place in memory.
-    np.testing.assert_allclose(loaded(image, seed=1, output_type="np").images, expected, atol=1e-5, rtol=0)
+        np.testing.assert_allclose(loaded(image, seed=1, output_type="np").images, expected, atol=1e-5, rtol=0)
 
 
 def test_a_converted_file_is_a_pipeline(tmp_path: Path) -> None:
