@@ -22,9 +22,9 @@ from hvae_sr.evaluation import evaluate
 from hvae_sr.training import Trainer, parse_arguments
 
 MICROSCOPE = """\
-# A grey microscope: out of focus by up to two pixels, photon noise, stored without loss.
+# A grey microscope: out of focus by three to five pixels, photon noise, stored without loss.
 steps:
-  - {step: blur, kinds: {isotropic: 1}, sigma: [1, 2]}
+  - {step: blur, kinds: {isotropic: 1}, sigma: [3, 5]}
   - {step: downsample, kinds: {area: 1}}
   - {step: noise, kinds: {poisson: 1}, scale: [1, 2], grey: 1}
 """
