@@ -10,6 +10,8 @@ alone, and for all from the coarsest on: standard deviation (grey levels) of, an
 
 import argparse
 import json
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from hvae_sr import VDVAE, Downsampling, LRConditioner
 from hvae_sr.evaluation.metrics import luma, psnr_y
 from hvae_sr.evaluation.perceptual import LPIPS
 from hvae_sr.evaluation.protocols import prepare_thesis
+from hvae_sr.models import Condition
 from hvae_sr.noise import CounterNoise
 
 
@@ -34,6 +37,22 @@ def detail(image: np.ndarray) -> np.ndarray:
     y = torch.from_numpy(luma(image))[None, None]
     kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], dtype=y.dtype)[None, None]
     return F.conv2d(y, kernel).abs().flatten().numpy()
+
+
+def sample(
+    vdvae: VDVAE,
+    operator: Downsampling,
+    condition: Condition,
+    y: Tensor,
+    temperature: float | Sequence[float],
+    seed: int,
+) -> np.ndarray:
+    """A projected sample, `[H, W, 3]` uint8, for y `[1, 3, h, w]`."""
+    size = (y.shape[-2] * operator.scale_factor, y.shape[-1] * operator.scale_factor)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        out = vdvae.sample(1, size, CounterNoise([seed]), condition=condition, temperature=temperature)
+    x = operator.project(condition.finish(out.sample.float(), temperature), y)[0].permute(1, 2, 0)
+    return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
 
 
 def main() -> None:
@@ -63,14 +82,7 @@ def main() -> None:
         truth = detail(hr)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             condition = network.encode(y)
-
-        def draw(temperature: Any, seed: int) -> np.ndarray:
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                out = vdvae.sample(1, hr.shape[:2], CounterNoise([seed]), condition=condition, temperature=temperature)  # noqa: B023
-            x = condition.finish(out.sample.float(), temperature)  # noqa: B023
-            image = operator.project(x, y)[0].permute(1, 2, 0)  # noqa: B023
-            return ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
-
+        draw = partial(sample, vdvae, operator, condition, y)
         pictures = {"truth": hr, "lr": np.asarray(Image.fromarray(lr).resize(hr.shape[:2], Image.Resampling.NEAREST))}
         for t in given.temperatures:
             image = draw(t, 1)

@@ -28,10 +28,11 @@ def differences(pipe: SuperResolutionPipeline) -> None:
     photo = Image.fromarray(skimage.data.chelsea()).crop(box)
     options = {"seed": 0, "temperature": 0.8, "output_type": "np"}
     whole = pipe(photo, window_size=photo.width, **options).images[0]
-    print("margin (HR pixels)  largest difference (grey levels)")
+    print("margin (HR pixels)  largest difference (grey levels)  mean")
     for margin in (16, 32, 64, 96, 128, 192, 256):
         windowed = pipe(photo, window_size=48, window_margin=margin, **options).images[0]
-        print(f"{margin:18d}  {255 * np.abs(windowed - whole).max():.5f}")
+        apart = 255 * np.abs(windowed - whole)
+        print(f"{margin:18d}  {apart.max():32.5f}  {apart.mean():.5f}")
 
 
 def times(pipe: SuperResolutionPipeline, repeats: int = 2) -> None:

@@ -28,8 +28,8 @@ def grow(trained: _LRNetwork, larger: _LRNetwork) -> None:
     but what was there before reads them with zeros. New blocks lie evenly between the old ones.
 
     The centre of the likelihood may be another enlargement of y ("projection" to "bicubic", for a model that is not to
-    know H): what differs from the trained function then is the difference of the two, which a log line tells. So may
-    `restored_shares` and `restored_tolerance`, which come after all networks.
+    know H): what differs from the trained function then is the difference of the two, which a log line tells.
+    `restored_shares` and `restored_tolerance` may differ too: they come after all networks.
 
     Args:
         trained: the network whose weights are taken.

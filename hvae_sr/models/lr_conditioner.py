@@ -239,6 +239,11 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         default and of 1: m is the share of the estimate in each. w = exp(-(d / tau)^2) is 1 where both agree: d is the
         difference of their means over the square of each pixel of y, its size averaged over the colours, and tau
         `restored_tolerance`; without one w is 1 everywhere.
+
+        Args:
+            x: `[n, 3, H, W]` on [-1, 1].
+            estimate: G(y), `[n, 3, H, W]` or `[1, 3, H, W]` on [-1, 1].
+            temperature: t, `[]`.
         """
         if not self.shares:
             return x
