@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .settings import agree
+
 FORMATS = ("png", "webp", "jpg", "tiff")
 FILE_SUFFIXES = (".png", ".webp", ".jpg", ".jpeg", ".tif", ".tiff")
 _LONGEST = {".webp": 16383, ".jpg": 65500}
@@ -68,15 +70,15 @@ class Job:
                 f"`--format` {self.suffix[1:]} holds sides of up to {longest} pixels, the results have {width}x{height}"
             )
 
-    def source_hash(self) -> str:
-        """SHA-256 of the file, hexadecimal."""
+    def origin(self) -> dict[str, Any]:
+        """What is written into every result: name and SHA-256, hexadecimal, of the file, and the frame."""
         from ..images import open_file
 
         digest = hashlib.sha256()
         with open_file(self.source) as file:
             while block := file.read(2**20):
                 digest.update(block)
-        return digest.hexdigest()
+        return {"source": self.source.name, "source_sha256": digest.hexdigest(), "frame": self.frame}
 
 
 class Plan(NamedTuple):
@@ -213,7 +215,6 @@ def state(
             write it, made it of another image, or reads it too (`sources`).
     """
     from ..images import ImageError, read_metadata
-    from .settings import agree
 
     kinds = [f"seed{seed}" for seed in seeds] + (["mean", "std"] if len(seeds) > 1 else [])
     paths = [job.path(kind, options.outscale) for kind in kinds]

@@ -4,8 +4,6 @@ import argparse
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-from .jobs import Job
-
 if TYPE_CHECKING:
     from ..pipelines import SuperResolutionPipeline
 
@@ -29,8 +27,8 @@ def weights_fingerprint(pipeline: "SuperResolutionPipeline") -> str:
     return digest.hexdigest()[:16]
 
 
-def settings_of(pipeline: "SuperResolutionPipeline", job: Job, options: argparse.Namespace) -> dict[str, Any]:
-    """What is written into every result of one image."""
+def settings_of(pipeline: "SuperResolutionPipeline", options: argparse.Namespace) -> dict[str, Any]:
+    """What is written into every result, beside `Job.origin`."""
     from .. import __version__
 
     return {
@@ -48,9 +46,6 @@ def settings_of(pipeline: "SuperResolutionPipeline", job: Job, options: argparse
         "crop": options.crop,
         "dtype": options.dtype,
         "device": pipeline.device.type,
-        "source": job.source.name,
-        "source_sha256": job.source_hash(),
-        "frame": job.frame,
     }
 
 

@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
                 found = read(job, options)
                 chosen, why = models.choose(found[1])
             pipeline, completed = models.of(chosen)
-            settings = settings_of(pipeline, job, completed)
+            settings = settings_of(pipeline, completed) | job.origin()
             if finished(job, settings, completed, sources):
                 skipped += 1
                 continue
