@@ -17,7 +17,7 @@ from .blocks import Convolution, check_choice, parse_widths
 from .checks import is_count
 from .condition import Features, LinearFeatures, LRNetwork
 from .distributions import DiagonalGaussian
-from .restorer import Restored, Restorer
+from .restorer import Restored, Restorer, move_towards
 
 CONDITIONINGS = ("trivial", "lr_encoder", "posterior", "final")
 """The rows of table 5.1 of the VDVAE-SR thesis, as `LRConditioner` names them."""
@@ -233,12 +233,10 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         return location
 
     def finish(self, x: Tensor, estimate: Tensor, temperature: Tensor) -> Tensor:
-        """x + m(t) w (G(y) - x): samples of temperature t moved by `restored_shares` towards the restorer's estimate.
+        """Samples of temperature t moved by the share m(t) of `restored_shares` towards the estimate (`move_towards`).
 
         What is likely, what looks right and what is true to the spread are three images, at temperatures of 0, of the
-        default and of 1: m is the share of the estimate in each. w = exp(-(d / tau)^2) is 1 where both agree: d is the
-        difference of their means over the square of each pixel of y, its size averaged over the colours, and tau
-        `restored_tolerance`; without one w is 1 everywhere.
+        default and of 1: m is the share of the estimate in each.
 
         Args:
             x: `[n, 3, H, W]` on [-1, 1].
@@ -247,15 +245,10 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         """
         if not self.shares:
             return x
-        moved = torch.full_like(temperature, self.shares[0][1], dtype=torch.float32)
+        share = torch.full_like(temperature, self.shares[0][1], dtype=torch.float32)
         for (low, before), (high, after) in pairwise(self.shares):
-            moved = moved + (temperature.clamp(low, high) - low) * ((after - before) / (high - low))
-        towards = estimate.to(x) - x
-        if self.config.restored_tolerance is not None:
-            scale = self.config.scale_factor
-            apart = F.avg_pool2d(towards, scale).abs().mean(1, keepdim=True) * (127.5 / self.config.restored_tolerance)
-            towards = towards * F.interpolate(torch.exp(-(apart**2)), scale_factor=scale, mode="bilinear")
-        return x + moved.to(x) * towards
+            share = share + (temperature.clamp(low, high) - low) * ((after - before) / (high - low))
+        return move_towards(x, estimate, share.to(x), self.config.restored_tolerance, self.config.scale_factor)
 
     @entry_point
     def add_to_stream(self, features: Features, group: int, x: Tensor) -> Tensor:

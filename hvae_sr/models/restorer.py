@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .rrdb import RRDBLayers
@@ -10,6 +11,28 @@ from .rrdb import RRDBLayers
 RESTORER_WIDTH = 64
 _EXACT = ("conv_first", "conv_body", "conv_last")
 """Convolutions whose kernels are not rounded."""
+
+
+def move_towards(
+    x: Tensor, estimate: Tensor, share: Tensor | float, tolerance: float | None, scale_factor: int
+) -> Tensor:
+    """x + m w (G(y) - x): a sample moved the share m of the way to an estimate, as far as both agree.
+
+    w = exp(-(d / tau)^2) is 1 where they do: d is the difference of their means over the square of each pixel of y, its
+    size averaged over the colours. Letters that the estimate makes up do not agree with y.
+
+    Args:
+        x: `[n, 3, H, W]` on [-1, 1].
+        estimate: G(y), `[n, 3, H, W]` or `[1, 3, H, W]` on [-1, 1].
+        share: m.
+        tolerance: tau in grey levels of 0..255; None is w = 1 everywhere.
+        scale_factor: sides of x over sides of y.
+    """
+    towards = estimate.to(x) - x
+    if tolerance is not None:
+        apart = F.avg_pool2d(towards, scale_factor).abs().mean(1, keepdim=True) * (127.5 / tolerance)
+        towards = towards * F.interpolate(torch.exp(-(apart**2)), scale_factor=scale_factor, mode="bilinear")
+    return x + share * towards
 
 
 class Restored(NamedTuple):
