@@ -1,5 +1,7 @@
 """What the page computes: samples, new versions of one, and what samples have in common."""
 
+import base64
+import io
 import math
 import shutil
 import tempfile
@@ -7,7 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,12 +43,13 @@ class Drawn:
     recipe: Recipe
     lr_psnr: float
     path: Path
+    redrawn: bool = False
 
     @property
     def label(self) -> str:
-        """What was drawn last, for a small picture."""
+        """What was drawn last, for a small picture: a part of it (`redrawn`), or some groups or all."""
         seeds = self.recipe.group_seeds
-        if self.recipe.regions:
+        if self.redrawn:
             return "part redrawn"
         return f"seed {seeds[0]}" if len(set(seeds)) == 1 else f"texture {seeds[-1]}"
 
@@ -75,6 +78,7 @@ class Round:
         settings: of all its samples.
         folder: of their files.
         stem: the photograph's name, which the files get.
+        crop: the part of the photograph that y is, (left, top, width, height) in its pixels; None is all.
     """
 
     name: str
@@ -82,6 +86,7 @@ class Round:
     settings: Settings
     folder: Path
     stem: str = "photo"
+    crop: tuple[int, int, int, int] | None = None
     samples: list[Drawn] = field(default_factory=list)
     selected: int = 0
 
@@ -89,8 +94,8 @@ class Round:
     def chosen(self) -> Drawn:
         return self.samples[self.selected]
 
-    def keep(self, image: Image.Image, recipe: Recipe, lr_psnr: float) -> Drawn:
-        """Writes a sample to the folder, and appends it."""
+    def keep(self, image: Image.Image, recipe: Recipe, lr_psnr: float, redrawn: bool = False) -> Drawn:
+        """Writes a sample to the folder, with all that it takes to draw it again, and appends it."""
         metadata = {
             "model": self.settings.model,
             "version": __version__,
@@ -98,14 +103,40 @@ class Round:
             "consistent": self.settings.consistent,
             "lr_psnr": round(lr_psnr, 4),
             "group_seeds": list(recipe.group_seeds),
-            "regions": [{"seed": region.seed, "box": _box(region.mask)} for region in recipe.regions],
+            "regions": [
+                {"seed": region.seed, "box": _box(region.mask), "mask": _encoded(region.mask)}
+                for region in recipe.regions
+            ],
         }
+        if self.crop is not None:
+            metadata["crop"] = list(self.crop)
         if recipe.seed is not None:
             metadata["seed"] = recipe.seed
         path = self.folder / f"{self.stem}_sample_{len(self.samples) + 1:02d}.png"
         save_image(image, path, metadata)
-        self.samples.append(Drawn(image, recipe, lr_psnr, path))
+        self.samples.append(Drawn(image, recipe, lr_psnr, path, redrawn))
         return self.samples[-1]
+
+
+Box = tuple[int, int, int, int]
+"""(left, top, right, bottom)."""
+
+
+class Framed(NamedTuple):
+    """A photograph, its name, and the part of it to draw, in its pixels; None takes all."""
+
+    photo: Image.Image
+    stem: str
+    box: Box | None
+
+    @property
+    def part(self) -> Image.Image:
+        return self.photo.crop(self.box) if self.box else self.photo
+
+    @property
+    def crop(self) -> Box | None:
+        """(left, top, width, height) of the part."""
+        return None if self.box is None else (*self.box[:2], self.box[2] - self.box[0], self.box[3] - self.box[1])
 
 
 @dataclass
@@ -122,18 +153,22 @@ class Visit:
         ticket: number of the last run that was asked for.
         stopped: number of the last run that was stopped, with all before it; one that waits in the queue too.
         ended: number of the last run that has come to its end.
+        asked: of each run that waits, the photograph as it was when it was asked for.
+        model: whose default temperature the page shows; "" is the first of the page.
     """
 
     photo: Image.Image | None = None
     stem: str = "photo"
     preview: str = ""
-    box: tuple[int, int, int, int] | None = None
+    box: Box | None = None
     rounds: list[Round] = field(default_factory=list)
     current: int = 0
     ticket: int = 0
     stopped: int = 0
     ended: int = 0
     folder: Path | None = None
+    asked: dict[int, "Framed"] = field(default_factory=dict)
+    model: str = ""
 
     @property
     def shown(self) -> Round | None:
@@ -190,6 +225,10 @@ class Engine:
         """One temperature for each group, of one for each level; levels beyond those given have the last one."""
         levels = self.levels(model)
         return [by_level[min(i, len(by_level) - 1)] for i, (_, count) in enumerate(levels) for _ in range(count)]
+
+    def default_temperature(self, model: str) -> float:
+        """The model's own."""
+        return float(self.pipelines[model].config.default_temperature)
 
     def scale(self, model: str) -> int:
         """Sides of a model's samples over those of its input."""
@@ -363,6 +402,13 @@ def write_zip(drawn: Round) -> Path:
         for file in files:
             archive.write(file, file.name)
     return path
+
+
+def _encoded(mask: np.ndarray) -> str:
+    """A mask as a PNG of two colours, in base64."""
+    file = io.BytesIO()
+    Image.fromarray(mask).save(file, "PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def _box(mask: np.ndarray) -> list[int]:

@@ -1,6 +1,5 @@
 """What happens on the page: runs and views, each visitor's action from what the components hold to what they show."""
 
-import html
 import logging
 import shutil
 import tempfile
@@ -17,9 +16,10 @@ from hvae_sr.posterior import Recipe
 
 from . import engine as eng
 from . import markup
-from .engine import Engine, Refused, Round, Settings, Stopped, Visit, describe
-from .layout import LEFT, MAX_LEVELS, RIGHT
-from .photos import Photos, friendly
+from .engine import Engine, Framed, Refused, Round, Settings, Stopped, Visit, describe
+from .layout import RIGHT
+from .photos import friendly
+from .views import LOOK, SAME_VIEWS, Views, gallery, rounds, selected, shown, summary
 
 MAX_ROUNDS = 8
 MAX_IN_ROUND = 24
@@ -40,19 +40,20 @@ def _tell(run: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
             text = str(error) if isinstance(error, ValueError) else f"This did not work ({type(error).__name__})."
             gr.Warning(text, duration=8)
             stage = self.on_compare(visit, "Bicubic", RIGHT[0]) if visit.rounds else markup.placeholder()
-            yield visit, markup.note(text), gr.skip(), stage, _rounds(visit)
+            yield visit, markup.note(text), gr.skip(), rounds(visit), stage, *SAME_VIEWS[1:]
         finally:
             visit.ended = max(visit.ended, int(ticket))
 
     return told
 
 
-class Handlers(Photos):
+class Handlers(Views):
     """The functions behind the components; `interface` connects them."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         self.opening: Round | None = None
+        self.visits: dict[str, Visit] = {}  # of the pages that have drawn something
         self._draw: Callable[..., Iterator[tuple[Image.Image, float]]] = _gpu(engine.draw)
 
     def _settings(
@@ -63,13 +64,29 @@ class Handlers(Photos):
 
     # Runs
 
-    def on_start(self, visit: Visit, count: float = 1, fresh: bool = False) -> tuple[Any, ...]:
-        """As soon as a button is pressed, however long the queue is: the number of the run, and that it waits."""
+    def on_start(
+        self, visit: Visit, count: float = 1, image: Any = None, request: gr.Request | None = None
+    ) -> tuple[Any, ...]:
+        """As soon as a button is pressed, however long the queue is: the number of the run, and that it waits.
+
+        Of a picture that was not read yet, `on_draw` knows what to make.
+        """
         visit.ticket += 1
+        fresh = image is not None
+        if fresh and visit.photo is not None and Path(image).stem == visit.preview:
+            visit.asked[visit.ticket] = Framed(visit.photo, visit.stem, visit.box)
+        if request is not None and request.session_hash:
+            self.visits[request.session_hash] = visit
         waiting = "Waiting for its turn"
         stage = markup.waiting(waiting) if fresh else gr.skip()
         stop = gr.Button(interactive=True)
         return visit.ticket, markup.progress(waiting, 0, int(count)), stage, gr.Button(interactive=False), stop
+
+    def on_leave(self, request: gr.Request) -> None:
+        """A page is closed or loaded again: what it has asked for is drawn for nobody."""
+        visit = self.visits.pop(request.session_hash or "", None)
+        if visit is not None:
+            visit.stopped = visit.ticket
 
     def on_stop(self, visit: Visit, left: str, right: str) -> tuple[Any, ...]:
         """Ends all runs so far, running or waiting; what they have drawn stays."""
@@ -91,8 +108,9 @@ class Handlers(Photos):
         ticket: float,
         drawn: Round,
         recipes: Sequence[Recipe],
+        look: Sequence[Any],
         fresh: bool = False,
-        select: bool = False,
+        redraw: bool = False,
     ) -> Iterator[Any]:
         """Draws, and shows each sample when it is there.
 
@@ -101,8 +119,9 @@ class Handlers(Photos):
             ticket: number of the run.
             drawn: gets the samples; what it holds already is shown first.
             recipes: of the samples.
+            look: what the views are to show, as `on_look` takes it.
             fresh: whether the samples before are forgotten, as soon as there is a new one.
-            select: whether a new sample becomes the selected one.
+            redraw: whether new samples are others but for a part, of which the last becomes the selected one.
         """
         number, total, first = int(ticket), len(recipes), not drawn.samples
         if number <= visit.stopped:
@@ -112,7 +131,7 @@ class Handlers(Photos):
             return markup.progress(f"Drawing sample {done + 1} of {total}", done, total)
 
         stage = markup.waiting(f"Drawing sample 1 of {total}") if fresh else gr.skip()  # until there is a picture
-        yield visit, progress(0), gr.skip(), stage, gr.skip()
+        yield visit, progress(0), gr.skip(), gr.skip(), stage, *SAME_VIEWS[1:]
         self.engine.stopped = lambda: number <= visit.stopped
         try:
             for done, (recipe, (image, lr_psnr)) in enumerate(
@@ -120,33 +139,34 @@ class Handlers(Photos):
             ):
                 if number <= visit.stopped:
                     break
-                drawn.keep(image, recipe, lr_psnr)
-                drawn.selected = len(drawn.samples) - 1 if select else drawn.selected
+                drawn.keep(image, recipe, lr_psnr, redraw)
+                drawn.selected = len(drawn.samples) - 1 if redraw else drawn.selected
                 if drawn not in visit.rounds:
                     self._show(visit, drawn, fresh)
-                text = progress(done) if done < total else f"<p>{_summary(visit)}</p>"
-                shown = self.on_compare(visit, "Bicubic", RIGHT[0]) if done == 1 and first else gr.skip()
+                text = progress(done) if done < total else f"<p>{summary(visit)}</p>"
+                # Of the first one all views, and its file: those of the picture before are gone.
+                views = self.on_look(visit, *look) if done == 1 and first else SAME_VIEWS
                 whole = [sample.path for sample in drawn.samples]
-                gallery: Any = _gallery(drawn, whole) if done < total else _selected(drawn)
+                pictures: Any = gallery(drawn, whole) if done < total else selected(drawn)
                 if drawn is not visit.shown:  # the visitor looks at another round meanwhile
-                    gallery = gr.skip()
-                yield visit, text, gallery, shown, _rounds(visit)
+                    pictures = gr.skip()
+                yield visit, text, pictures, rounds(visit), *views
         except Stopped:
             pass
         finally:
             self.engine.stopped = lambda: False
         if number <= visit.stopped:
-            gallery = _selected(visit.shown) if visit.shown else []
+            pictures = selected(visit.shown) if visit.shown else []
             yield (
                 visit,
                 f"<p>{_stopped(visit)}</p>" if number == visit.ticket else gr.skip(),
-                gallery,
-                gr.skip(),
-                _rounds(visit),
+                pictures,
+                rounds(visit),
+                *SAME_VIEWS,
             )
 
     def _show(self, visit: Visit, drawn: Round, fresh: bool) -> None:
-        gone = visit.rounds if fresh else visit.rounds[1 : len(visit.rounds) + 2 - MAX_ROUNDS]
+        gone = visit.rounds if fresh else visit.rounds[1 : max(len(visit.rounds) + 2 - MAX_ROUNDS, 1)]
         for old in gone:
             shutil.rmtree(old.folder, ignore_errors=True)
         visit.rounds = [*(one for one in visit.rounds if one not in gone), drawn]
@@ -158,10 +178,10 @@ class Handlers(Photos):
         path = self.examples[0][1]
         image = Image.open(path)
         if self.opening is None and self.engine.fits(image.size, self.models[0]):
-            default = self.engine.pipelines[self.models[0]].config.default_temperature
+            default = self.engine.default_temperature(self.models[0])
             folder = Path(tempfile.mkdtemp(dir=self.root.name))
             drawn = Round("Drawn", image, Settings(self.models[0], default), folder, path.stem)
-            yield visit, markup.progress("Drawing an example", 0, 2), gr.skip(), gr.skip(), gr.skip()
+            yield visit, markup.progress("Drawing an example", 0, 2), gr.skip(), gr.skip(), *SAME_VIEWS
             recipes = self.engine.recipes(self.models[0], 0, 2)
             for recipe, (picture, lr_psnr) in zip(recipes, self._draw(image, drawn.settings, recipes), strict=True):
                 drawn.keep(picture, recipe, lr_psnr)
@@ -173,46 +193,59 @@ class Handlers(Photos):
         for sample in shared.samples:
             own.keep(sample.image, sample.recipe, sample.lr_psnr)
         visit.rounds, visit.current = [own], 0
-        text = f"<p>An example. {_summary(visit)}</p>"
+        text = f"<p>An example. {summary(visit)}</p>"
         stage = self.on_compare(visit, "Bicubic", RIGHT[0])
-        yield visit, text, _selected(visit.rounds[0]), stage, _rounds(visit)
+        yield visit, text, selected(visit.rounds[0]), rounds(visit), stage, *SAME_VIEWS[1:]
 
     @_tell
     def on_draw(
         self, visit: Visit, ticket: float, image: Any, model: str, temperature: float, by_level: bool, *others: Any
     ) -> Iterator[tuple[Any, ...]]:
         """Samples of the picture, or of the part of it that is framed."""
-        *levels, consistent, seed, count = others
-        if image is None or Path(image).stem != visit.preview:
-            self.read(visit, image, model)
-        assert visit.photo is not None
-        part = visit.photo.crop(visit.box) if visit.box else visit.photo
-        self.engine.check(part, model)
+        *levels, consistent, seed, count = others[:-LOOK]
+        framed = visit.asked.pop(int(ticket), None)
+        if framed is None:  # drawn before the page has read it, and chosen the model for it
+            framed = self.read(image, model)
+            suited = self._suited(framed.photo, model)
+            temperature = self._temperature(model, suited, temperature)
+            model = suited
+        self.engine.check(framed.part, model)
         settings = self._settings(model, temperature, by_level, levels, consistent)
-        drawn = Round("Drawn", part, settings, visit.new_folder(self.root.name), visit.stem)
+        folder = visit.new_folder(self.root.name)
+        drawn = Round("Drawn", framed.part, settings, folder, framed.stem, framed.crop)
         recipes = self.engine.recipes(model, _seed(seed), int(count))
-        yield from self._run(visit, ticket, drawn, recipes, fresh=True)
+        yield from self._run(visit, ticket, drawn, recipes, others[-LOOK:], fresh=True)
 
     @_tell
-    def on_vary(self, visit: Visit, ticket: float, kept: float, seed: Any, count: float) -> Iterator[tuple[Any, ...]]:
+    def on_vary(
+        self, visit: Visit, ticket: float, kept: float, seed: Any, count: float, *look: Any
+    ) -> Iterator[tuple[Any, ...]]:
         """A round of the selected sample as it is, and of others that share its coarse groups."""
-        old = _shown(visit)
+        old = shown(visit)
         chosen, groups = old.chosen, len(old.chosen.recipe.group_seeds)
         fixed = round(groups * kept / 100)
         first = max(_seed(seed), *(max(sample.recipe.group_seeds) for sample in _all(visit))) + 100
-        drawn = Round(
-            f"Like {describe(chosen.recipe)}", old.image, old.settings, visit.new_folder(self.root.name), old.stem
-        )
-        drawn.keep(chosen.image, chosen.recipe, chosen.lr_psnr)
+        name, folder = f"Like {describe(chosen.recipe)}", visit.new_folder(self.root.name)
+        drawn = Round(name, old.image, old.settings, folder, old.stem, old.crop)
+        drawn.keep(chosen.image, chosen.recipe, chosen.lr_psnr, chosen.redrawn)
         recipes = [chosen.recipe.vary(fixed, first + j) for j in range(max(int(count) - 1, 1))]
-        yield from self._run(visit, ticket, drawn, recipes)
+        yield from self._run(visit, ticket, drawn, recipes, look)
 
     @_tell
     def on_redraw(
-        self, visit: Visit, ticket: float, outline: Any, left: float, top: float, width: float, height: float, seed: Any
+        self,
+        visit: Visit,
+        ticket: float,
+        outline: Any,
+        left: float,
+        top: float,
+        width: float,
+        height: float,
+        seed: Any,
+        *look: Any,
     ) -> Iterator[tuple[Any, ...]]:
         """One more sample: the selected one with a region drawn again."""
-        drawn = _shown(visit)
+        drawn = shown(visit)
         mask = _mask(outline, (left, top, width, height), drawn.chosen.image.size)
         if not mask.any():
             raise Refused("Mark a part of the picture first.")
@@ -220,92 +253,7 @@ class Handlers(Photos):
             raise Refused(f"This round has {MAX_IN_ROUND} samples, the most: go on from one by “More like this one”.")
         number = sum(len(sample.recipe.regions) for sample in _all(visit))
         recipe = drawn.chosen.recipe.redraw(mask, _seed(seed) + 5000 + number)
-        yield from self._run(visit, ticket, drawn, [recipe], select=True)
-
-    # Views
-
-    def on_select(self, visit: Visit, event: gr.SelectData) -> Any:
-        """A sample of the gallery."""
-        drawn = visit.shown
-        if drawn is None:
-            return gr.skip()
-        drawn.selected = min(int(event.index), len(drawn.samples) - 1)
-        return f"<p>{_summary(visit)}</p>"
-
-    def on_round(self, visit: Visit, number: int | None) -> tuple[Any, ...]:
-        """An earlier round of samples."""
-        if number is None or not 0 <= int(number) < len(visit.rounds):
-            return gr.skip(), gr.skip()
-        visit.current = int(number)
-        return f"<p>{_summary(visit)}</p>", _selected(visit.rounds[visit.current])
-
-    def on_look(self, visit: Visit, left: str, right: str, across: float, down: float, side: float) -> tuple[Any, ...]:
-        """All views of the round that is shown."""
-        drawn = visit.shown
-        if drawn is None:
-            return (gr.skip(),) * 8
-        std = eng.mean_and_std(drawn.samples)[1]
-        return (
-            self.on_compare(visit, left, right),
-            markup.uncertainty(eng.overlay(drawn.chosen.image, std), eng.scale_end(std)),
-            self.on_close_up(visit, across, down, side),
-            markup.region(drawn.chosen.image),
-            [],
-            gr.DownloadButton("PNG", value=str(drawn.chosen.path), interactive=True),
-            gr.DownloadButton("ZIP of all", value=str(eng.write_zip(drawn)), interactive=True),
-            gr.Button(interactive=True),
-        )
-
-    def on_mark(self, event: gr.EventData) -> list[list[float]]:
-        """The line that was drawn around a region: points in [0, 1] x [0, 1]."""
-        return markup.points(event._data)
-
-    def on_compare(self, visit: Visit, left: str, right: str) -> Any:
-        """The two pictures with the line between them, and the samples to flicker through."""
-        drawn = visit.shown
-        if drawn is None:
-            return gr.skip()
-        chosen, name = drawn.chosen, describe(drawn.chosen.recipe)
-        samples = [(describe(sample.recipe), sample.path) for sample in drawn.samples]
-        after = chosen.path
-        if right != RIGHT[0]:
-            # Names of their own for what changes: browsers keep pictures by name.
-            tag = f"{len(drawn.samples)}-{drawn.selected}"
-            after, mean = drawn.folder / f"{right.lower()}-{tag}.png", eng.mean_and_std(drawn.samples)[0]
-            (mean if right == RIGHT[1] else eng.difference(chosen.image, mean)).save(after)
-            name = "mean" if right == RIGHT[1] else f"{name} minus mean, 4 times"
-        before = drawn.folder / f"{drawn.stem}_{LEFT[left]}.png"
-        if not before.exists():
-            method = Image.Resampling.BICUBIC if left == "Bicubic" else Image.Resampling.NEAREST
-            drawn.image.resize(chosen.image.size, method).save(before)
-        return markup.comparison((left.lower(), before), (name, after), samples, chosen.image.size)
-
-    def on_close_up(self, visit: Visit, across: float, down: float, side: float) -> Any:
-        """A spot of all samples, its pixels as squares."""
-        drawn = visit.shown
-        if drawn is None:
-            return gr.skip()
-        return markup.tiles(eng.close_ups(drawn, (across / 100, down / 100), max(int(side), 1)))
-
-    def on_point(self, event: gr.EventData) -> tuple[Any, ...]:
-        """A click on the map moves the close-up, and opens it."""
-        ((across, down), *_) = markup.points(event._data) or [[0.5, 0.5]]
-        return round(100 * across), round(100 * down), gr.Tabs(selected="close-up")
-
-    def on_levels(self, model: str, by_level: bool, temperature: float) -> list[Any]:
-        """The temperature sliders of a model."""
-        names = {0: "layout", 1: "shapes"}
-        levels = self.engine.levels(model)
-        labels = [
-            f"Level {i + 1}: {names.get(i, 'texture')}, stride {stride} ({count} groups)"
-            for i, (stride, count) in enumerate(levels[:MAX_LEVELS])
-        ]
-        if len(levels) > MAX_LEVELS:  # the last slider is that of all further levels
-            stride, count = levels[MAX_LEVELS - 1][0], sum(count for _, count in levels[MAX_LEVELS - 1 :])
-            labels[-1] = f"Levels {MAX_LEVELS} to {len(levels)}: texture, stride {stride} and less ({count} groups)"
-        sliders = [gr.Slider(visible=by_level, label=label, value=temperature) for label in labels]
-        sliders += [gr.Slider(visible=False) for _ in range(MAX_LEVELS - len(labels))]
-        return [gr.Slider(interactive=not by_level), *sliders]
+        yield from self._run(visit, ticket, drawn, [recipe], look, redraw=True)
 
     def upscale(
         self, image: Any, model: str, temperature: float, num_samples: float, seed: float, consistent: bool
@@ -342,47 +290,20 @@ def _seed(seed: Any) -> int:
     try:
         found = int(seed or 0)
     except (TypeError, ValueError, OverflowError):
-        raise Refused(f"The seed must be a whole number, not {seed!r}.") from None
-    if abs(found) >= 2**63:
-        raise Refused("The seed must have at most 18 digits.")
+        found = None
+    if found is None or isinstance(seed, float) and found != seed:
+        raise Refused(f"The seed must be a whole number, not {seed!r}.")
+    if abs(found) >= 2**53:  # beyond, a browser's numbers are no longer exact
+        raise Refused("The seed must have at most 15 digits.")
     return found
-
-
-def _shown(visit: Visit) -> Round:
-    if visit.shown is None:
-        raise Refused("Draw samples first.")
-    return visit.shown
 
 
 def _all(visit: Visit) -> list[eng.Drawn]:
     return [sample for drawn in visit.rounds for sample in drawn.samples]
 
 
-def _summary(visit: Visit) -> str:
-    drawn = _shown(visit)
-    count = len(drawn.samples)
-    chosen = drawn.samples[min(drawn.selected, count - 1)]
-    return f"{count} sample{'s' * (count > 1)}. Shown: <b>{html.escape(chosen.caption)}</b>"
-
-
 def _stopped(visit: Visit) -> str:
-    return f"Stopped. {_summary(visit) if visit.rounds else 'Nothing was drawn.'}"
-
-
-def _gallery(drawn: Round, pictures: list[Path]) -> list[tuple[str, str]]:
-    names = [f"{number} · {sample.label}" for number, sample in enumerate(drawn.samples, 1)]
-    return list(zip(map(str, pictures), names, strict=True))
-
-
-def _selected(drawn: Round) -> gr.Gallery:
-    """A finished round."""
-    label = "Samples" + " where they differ most" * (len(drawn.samples) > 1)
-    return gr.Gallery(_gallery(drawn, eng.thumbnails(drawn)), selected_index=drawn.selected, label=label)
-
-
-def _rounds(visit: Visit) -> gr.Radio:
-    choices = [(drawn.name, number) for number, drawn in enumerate(visit.rounds)]
-    return gr.Radio(choices, value=visit.current if choices else None, visible=len(choices) > 1)
+    return f"Stopped. {summary(visit) if visit.rounds else 'Nothing was drawn.'}"
 
 
 def _mask(outline: Any, box: tuple[float, float, float, float], size: tuple[int, int]) -> np.ndarray:

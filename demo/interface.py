@@ -122,8 +122,9 @@ class Page(Handlers):
         levels = page.levels
         settings = [page.model, page.temperature, page.by_level, *levels, page.consistent, page.seed, page.count]
         views = [page.slider, page.std, page.pixels, page.region, page.outline, page.png, page.zip, page.vary]
+        views += page.box
         buttons = [page.draw, page.stop]
-        progress = [visit, page.status, page.gallery, page.slider, page.rounds]
+        progress = [visit, page.status, page.gallery, page.rounds, *views]
         look = [visit, page.left, page.right, page.across, page.down, page.side]
         # Always the last: by itself gradio leaves out what happens while an event of the same kind is answered, so that
         # a picture pasted early or a quick second choice would be lost.
@@ -141,12 +142,12 @@ class Page(Handlers):
         now = {**quick, "queue": False, "trigger_mode": "multiple"}
 
         for button, function, inputs, start in (
-            (page.draw, self.on_draw, [page.image, *settings], lambda visit, count: self.on_start(visit, count, True)),
-            (page.vary, self.on_vary, [page.kept, page.seed, page.count], self.on_start),
-            (page.redraw, self.on_redraw, [page.outline, *page.box, page.seed], lambda visit, _: self.on_start(visit)),
+            (page.draw, self.on_draw, [page.image, *settings], [visit, page.count, page.image]),
+            (page.vary, self.on_vary, [page.kept, page.seed, page.count], [visit, page.count]),
+            (page.redraw, self.on_redraw, [page.outline, *page.box, page.seed], [visit]),
         ):
-            begin = button.click(start, [visit, page.count], [page.ticket, page.status, page.slider, *buttons], **now)
-            run = begin.then(function, [visit, page.ticket, *inputs], progress, **once)
+            begin = button.click(self.on_start, start, [page.ticket, page.status, page.slider, *buttons], **now)
+            run = begin.then(function, [visit, page.ticket, *inputs, *look[1:]], progress, **once)
             run.then(self.on_look, look, views, **quick).then(self.on_end, visit, buttons, **now)
         page.draw.click(lambda: gr.Tabs(selected="compare"), None, page.tabs, **now)
         page.draw.click(None, js=markup.SHOW_RESULTS, **quick)
@@ -172,12 +173,14 @@ class Page(Handlers):
             one.change(self.on_compare, look[:3], page.slider, **quick)
         for one in look[3:]:
             one.change(self.on_close_up, [visit, *look[3:]], page.pixels, **quick)
-        page.region.mark(self.on_mark, None, page.outline, **quick)
+        page.region.mark(self.on_mark, None, [page.outline, *page.box], **quick)
+        for one in page.box:
+            one.input(self.on_box, [visit, *page.box], [page.region, page.outline], **quick)
         page.std.point(self.on_point, None, [page.across, page.down, page.tabs], **quick)
         for one in (page.model, page.by_level):
-            one.change(
-                self.on_levels, [page.model, page.by_level, page.temperature], [page.temperature, *levels], **quick
-            )
+            given = [visit, page.model, page.by_level, page.temperature]
+            one.change(self.on_levels, given, [page.temperature, *levels], **quick)
+        blocks.unload(self.on_leave)
         blocks.load(None, js=markup.NAMES, api_visibility="private")
         blocks.load(self.on_open, [visit, page.ticket], progress, **once).then(self.on_look, look, views, **quick)
         files, found = gr.Gallery(visible=False, format="png"), gr.JSON(visible=False)

@@ -1,6 +1,7 @@
 """What there is to see on the page: controls on the left, views in the middle, samples on the right."""
 
 import os
+from abc import ABCMeta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ class Layout:
         gr.HTML(f"<p role='note'>{caption()}</p>", elem_id="caption")
 
     def _controls(self) -> None:
-        self.image = gr.Image(
+        self.image = _Photo(
             self.preview,
             label="Low-resolution photograph",
             type="filepath",
@@ -86,17 +87,14 @@ class Layout:
             buttons=[],
             elem_id="input",
         )
-        # On the instance: of a subclass gradio would write a stub file beside this module.
-        self.image.preprocess = partial(_as_it_is, self.image.preprocess)  # type: ignore[method-assign]
         self.about = gr.HTML(self.about_preview, elem_id="about")
         self.shrink = gr.Button("Shrink it", visible=False, elem_id="shrink")
         with gr.Row():
             self.count = _slider(1, MAX_SAMPLES, 4, step=1, label="Samples", elem_id="count")
-            first = self.engine.pipelines[self.models[0]]
             self.temperature = _slider(
                 0,
                 1.2,
-                first.config.default_temperature,
+                self.engine.default_temperature(self.models[0]),
                 step=0.05,
                 label="Variety",
                 info="0 is one smooth picture.",
@@ -108,7 +106,7 @@ class Layout:
         self.examples = gr.HTML(markup.examples(self.files), js_on_load=markup.EXAMPLE, elem_id="examples")
         with gr.Accordion("Advanced", open=False, elem_id="advanced"):
             self.model = gr.Dropdown(self.models, value=self.models[0], label="Model", elem_id="model")
-            self.seed = gr.Number(0, label="Seed", precision=0, elem_id="seed", info="Sample j has the seed plus j.")
+            self.seed = gr.Number(0, label="Seed", elem_id="seed", info="Sample j has the seed plus j.")
             self.consistent = gr.Checkbox(
                 True,
                 label="Matches the input exactly",
@@ -143,7 +141,7 @@ class Layout:
                 )
             with gr.Tab("Uncertainty", id="uncertainty"):
                 self.std = gr.HTML(
-                    markup.placeholder("Where the samples differ: the map comes here."),
+                    markup.placeholder(markup.NO_MAP),
                     js_on_load=markup.POINT,
                     elem_id="uncertainty",
                     elem_classes="stage",
@@ -208,8 +206,15 @@ class Layout:
 _slider = partial(gr.Slider, buttons=[])  # no "reset" beside each number
 
 
-def _as_it_is(preprocess: Any, payload: Any) -> Any:
+def _as_it_is(image: gr.Image, payload: Any) -> Any:
     """The visitor's file as it came: the engine reads profiles and odd modes right, and says what is wrong."""
     if payload is None or payload.path is None or (payload.url or "").startswith("data:"):
-        return preprocess(payload)
+        return gr.Image.preprocess(image, payload)
     return payload.path
+
+
+# A class, as gradio makes the component anew from its class at any update; and not by its own metaclass, which would
+# write a stub file beside this module.
+_Photo: Any = ABCMeta.__new__(
+    type(gr.Image), "Image", (gr.Image,), {"preprocess": _as_it_is, "__module__": gr.Image.__module__}
+)

@@ -5,6 +5,8 @@ import html
 import io
 import json
 import math
+import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -72,7 +74,8 @@ def examples(files: list[tuple[str, Path]]) -> str:
 
 def frame(preview: Path, size: tuple[int, int], box: tuple[int, int, int, int], limit: int) -> str:
     """A photograph and the part of it that is drawn: `box` (left, top, right, bottom) of at most `limit` pixels."""
-    data = html.escape(json.dumps({"size": size, "box": box, "limit": limit}), quote=True)
+    key = str(uuid.uuid4())  # else the page would leave a frame where the visitor has dragged it
+    data = html.escape(json.dumps({"size": size, "box": box, "limit": limit, "key": key}), quote=True)
     return (
         f"<div class='map framing' style='--shape:{size[0] / size[1]:.4f}' data-frame='{data}'>"
         f"<img draggable='false' alt='The photo' src='{address(preview)}'>"
@@ -111,6 +114,9 @@ def comparison(
     )
 
 
+NO_MAP = "Where the samples differ: the map comes here, of two samples or more."
+
+
 def placeholder(text: str = "The input and a sample come here, with a line between them to drag.") -> str:
     """What stands in place of a view before there is one."""
     return f"<p class='empty'>{html.escape(text)}</p>"
@@ -137,13 +143,16 @@ def uncertainty(picture: Image.Image, end: float) -> str:
     )
 
 
-def region(picture: Image.Image) -> str:
-    """A picture to draw a line on."""
+def region(picture: Image.Image, box: Sequence[float] = (0, 0, 0, 0)) -> str:
+    """A picture to draw a line on, and a rectangle: its left, top, width and height in per cent."""
+    left, top, width, height = (value / 100 for value in box)
+    corners = (left, top), (left + width, top), (left + width, top + height), (left, top + height)
+    outline = " ".join(f"{min(x, 1):g},{min(y, 1):g}" for x, y in corners) if width and height else ""
     source = base64.b64encode(png(picture)).decode()
     return (
         f"<div class='map region' style='--shape:{picture.width / picture.height:.4f}'>"
         f"<img draggable='false' alt='The selected sample' src='data:image/png;base64,{source}'>"
-        "<svg viewBox='0 0 1 1' preserveAspectRatio='none'><polygon points=''></polygon></svg></div>"
+        f"<svg viewBox='0 0 1 1' preserveAspectRatio='none'><polygon points='{outline}'></polygon></svg></div>"
     )
 
 
@@ -192,6 +201,7 @@ element.addEventListener('pointerdown', event => {
   event.preventDefault();
   area.setPointerCapture(event.pointerId);
   points = [place(event, area)];
+  area.querySelector('polygon').setAttribute('points', '');
 });
 element.addEventListener('pointermove', event => {
   if (!area || points.length >= 1000) return;

@@ -13,7 +13,7 @@ from PIL import Image
 from hvae_sr.checkpoints.names import DEFAULT, PHOTO
 
 from . import markup
-from .engine import Engine, Refused, Visit, warnings
+from .engine import Box, Engine, Framed, Refused, Visit, warnings
 from .layout import examples
 
 PREVIEW = 1600
@@ -38,11 +38,18 @@ class Photos:
         self.root = tempfile.TemporaryDirectory(prefix="hvae-sr-demo-")  # removed when the process ends
         self.examples = examples(Path(self.root.name))
 
-    def read(self, visit: Visit, image: Any, model: str) -> None:
-        """Takes the visitor's picture in; of one over the limit the middle is framed."""
+    def read(self, image: Any, model: str) -> Framed:
+        """The visitor's picture; of one over the limit the middle is framed."""
         photo = self.engine.read(image)
-        visit.photo, visit.stem, visit.preview = photo, Path(str(image)).stem[:60] or "photo", f"preview-{uuid.uuid4()}"
-        visit.box = None if self.engine.fits(photo.size, model) else self.engine.detail(photo.size, model)
+        return Framed(photo, Path(str(image)).stem[:60] or "photo", self._box(photo.size, model))
+
+    def _box(self, size: tuple[int, int], model: str, kept: Box | None = None) -> Box | None:
+        """The part of a photograph of (width, height) that is framed for a model: `kept` if it is within the limit."""
+        if self.engine.fits(size, model):
+            return None
+        if kept is not None and self.engine.fits((kept[2] - kept[0], kept[3] - kept[1]), model):
+            return kept
+        return self.engine.detail(size, model)
 
     def on_image(self, visit: Visit, image: Any, model: str) -> tuple[Any, ...]:
         """A new picture: its preview, what there is to say of it, and a frame on it if it is over the limit."""
@@ -51,7 +58,8 @@ class Photos:
         visit.photo, visit.box = None, None
         try:
             if image is not None:
-                self.read(visit, image, model)
+                visit.photo, visit.stem, visit.box = self.read(image, model)
+                visit.preview = f"preview-{uuid.uuid4()}"
         except Refused as refusal:  # no preview: the browser would show a broken one
             return None, markup.note(str(refusal)), *self._framing(visit, model)
         if visit.photo is None:  # the picture is gone already, or another one is about to come
@@ -80,14 +88,18 @@ class Photos:
         """Another model has another limit and another factor."""
         if visit.photo is None:
             return (gr.skip(),) * 5
-        visit.box = None if self.engine.fits(visit.photo.size, model) else self.engine.detail(visit.photo.size, model)
+        visit.box = self._box(visit.photo.size, model, visit.box)
         previews = list(Path(self.root.name).glob(f"*/*/{visit.preview}.png"))
         return self._about(visit, model), *self._framing(visit, model, *previews)
 
     def on_look_of_photo(self, visit: Visit, model: str) -> Any:
         """The model that suits a new picture; the visitor may take another one."""
-        suited = self.engine.suited(visit.photo)[0] if visit.photo is not None and model in (DEFAULT, PHOTO) else ""
-        return gr.Dropdown(self.models, value=suited) if suited not in ("", model) else gr.skip()
+        suited = model if visit.photo is None else self._suited(visit.photo, model)
+        return gr.Dropdown(self.models, value=suited) if suited != model else gr.skip()
+
+    def _suited(self, picture: Image.Image, model: str) -> str:
+        """The model for how a picture looks, where the one that is chosen is one of the two for that."""
+        return (self.engine.suited(picture)[0] if model in (DEFAULT, PHOTO) else "") or model
 
     def _about(self, visit: Visit, model: str) -> str:
         assert visit.photo is not None

@@ -1,6 +1,7 @@
 """The demo's engine, and its API as programs call it; the page itself is tested in a browser."""
 
 import argparse
+import base64
 import io
 import json
 import shutil
@@ -150,6 +151,106 @@ def test_a_round_has_an_end(page, gr, monkeypatch):
     assert len(visit.shown.samples) == 4 and "4 samples" in said[0]
 
 
+LOOK = ("Bicubic", "Sample", 50, 50, 16)
+
+
+def test_the_last_rounds_are_kept(page, monkeypatch):
+    page, visit = page
+    monkeypatch.setattr(f"{type(page).__module__}.MAX_ROUNDS", 3)
+    first, rounds = visit.shown, []
+    for _ in range(4):
+        list(run_of(page, visit, page.on_vary, 50, 0, 2))
+        rounds.append(visit.shown)
+        assert visit.rounds == [first, *rounds[-2:]]
+    assert not rounds[0].folder.exists() and all(one.folder.exists() for one in visit.rounds)
+
+
+def test_what_is_drawn_is_what_there_was_when_it_was_asked_for(page, photo, tmp_path):
+    page, visit = page
+    photo.save(tmp_path / "first.png")
+    image, *_ = page.on_image(visit, str(tmp_path / "first.png"), "tiny")
+    visit.box = (2, 1, 10, 9)
+    ticket, *_ = page.on_start(visit, 1, image)
+    photo.rotate(180).save(tmp_path / "second.png")
+    page.on_image(visit, str(tmp_path / "second.png"), "tiny")  # while it waits
+    settings = ("tiny", 0.7, False, *[0.5] * 6, True, 3, 1)
+    steps = list(page.on_draw(visit, ticket, image, *settings, *LOOK))
+    sample = visit.shown.chosen
+    assert same(
+        sample.image, page.engine.pipelines["tiny"](photo.crop((2, 1, 10, 9)), temperature=0.7, seed=3).images[0]
+    )
+    assert sample.path.name == "first_sample_01.png" and read_metadata(sample.path)["crop"] == [2, 1, 8, 8]
+    assert visit.stem == "second" and not visit.asked
+    views = next(step[4:] for step in steps if "first_sample_01" in str(step[4]))  # with the first sample
+    assert "comes here" in views[1] and views[5].value["orig_name"] == sample.path.name
+
+
+def test_a_picture_that_the_page_has_not_read_yet_is_drawn_by_the_model_for_it(make_pipeline, tmp_path):
+    pytest.importorskip("gradio", reason="the page needs the extra [demo]")
+    from hvae_sr.demo.handlers import Handlers
+    from hvae_sr.pictures import photographs
+
+    pipe = make_pipeline("vdvae-sr")
+    for name, consistency, default in (("natural-x4", "exact", 0.5), ("photo-x4", "none", 0.3)):
+        made = SuperResolutionPipeline(
+            pipe.vdvae, pipe.lr_encoder, consistency=consistency, default_temperature=default
+        )
+        made.save_pretrained(tmp_path / name)
+    page = Handlers(Engine([str(tmp_path / "natural-x4"), str(tmp_path / "photo-x4")]))
+    photographs()[0].save(tmp_path / "small.jpg", quality=30)
+    for chosen, drawn in ((0.5, 0.3), (0.9, 0.9)):  # the model's own, unless the visitor has chosen another
+        visit, image = eng.Visit(), str(tmp_path / "small.jpg")
+        ticket, *_ = page.on_start(visit, 1, image)
+        list(page.on_draw(visit, ticket, image, "natural-x4", chosen, False, *[0.5] * 6, True, 0, 1, *LOOK))
+        assert visit.shown.settings == Settings("photo-x4", drawn)
+        assert page.on_levels(visit, "photo-x4", False, chosen)[0].value == drawn
+
+
+def test_a_frame_stays_where_another_model_takes_it_and_is_shown_anew(page, engine, tmp_path):
+    page, visit = page
+    Image.new("RGB", (100, 100)).save(tmp_path / "large.png")
+    page.on_image(visit, str(tmp_path / "large.png"), "tiny")
+    visit.box = (5, 5, 25, 25)
+    frames = [page.on_model(visit, "tiny")[2] for _ in range(2)]
+    assert visit.box == (5, 5, 25, 25) and frames[0] != frames[1]
+    visit.box = (0, 0, 90, 90)  # that of a model that takes more
+    page.on_model(visit, "tiny")
+    assert visit.box == engine.detail((100, 100), "tiny")
+
+
+def test_a_page_that_is_closed_draws_no_more(page):
+    page, visit = page
+    request = argparse.Namespace(session_hash="abc")
+    ticket, *_ = page.on_start(visit, 4, request=request)
+    page.on_leave(request)
+    assert list(page.on_vary(visit, ticket, 50, 0, 4)) == [] and not page.visits
+
+
+@pytest.mark.parametrize("seed", [1.5, 2**53, "one", float("nan")])
+def test_seeds_are_whole_numbers_that_a_browser_can_hold(page, seed, monkeypatch, gr):
+    page, visit = page
+    said = []
+    monkeypatch.setattr(gr, "Warning", lambda text, duration: said.append(text))
+    list(page.on_vary(visit, page.on_start(visit)[0], 50, seed, 2))
+    assert "The seed must" in said[0] and len(visit.rounds) == 1
+
+
+def test_the_file_of_a_sample_tells_how_to_draw_it_again(page, photo):
+    page, visit = page
+    list(run_of(page, visit, page.on_redraw, [[0.1, 0.1], [0.9, 0.2], [0.3, 0.8]], 0, 0, 0, 0, 0))
+    redrawn = visit.shown.chosen
+    list(run_of(page, visit, page.on_vary, 50, 0, 2))
+    labels = [sample.label for sample in visit.shown.samples]
+    assert labels == ["part redrawn", f"texture {visit.shown.samples[1].recipe.group_seeds[-1]}"]
+    written = read_metadata(redrawn.path)
+    recipe = Recipe(tuple(written["group_seeds"]))
+    for region in written["regions"]:
+        mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(region["mask"]))))
+        recipe = recipe.redraw(mask, region["seed"])
+    (again,) = page.engine.pipelines["tiny"].samples(photo, recipes=[recipe], temperature=written["temperature"])
+    assert same(again.image, redrawn.image)
+
+
 def test_temperatures_are_given_by_level(engine):
     assert engine.levels("tiny") == [(4, 1), (2, 2), (1, 1)]
     assert engine.temperatures("tiny", [0.1, 0.2, 0.3, 0.4]) == [0.1, 0.2, 0.2, 0.3]
@@ -158,16 +259,16 @@ def test_temperatures_are_given_by_level(engine):
 
 def test_the_last_slider_is_that_of_all_further_levels(engine, monkeypatch):
     pytest.importorskip("gradio", reason="the page needs the extra [demo]")
-    from hvae_sr.demo import handlers
+    from hvae_sr.demo import views
 
-    page = handlers.Handlers(engine)
-    assert [one.label for one in page.on_levels("tiny", True, 0.5)[1:4]] == [
+    page = views.Views(engine)
+    assert [one.label for one in page.on_levels(eng.Visit(), "tiny", True, 0.5)[1:4]] == [
         "Level 1: layout, stride 4 (1 groups)",
         "Level 2: shapes, stride 2 (2 groups)",
         "Level 3: texture, stride 1 (1 groups)",
     ]
-    monkeypatch.setattr(handlers, "MAX_LEVELS", 2)
-    _, *sliders = page.on_levels("tiny", True, 0.5)
+    monkeypatch.setattr(views, "MAX_LEVELS", 2)
+    _, *sliders = page.on_levels(eng.Visit(), "tiny", True, 0.5)
     assert [one.label for one in sliders] == [
         "Level 1: layout, stride 4 (1 groups)", "Levels 2 to 3: texture, stride 2 and less (3 groups)"
     ]  # fmt: skip

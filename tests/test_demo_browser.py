@@ -173,7 +173,7 @@ def test_line_and_zoom_stay_when_another_sample_is_shown_and_flicker_names_each(
 def test_of_a_large_photo_a_detail_is_framed_and_drawn(browser, served, tmp_path, monkeypatch):
     address, page = served
     read, taken = page.read, []
-    monkeypatch.setattr(page, "read", lambda *given: (taken.append(given[1]), read(*given)))
+    monkeypatch.setattr(page, "read", lambda *given: taken.append(given[0]) or read(*given))
     pixels = np.random.default_rng(1).integers(0, 255, (300, 400, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "large.png")
     tab = visit(browser, address)
@@ -210,6 +210,29 @@ def test_bad_files_get_a_friendly_word_and_leave_no_broken_picture(browser, serv
     tab.click("#draw")
     tab.wait_for_selector(".toast-body")
     tab.wait_for_selector("#draw:not([disabled])")  # and one can go on
+
+
+def test_files_are_read_as_they_are_after_the_picture_was_removed(browser, served, tmp_path):
+    address, page = served
+    tab = visit(browser, address)
+    tab.wait_for_selector("#input img")
+    tab.click("#input button[aria-label='Remove Image']")
+    tab.wait_for_selector("#input img", state="detached")
+    levels = np.random.default_rng(0).integers(0, 65535, (16, 20), dtype=np.uint16)
+    Image.fromarray(levels).save(tmp_path / "grey16.png")
+    tab.set_input_files("#input input[type=file]", str(tmp_path / "grey16.png"))
+    tab.wait_for_function("document.querySelector('#about').innerText.includes('20 x 16 pixels')")
+    draw(tab)
+    expected = page.engine.pipelines["tiny"](str(tmp_path / "grey16.png"), seed=0).images[0]  # of 16 bits, here of 8
+    assert np.abs(shown(tab).astype(float) - np.asarray(expected)).mean() < 3
+    tab.click("#input button[aria-label='Remove Image']")
+    tab.wait_for_selector("#input img", state="detached")
+    (tmp_path / "broken.png").write_bytes(b"nonsense")
+    tab.set_input_files("#input input[type=file]", str(tmp_path / "broken.png"))
+    tab.wait_for_function("document.querySelector('#about').innerText.includes('cannot be read')")
+    tab.click("#draw")
+    tab.wait_for_selector(".toast-body")
+    tab.wait_for_selector("#draw:not([disabled])")
 
 
 def test_warnings_of_the_command_line_and_drawings_on_white(browser, served, tmp_path):
@@ -316,13 +339,16 @@ def test_a_version_starts_from_the_picture_as_it_is_shown_and_earlier_samples_st
     tab.click("#rounds label >> nth=0")
     status(tab, "5 samples. Shown: seed 0, a part redrawn")
 
-    # Without a pointer: a rectangle.
+    # Without a pointer: a rectangle, which is shown, and gone with the next line or sample.
     tab.get_by_role("tab", name="Region").click()
     tab.click("#rectangle button")
     for name in ("width", "height"):
         tab.fill(f"#box-{name} input[type=number]", "20")
         tab.press(f"#box-{name} input[type=number]", "Tab")
+    tab.wait_for_selector("#region polygon[points='0,0 0.2,0 0.2,0.2 0,0.2']", state="attached")
     draw(tab, 6, "#redraw")
+    tab.wait_for_selector("#region polygon[points='']", state="attached")
+    assert tab.input_value("#box-width input[type=number]") == "0"
 
 
 def test_a_click_on_the_map_opens_pixels_of_every_sample(browser, served, photo):

@@ -1,0 +1,149 @@
+"""What the page shows of the samples: comparison, map, close-ups, gallery, and the controls that belong to them."""
+
+import html
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from . import engine as eng
+from . import markup
+from .engine import Refused, Round, Visit, describe
+from .layout import LEFT, MAX_LEVELS, RIGHT
+from .photos import Photos
+
+LOOK = 5
+"""How many things `on_look` is told beside the visit."""
+NO_BOX = (0, 0, 0, 0)
+SAME_VIEWS = (gr.skip(),) * 12
+
+
+class Views(Photos):
+    """The functions behind the views, each of the round that the visitor looks at."""
+
+    def on_select(self, visit: Visit, event: gr.SelectData) -> Any:
+        """A sample of the gallery."""
+        drawn = visit.shown
+        if drawn is None:
+            return gr.skip()
+        drawn.selected = min(int(event.index), len(drawn.samples) - 1)
+        return f"<p>{summary(visit)}</p>"
+
+    def on_round(self, visit: Visit, number: int | None) -> tuple[Any, ...]:
+        """An earlier round of samples."""
+        if number is None or not 0 <= int(number) < len(visit.rounds):
+            return gr.skip(), gr.skip()
+        visit.current = int(number)
+        return f"<p>{summary(visit)}</p>", selected(visit.rounds[visit.current])
+
+    def on_look(self, visit: Visit, left: str, right: str, across: float, down: float, side: float) -> tuple[Any, ...]:
+        """All views of the round that is shown."""
+        drawn = visit.shown
+        if drawn is None:
+            return SAME_VIEWS
+        std = eng.mean_and_std(drawn.samples)[1]
+        uncertainty = markup.uncertainty(eng.overlay(drawn.chosen.image, std), eng.scale_end(std))
+        return (
+            self.on_compare(visit, left, right),
+            uncertainty if len(drawn.samples) > 1 else markup.placeholder(markup.NO_MAP),
+            self.on_close_up(visit, across, down, side),
+            markup.region(drawn.chosen.image),
+            [],
+            gr.DownloadButton("PNG", value=str(drawn.chosen.path), interactive=True),
+            gr.DownloadButton("ZIP of all", value=str(eng.write_zip(drawn)), interactive=True),
+            gr.Button(interactive=True),
+            *NO_BOX,
+        )
+
+    def on_mark(self, event: gr.EventData) -> tuple[Any, ...]:
+        """The line that was drawn around a region, points in [0, 1] x [0, 1]; no rectangle any more."""
+        return markup.points(event._data), *NO_BOX
+
+    def on_box(self, visit: Visit, *box: float) -> tuple[Any, Any]:
+        """The rectangle that was set by numbers, in place of a line."""
+        drawn = visit.shown
+        return (gr.skip(), []) if drawn is None else (markup.region(drawn.chosen.image, box), [])
+
+    def on_compare(self, visit: Visit, left: str, right: str) -> Any:
+        """The two pictures with the line between them, and the samples to flicker through."""
+        drawn = visit.shown
+        if drawn is None:
+            return gr.skip()
+        chosen, name = drawn.chosen, describe(drawn.chosen.recipe)
+        samples = [(describe(sample.recipe), sample.path) for sample in drawn.samples]
+        after = chosen.path
+        if right != RIGHT[0]:
+            # Names of their own for what changes: browsers keep pictures by name.
+            tag = f"{len(drawn.samples)}-{drawn.selected}"
+            after, mean = drawn.folder / f"{right.lower()}-{tag}.png", eng.mean_and_std(drawn.samples)[0]
+            (mean if right == RIGHT[1] else eng.difference(chosen.image, mean)).save(after)
+            name = "mean" if right == RIGHT[1] else f"{name} minus mean, 4 times"
+        before = drawn.folder / f"{drawn.stem}_{LEFT[left]}.png"
+        if not before.exists():
+            method = Image.Resampling.BICUBIC if left == "Bicubic" else Image.Resampling.NEAREST
+            drawn.image.resize(chosen.image.size, method).save(before)
+        return markup.comparison((left.lower(), before), (name, after), samples, chosen.image.size)
+
+    def on_close_up(self, visit: Visit, across: float, down: float, side: float) -> Any:
+        """A spot of all samples, its pixels as squares."""
+        drawn = visit.shown
+        if drawn is None:
+            return gr.skip()
+        return markup.tiles(eng.close_ups(drawn, (across / 100, down / 100), max(int(side), 1)))
+
+    def on_point(self, event: gr.EventData) -> tuple[Any, ...]:
+        """A click on the map moves the close-up, and opens it."""
+        ((across, down), *_) = markup.points(event._data) or [[0.5, 0.5]]
+        return round(100 * across), round(100 * down), gr.Tabs(selected="close-up")
+
+    def on_levels(self, visit: Visit, model: str, by_level: bool, temperature: float) -> list[Any]:
+        """The temperature sliders of a model, at its own temperature unless the visitor has chosen another."""
+        temperature = self._temperature(visit.model or self.models[0], model, temperature)
+        visit.model = model
+        names = {0: "layout", 1: "shapes"}
+        levels = self.engine.levels(model)
+        labels = [
+            f"Level {i + 1}: {names.get(i, 'texture')}, stride {stride} ({count} groups)"
+            for i, (stride, count) in enumerate(levels[:MAX_LEVELS])
+        ]
+        if len(levels) > MAX_LEVELS:  # the last slider is that of all further levels
+            stride, count = levels[MAX_LEVELS - 1][0], sum(count for _, count in levels[MAX_LEVELS - 1 :])
+            labels[-1] = f"Levels {MAX_LEVELS} to {len(levels)}: texture, stride {stride} and less ({count} groups)"
+        sliders = [gr.Slider(visible=by_level, label=label, value=temperature) for label in labels]
+        sliders += [gr.Slider(visible=False) for _ in range(MAX_LEVELS - len(labels))]
+        return [gr.Slider(interactive=not by_level, value=temperature), *sliders]
+
+    def _temperature(self, before: str, model: str, temperature: float) -> float:
+        """What the slider says, but for the default of the model before, which becomes that of the model."""
+        untouched = temperature == self.engine.default_temperature(before)
+        return self.engine.default_temperature(model) if untouched else temperature
+
+
+def shown(visit: Visit) -> Round:
+    if visit.shown is None:
+        raise Refused("Draw samples first.")
+    return visit.shown
+
+
+def summary(visit: Visit) -> str:
+    drawn = shown(visit)
+    count = len(drawn.samples)
+    chosen = drawn.samples[min(drawn.selected, count - 1)]
+    return f"{count} sample{'s' * (count > 1)}. Shown: <b>{html.escape(chosen.caption)}</b>"
+
+
+def gallery(drawn: Round, pictures: list[Path]) -> list[tuple[str, str]]:
+    names = [f"{number} · {sample.label}" for number, sample in enumerate(drawn.samples, 1)]
+    return list(zip(map(str, pictures), names, strict=True))
+
+
+def selected(drawn: Round) -> gr.Gallery:
+    """A finished round."""
+    label = "Where they differ most" if len(drawn.samples) > 1 else "Samples"
+    return gr.Gallery(gallery(drawn, eng.thumbnails(drawn)), selected_index=drawn.selected, label=label)
+
+
+def rounds(visit: Visit) -> gr.Radio:
+    choices = [(drawn.name, number) for number, drawn in enumerate(visit.rounds)]
+    return gr.Radio(choices, value=visit.current if choices else None, visible=len(choices) > 1)
