@@ -117,9 +117,10 @@ class StrictLoading:
             save_directory, is_main_process, save_function, variant, max_shard_size, **kwargs: as in diffusers.
 
         Raises:
-            ValueError: `save_directory` is a file, or `variant` is no part of a file's name.
+            ValueError: `save_directory` is a file, `variant` is no part of a file's name, or the weights are on a disk.
             OSError: it cannot be written to; what was there is left as it was.
         """
+        _check_in_memory(self)
         # The arguments are listed because `DiffusionPipeline.save_pretrained` looks for their names.
         if not safe_serialization:
             logger.warning("`safe_serialization=False`: safetensors are written all the same")
@@ -262,6 +263,22 @@ def _is_pickled(name: str) -> bool:
     """Whether a file is called like pickled weights or the index of their shards (`x.bin`, `x.bin.index.fp16.json`)."""
     parts = name.lower().split(".")
     return parts[-1] in PICKLED or (parts[-1] == "json" and "index" in parts and not PICKLED.isdisjoint(parts))
+
+
+def _check_in_memory(model: Any) -> None:
+    """Raises a ValueError for weights that group offloading has put on a disk.
+
+    What stands in their place is memory that holds anything, and diffusers would save it.
+    """
+    for module in model.modules():
+        for hook in getattr(getattr(module, "_diffusers_hook", None), "hooks", {}).values():
+            if getattr(getattr(hook, "group", None), "offload_to_disk_path", None):
+                raise ValueError(
+                    f"the weights of this {type(model).__name__} are on a disk (`offload_to_disk_path`): save before "
+                    "they are offloaded"
+                )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(f"the weights of this {type(model).__name__} are on the device 'meta': load them first")
 
 
 def _check_values(model: torch.nn.Module, source: str | os.PathLike[str] | None, subfolder: str | None) -> None:

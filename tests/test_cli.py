@@ -335,13 +335,15 @@ def test_exif_that_a_jpeg_has_no_room_for_is_left_out(model, photo, tmp_path, ca
         exif[0x010F] = "Maker"
         exif[0x8769] = {0x9003: "2026:01:02 03:04:05", 0x927C: b"n" * note, 0x9286: b"c" * comment}
         Image.open(photo).save(tmp_path / f"{name}.jpg", exif=exif)
-        arguments = ["--model", model, "--num_samples", 1, "--format", "jpg", "--keep_exif"]
+        arguments = ["--model", model, "--num_samples", 3, "--format", "jpg", "--keep_exif"]
         assert upscale(tmp_path / f"{name}.jpg", "-o", tmp_path / "out", *arguments) == 0
         found = tmp_path / "out" / f"{name}_x4_seed0.jpg"
         assert (Image.open(found).getexif().get(0x010F) == "Maker") == (name == "notes")
         assert read_metadata(found)["seed"] == 0
     told = [record.getMessage().split(" are left out")[0] for record in caplog.records]
-    assert told == ["the maker's notes of a photograph's EXIF", "a photograph's EXIF"]  # once for each photograph
+    kinds = {"notes": "the maker's notes of a photograph's EXIF", "comments": "a photograph's EXIF"}
+    results = [(tmp_path / "out" / f"{name}_x4_seed0.jpg", what) for name, what in kinds.items()]
+    assert told == [f"{path}: {what}" for path, what in results]  # once for each photograph
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
@@ -396,11 +398,13 @@ def test_only_names_that_collide_are_changed_and_only_files_of_one_name_are_refu
 @pytest.mark.parametrize("more", [[], ["--overwrite"]])
 def test_a_result_does_not_replace_another_input(more, model, photo, tmp_path, capsys):
     options = ["--model", model, "--num_samples", 1]
-    assert upscale(photo, *options) == 0
-    second = tmp_path / "photo_x4_seed0.png"
+    Image.open(photo).rotate(180).save(other := tmp_path / "other.png")
+    assert upscale(other, *options) == 0
+    second = (tmp_path / "other_x4_seed0.png").rename(tmp_path / "photo_x4_seed0.png")
     before = second.read_bytes()
     assert upscale(photo, second, *options, "--temperature", 0.1, *more) == 1
-    assert f"{photo}: {second} is in the way, another input" in capsys.readouterr().err
+    why = "another input" if more else "made of another image"
+    assert f"{photo}: {second} is in the way, {why}" in capsys.readouterr().err
     assert second.read_bytes() == before and (tmp_path / "photo_x4_seed0_x4_seed0.png").exists()
     assert upscale(photo, second, *options, "-o", tmp_path / "out") == 0
 
@@ -415,13 +419,20 @@ def test_the_same_command_goes_on_where_a_pattern_names_results_too(model, photo
         (tmp_path / f"photo_x4_{name}.png").unlink()
     assert upscale(photo, first, *options) == 0
     assert first.read_bytes() == before and (tmp_path / "photo_x4_std.png").exists()
+    assert "1 of the inputs are results of others of them, and left out" in capsys.readouterr().err
+    for more in ([], ["-o", tmp_path / "out"]):
+        assert upscale(*sorted(tmp_path.glob("*.png")), *options, *more) == 0  # all of it again
+        assert upscale(tmp_path, *options, *more) == 0
+    names = {"photo.png", *(f"photo_x4_{name}.png" for name in ("seed0", "seed1", "mean", "std"))}
+    assert {path.name for path in tmp_path.glob("*.png")} == names
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names - {"photo.png"}
 
 
-def test_a_finished_result_may_be_an_input_too(model, photo, tmp_path, capsys):
+def test_a_finished_result_may_be_an_input_alone(model, photo, tmp_path, capsys):
     options = ["--model", model, "--num_samples", 1]
     assert upscale(photo, *options) == 0
-    assert upscale(photo, tmp_path / "photo_x4_seed0.png", *options) == 0
-    assert "1 upscaled, 1 finished before" in capsys.readouterr().out
+    assert upscale(tmp_path / "photo_x4_seed0.png", *options) == 0
+    assert (tmp_path / "photo_x4_seed0_x4_seed0.png").exists()
 
 
 def test_a_folder_may_be_called_like_an_option(model, photo, tmp_path, monkeypatch):

@@ -242,7 +242,35 @@ def test_layers_and_hooks_that_change_results_do_so_with_and_without_gradients(
             setattr(model.get_submodule(parent), last, layer)
 
 
+@over_kinds
+@pytest.mark.parametrize("compute", [torch.bfloat16, torch.float16])
+def test_weights_of_a_byte_are_computed_with_in_half_precision(
+    make_pipeline: Any, kind: str, compute: torch.dtype
+) -> None:
+    pipe = make_pipeline(kind)
+    expected = pipe(photo(), seed=0, temperature=0.3, output_type="pt").images
+    for network in (pipe.vdvae, pipe.lr_encoder):
+        network.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=compute)
+    found = pipe(photo(), seed=0, temperature=0.3, output_type="pt").images
+    assert (found.float() - expected).abs().mean() < 0.05
+
+
 # Without the encoder.
+
+
+def test_without_its_encoder_a_model_of_the_hub_is_asked_for_as_a_whole(
+    make_pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_pipeline().save_pretrained(tmp_path)
+    monkeypatch.setattr(SuperResolutionPipeline, "download", lambda name, **_: str(tmp_path))
+    assert SuperResolutionPipeline.from_pretrained("some/model", load_encoder=False).vdvae.encoder is None
+
+    def fail(name: str, **_: Any) -> None:
+        raise OSError(f"cannot reach the Hub for {name}")
+
+    monkeypatch.setattr(SuperResolutionPipeline, "download", fail)
+    with pytest.raises(OSError, match="cannot reach the Hub for some/model"):
+        SuperResolutionPipeline.from_pretrained("some/model", load_encoder=False)
 
 
 @over_kinds

@@ -72,9 +72,13 @@ def visit(browser, address, **context):
 
 
 def upload(tab, path, words="samples will have"):
-    tab.wait_for_selector("#input img")  # of the example that the page opens with
+    before = tab.wait_for_selector("#input img").get_attribute("src")  # of the example that the page opens with
     tab.set_input_files("#input input[type=file]", str(path))
-    tab.wait_for_function("words => document.querySelector('#about').innerText.includes(words)", arg=words)
+    tab.wait_for_function(
+        """([words, before]) => document.querySelector('#about').innerText.includes(words)
+           && document.querySelector('#input img')?.getAttribute('src') !== before""",
+        arg=[words, before],
+    )
 
 
 def status(tab, words):

@@ -6,6 +6,7 @@ import copy
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -206,6 +207,24 @@ def test_layerwise_casting_computes_in_the_compute_dtype(
     assert storage in {parameter.dtype for parameter in model.parameters()}
     output = model(**model_inputs(model))[0]
     torch.testing.assert_close(output, expected, rtol=0.3, atol=0.3 if storage != torch.float16 else 0.01)
+
+
+@over_models
+@pytest.mark.parametrize("kind_of_offloading", ["leaf_level", "block_level"])
+def test_weights_that_are_on_a_disk_are_not_saved(
+    make_model: Any, kind: str, kind_of_offloading: str, tmp_path: Path
+) -> None:
+    model = make_model(kind)
+    blocks = 1 if kind_of_offloading == "block_level" else None
+    model.enable_group_offload(
+        onload_device=torch.device("cpu"), offload_type=kind_of_offloading, num_blocks_per_group=blocks,
+        offload_to_disk_path=str(tmp_path / "disk"),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="are on a disk"):
+        model.save_pretrained(tmp_path / "saved")
+    with pytest.raises(ValueError, match="on the device 'meta'"):
+        make_model(kind).to("meta").save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import hashlib
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,13 +72,7 @@ class Job:
 
     def origin(self) -> dict[str, Any]:
         """What is written into every result: name and SHA-256, hexadecimal, of the file, and the frame."""
-        from ..images import open_file
-
-        digest = hashlib.sha256()
-        with open_file(self.source) as file:
-            while block := file.read(2**20):
-                digest.update(block)
-        return {"source": self.source.name, "source_sha256": digest.hexdigest(), "frame": self.frame}
+        return {"source": self.source.name, "source_sha256": _sha256(self.source), "frame": self.frame}
 
 
 class Plan(NamedTuple):
@@ -98,7 +92,7 @@ def plan(options: argparse.Namespace) -> Plan:
     """What the command is to do.
 
     Results go to `--output-dir`, folders below an INPUT folder again below it; or else beside the inputs. What the
-    command itself wrote there is left out.
+    command itself wrote there is left out, and what it made anywhere of another input.
 
     Raises:
         ValueError: no image, or one alone that cannot be read.
@@ -119,11 +113,16 @@ def plan(options: argparse.Namespace) -> Plan:
         output = Path(options.output_dir) if options.output_dir else top
         for path in paths:
             real = _resolved(path)
-            if real in given or _resolved(output) not in real.parents or not _made_here(path):
+            if real in given or _resolved(output) not in real.parents or not _settings_of(path):
                 below = path.relative_to(source).parent if source.is_dir() else Path()
                 found.setdefault(str(_resolved(path.parent) / path.name), (path, output, below))
             else:
                 own += 1
+    # The same command again, of *.png: the results of the first time are among the inputs.
+    sources = {path.name: path for path, *_ in found.values()}
+    results = [place for place, (path, *_) in found.items() if _is_made_of(path, sources)]
+    for place in results:
+        del found[place]
     if not found:
         but = f" but {own} results of this command: name them one by one, or another `--output-dir`" if own else ""
         raise errors[0] if errors else ValueError(f"`INPUT`: no images in {', '.join(options.inputs)}{but}")
@@ -133,7 +132,10 @@ def plan(options: argparse.Namespace) -> Plan:
         if min(width, height) < 2:
             raise ValueError(f"{path}: must be at least 2x2 pixels, is {width}x{height}")
     jobs = [job for where in found.values() for job in _jobs(*where, options, errors)]
-    return _apart(jobs, errors)
+    planned = _apart(jobs, errors)
+    if results:
+        planned.warnings.append(f"{len(results)} of the inputs are results of others of them, and left out")
+    return planned
 
 
 def _jobs(path: Path, root: Path, folder: Path, options: argparse.Namespace, errors: list[Exception]) -> list[Job]:
@@ -196,13 +198,32 @@ def _resolved(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _made_here(path: Path) -> bool:
+def _settings_of(path: Path) -> dict[str, Any]:
+    """What this command wrote into a file; nothing if it did not make it."""
     from ..images import ImageError, read_metadata
 
     try:
-        return bool(read_metadata(path))
+        return read_metadata(path)
     except ImageError:
-        return False
+        return {}
+
+
+def _is_made_of(path: Path, sources: Mapping[str, Path]) -> bool:
+    """Whether a file is a result of this command, of one of some files, by name."""
+    settings = _settings_of(path)
+    source = sources.get(str(settings.get("source")))
+    return source is not None and source != path and settings.get("source_sha256") == _sha256(source)
+
+
+def _sha256(path: Path) -> str:
+    """Of a file, hexadecimal."""
+    from ..images import open_file
+
+    digest = hashlib.sha256()
+    with open_file(path) as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def state(
@@ -214,8 +235,6 @@ def state(
         ValueError: a name that is too long; a file that is in the way and may not be replaced, as this command did not
             write it, made it of another image, or reads it too (`sources`).
     """
-    from ..images import ImageError, read_metadata
-
     kinds = [f"seed{seed}" for seed in seeds] + (["mean", "std"] if len(seeds) > 1 else [])
     paths = [job.path(kind, options.outscale) for kind in kinds]
     longest = max((path.name for path in paths), key=lambda name: len(os.fsencode(name)))
@@ -227,10 +246,7 @@ def state(
     present = [path for path in paths if os.path.lexists(path)]
     same = True
     for path in present:
-        try:
-            found = read_metadata(path)
-        except ImageError:
-            found = {}
+        found = _settings_of(path)
         if path.is_dir():
             raise ValueError(f"{job.source}: {path} is in the way, a folder")
         if not options.overwrite:

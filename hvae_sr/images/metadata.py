@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+from pathlib import Path
 from typing import Any
 
 from PIL import ExifTags, Image
@@ -99,8 +100,14 @@ def describe(tags: Image.Exif, size: tuple[int, int], dpi: tuple[float, float] |
         tags[_X_RESOLUTION], tags[_Y_RESOLUTION], tags[_RESOLUTION_UNIT] = *dpi, 2
 
 
-def fit_into_jpeg(tags: Image.Exif, exif: bytes) -> None:
-    """Removes of a photograph's EXIF what a JPEG has no room for: the maker's notes, and then all of it."""
+def fit_into_jpeg(tags: Image.Exif, exif: bytes, path: Path) -> None:
+    """Removes of a photograph's EXIF what a JPEG has no room for: the maker's notes, and then all of it.
+
+    Args:
+        tags: what is left of it.
+        exif: all of it.
+        path: of the JPEG, the first of which a warning names: a photograph's samples are many.
+    """
     tags.get_ifd(ExifTags.IFD.Exif).pop(_MAKER_NOTE, None)
     what = "the maker's notes of a photograph's EXIF"
     if len(tags.tobytes()) > LONGEST_EXIF:
@@ -109,10 +116,12 @@ def fit_into_jpeg(tags: Image.Exif, exif: bytes) -> None:
         if settings:
             add_settings(tags, settings)
         what = "a photograph's EXIF"
-    _warn_once(what, exif)
+    if not (told := _told(what, exif)):
+        told.append(path)
+        logger.warning("%s: %s are left out: %d bytes, of which a JPEG has room for 64 kB", path, what, len(exif))
 
 
 @functools.lru_cache(maxsize=16)
-def _warn_once(what: str, exif: bytes) -> None:
-    """Of each photograph, whose samples are many."""
-    logger.warning("%s are left out: %d bytes, of which a JPEG has room for 64 kB", what, len(exif))
+def _told(what: str, exif: bytes) -> list[Path]:
+    """For which result that was said of a photograph, none at first."""
+    return []

@@ -148,6 +148,8 @@ class Convolution(nn.Conv2d):
         weight, bias, dtype = self.weight, self.bias, self.compute_dtype
         if dtype is not None:
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        elif x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            x = x.to(weight.dtype)  # a hook casts the weights of single layers (`enable_layerwise_casting`)
         if beside is None:
             return self._conv_forward(x, weight, bias)
         own, other = weight.split((x.shape[1], beside.shape[1]), dim=1)
