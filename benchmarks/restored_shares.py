@@ -87,10 +87,14 @@ def main() -> None:
     tolerances = [None if name == "none" else float(name) for name in given.tolerances]
     choices = [(m, tau) for m in given.shares for tau in (tolerances if m else [None])]
     operator = pipeline.operator
-    lpips = load_perceptual(["lpips"], lpips_weights=given.lpips).lpips.distance
+    metric = load_perceptual(["lpips"], lpips_weights=given.lpips).lpips
+    paths = find_images([given.data])[:: given.every]
+    if metric is None or not paths:
+        parser.error("`--lpips` must name AlexNet's weights, or HVAE_SR_LPIPS" if paths else "`--data` holds no images")
+    lpips = metric.distance
     for degradation in given.degradations:
         rows: dict[str, list[list[float]]] = defaultdict(list)
-        for index, path in enumerate(find_images([given.data])[:: given.every]):
+        for index, path in enumerate(paths):
             truth, clean = map(np.asarray, prepare_thesis(Image.open(path).convert("RGB"), 256))
             kind = None if degradation == "clean" else load_degradation(degradation)
             y = Image.fromarray(clean if kind is None else degrade(truth, kind, 0, index, operator.scale_factor))

@@ -123,11 +123,19 @@ Box = tuple[int, int, int, int]
 
 
 class Framed(NamedTuple):
-    """A photograph, its name, and the part of it to draw, in its pixels; None takes all."""
+    """A photograph to draw.
+
+    Args:
+        photo: all of it.
+        stem: its name.
+        box: the part to draw, in its pixels; None takes all.
+        suited: the model for how it looks, where that is not the one that the page says yet.
+    """
 
     photo: Image.Image
     stem: str
     box: Box | None
+    suited: str = ""
 
     @property
     def part(self) -> Image.Image:
@@ -155,6 +163,7 @@ class Visit:
         ended: number of the last run that has come to its end.
         asked: of each run that waits, the photograph as it was when it was asked for.
         model: whose default temperature the page shows; "" is the first of the page.
+        suited: the model that the page is about to take for the photograph, or "".
     """
 
     photo: Image.Image | None = None
@@ -169,6 +178,7 @@ class Visit:
     folder: Path | None = None
     asked: dict[int, "Framed"] = field(default_factory=dict)
     model: str = ""
+    suited: str = ""
 
     @property
     def shown(self) -> Round | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import gradio as gr
 import numpy as np
@@ -53,7 +54,8 @@ class Handlers(Views):
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         self.opening: Round | None = None
-        self.visits: dict[str, Visit] = {}  # of the pages that have drawn something
+        # Of the pages that have drawn something, and no longer than gradio keeps them.
+        self.visits: WeakValueDictionary[str, Visit] = WeakValueDictionary()
         self._draw: Callable[..., Iterator[tuple[Image.Image, float]]] = _gpu(engine.draw)
 
     def _settings(
@@ -74,7 +76,7 @@ class Handlers(Views):
         visit.ticket += 1
         fresh = image is not None
         if fresh and visit.photo is not None and Path(image).stem == visit.preview:
-            visit.asked[visit.ticket] = Framed(visit.photo, visit.stem, visit.box)
+            visit.asked[visit.ticket] = Framed(visit.photo, visit.stem, visit.box, visit.suited)
         if request is not None and request.session_hash:
             self.visits[request.session_hash] = visit
         waiting = "Waiting for its turn"
@@ -203,12 +205,10 @@ class Handlers(Views):
     ) -> Iterator[tuple[Any, ...]]:
         """Samples of the picture, or of the part of it that is framed."""
         *levels, consistent, seed, count = others[:-LOOK]
-        framed = visit.asked.pop(int(ticket), None)
-        if framed is None:  # drawn before the page has read it, and chosen the model for it
-            framed = self.read(image, model)
-            suited = self._suited(framed.photo, model)
-            temperature = self._temperature(model, suited, temperature)
-            model = suited
+        framed = visit.asked.pop(int(ticket), None) or self.read(image, model)
+        if framed.suited:  # as the page will say in a moment
+            temperature, *levels = (self._temperature(model, framed.suited, t) for t in (temperature, *levels))
+            model = framed.suited
         self.engine.check(framed.part, model)
         settings = self._settings(model, temperature, by_level, levels, consistent)
         folder = visit.new_folder(self.root.name)
@@ -268,7 +268,7 @@ class Handlers(Views):
                 if isinstance(value, bool) or not isinstance(value, (int, float)):
                     raise Refused(f"The {name} must be a number, not {value!r}.")
             settings = self._settings(model, temperature, False, [], consistent)
-            recipes = self.engine.recipes(model, _seed(seed), int(num_samples))
+            recipes = self.engine.recipes(model, _seed(seed, 2**63), int(num_samples))
             drawn = list(self._draw(picture, settings, recipes))
             found = {
                 "seeds": [recipe.seed for recipe in recipes],
@@ -286,15 +286,16 @@ def _gpu(function: Callable[..., Any]) -> Callable[..., Any]:
     return spaces.GPU(duration=lambda *_: 60)(function)
 
 
-def _seed(seed: Any) -> int:
+def _seed(seed: Any, end: int = 2**53) -> int:
+    """A seed below `end`, by default those that a browser's numbers hold exactly."""
     try:
         found = int(seed or 0)
     except (TypeError, ValueError, OverflowError):
         found = None
     if found is None or isinstance(seed, float) and found != seed:
         raise Refused(f"The seed must be a whole number, not {seed!r}.")
-    if abs(found) >= 2**53:  # beyond, a browser's numbers are no longer exact
-        raise Refused("The seed must have at most 15 digits.")
+    if abs(found) >= end:
+        raise Refused(f"The seed must have at most {len(str(end)) - 1} digits.")
     return found
 
 

@@ -183,10 +183,11 @@ class Page(Handlers):
         blocks.unload(self.on_leave)
         blocks.load(None, js=markup.NAMES, api_visibility="private")
         blocks.load(self.on_open, [visit, page.ticket], progress, **once).then(self.on_look, look, views, **quick)
+        seed = gr.Number(0, precision=0, label="Seed", visible=False)
         files, found = gr.Gallery(visible=False, format="png"), gr.JSON(visible=False)
         gr.Button(visible=False).click(
             self.upscale,
-            [page.image, page.model, page.temperature, page.count, page.seed, page.consistent],
+            [page.image, page.model, page.temperature, page.count, seed, page.consistent],
             [files, found],
             api_name="upscale",
             concurrency_id="model",

@@ -144,13 +144,16 @@ def uncertainty(picture: Image.Image, end: float) -> str:
 
 
 def region(picture: Image.Image, box: Sequence[float] = (0, 0, 0, 0)) -> str:
-    """A picture to draw a line on, and a rectangle: its left, top, width and height in per cent."""
+    """A picture to draw a line on, and a rectangle: its left, top, width and height in per cent.
+
+    No two are alike: else the page would leave a line that the visitor has drawn.
+    """
     left, top, width, height = (value / 100 for value in box)
     corners = (left, top), (left + width, top), (left + width, top + height), (left, top + height)
     outline = " ".join(f"{min(x, 1):g},{min(y, 1):g}" for x, y in corners) if width and height else ""
     source = base64.b64encode(png(picture)).decode()
     return (
-        f"<div class='map region' style='--shape:{picture.width / picture.height:.4f}'>"
+        f"<div class='map region' data-key='{uuid.uuid4()}' style='--shape:{picture.width / picture.height:.4f}'>"
         f"<img draggable='false' alt='The selected sample' src='data:image/png;base64,{source}'>"
         f"<svg viewBox='0 0 1 1' preserveAspectRatio='none'><polygon points='{outline}'></polygon></svg></div>"
     )

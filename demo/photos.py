@@ -41,7 +41,9 @@ class Photos:
     def read(self, image: Any, model: str) -> Framed:
         """The visitor's picture; of one over the limit the middle is framed."""
         photo = self.engine.read(image)
-        return Framed(photo, Path(str(image)).stem[:60] or "photo", self._box(photo.size, model))
+        suited = self._suited(photo, model)
+        stem = Path(str(image)).stem[:60] or "photo"
+        return Framed(photo, stem, self._box(photo.size, model), suited if suited != model else "")
 
     def _box(self, size: tuple[int, int], model: str, kept: Box | None = None) -> Box | None:
         """The part of a photograph of (width, height) that is framed for a model: `kept` if it is within the limit."""
@@ -55,10 +57,10 @@ class Photos:
         """A new picture: its preview, what there is to say of it, and a frame on it if it is over the limit."""
         if image is not None and visit.photo is not None and Path(str(image)).stem == visit.preview:
             return (gr.skip(),) * 6  # another event of the same picture
-        visit.photo, visit.box = None, None
+        visit.photo, visit.box, visit.suited = None, None, ""
         try:
             if image is not None:
-                visit.photo, visit.stem, visit.box = self.read(image, model)
+                visit.photo, visit.stem, visit.box, visit.suited = self.read(image, model)
                 visit.preview = f"preview-{uuid.uuid4()}"
         except Refused as refusal:  # no preview: the browser would show a broken one
             return None, markup.note(str(refusal)), *self._framing(visit, model)
@@ -94,8 +96,8 @@ class Photos:
 
     def on_look_of_photo(self, visit: Visit, model: str) -> Any:
         """The model that suits a new picture; the visitor may take another one."""
-        suited = model if visit.photo is None else self._suited(visit.photo, model)
-        return gr.Dropdown(self.models, value=suited) if suited != model else gr.skip()
+        suited = "" if visit.photo is None else self._suited(visit.photo, model)
+        return gr.Dropdown(self.models, value=suited) if suited not in ("", model) else gr.skip()
 
     def _suited(self, picture: Image.Image, model: str) -> str:
         """The model for how a picture looks, where the one that is chosen is one of the two for that."""

@@ -122,6 +122,7 @@ class SamplingPipeline(Computing, PhotoPipeline):
         own = {name: options[name] for name in names if name in options}
         if not os.path.isdir(folder):  # from the Hub as a whole, which says better than for a part what is wrong
             folder, own = cls.download(folder, **own), {name: own[name] for name in ("variant",) if name in own}
+            options.pop("force_download", None)
         dtype = options.get("dtype")
         dtype = dtype.get("vdvae", dtype.get("default")) if isinstance(dtype, dict) else dtype
         own |= {"dtype": dtype} if dtype is not None else {}

@@ -428,6 +428,26 @@ def test_the_same_command_goes_on_where_a_pattern_names_results_too(model, photo
     assert {path.name for path in (tmp_path / "out").iterdir()} == names - {"photo.png"}
 
 
+def test_results_of_inputs_of_one_name_are_told_apart(model, photo, tmp_path):
+    for number, folder in enumerate((tmp_path / "a", tmp_path / "b")):
+        folder.mkdir()
+        Image.open(photo).rotate(90 * number, expand=True).save(folder / "photo.png")
+    for _ in range(2):
+        assert upscale(*sorted(tmp_path.glob("*/*.png")), "--model", model, "--num_samples", 1) == 0
+    assert len(list(tmp_path.glob("*/*.png"))) == 4
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_a_source_that_cannot_be_read_again_stops_nothing(model, photo, tmp_path, capsys):
+    assert upscale(photo, "--model", model, "--num_samples", 1) == 0
+    Image.open(photo).save(fine := tmp_path / "fine.png")
+    photo.unlink()
+    os.mkfifo(photo)
+    result = tmp_path / "photo_x4_seed0.png"
+    assert upscale(photo, result, fine, "--model", model, "--num_samples", 1) == 1
+    assert (tmp_path / "fine_x4_seed0.png").exists() and "1 failed" in capsys.readouterr().out
+
+
 def test_a_finished_result_may_be_an_input_alone(model, photo, tmp_path, capsys):
     options = ["--model", model, "--num_samples", 1]
     assert upscale(photo, *options) == 0

@@ -205,6 +205,17 @@ def test_a_picture_that_the_page_has_not_read_yet_is_drawn_by_the_model_for_it(m
         assert visit.shown.settings == Settings("photo-x4", drawn)
         assert page.on_levels(visit, "photo-x4", False, chosen)[0].value == drawn
 
+    # Read already, but the page does not say so yet; and then it does.
+    visit = eng.Visit()
+    preview, *_ = page.on_image(visit, image, "natural-x4")
+    early = page.on_start(visit, 1, preview)[0]
+    page.on_levels(visit, "photo-x4", False, 0.5)
+    later = page.on_start(visit, 1, preview)[0]
+    list(page.on_draw(visit, early, preview, "natural-x4", 0.5, True, *[0.5] * 6, True, 0, 1, *LOOK))
+    assert visit.shown.settings == Settings("photo-x4", [0.3] * pipe.vdvae.num_groups)
+    list(page.on_draw(visit, later, preview, "natural-x4", 0.5, False, *[0.5] * 6, True, 0, 1, *LOOK))
+    assert visit.shown.settings == Settings("natural-x4", 0.5)  # the visitor's own choice
+
 
 def test_a_frame_stays_where_another_model_takes_it_and_is_shown_anew(page, engine, tmp_path):
     page, visit = page
@@ -224,6 +235,10 @@ def test_a_page_that_is_closed_draws_no_more(page):
     ticket, *_ = page.on_start(visit, 4, request=request)
     page.on_leave(request)
     assert list(page.on_vary(visit, ticket, 50, 0, 4)) == [] and not page.visits
+    page.on_start(gone := eng.Visit(), 4, request=request)
+    assert dict(page.visits) == {"abc": gone}
+    del gone  # as gradio does after a while
+    assert not page.visits
 
 
 @pytest.mark.parametrize("seed", [1.5, 2**53, "one", float("nan")])

@@ -2,9 +2,10 @@
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,8 +120,11 @@ def plan(options: argparse.Namespace) -> Plan:
             else:
                 own += 1
     # The same command again, of *.png: the results of the first time are among the inputs.
-    sources = {path.name: path for path, *_ in found.values()}
-    results = [place for place, (path, *_) in found.items() if _is_made_of(path, sources)]
+    sources: dict[str, list[Path]] = {}
+    for path, *_ in found.values():
+        sources.setdefault(path.name, []).append(path)
+    hashed = functools.cache(_sha256_if_read)
+    results = [place for place, (path, *_) in found.items() if _is_made_of(path, sources, hashed)]
     for place in results:
         del found[place]
     if not found:
@@ -208,11 +212,28 @@ def _settings_of(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _is_made_of(path: Path, sources: Mapping[str, Path]) -> bool:
-    """Whether a file is a result of this command, of one of some files, by name."""
+def _is_made_of(path: Path, sources: Mapping[str, Sequence[Path]], hashed: Callable[[Path], str | None]) -> bool:
+    """Whether a file is a result of this command, of one of some files, by name.
+
+    Args:
+        path: the file.
+        sources: files of each name.
+        hashed: gives the SHA-256 of one of them, or None.
+    """
     settings = _settings_of(path)
-    source = sources.get(str(settings.get("source")))
-    return source is not None and source != path and settings.get("source_sha256") == _sha256(source)
+    named = sources.get(str(settings.get("source")), [])
+    wanted = settings.get("source_sha256")
+    return wanted is not None and any(source != path and hashed(source) == wanted for source in named)
+
+
+def _sha256_if_read(path: Path) -> str | None:
+    """`_sha256`, or None for a file that cannot be read, as it is said when its turn comes."""
+    from ..images import ImageError
+
+    try:
+        return _sha256(path)
+    except (ImageError, OSError):
+        return None
 
 
 def _sha256(path: Path) -> str:
