@@ -1,20 +1,18 @@
 """Trains a bundled model by its recipe, and evaluates it: one command, which goes on where it was interrupted.
 
 python benchmarks/train_bundled.py NAME --train_data_dir DIR [DIR ...] --output_dir OUT [--lpips_weights VGG16]
-    [--benchmarks DIR [--lpips ALEXNET]] [further options of train.py]
+    [--restorer FOLDER] [--benchmarks DIR [--lpips ALEXNET]] [further options of train.py]
 
-`hub_configs/NAME/recipe.yaml` has the model to start from (`start`: a folder of hub_configs, as it is or NAME@REVISION
-as it was at a revision of the repository, or null for random weights), the files of options for train.py (`parts`, at
-most three, in turn, each from the weights of the last one), and the options of `hvae-sr evaluate` for each table
-(`evaluate`: name of the set, size and so on). Part n is in OUT/n-PART; the trained folder is that of the last part; the
-reports are OUT/evaluation-n.json.
+`hub_configs/NAME/recipe.yaml` has the model to start from (`start`: a folder of hub_configs, or null for random
+weights), the files of options for train.py (`parts`, at most three, in turn, each from the weights of the last one),
+and the options of `hvae-sr evaluate` for each table (`evaluate`: name of the set, size and so on). Part n is in
+OUT/n-PART; the trained folder is that of the last part; the reports are OUT/evaluation-n.json.
 """
 
 import argparse
-import io
+import json
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import yaml
@@ -41,38 +39,35 @@ def read_recipe(name: str) -> dict:
     return recipe
 
 
-def start_folder(start: str | None, output: Path) -> Path | None:
-    """The folder of the weights to start from; that of a revision is written to OUT/start.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if start is None:
-        return None
-    name, _, revision = start.partition("@")
-    if not revision:
-        return CONFIGS / name
-    archive = subprocess.run(["git", "-C", ROOT, "archive", revision, f"hub_configs/{name}"], capture_output=True)
-    if archive.returncode:
-        raise ValueError(f"`start`: {start!r} is not in this repository: {archive.stderr.decode().strip()}")
-    folder = output / "start"
-    folder.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
-        files.extractall(folder, filter="data")
-    return folder / "hub_configs" / name
+def reads_through_a_restorer(part: Path) -> bool:
+    """Whether the part trains an LR network that has a restorer."""
+    lr_config = yaml.safe_load(part.read_text()).get("lr_config")
+    return lr_config is not None and bool(json.loads((part.parent / lr_config).read_text()).get("restorer_blocks"))
 
 
 def training_commands(
-    name: str, recipe: dict, output: Path, options: list[str], start: Path | None = None
+    name: str, recipe: dict, output: Path, options: list[str], restorer: str | None = None
 ) -> list[list[str]]:
-    """The command of each part, the first from the weights in `start`, each other from those of the part before."""
-    commands = []
+    """The command of each part; the weights of the last part are where the next one starts.
+
+    Raises:
+        ValueError: a part needs a restorer's weights, and there is no `restorer`.
+    """
+    commands, start = [], CONFIGS / recipe["start"] if recipe["start"] else None
     for number, part in enumerate(recipe["parts"], 1):
         folder = output / f"{number}-{Path(part).stem}"
         command = [sys.executable, str(ROOT / "train.py"), "--config", str(CONFIGS / name / part)]
         if start is not None:
-            command += ["--pretrained_vdvae", str(start / "vdvae")]
-            command += ["--pretrained_lr_encoder", str(start / "lr_encoder")]
+            command += [
+                "--pretrained_vdvae",
+                str(start / "vdvae"),
+                "--pretrained_lr_encoder",
+                str(start / "lr_encoder"),
+            ]
+        if reads_through_a_restorer(CONFIGS / name / part):
+            if restorer is None:
+                raise ValueError(f"`--restorer` must be given: {part} reads y through a trained RRDBNet, got none")
+            command += ["--pretrained_restorer", restorer]
         commands.append([*command, "--output_dir", str(folder), "--resume_from_checkpoint", "latest", *options])
         start = folder
     return commands
@@ -92,15 +87,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", metavar="NAME", help="folder of hub_configs with a recipe.yaml")
     parser.add_argument("--output_dir", required=True, type=Path, help="of the parts and the reports")
+    parser.add_argument("--restorer", help="folder of the trained RRDBNet that the LR network reads y through")
     parser.add_argument("--benchmarks", type=Path, help="folder of the folders Set5, BSD100, ...; none: no evaluation")
     parser.add_argument("--lpips", help="AlexNet's weights, for LPIPS in the evaluation")
     given, options = parser.parse_known_args(arguments)
     try:
         recipe = read_recipe(given.name)
-        start = start_folder(recipe["start"], given.output_dir)
+        commands = training_commands(given.name, recipe, given.output_dir, options, given.restorer)
     except ValueError as error:
         parser.error(str(error))
-    commands = training_commands(given.name, recipe, given.output_dir, options, start)
     if given.benchmarks is not None:
         model = given.output_dir / f"{len(recipe['parts'])}-{Path(recipe['parts'][-1]).stem}"
         lpips = ["--lpips-weights", given.lpips] if given.lpips else []

@@ -28,28 +28,24 @@ def test_the_parts_of_a_recipe_are_there_and_follow_each_other(name, command, tm
     recipe = command.read_recipe(name)
     folders = []
     given = ["--train_data_dir", "photos", "--lpips_weights", "vgg16.safetensors"]
-    begun = Path("start") if recipe["start"] else None
-    for arguments in command.training_commands(name, recipe, tmp_path, given, begun):
+    for arguments in command.training_commands(name, recipe, tmp_path, given, "restorer"):
         options = dict(zip(arguments[2::2], arguments[3::2], strict=True))
         options_of_part = read_recipe(Path(options["--config"]))
+        network = json.loads(Path(options_of_part["lr_config"]).read_text()) if "lr_config" in options_of_part else {}
+        assert options.get("--pretrained_restorer") == ("restorer" if network.get("restorer_blocks") else None)
         named = {name: options[f"--{name}"] for name in ("output_dir", "lpips_weights")}
         TrainingConfig(**options_of_part | named, train_data_dir=[options["--train_data_dir"]])
         start = options.get("--pretrained_vdvae")
-        assert (Path(start).parent if start else None) == (folders[-1] if folders else begun)
+        assert not folders or Path(start).parent == folders[-1]
         folders.append(Path(options["--output_dir"]))
-    assert recipe["start"] is None or (ROOT / "hub_configs" / recipe["start"].partition("@")[0] / "vdvae").is_dir()
+    assert recipe["start"] is None or (ROOT / "hub_configs" / recipe["start"] / "vdvae").is_dir()
     for arguments in command.evaluation_commands(recipe, folders[-1], tmp_path, tmp_path):
         assert arguments[arguments.index("--model") + 1] == str(folders[-1])
 
 
-@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout of the repository")
-def test_a_start_of_a_revision_is_read_from_the_history(command, tmp_path):
-    start = command.start_folder("natural-x4@HEAD", tmp_path / "out")
-    assert weights(start) and start.is_relative_to(tmp_path)
-    assert command.start_folder("natural-x4", tmp_path) == ROOT / "hub_configs" / "natural-x4"
-    assert command.start_folder(None, tmp_path) is None
-    with pytest.raises(ValueError, match="`start`: 'natural-x4@no-revision' is not in this repository"):
-        command.start_folder("natural-x4@no-revision", tmp_path)
+def test_a_recipe_with_a_restorer_needs_its_weights(command, tmp_path):
+    with pytest.raises(ValueError, match="`--restorer` must be given: train_point.yaml reads y through"):
+        command.training_commands("photo-x4", command.read_recipe("photo-x4"), tmp_path, [])
 
 
 @pytest.mark.parametrize("wrong, named", [(None, "must be one of"), ({"parts": []}, "`start`"),
