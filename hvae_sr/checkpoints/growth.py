@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..models import VDVAE, LRConditioner, LREncoder
 from ..models.blocks import BlockSpec, Upsampler, parse_blocks
 from ..models.group import TopDownBlock
+from ..models.rrdb import RRDBLayers
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +133,34 @@ def transfer(trained: VDVAE | LREncoder | LRConditioner, network: VDVAE | LREnco
         _keep_function(trained, network, places["blocks."], set(state) - set(taken))
     logger.info("%s: %d of %d parameters from the pretrained network", type(network).__name__, count, total)
     return set(state) - set(taken)
+
+
+def add_restorer(
+    network: LRConditioner, trained: RRDBLayers, shares: str, tolerance: float | None = None
+) -> LRConditioner:
+    """A trained LR network with a trained restoration network before it, whose image its samples are moved towards.
+
+    Nothing is trained: what the restorer adds to y's own channels is read with zeros, so that with shares of 0 the
+    samples are those of before.
+
+    Args:
+        network: without a restorer, for x4.
+        trained: the restoration network; most of its kernels are rounded to float8 (`Restorer.take`).
+        shares, tolerance: `restored_shares` and `restored_tolerance` of `LRConditioner`.
+
+    Raises:
+        ValueError: a network of another kind or factor, or with a restorer; or shares or a tolerance that are none.
+    """
+    if not isinstance(network, LRConditioner) or network.restorer is not None:
+        kind = type(network).__name__
+        raise ValueError(f"`network` must be an LRConditioner without a restorer, got {kind} that is none or has one")
+    own = {name: value for name, value in network.config.items() if not name.startswith("_")}
+    own |= {"restorer_blocks": len(trained.body), "restored_shares": shares, "restored_tolerance": tolerance}
+    combined = LRConditioner(**own)
+    transfer(network, combined)
+    assert combined.restorer is not None
+    combined.restorer.take(trained)
+    return combined.eval()
 
 
 @torch.no_grad()

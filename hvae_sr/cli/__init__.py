@@ -8,11 +8,39 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import analyse, benchmark, calibrate, card, convert, demo, evaluate, export, figures, push, results, upscale
+from . import (
+    analyse,
+    benchmark,
+    calibrate,
+    card,
+    combine,
+    convert,
+    demo,
+    evaluate,
+    export,
+    figures,
+    push,
+    results,
+    upscale,
+)
 from .parsing import Parser, UsageError, as_typed
 from .terminal import any_characters, fail
 
-_MODULES = (upscale, calibrate, convert, evaluate, push, card, demo, analyse, figures, results, benchmark, export)
+_MODULES = (
+    upscale,
+    calibrate,
+    convert,
+    combine,
+    evaluate,
+    push,
+    card,
+    demo,
+    analyse,
+    figures,
+    results,
+    benchmark,
+    export,
+)
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 
 
