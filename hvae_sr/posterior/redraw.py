@@ -35,7 +35,7 @@ def composite(draw: Callable[[Recipe], Tensor], operator: Downsampling | None, r
     x = draw(Recipe(recipe.group_seeds))  # not clamped, as no sample is until the last: H sees what is cut off
     for count, region in enumerate(recipe.regions, 1):
         new = draw(Recipe(recipe.group_seeds, recipe.regions[:count]))
-        weights = feather_weights(torch.tensor(region.mask), region.feather).to(x.device)
+        weights = feather_weights(torch.from_numpy(region.mask.copy()), region.feather).to(x.device)
         if operator is None:
             x = x + weights.to(x.dtype) * (new - x)
         else:
