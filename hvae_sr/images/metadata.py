@@ -100,8 +100,8 @@ def describe(tags: Image.Exif, size: tuple[int, int], dpi: tuple[float, float] |
         tags[_X_RESOLUTION], tags[_Y_RESOLUTION], tags[_RESOLUTION_UNIT] = *dpi, 2
 
 
-def fit_into_jpeg(tags: Image.Exif, exif: bytes, path: Path) -> None:
-    """Removes of a photograph's EXIF what a JPEG has no room for: the maker's notes, and then all of it.
+def fit_into_jpeg(tags: Image.Exif, exif: bytes, path: Path) -> Image.Exif:
+    """A photograph's EXIF without what a JPEG has no room for: the maker's notes, and then all of it.
 
     Args:
         tags: what is left of it.
@@ -112,13 +112,14 @@ def fit_into_jpeg(tags: Image.Exif, exif: bytes, path: Path) -> None:
     what = "the maker's notes of a photograph's EXIF"
     if len(tags.tobytes()) > LONGEST_EXIF:
         settings = str(tags.get(EXIF_DESCRIPTION, "")).partition(EXIF_PREFIX)[2]
-        tags.clear()
+        tags = Image.Exif()  # not `clear`, after which Pillow 11 still writes the sub-directories
         if settings:
             add_settings(tags, settings)
         what = "a photograph's EXIF"
     if not (told := _told(what, exif)):
         told.append(path)
         logger.warning("%s: %s are left out: %d bytes, of which a JPEG has room for 64 kB", path, what, len(exif))
+    return tags
 
 
 @functools.lru_cache(maxsize=16)

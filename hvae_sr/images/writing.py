@@ -98,7 +98,7 @@ def save_image(
         elif name == b"cICP" and not profile:
             _warn_of_colours(path.suffix, data)
     if file_format == "JPEG" and len(tags.tobytes()) > LONGEST_EXIF:
-        fit_into_jpeg(tags, exif, path)
+        tags = fit_into_jpeg(tags, exif, path)
         if len(tags.tobytes()) > LONGEST_EXIF:
             raise ImageError(f"{path}: the settings are longer than the 64 kB that a JPEG has room for")
     as_stored(tags)
