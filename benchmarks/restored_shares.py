@@ -52,6 +52,10 @@ def estimate(pipeline: Any, restorer: Any, y: Image.Image) -> torch.Tensor:
         return pipeline.lr_encoder.restorer(x).image
 
 
+def tolerance_of(text: str) -> float | None:
+    return None if text == "none" else float(text)
+
+
 def figures(samples: torch.Tensor, truth: np.ndarray, lpips: Distance) -> list[float]:
     """PSNR and LPIPS of the first sample; of two also E d(x_1, x_2) and E d(x_1, x) for LPIPS and the squared error.
 
@@ -76,7 +80,8 @@ def main() -> None:
     parser.add_argument("--restorer")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 0.35, 1.0])
     parser.add_argument("--shares", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75])
-    parser.add_argument("--tolerances", nargs="+", default=["none", "20"], help="in grey levels, or none")
+    add = parser.add_argument
+    add("--tolerances", nargs="+", type=tolerance_of, default=[None, 20.0], help="in grey levels, or none")
     parser.add_argument("--degradations", nargs="+", default=["mild-jpeg", "noise", "blur-noise", "second-order"])
     parser.add_argument("--lpips", help="folder of lpips_alexnet.safetensors; default: $HVAE_SR_LPIPS")
     given = parser.parse_args()
@@ -84,8 +89,7 @@ def main() -> None:
     if restorer is None and getattr(pipeline.lr_encoder, "restorer", None) is None:
         parser.error(f"`--restorer` must be given: {given.model} has none of its own")
     pipeline.lr_encoder.shares = []
-    tolerances = [None if name == "none" else float(name) for name in given.tolerances]
-    choices = [(m, tau) for m in given.shares for tau in (tolerances if m else [None])]
+    choices = [(m, tau) for m in given.shares for tau in (given.tolerances if m else [None])]
     operator = pipeline.operator
     metric = load_perceptual(["lpips"], lpips_weights=given.lpips).lpips
     paths = find_images([given.data])[:: given.every]

@@ -117,7 +117,8 @@ class StrictLoading:
             save_directory, is_main_process, save_function, variant, max_shard_size, **kwargs: as in diffusers.
 
         Raises:
-            ValueError: `save_directory` is a file, `variant` is no part of a file's name, or the weights are on a disk.
+            ValueError: `save_directory` is a file, `variant` is no part of a file's name, or the weights are on a disk
+                or on `meta`.
             OSError: it cannot be written to; what was there is left as it was.
         """
         _check_in_memory(self)
@@ -266,9 +267,9 @@ def _is_pickled(name: str) -> bool:
 
 
 def _check_in_memory(model: Any) -> None:
-    """Raises a ValueError for weights that group offloading has put on a disk.
+    """Raises a ValueError for weights that group offloading has put on a disk, or that are on the device `meta`.
 
-    What stands in their place is memory that holds anything, and diffusers would save it.
+    In the place of what is on a disk stands memory that holds anything, and diffusers would save it.
     """
     for module in model.modules():
         for hook in getattr(getattr(module, "_diffusers_hook", None), "hooks", {}).values():

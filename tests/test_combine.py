@@ -82,6 +82,7 @@ def test_the_command_writes_a_model_that_moves_samples(folders, photo, tmp_path,
     [
         (["--restored-shares", "0.5"], "`--restored-shares` must be pairs"),
         (["--restored-tolerance", "-1"], "`--restored-tolerance` must be"),
+        (["--restored-tolerance", "nan"], "`--restored-tolerance` must be"),
         (["--default-temperature", "-1"], "`--default-temperature` must be"),
     ],
 )

@@ -151,9 +151,10 @@ def add_restorer(
     Raises:
         ValueError: a network of another kind or factor, or with a restorer; or shares or a tolerance that are none.
     """
-    if not isinstance(network, LRConditioner) or network.restorer is not None:
-        kind = type(network).__name__
-        raise ValueError(f"`network` must be an LRConditioner without a restorer, got {kind} that is none or has one")
+    if not isinstance(network, LRConditioner):
+        raise ValueError(f"`network` must be an LRConditioner without a restorer, got {type(network).__name__}")
+    if network.restorer is not None:
+        raise ValueError("`network` must be an LRConditioner without a restorer, got one that has a restorer")
     own = {name: value for name, value in network.config.items() if not name.startswith("_")}
     own |= {"restorer_blocks": len(trained.body), "restored_shares": shares, "restored_tolerance": tolerance}
     combined = LRConditioner(**own)

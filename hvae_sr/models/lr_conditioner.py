@@ -189,7 +189,7 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
                     raise ValueError(f"`{name}` needs `restorer_blocks`, got {c[name]!r} without them")
             return
         tau = c.restored_tolerance
-        if tau is not None and (not self.shares or tau < _LEAST_TOLERANCE):
+        if tau is not None and (not self.shares or not tau >= _LEAST_TOLERANCE):
             raise ValueError(
                 f"`restored_tolerance` must be None or at least {_LEAST_TOLERANCE} grey levels with `restored_shares`, "
                 f"got {tau!r} with {c.restored_shares!r}"
