@@ -3,16 +3,20 @@
 python benchmarks/train_bundled.py NAME --train_data_dir DIR [DIR ...] --output_dir OUT [--lpips_weights VGG16]
     [--restorer FOLDER] [--benchmarks DIR [--lpips ALEXNET]] [further options of train.py]
 
-`hub_configs/NAME/recipe.yaml` has the model to start from (`start`: a folder of hub_configs, or null for random
-weights), the files of options for train.py (`parts`, at most three, in turn, each from the weights of the last one),
-and the options of `hvae-sr evaluate` for each table (`evaluate`: name of the set, size and so on). Part n is in
-OUT/n-PART; the trained folder is that of the last part; the reports are OUT/evaluation-n.json.
+`hub_configs/NAME/recipe.yaml` has the model to start from (`start`: a folder of hub_configs; NAME@REVISION, one of an
+earlier revision of this repository; or null for random weights), the files of options for train.py (`parts`, at most
+three, in turn, each from the weights of the last one), and the options of `hvae-sr evaluate` for each table
+(`evaluate`: name of the set, size and so on). Part n is in OUT/n-PART; the trained folder is that of the last part; the
+reports are OUT/evaluation-n.json.
 """
 
 import argparse
+import io
 import json
 import subprocess
 import sys
+import tarfile
+import tempfile
 from pathlib import Path
 
 import yaml
@@ -39,6 +43,33 @@ def read_recipe(name: str) -> dict:
     return recipe
 
 
+def start_folder(start: str | None, output: Path) -> Path | None:
+    """The folder of the model to start from; that of an earlier revision is taken out of the history into `output`.
+
+    Raises:
+        ValueError: there is no such revision here, or no such folder in it.
+    """
+    if start is None:
+        return None
+    name, _, revision = start.partition("@")
+    if not revision:
+        return CONFIGS / name
+    folder = output / start
+    if not folder.is_dir():
+        inside = f"{CONFIGS.name}/{name}"
+        found = subprocess.run(["git", "archive", revision, inside], cwd=ROOT, capture_output=True)
+        if found.returncode:
+            raise ValueError(
+                f"`start` of the recipe must be a folder of hub_configs at a revision that this clone has (a shallow "
+                f"clone has the last alone), got {start!r}: {found.stderr.decode(errors='replace').strip()}"
+            )
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=output) as unpacked, tarfile.open(fileobj=io.BytesIO(found.stdout)) as tar:
+            tar.extractall(unpacked, filter="data")
+            (Path(unpacked) / inside).rename(folder)
+    return folder
+
+
 def reads_through_a_restorer(part: Path) -> bool:
     """Whether the part trains an LR network that has a restorer."""
     lr_config = yaml.safe_load(part.read_text()).get("lr_config")
@@ -51,9 +82,9 @@ def training_commands(
     """The command of each part; the weights of the last part are where the next one starts.
 
     Raises:
-        ValueError: a part needs a restorer's weights, and there is no `restorer`.
+        ValueError: a part needs a restorer's weights, and there is no `restorer`; or the start is not there.
     """
-    commands, start = [], CONFIGS / recipe["start"] if recipe["start"] else None
+    commands, start = [], start_folder(recipe["start"], output)
     for number, part in enumerate(recipe["parts"], 1):
         folder = output / f"{number}-{Path(part).stem}"
         command = [sys.executable, str(ROOT / "train.py"), "--config", str(CONFIGS / name / part)]

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,29 @@ def test_the_parts_of_a_recipe_are_there_and_follow_each_other(name, command, tm
 def test_a_recipe_with_a_restorer_needs_its_weights(command, tmp_path):
     with pytest.raises(ValueError, match="`--restorer` must be given: train_point.yaml reads y through"):
         command.training_commands("photo-x4", command.read_recipe("photo-x4"), tmp_path, [])
+
+
+def test_weights_of_an_earlier_revision_are_taken_out_of_the_history(command, monkeypatch, tmp_path):
+    configs, output = tmp_path / "hub_configs", tmp_path / "out"
+    monkeypatch.setattr(command, "ROOT", tmp_path)
+    monkeypatch.setattr(command, "CONFIGS", configs)
+
+    def git(*arguments):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments], cwd=tmp_path, check=True)
+
+    git("init", "--quiet")
+    (configs / "old" / "vdvae").mkdir(parents=True)
+    (configs / "old" / "vdvae" / "config.json").write_text("{}")
+    git("add", "hub_configs")
+    git("commit", "--quiet", "-m", "with it")
+    git("rm", "--quiet", "-r", "hub_configs/old")
+    git("commit", "--quiet", "-m", "without it")
+    with pytest.raises(ValueError, match="`start` of the recipe must be .* got 'old@HEAD'"):
+        command.start_folder("old@HEAD", output)
+    for _ in range(2):
+        folder = command.start_folder("old@HEAD~1", output)
+        assert (folder / "vdvae" / "config.json").read_text() == "{}"
+    assert [path.name for path in output.iterdir()] == ["old@HEAD~1"]
 
 
 @pytest.mark.parametrize("wrong, named", [(None, "must be one of"), ({"parts": []}, "`start`"),
