@@ -55,7 +55,7 @@ class Drawn:
 
     @property
     def caption(self) -> str:
-        match = "matches the input" if self.lr_psnr >= MATCHING else "does not match the input exactly"
+        match = "matches the input" if self.lr_psnr >= MATCHING else "made small, it differs from the input"
         return f"{describe(self.recipe)}, {match} ({self.lr_psnr:.0f} dB)"
 
 
