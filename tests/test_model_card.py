@@ -112,6 +112,15 @@ def test_the_metadata_keeps_two_sizes_apart_and_holds_the_default_temperature_al
     assert names == {f"{metric}, mean of 8 samples, temperature 1" for metric in ("PSNR", "SSIM")}
 
 
+def test_a_curve_that_is_not_there_leaves_nothing(folder, tmp_path):
+    with pytest.raises(ValueError, match="`curve` must be a picture, there is no file"):
+        write_model_card(folder, curve=tmp_path / "none.png")
+    (tmp_path / "loss.png").write_bytes(b"picture")
+    with pytest.raises(ValueError, match="`notes`"):
+        write_model_card(folder, curve=tmp_path / "loss.png", notes=tmp_path / "none.md")
+    assert not (folder / "README.md").exists() and not (folder / "images").exists()
+
+
 def test_a_card_is_written_beside_its_curve_and_uploaded(folder, tmp_path):
     assert files_to_push(folder)["README.md"] == model_card(folder).encode()  # it has none yet
     Image.new("RGB", (4, 4)).save(tmp_path / "loss.png")

@@ -45,13 +45,19 @@ def write_model_card(
 ) -> Path:
     """Writes README.md of a checkpoint's folder; a `curve` elsewhere is copied to its `images`.
 
-    The arguments and errors are those of `model_card`.
+    The arguments and errors are those of `model_card`; a `curve` that is no file is one too.
     """
-    root = Path(folder)
-    if curve is not None and root.resolve() not in Path(curve).resolve().parents:
+    root, picture = Path(folder), None if curve is None else Path(curve)
+    if picture is not None and not picture.is_file():
+        raise ValueError(f"`curve` must be a picture, there is no file {str(picture)!r}")
+    shown = picture
+    if picture is not None and root.resolve() not in picture.resolve().parents:
+        shown = root / IMAGES_FOLDER / picture.name
+    text = model_card(root, curve=shown, **options)
+    if picture is not None and picture != shown:
         (root / IMAGES_FOLDER).mkdir(exist_ok=True)
-        curve = shutil.copy(curve, root / IMAGES_FOLDER)
-    write_atomically(model_card(root, curve=curve, **options), root / "README.md")
+        shutil.copy(picture, root / IMAGES_FOLDER)
+    write_atomically(text, root / "README.md")
     return root / "README.md"
 
 
