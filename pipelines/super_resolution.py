@@ -190,7 +190,7 @@ class SuperResolutionPipeline(IntervalPipeline):
         Args:
             image: the image.
             output: of a call for this image alone, with `return_latents=True`.
-            by: "log_density" (the most typical first) or "lr_psnr_unprojected" (the most faithful first).
+            by: "log_density" (the most likely first) or "lr_psnr_unprojected" (the most faithful first).
 
         Raises:
             ValueError: `output` holds no latents or samples of several images, or `by` is something else.

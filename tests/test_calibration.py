@@ -55,6 +55,21 @@ def test_a_model_without_doubt_gets_intervals_too_and_the_truth_of_all_pixels_is
     assert torch.equal(widen(intervals, factor)[2], truth)
 
 
+def test_where_most_values_need_no_interval_there_is_no_upper_bound():
+    paper = torch.ones(3, 8, 8)
+    factor, count = smallest_factor([missed(paper, paper[0])] * 50, LEVEL)
+    assert factor == FACTORS[0]
+    assert Calibration(LEVEL, factor, count, 2, 1.0, True).promised == 1
+    assert Calibration(LEVEL, 1.1, count, 2, 1.0, True).promised == LEVEL + 2 / 51
+
+
+def test_a_coverage_that_nine_images_all_but_allow_needs_ten():
+    curves = [np.zeros(len(FACTORS))] * 9
+    assert smallest_factor(curves, LEVEL)[0] == FACTORS[0]
+    with pytest.raises(ValueError, match="at least 10 "):
+        smallest_factor(curves, LEVEL + 5e-12)
+
+
 @pytest.mark.parametrize("coverage", [0, 1, -0.5, float("nan"), "0.9", True])
 def test_a_coverage_out_of_range_is_refused(make_pipeline, coverage):
     with pytest.raises(ValueError, match="`coverage`"):
@@ -148,7 +163,11 @@ def test_the_command_writes_a_model_that_is_calibrated(make_pipeline, tmp_path, 
     assert pipe.calibration.num_images == 10 and pipe.calibration.num_samples == 2
     assert (tmp_path / "out" / "LICENSE.weights").read_text() == "for research"
     said = capsys.readouterr().out
-    assert f"{pipe.calibration.factor:.3f}" in said and "hold 90.0% to 100.0% on average" in said
+    assert (
+        f"{pipe.calibration.factor:.3f}" in said
+        and "of the middle 16x16 of further ones" in said
+        and "hold 90.0% to 100.0% on average" in said
+    )
     assert "_name_or_path" not in json.loads((tmp_path / "out" / "model_index.json").read_text())  # of this machine
     assert main([*command[:-6], "-o", str(tmp_path / "model"), *command[-4:]]) == 0  # in place
     assert SuperResolutionPipeline.from_pretrained(tmp_path / "model").calibration == pipe.calibration

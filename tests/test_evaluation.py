@@ -151,7 +151,9 @@ def test_a_data_set_of_parquet_files_gives_the_report_of_the_folder(folder, tmp_
             raise
         pytest.skip(f"needs the column's type in the file: {error}")
     assert [image.name for image in source.images] == ["test-000000", "test-000001"] and source.available == 3
-    assert run(tmp_path / "table")["rows"] == run(folder)["rows"]
+    report = run(tmp_path / "table", split="test")
+    assert report["rows"] == run(folder)["rows"]
+    assert "--data table --split test --image_column image" in command_line(report)
 
 
 def test_a_row_without_an_image_is_named(folder, tmp_path):

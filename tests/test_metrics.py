@@ -114,6 +114,12 @@ def test_a_calibrated_gaussian_sampler_covers_the_level(rng, n, level):
     assert posterior.interval_width(rng.normal(size=(5000, 50))) == pytest.approx(2 * 1.6449, rel=0.01)
 
 
+@pytest.mark.parametrize("count", [19, 24, 32, 64])
+def test_ties_are_inside_the_interval(count):
+    truth = np.random.default_rng(0).integers(0, 256, 4096) / 255  # as 8-bit images are
+    assert posterior.coverage(np.repeat(truth[None], count, axis=0), truth) == 1
+
+
 def test_a_calibration_curve_is_its_definition_by_numpy_quantiles_in_bands_or_at_once(rng):
     samples, target = rng.normal(size=(64, 7, 5, 3)).astype(np.float32), rng.normal(size=(7, 5, 3))
     levels = (0.25, 0.5, 0.9)
@@ -295,7 +301,11 @@ SAMPLES = np.zeros((2, 8, 8))
     ("call", "message"),
     [
         (lambda: metrics.psnr(np.zeros(2), np.zeros(3), 1), r"`a` and `b`.*\(2,\) and \(3,\)"),
-        (lambda: metrics.psnr(np.zeros(2), np.array([0, np.nan]), 1), "`b` must not contain NaN, got 1 of 2"),
+        (
+            lambda: metrics.psnr(np.zeros(2), np.array([0, np.nan]), 1),
+            "`b` must not contain NaN or infinity, got 1 of 2",
+        ),
+        (lambda: metrics.psnr(np.array([np.inf]), np.zeros(1), 1), "`a` must not contain NaN or infinity, got 1 of 1"),
         (lambda: metrics.psnr(np.zeros(2), np.zeros(2), 0), "`data_range` must be positive, got 0"),
         (lambda: metrics.psnr(np.zeros(0), np.zeros(0), 1), "`a` must not be empty"),
         (lambda: metrics.psnr_y(ZERO / 255, ZERO), "`a` must be a uint8"),

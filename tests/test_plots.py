@@ -67,6 +67,14 @@ def test_lines_differ_in_more_than_colour():
         assert len({str(style[key]) for style in styles}) == len(styles)
 
 
+def test_a_report_without_projections_has_a_temperature_figure_too():
+    whole = report()
+    rows = [row for row in whole["rows"] if not row["name"].endswith(" projected")]
+    figure = plots.temperature_figure({**whole, "rows": rows})
+    bicubic = next(line for line in figure.axes[0].get_lines() if line.get_label() == "bicubic")
+    assert set(bicubic.get_ydata()) == {23.0}
+
+
 def test_the_temperature_figure_has_a_panel_for_each_metric(save):
     figure = plots.temperature_figure(report())
     titles = [ax.get_title() for ax in figure.axes if ax.get_title()]

@@ -91,6 +91,17 @@ def test_the_unseen_change_is_unseen_and_is_the_projection_where_weights_are_one
     assert (whole - expected).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize(("taps", "scale"), [(40, 2), (100, 4)])
+def test_the_change_is_unseen_by_long_kernels_too(taps, scale):
+    kernel = np.zeros(taps)
+    kernel[[0, taps // 2 - 1, taps // 2, -1]] = 0.2, 0.3, 0.3, 0.2
+    operator = Downsampling(scale, kernel.tolist())
+    change = torch.randn(3, 160, 160, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weights = torch.zeros(160, 160, dtype=torch.float64)
+    weights[60:100, 60:100] = 1
+    assert operator(unseen_change(operator, change, weights)).abs().max() < 1e-6
+
+
 def test_a_mask_of_another_size_or_empty_is_refused(pipe):
     with pytest.raises(ValueError, match="mask"):
         pipe.redraw_region(PHOTO, np.ones((5, 5), dtype=bool), 0, 1)

@@ -59,6 +59,14 @@ def test_pairs_are_squares_from_the_centre_or_whole_images_cropped_to_a_multiple
     np.testing.assert_array_equal(hr, columns[: size[1] // 4 * 4, : size[0] // 4 * 4])
 
 
+def test_an_image_is_turned_before_it_is_cropped(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (63, 41)).save(tmp_path / "turned.jpg", exif=exif)
+    hr, lr = prepare_standard(Image.open(tmp_path / "turned.jpg"))
+    assert hr.shape == (60, 40, 3) and lr.shape == (15, 10, 3)
+
+
 def test_the_papers_pairs_are_by_the_antialiased_operator():
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     hr, lr = prepare_paper(Image.fromarray(pixels), 64, 8)

@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from processes import run as process_run
 from stand_ins import NoisyBicubic, photo_folder, run
 
 from hvae_sr import SR3Pipeline
 from hvae_sr.baselines import AncestralScheduler, SR3UNet
-from hvae_sr.evaluation import markdown_table, read_report, write_report
+from hvae_sr.evaluation import PerceptualMetrics, markdown_table, read_report, write_report
 from hvae_sr.evaluation.evaluator import _describe_pipeline
 from hvae_sr.evaluation.storage import Partial
 
@@ -26,6 +27,22 @@ def folder(tmp_path):
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "report.json"
+
+
+def test_results_by_other_weights_of_a_metric_are_not_taken(folder, path):
+    def one(a, b):
+        return 1.0
+
+    def two(a, b):
+        return 2.0
+
+    run(folder, NoisyBicubic(), report_path=path, num_images=1, perceptual=PerceptualMetrics(lpips=one))
+    report = run(folder, NoisyBicubic(), report_path=path, perceptual=PerceptualMetrics(lpips=two))
+    assert {image["rows"]["bicubic"]["lpips"] for image in report["images"]} == {2.0}
+    network = torch.nn.Linear(2, 2)
+    before = PerceptualMetrics(lpips=network).identities
+    torch.nn.init.ones_(network.weight)
+    assert PerceptualMetrics(lpips=network).identities != before
 
 
 def names(folder: Path) -> list[str]:

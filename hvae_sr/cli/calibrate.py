@@ -22,7 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--coverage", type=float, default=0.9, help="what intervals are to hold (default 0.9)")
     parser.add_argument("--num-samples", type=int, default=32, help="of each image (default 32)")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the samples (default 1)")
-    what = "side of the square in the middle of each image that is used, to save time (default 256; 0: whole images)"
+    what = (
+        "side of the square in the middle of each image that is used, to save time, and that the promise is about "
+        "(default 256; 0: whole images)"
+    )
     parser.add_argument("--size", type=int, default=256, help=what)
     parser.add_argument("--num-images", type=int, help="only the first so many")
     parser.add_argument("--seed", type=int, default=0)
@@ -97,10 +100,11 @@ def run(options: argparse.Namespace) -> int:
                 (temporary / INDEX).write_text(text, "utf-8")
     else:
         pipeline.save_pretrained(output)
+    part = f"the middle {options.size}x{options.size} of further ones" if options.size else "further ones"
     print_line(
         f"intervals of {found.coverage:g} at temperature {found.temperature:g}, {found.num_samples} samples: "
-        f"to be widened {found.factor:.3f} times, found on {found.num_images} images; of further ones like these they "
-        f"hold {found.coverage:.1%} to {found.promised:.1%} on average; wrote {output}"
+        f"to be widened {found.factor:.3f} times, found on {found.num_images} images; of {part} like these they hold "
+        f"{found.coverage:.1%} to {found.promised:.1%} on average; wrote {output}"
     )
     return 0
 

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--no-consistency", **flag, default=None, help="leave out the projection on {x : Hx = y}")
     add("--self-ensemble", **flag, help="draw in eight orientations in turn: a more accurate mean of 8, 16, ...")
     what = (
-        "list samples, best first: by log p(z|y), the most typical, or LR-PSNR before the projection, the most faithful"
+        "list samples, best first: by log p(z|y), the most likely, or LR-PSNR before the projection, the most faithful"
     )
     add("--rank", choices=["log_density", "lr_psnr_unprojected"], help=what)
     add("--like", metavar="FILE", help="the settings of a file that this command wrote")

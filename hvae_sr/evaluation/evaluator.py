@@ -338,6 +338,7 @@ def evaluate(
     source = open_source(data, split, image_column, num_images, every)
     settings |= {"dataset": source.name, "downsampling_kernel": chosen.kernel, "pipeline": None, "name": name}
     settings |= {"predictions": None, "metrics": perceptual.names, "absent": perceptual.absent, "versions": _versions()}
+    settings |= {"metric_identities": perceptual.identities, **({"source": source.options} if source.options else {})}
     made = degradation if isinstance(degradation, Degradation) or degradation is None else load_degradation(degradation)
     exact = pipeline.config.get("consistency", "exact") == "exact" if pipeline is not None else made is None
     if made is not None:

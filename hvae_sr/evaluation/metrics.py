@@ -22,8 +22,8 @@ _ssim: Callable[..., Any] = structural_similarity
 _LUMA = np.array([65.481, 128.553, 24.966]) / 255
 
 
-def as_array(name: str, value: ArrayLike) -> Array:
-    """`value` as a non-empty NumPy array without NaN."""
+def as_array(name: str, value: ArrayLike, finite: bool = True) -> Array:
+    """`value` as a non-empty NumPy array without NaN, and without infinities if it must be `finite`."""
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
         value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
@@ -32,9 +32,12 @@ def as_array(name: str, value: ArrayLike) -> Array:
         raise ValueError(f"`{name}` must be a numeric array, got dtype {array.dtype}.")
     if array.size == 0:
         raise ValueError(f"`{name}` must not be empty, got shape {array.shape}.")
-    nans = int(np.isnan(array).sum()) if array.dtype.kind == "f" else 0
-    if nans:
-        raise ValueError(f"`{name}` must not contain NaN, got {nans} of {array.size} values.")
+    if array.dtype.kind == "f":
+        wrong = int((~np.isfinite(array) if finite else np.isnan(array)).sum())
+        if wrong:
+            raise ValueError(
+                f"`{name}` must not contain NaN{' or infinity' if finite else ''}, got {wrong} of {array.size} values."
+            )
     return array
 
 

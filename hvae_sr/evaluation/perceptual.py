@@ -153,6 +153,21 @@ class PerceptualMetrics:
         there = (self.brisque, self.lpips, self.lpips_vgg, self.features)
         return [name for name, function in zip(NAMES, there, strict=True) if function is not None]
 
+    @property
+    def identities(self) -> dict[str, str]:
+        """What tells one metric from another of the same name: its weights, or else the function's name."""
+        there = zip(NAMES, (self.brisque, self.lpips, self.lpips_vgg, self.features), strict=True)
+        return {name: _identity(function) for name, function in there if function is not None}
+
+
+def _identity(function: Any) -> str:
+    if isinstance(function, torch.nn.Module):  # whose weights may be buffers, see `FeatureNetwork`
+        tensors = (*function.parameters(), *function.buffers())
+        size = sum(float(tensor.detach().cpu().abs().sum(dtype=torch.float64)) for tensor in tensors)
+        return f"{type(function).__name__} {size:.9e}"
+    kind = function if hasattr(function, "__qualname__") else type(function)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
 
 def load_perceptual(
     names: Iterable[str] = NAMES,

@@ -22,7 +22,7 @@ except ImportError as error:
     raise ImportError("figures need matplotlib: pip install 'hvae-sr[figures]'") from error
 
 from ..files import replacing
-from .tables import FACTORS, QUALITY, SPREAD, curve, method_name, sample_rows, size_of
+from .tables import FACTORS, QUALITY, SPREAD, curve, has_projected, method_name, sample_rows, size_of
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -131,7 +131,7 @@ def temperature_figure(report: Mapping[str, Any], projected: bool = True) -> Fig
         raise ValueError(f"`report` must have at least two temperatures, got {report['temperatures']}.")
     by_name = {row["name"]: row for row in report["rows"]}
     means = [by_name[str(row["name"]).replace("sample", "mean", 1)] for row in rows]
-    bicubic = by_name["bicubic projected" if projected else "bicubic"]
+    bicubic = by_name["bicubic projected" if projected and has_projected(report) else "bicubic"]
     wanted = ["psnr", "ssim", "lpips", "lpips_vgg", "brisque", "fid", "lr_psnr", "apd_mse", "apd_lpips", "crps"]
     keys = [key for key in (*wanted, "diversity_score_lpips", "mse_ratio_true", *_OF_ONE) if key in rows[0]]
     taus = [row["temperature"] for row in rows]

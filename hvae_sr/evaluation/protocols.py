@@ -84,11 +84,12 @@ def prepare_standard(image: Image.Image, scale_factor: int = 4) -> tuple[Uint8, 
     [(40, 48, 3), (10, 12, 3)]
     """
     _check_factor(scale_factor)
+    image = load_image(image)  # turned as its metadata say, before it is cropped
     width, height = (side // scale_factor * scale_factor for side in image.size)
     if not min(width, height):
         found = f"{image.width}x{image.height}"
         raise ValueError(f"`image` must be at least {scale_factor}x{scale_factor} pixels, got {found}.")
-    hr = np.asarray(load_image(image))[:height, :width]
+    hr = np.asarray(image)[:height, :width]
     return hr, downsample("matlab-bicubic", hr, scale_factor)
 
 

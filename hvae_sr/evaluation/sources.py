@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -45,11 +45,19 @@ class SourceImage:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """The images of a data set, in order: `name`, those of them that are asked for, and how many there are in all."""
+    """The images of a data set, in order.
+
+    Args:
+        name: of the set.
+        images: those of them that are asked for.
+        available: how many there are in all.
+        options: those of `hvae-sr evaluate` that name a data set of the Hub or of parquet files.
+    """
 
     name: str
     images: list[SourceImage]
     available: int
+    options: dict[str, str] = field(default_factory=dict)
 
 
 def _digest(data: bytes | Path) -> str:
@@ -139,7 +147,9 @@ def _open_dataset(data: PathLike, split: str, column: str, num_images: int | Non
 
     names = {index: f"{split}-{index:06d}" for index in range(0, len(table), every)[:num_images]}
     images = [SourceImage(name, _digest(read(i)), partial(load, i, name), i) for i, name in names.items()]
-    return ImageSource(Path(data).name, images, len(table))
+    known = Path(data).name if Path(data).exists() else os.fspath(data)  # a folder by its name, as everywhere
+    options = {"data": known, "split": split, "image_column": column}
+    return ImageSource(Path(data).name, images, len(table), options)
 
 
 class Predictions:

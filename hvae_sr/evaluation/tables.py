@@ -201,7 +201,7 @@ def sample_rows(report: Mapping[str, Any], projected: bool = True) -> list[Mappi
 
     Raises ValueError: the report is not of a pipeline.
     """
-    suffix = " projected" if projected and _has_projected(report) else ""
+    suffix = " projected" if projected and has_projected(report) else ""
     by_name = {row["name"]: row for row in report["rows"]}
     names = [f"sample t={temperature:g}{suffix}" for temperature in sorted(report["temperatures"])]
     rows = [by_name[name] for name in names if name in by_name]
@@ -210,7 +210,7 @@ def sample_rows(report: Mapping[str, Any], projected: bool = True) -> list[Mappi
     return rows
 
 
-def _has_projected(report: Mapping[str, Any]) -> bool:
+def has_projected(report: Mapping[str, Any]) -> bool:
     """Whether a report has rows of projections: without a known H there are none."""
     return any(str(row["name"]).endswith(" projected") for row in report["rows"])
 
@@ -223,6 +223,7 @@ def command_line(report: Mapping[str, Any], output: str = "report.json") -> str:
         "model": (report.get("name") or "MODEL") if pipeline else None,
         "predictions": predictions["name"] if predictions else None,
         "data": report["dataset"],
+        **report.get("source", {}),
         "protocol": report["protocol"],
         "degradation": (report.get("degradation") or {}).get("name"),
         "size": report["size"],

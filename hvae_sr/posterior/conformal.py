@@ -13,6 +13,8 @@ from torch import Tensor
 
 FACTORS = np.geomspace(2**-10, 2**10, 2**14)
 """Factors that are tried, in steps of 0.1 %: from next to nothing to what takes half a level beyond the whole range."""
+_TOLERANCE = 1e-12
+"""Of shares of missed values, for the rounding of sums."""
 HALF_LEVEL = 0.5 / 255
 """What is added to both halves of an interval: the truth is rounded to 8 bits, and where samples agree, no factor would
 widen an interval that is empty."""
@@ -43,7 +45,13 @@ class Calibration:
 
     @property
     def promised(self) -> float:
-        """What intervals hold at the most, on average over further images: coverage + 2 / (n + 1)."""
+        """What intervals hold at the most, on average over further images: coverage + 2 / (n + 1), or all.
+
+        All, where the least factor that is tried was enough: more values than `coverage` needed no interval at all,
+        such as those of white paper.
+        """
+        if self.factor <= FACTORS[0]:
+            return 1.0
         return min(self.coverage + 2 / (self.num_images + 1), 1.0)
 
     def agreed(self, name: str, given: Any) -> Any:
@@ -79,7 +87,8 @@ def check_coverage(coverage: float, num_images: int | None = None) -> None:
     """Raises a ValueError unless `coverage` lies in (0, 1), and n images are enough for it: n >= 1/α - 1."""
     if isinstance(coverage, bool) or not isinstance(coverage, (int, float)) or not 0 < coverage < 1:
         raise ValueError(f"`coverage` must lie between 0 and 1, got {coverage!r}")
-    needed = int(np.ceil(1 / (1 - coverage) - 1 - 1e-9))
+    # As in `smallest_factor`: without a miss, 1 / (n + 1) is to be 1 - coverage or less.
+    needed = int(np.ceil(1 / (1 - coverage + _TOLERANCE) - 1))
     if num_images is not None and num_images < needed:
         raise ValueError(f"`images` must be at least {needed} for a coverage of {coverage:g}, got {num_images}")
 
@@ -125,7 +134,9 @@ def smallest_factor(curves: Iterable[np.ndarray], coverage: float) -> tuple[floa
         1 - α  <=  P(x in interval)  <=  1 - α + 2 / (n + 1) (+ one step of the factors),
 
     for a value x at a pixel drawn at random from the new image: marginally over images and pixels, for any model,
-    however wrong. It promises nothing for one image, for skies or hair alone, or for images of another kind.
+    however wrong. It promises nothing for one image, for skies or hair alone, or for images of another kind. The upper
+    bound needs a λ above the least that is tried: where more values than 1 - α equal the median, as on white paper, no
+    λ is so small that they would be missed.
 
     Split conformal prediction: Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005; Lei et al.,
     JASA 2018. Quantiles, widened: Romano, Patterson, Candès, Conformalized Quantile Regression, 2019, who add a number
@@ -144,5 +155,5 @@ def smallest_factor(curves: Iterable[np.ndarray], coverage: float) -> tuple[floa
     for curve in curves:
         total, count = total + curve, count + 1
     check_coverage(coverage, count)
-    right = (total + 1) / (count + 1) <= 1 - coverage + 1e-12
+    right = (total + 1) / (count + 1) <= 1 - coverage + _TOLERANCE
     return float(FACTORS[np.argmax(right)]), count

@@ -29,7 +29,7 @@ def rank(densities: Sequence[float], lr_psnr_unprojected: Sequence[float], by: s
 
     Args:
         densities, lr_psnr_unprojected: of each.
-        by: "log_density" (the most typical first) or "lr_psnr_unprojected" (the most faithful first).
+        by: "log_density" (the most likely first) or "lr_psnr_unprojected" (the most faithful first).
 
     Raises:
         ValueError: `by` is something else.

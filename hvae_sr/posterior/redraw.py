@@ -49,11 +49,13 @@ def unseen_change(operator: Downsampling, change: Tensor, weights: Tensor, toler
     rows, columns = (torch.nonzero(weights.amax(dim=dim)).flatten() for dim in (1, 0))
     if not len(rows):
         return torch.zeros_like(change)
-    # Beyond a few pixels of y, neither the change nor what H makes of it reaches.
-    box = [
-        slice(max(int(found[0]) // scale - 6, 0) * scale, min((int(found[-1]) // scale + 7) * scale, length))
-        for found, length in zip((rows, columns), weights.shape, strict=True)
-    ]
+    # Beyond the kernel's reach, neither the change nor what H makes of it is seen; in pixels of y.
+    taps = 0 if isinstance(operator.kernel, str) else len(operator.kernel)
+    reach = max(6, -(-taps // (2 * scale)) + 2)
+    box = []
+    for found, length in zip((rows, columns), weights.shape, strict=True):
+        first, last = int(found[0]) // scale - reach, int(found[-1]) // scale + reach
+        box.append(slice(max(first, 0) * scale, min((last + 1) * scale, length)))
     wide = torch.float32 if change.device.type == "mps" else torch.float64
     w = weights[box[0], box[1]].to(wide)
     d = w * change[:, box[0], box[1]].to(wide)
