@@ -133,7 +133,7 @@ def main(arguments: list[str] | None = None) -> None:
         commands += [[*c, *lpips] for c in evaluation_commands(recipe, model, given.output_dir, given.benchmarks)]
     for command in commands:
         print("+", " ".join(command), flush=True)
-        status = subprocess.run(command, cwd=ROOT).returncode
+        status = subprocess.run(command).returncode
         if status:
             raise SystemExit(status)
 

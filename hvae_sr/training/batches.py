@@ -190,6 +190,10 @@ def build_validation_set(config: TrainingConfig) -> ImageCrops | None:
                 f"`validation_split` {split!r} names no other files of dataset_name {config.dataset_name!r} than those "
                 "to train on"
             )
+    both = {Path(folder).resolve() for folder in config.train_data_dir}
+    both &= {Path(folder).resolve() for folder in config.validation_data_dir}
+    for folder in sorted(both):
+        logger.warning("validation_data_dir: its images are trained on too, train_data_dir names %s as well", folder)
     if config.train_lr_dir and config.validation_data_dir and not config.validation_lr_dir:
         logger.warning("LR images of validation_data_dir are made by %s", config.downsampling_kernel)
     found = _images(config, "validation", split, Augmentation(config.resolution, False, scales=(1.0,)), 1)
@@ -231,7 +235,7 @@ def _images(config: TrainingConfig, part: str, split: str | None, augmentation: 
             cache_bytes=cache_bytes,
             train_lr_dir=getattr(config, f"{part}_lr_dir"),
             scale_factor=config.scale_factor,
-            leave_out=_outputs(config, folders),
+            leave_out=_left_out(config, folders),
         )
 
 
@@ -245,11 +249,15 @@ def _dataset(config: TrainingConfig, split: str) -> dict[str, Any]:
     }
 
 
-def _outputs(config: TrainingConfig, folders: Sequence[str]) -> list[Path]:
-    """What this run and others have left below the folders of photographs: their pictures are none of the images."""
+def _left_out(config: TrainingConfig, folders: Sequence[str]) -> list[Path]:
+    """What below the folders of photographs is none of their images.
+
+    That is what this run and others have left, and images held out below those to train on, or the other way round.
+    """
     roots = {Path(folder).resolve() for folder in folders}
     others = {found.parent for folder in roots for found in folder.rglob(OPTIONS_FILE)}
-    return [config.output_path, *(others - roots)]
+    parts = {Path(folder).resolve() for folder in (*config.train_data_dir, *config.validation_data_dir)}
+    return [config.output_path, *((others | parts) - roots)]
 
 
 @contextmanager

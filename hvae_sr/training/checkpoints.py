@@ -124,6 +124,14 @@ def remove_partial(output_dir: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def remove_later(output_dir: Path, step: int) -> None:
+    """Removes checkpoints after update `step`, to which a run is taken back: they would count as the newest."""
+    for path in list_checkpoints(output_dir):
+        if checkpoint_step(path) > step:
+            logger.warning("removing %s: the run goes on from update %d", path, step)
+            _discard(path)
+
+
 def find_checkpoints(resume_from: str | None, output_dir: Path) -> list[Path]:
     """The checkpoints that `resume_from` means, the best first; none for a fresh start.
 

@@ -171,7 +171,12 @@ class EnergyScore(ConditionalObjective):
             return self.operator.project(drawn, y.repeat(n, 1, 1, 1)).chunk(n)
 
     def _opened(self, seeds: Sequence[int]) -> tuple[int, float]:
-        """The number of the finest level above temperature 0, and its temperature: a function of the batch's seeds."""
+        """The number of the finest level above temperature 0, and its temperature: a function of the batch's seeds.
+
+        Held-out images are measured with all levels at temperature 1.
+        """
+        if not self.training:
+            return len(self.levels) - 1, 1.0
         share, temperature = np.random.default_rng([seed % 2**64 for seed in seeds]).random(2)
         limits = [*itertools.accumulate(self.level_dropout)]
         finest = next((level for level, limit in enumerate(limits) if share < limit), len(self.levels) - 1)

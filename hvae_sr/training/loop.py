@@ -22,7 +22,7 @@ from ..processes import bar_options
 from ..publishing.push import push
 from .baselines import Flow
 from .batches import Batches, build_training_set, build_validation_set, first_crops
-from .checkpoints import Progress, check_checkpoint, find_checkpoints, remove_partial, save_checkpoint
+from .checkpoints import Progress, check_checkpoint, find_checkpoints, remove_later, remove_partial, save_checkpoint
 from .config import OPTIONS_FILE, TrainingConfig
 from .cost import DTYPES, measure_cost, measure_peak
 from .log import Log, Meter, check_tracker, read_log
@@ -66,6 +66,12 @@ class Trainer:
             step_scheduler_with_optimizer=False,
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=False),  # that of `Batches` is seedable
         )
+        given, asked = self.accelerator.gradient_accumulation_steps, config.gradient_accumulation_steps
+        if given != asked:  # a variable of the environment goes before the argument
+            raise ValueError(
+                f"`gradient_accumulation_steps` is {asked}, but the environment says {given} "
+                "(ACCELERATE_GRADIENT_ACCUMULATION_STEPS), and batches would be added up that do not belong together"
+            )
         device, processes = self.accelerator.device, self.accelerator.num_processes
         sharded = self.accelerator.distributed_type == DistributedType.FSDP
         if sharded:
@@ -242,6 +248,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             remove_partial(self.output_dir)
+            if self.saved_step is not None and self.config.resume_from_checkpoint != "latest":
+                remove_later(self.output_dir, self.progress.step)
             self.config.save(self.output_dir / OPTIONS_FILE)
         self.accelerator.wait_for_everyone()
 
@@ -257,6 +265,7 @@ class Trainer:
             try:
                 check_checkpoint(folder)
                 self.accelerator.load_state(str(folder))
+                self.accelerator.step = 0  # of batches since an update, which may be others now
             except _DAMAGE as error:
                 damage = one_line(error)
             bad = torch.tensor(float(damage is not None), device=self.accelerator.device)

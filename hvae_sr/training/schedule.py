@@ -25,7 +25,10 @@ class PlateauSchedule:
         self.loss_sum = 0.0  # of the training losses since the last observation
         self.losses = 0
         self.peaks = [float(group["lr"]) for group in optimizer.param_groups]
-        self.plateau = ReduceLROnPlateau(optimizer, factor=factor, patience=patience, eps=0.0)
+        # Torch's own threshold, a share of the loss, takes a negative loss that stays for one that becomes better.
+        self.plateau = ReduceLROnPlateau(
+            optimizer, factor=factor, patience=patience, threshold=0.0, threshold_mode="abs", eps=0.0
+        )
         self._warm_up()
 
     def step(self) -> None:

@@ -73,7 +73,7 @@ def averaged(objective: Objective, average: Average | None, config: TrainingConf
         averages = dict(zip(trained, average.shadow_params, strict=True)) if average is not None else {}
         copy = build_objective(config, load_weights=False)
         copy.load_state_dict({name: whole(averages.get(name, x)) for name, x in objective.state_dict().items()})
-        yield copy.to(next(objective.parameters()).device).requires_grad_(False)
+        yield copy.to(next(objective.parameters()).device).train(objective.training)
         return
     if average is None:
         yield objective

@@ -45,6 +45,7 @@ from hvae_sr import VDVAE, SuperResolutionPipeline
 from hvae_sr.data import ImageFolder
 from hvae_sr.pipelines.baselines import pipeline_class
 from hvae_sr.training import Trainer, TrainingConfig, parse_arguments
+from hvae_sr.training.batches import build_training_set, build_validation_set
 from hvae_sr.training.checkpoints import list_checkpoints
 from hvae_sr.training.networks import build_objective, check_objective
 from hvae_sr.training.signals import leave_to_the_run
@@ -220,6 +221,12 @@ def test_rotation_keeps_the_newest_checkpoints_also_after_going_back(options, tm
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-5"]
     shutil.copytree(tmp_path / "checkpoint-4", tmp_path / "checkpoint-30")  # of a run that went further
     back = options("vdvae", tmp_path, max_train_steps=6, **common, resume_from_checkpoint=tmp_path / "checkpoint-4")
+    assert train.main([*back, "--dry_run"]) == 0 and len(list_checkpoints(tmp_path)) == 3
+    killed = pytest.MonkeyPatch()
+    with killed.context() as patch, pytest.raises(MemoryError):  # before the next checkpoint
+        patch.setattr(Trainer, "step", lambda *arguments: exec("raise MemoryError"))
+        train.main(back)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-4"]
     assert train.main(back) == 0
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-6"]
     assert [record["step"] for record in log(tmp_path)] == [1, 2, 3, 4, 5, 6]
@@ -626,13 +633,37 @@ def test_what_a_run_cannot_go_on_with_is_refused_and_changes_nothing(options, tm
         assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before, case
 
 
+@pytest.mark.parametrize("begun", [2, 3])
 @pytest.mark.parametrize(
     "changes", [{"plateau_factor": 0.3}, {"train_batch_size": 1, "gradient_accumulation_steps": 2}]
 )
-def test_what_changes_nothing_of_a_run_may_change(changes, options, tmp_path):
-    assert train.main(options("vdvae", tmp_path, max_train_steps=2)) == 0
-    more = {"max_train_steps": 4, "resume_from_checkpoint": "latest"}
-    assert train.main(options("vdvae", tmp_path, **more, **changes)) == 0
+def test_what_changes_nothing_of_a_run_may_change(changes, begun, options, tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert train.main(options("vdvae", whole, max_train_steps=6)) == 0
+    assert train.main(options("vdvae", out, max_train_steps=begun)) == 0
+    more = {"max_train_steps": 6, "resume_from_checkpoint": "latest"}
+    assert train.main(options("vdvae", out, **more, **changes)) == 0
+    for expected, found in zip(log(whole), log(out), strict=True):
+        assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3)
+
+
+def test_accumulation_of_the_environment_is_refused(options, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert train.main(options("vdvae", tmp_path / "out")) == 2
+    assert "`gradient_accumulation_steps` is 1, but the environment says 4" in capsys.readouterr().err
+
+
+def test_images_held_out_below_those_to_train_on_are_not_trained_on(options, photos, tmp_path, caplog):
+    both = tmp_path / "photos"
+    shutil.copytree(photos, both)
+    shutil.copytree(photos, both / "held out")
+    arguments = options("vdvae", tmp_path / "out", train_data_dir=both, validation_data_dir=both / "held out")
+    config = parse_arguments(arguments)
+    number = len(list(photos.iterdir()))
+    assert len(build_training_set(config, 0, 1)) == number * config.crops_per_image
+    assert len(build_validation_set(config)) == number and "trained on too" not in caplog.text
+    build_validation_set(replace(config, validation_data_dir=[str(both)]))
+    assert "its images are trained on too" in caplog.text
 
 
 # Options

@@ -197,6 +197,14 @@ def test_level_dropout_takes_its_share_and_depends_on_the_seeds_alone():
     assert 60 < sum(draw.count(0.0) > 0 for draw in draws) < 120
 
 
+@pytest.mark.parametrize("options", [{"level_dropout": [1.0]}, {"low_temperatures": 1.0}])
+def test_held_out_images_are_measured_at_temperature_one(options):
+    plain, objective, images = make().eval(), make(**options).eval(), photographs()
+    with torch.no_grad():
+        assert float(objective(images, [3, 10])[1]["score"]) == float(plain(images, [3, 10])[1]["score"])
+        assert float(objective.train()(images, [3, 10])[1]["score"]) != float(plain(images, [3, 10])[1]["score"])
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 0.8, 1.0])
 def test_the_score_of_a_temperature_is_lowest_at_samples_of_so_much_less_deviation(temperature):
     """Two samples and a truth of a Gaussian in 48 dimensions, a patch of 4x4 pixels; the same draws for every size."""

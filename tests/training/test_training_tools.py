@@ -29,6 +29,7 @@ from hvae_sr.training.checkpoints import list_checkpoints
 from hvae_sr.training.cost import plan
 from hvae_sr.training.log import Log
 from hvae_sr.training.networks import build_objective
+from hvae_sr.training.schedule import PlateauSchedule
 
 HUB_CONFIGS = Path(__file__).parents[2] / "hub_configs"
 RECIPES = {  # prior and other networks that are given on the command line; groups conditioned, parameters in all
@@ -140,6 +141,21 @@ def test_the_plateau_schedule_lowers_the_rate_and_survives_a_resume(validated, o
     assert train.main(options("vdvae", again, **extra, resume_from_checkpoint=whole / "checkpoint-5")) == 0
     assert log(again) == [record for record in log(whole) if record["step"] > 5]
     assert_same(weights(whole), weights(again))
+
+
+@pytest.mark.parametrize("loss", [5.0, -5.0])
+@pytest.mark.parametrize("change", [0.0, 1e-5])
+def test_a_loss_that_becomes_no_better_lowers_the_rate_whatever_its_sign(loss, change):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = PlateauSchedule(optimizer, warmup_steps=0, factor=0.5, patience=2)
+    for count in range(7):
+        schedule.step()
+        schedule.observe(loss + change * count)
+    assert schedule.get_last_lr() == [0.25]
+    for count in range(7):
+        schedule.step()
+        schedule.observe(loss - 1e-6 - 1e-6 * count)
+    assert schedule.get_last_lr() == [0.25]
 
 
 def test_epochs_may_be_given_instead_of_updates(options, tmp_path):
