@@ -269,6 +269,34 @@ def test_the_command_cuts_pairs_at_the_same_place(make_pipeline, tmp_path, monke
         assert x.size == (16, 16) and y.size == (4, 4) and x.getpixel((0, 0)) == y.getpixel((0, 0)) == (4, 4, 0)
 
 
+def test_pairs_are_of_one_name_or_of_one_stem(make_pipeline, tmp_path, monkeypatch, capsys):
+    make_pipeline("vdvae-sr").save_pretrained(tmp_path / "model")
+    high, low = tmp_path / "high", tmp_path / "low"
+    for folder, side in ((high, 16), (low, 4)):
+        folder.mkdir()
+        for number in range(5):
+            for offset, kind in ((0, "bmp"), (100, "png")):
+                level = number + offset
+                Image.new("RGB", (side, side), (level, level, level)).save(folder / f"{number}.{kind}")
+    seen = []
+
+    def calibrate(self, images, low, *arguments, **named):
+        seen.extend((x.getpixel((0, 0)), y.getpixel((0, 0))) for x, y in zip(images, low, strict=True))
+        return Calibration(0.9, 1.0, 9, 2, 1.0, True)
+
+    monkeypatch.setattr(SuperResolutionPipeline, "calibrate", calibrate)
+    options = ["--model", tmp_path / "model", "--data", high, "--low", low, "--size", 0, "-o", tmp_path / "out"]
+    command = [str(word) for word in ["calibrate", *options, "--device", "cpu"]]
+    assert main(command) == 0
+    assert len(seen) == 10 and all(x == y for x, y in seen)
+    (low / "3.bmp").rename(low / "3.tiff")
+    assert main(command) == 2
+    assert "`--low`: 3.png and 3.tiff may be of 3.bmp or 3.png" in capsys.readouterr().err
+    (high / "3.png").unlink()
+    (low / "3.png").unlink()
+    assert main(command) == 0
+
+
 def test_pairs_of_other_sizes_are_refused_before_they_are_cut_to_fit(make_pipeline, tmp_path, capsys):
     make_pipeline("vdvae-sr").save_pretrained(tmp_path / "model")
     for name, size in (("high", (32, 24)), ("whole", (32, 24)), ("turned", (6, 8))):

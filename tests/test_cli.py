@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage
+import tifffile
 import torch
 from PIL import Image, ImageCms
 from processes import output, run
@@ -538,6 +539,13 @@ def test_work_of_more_than_a_minute_is_announced_with_what_would_be_faster(model
     assert "2 samples of 52x36 pixels will take about" in said and "--crop" in said and "--outscale" in said
     upscale(*options)  # finished before
     assert "will take" not in capsys.readouterr().err
+    tifffile.imwrite(tmp_path / "float.tif", np.zeros((7, 11, 3), np.float32), photometric="rgb")  # not by Pillow
+    exif = Image.Exif()
+    exif[274] = 6  # a quarter turn
+    Image.new("RGB", (12, 8)).save(tmp_path / "turned.jpg", exif=exif)
+    for name, size in {"float.tif": "44x28", "turned.jpg": "32x48"}.items():
+        upscale(tmp_path / name, *options[1:])
+        assert f"2 samples of {size} pixels will take about" in capsys.readouterr().err
 
 
 def test_time_is_estimated_by_the_pixels_of_all_passes_and_windows(make_pipeline):

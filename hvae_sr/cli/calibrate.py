@@ -9,7 +9,11 @@ from .common import add_data, add_model, load_pipeline
 from .terminal import print_line, shows_progress
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from PIL.Image import Image
+
+    from ..evaluation.sources import SourceImage
 
 
 INDEX, CARD = "model_index.json", "README.md"
@@ -39,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     import shutil
 
     from ..checkpoints.names import resolve
-    from ..evaluation.sources import list_images, open_source
+    from ..evaluation.sources import open_source
     from ..files import WEIGHTS, check_writable, replacing_in, write_atomically
     from ..images import load_image
     from ..pipelines import SuperResolutionPipeline
@@ -63,12 +67,7 @@ def run(options: argparse.Namespace) -> int:
     scale = pipeline.operator.scale_factor
     if options.size < 0 or options.size % scale:
         raise ValueError(f"`size` must be a multiple of {scale}, or 0, got {options.size}")
-    files: dict[str, Path] = {}
-    if options.low is not None:
-        files = {path.stem: path for path in list_images(options.low, "low")}
-        missing = [image.name for image in source.images if image.stem not in files]
-        if missing:
-            raise ValueError(f"`low`: {options.low} has no image of {', '.join(missing[:5])}")
+    files = _low_images(options.low, source.images) if options.low is not None else {}
     pipeline.set_progress_bar_config(disable=not shows_progress())
     images, low = [], []
     for image in source.images:
@@ -76,9 +75,9 @@ def run(options: argparse.Namespace) -> int:
         corner = tuple(max(side // scale - options.size // scale, 0) // 2 for side in x.size)  # in pixels of y
         images.append(_cut(x, corner, options.size, scale))
         if files:
-            y = load_image(files[image.stem])
+            y = load_image(files[image.name])
             if any(abs(side * scale - of_x) >= scale for side, of_x in zip(y.size, x.size, strict=True)):
-                found = f"{files[image.stem]} is {y.width}x{y.height}"
+                found = f"{files[image.name]} is {y.width}x{y.height}"
                 raise ValueError(f"`low`: {found}, which is not {x.width}x{x.height} over {scale}")
             low.append(_cut(y, corner, options.size // scale, 1))
     found = pipeline.calibrate(
@@ -107,6 +106,31 @@ def run(options: argparse.Namespace) -> int:
         f"{found.coverage:.1%} to {found.promised:.1%} on average; wrote {output}"
     )
     return 0
+
+
+def _low_images(folder: str, images: "Sequence[SourceImage]") -> dict[str, Path]:
+    """The LR image of each HR image: that of its name, or else the only one of its stem, `{name: path}`.
+
+    Raises:
+        ValueError: there is none, or it could be that of another one too.
+    """
+    from ..evaluation.sources import list_images
+
+    files = list_images(folder, "low")
+    found = {path.name: path for path in files}
+    left = [image for image in images if image.name not in found]
+    for image in left:
+        own = [path for path in files if path.stem == image.stem]
+        same = [other.name for other in images if other.stem == image.stem]
+        if not own:
+            missing = [image.name for image in left if not any(path.stem == image.stem for path in files)]
+            raise ValueError(f"`low`: {folder} has no image of {', '.join(missing[:5])}")
+        if len(own) > 1 or len(same) > 1:
+            raise ValueError(
+                f"`low`: {' and '.join(path.name for path in own)} may be of {' or '.join(same)}; name them alike"
+            )
+        found[image.name] = own[0]
+    return found
 
 
 def _check_place(output: Path) -> None:

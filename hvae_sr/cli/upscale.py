@@ -152,7 +152,9 @@ def _complete(options: argparse.Namespace, pipeline: "SuperResolutionPipeline") 
     options.seed = options.seed or 0
     options.no_consistency = bool(options.no_consistency) or pipeline.config.get("consistency") == "none"
     if options.bits == 16 and f".{options.format}" not in WIDE_SUFFIXES:
-        raise ValueError(f"`--bits` 16 goes with `--format` png or tiff; {options.format} holds 8")
+        raise ValueError(
+            f"`--bits` 16, as given or as `--like` has it, goes with `--format` png or tiff; {options.format} holds 8"
+        )
     if options.outscale is None:
         options.outscale = float(pipeline.operator.scale_factor)
     passes = num_passes(pipeline.operator.scale_factor, options.outscale)
