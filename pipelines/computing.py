@@ -233,8 +233,11 @@ class Computing:
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
         """`DiffusionPipeline.from_pipe`; the new pipeline computes in what `pipeline` does, unless a dtype is given."""
+        is_open = all(kwargs.get(name) is None for name in ("dtype", "torch_dtype"))
+        if is_open:  # else diffusers casts the networks, which both pipelines have, to float32
+            kwargs["dtype"] = pipeline.dtype
         new = super().from_pipe(pipeline, **kwargs)  # type: ignore[misc]  # casts the weights, and so calls `to`
-        if all(kwargs.get(name) is None for name in ("dtype", "torch_dtype")):
+        if is_open:
             own = "auto" if new.config.fast_inference else None
             inherits = isinstance(pipeline, Computing) and "fast_inference" not in kwargs
             new._inference_dtype = pipeline._inference_dtype if inherits else own
@@ -242,7 +245,7 @@ class Computing:
         return new
 
     def _forget_calibration(self, given: Mapping[str, Any]) -> None:
-        """Of a pipeline made from another one, or from files: a calibration is of its networks and of its H alone.
+        """Of a pipeline made from another one or of other parts: a calibration is of its networks and of its H alone.
 
         Args:
             given: what was put in the place of the other's components and settings.
@@ -251,6 +254,14 @@ class Computing:
         if named and "calibration" not in given and self.config.calibration is not None:  # type: ignore[attr-defined]
             logger.warning("the calibration is left out: it was made with another `%s`", "`, `".join(named))
             self.register_to_config(calibration=None)  # type: ignore[attr-defined]
+
+    @contextmanager
+    def _releasing(self) -> Iterator[None]:
+        """Offloaded networks leave the device at the end, also after an error."""
+        try:
+            yield
+        finally:
+            self.maybe_free_model_hooks()  # type: ignore[attr-defined]
 
     @property
     def inference_dtype(self) -> torch.dtype:

@@ -73,9 +73,8 @@ class IntervalPipeline(SamplingPipeline):
         self._check_size(y, call, False)
         (base,) = base_seeds(seed, None, 1)
         sampler, seeds = self._quantile_sampler(y, call, num_samples), range(base, base + num_samples)
-        with self.progress_bar(total=len(sampler.windows) * num_samples) as bar:
+        with self._releasing(), self.progress_bar(total=len(sampler.windows) * num_samples) as bar:
             found = self._quantiles(sampler, call, q, seeds, bar.update)
-        self.maybe_free_model_hooks()
         return found if calibration is None else widen(found, calibration.factor)
 
     def _quantile_sampler(self, y: Tensor, call: Call, num_samples: int) -> WindowSampler:
@@ -173,8 +172,8 @@ class IntervalPipeline(SamplingPipeline):
                 self._check_size(y, call, False)
                 yield missed(self._quantiles(self._quantile_sampler(y, call, num_samples), call, q, seeds), x.cpu())
 
-        factor, count = smallest_factor(curves(), coverage)
-        self.maybe_free_model_hooks()
+        with self._releasing():
+            factor, count = smallest_factor(curves(), coverage)
         found = Calibration(coverage, factor, count, num_samples, float(temperature), call.enforce_consistency)
         self.register_to_config(calibration=found.to_dict())
         return found

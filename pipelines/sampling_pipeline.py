@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,6 +72,15 @@ class SamplingPipeline(Computing, PhotoPipeline):
             self.enable_fast_inference()
         lr_encoder.check_fit(vdvae.config, operator)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A network in the place of another one ends the calibration, which was of that one."""
+        before = self.__dict__.get(name)
+        super().__setattr__(name, value)
+        if name in ("vdvae", "lr_encoder") and before is not None:
+            compiled = getattr(value, "_orig_mod", value)  # the same network as a graph
+            if compiled is not getattr(before, "_orig_mod", before):
+                self._forget_calibration({name: value})
+
     @property
     def calibration(self) -> Calibration | None:
         """What `calibrate` has found, if anything."""
@@ -118,11 +128,16 @@ class SamplingPipeline(Computing, PhotoPipeline):
         """With the VDVAE, where its encoder is left out."""
         if options.pop("load_encoder", True) or "vdvae" in options:
             return options
+        device_map = options.get("device_map")
         names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "variant", "proxies")
         own = {name: options[name] for name in names if name in options}
         if not os.path.isdir(folder):  # from the Hub as a whole, which says better than for a part what is wrong
             folder, own = cls.download(folder, **own), {name: own[name] for name in ("variant",) if name in own}
             options.pop("force_download", None)
+        if "variant" in own and not any((Path(folder) / "vdvae").glob(f"*.{own['variant']}.*")):
+            del own["variant"]  # as diffusers does for each component
+        if isinstance(device_map, str) and device_map != "balanced":  # diffusers does not place what it is given
+            own["device_map"] = device_map
         dtype = options.get("dtype")
         dtype = dtype.get("vdvae", dtype.get("default")) if isinstance(dtype, dict) else dtype
         own |= {"dtype": dtype} if dtype is not None else {}
@@ -146,6 +161,7 @@ class SamplingPipeline(Computing, PhotoPipeline):
         groups = self.vdvae.num_groups
         if self.vdvae.device.type == "meta" and not hasattr(self.vdvae, "_hf_hook"):
             raise ValueError("the pipeline's weights are on the device 'meta': load them with `from_pretrained`")
+        self.lr_encoder.check_fit(self.vdvae.config, self.operator)  # each may have been put in by itself
         temperature = self.config.default_temperature if temperature is None else temperature
         group_temperatures(temperature, groups)
         check_count("num_samples", num_samples, 1)
@@ -229,10 +245,8 @@ class SamplingPipeline(Computing, PhotoPipeline):
 
     def _released(self, samples: Iterator[Sample]) -> Iterator[Sample]:
         """The same, and offloaded networks leave the device at the end, also of an iterator that is given up."""
-        try:
+        with self._releasing():
             yield from samples
-        finally:
-            self.maybe_free_model_hooks()
 
     def _check_size(self, y: Tensor, call: Call, whole: bool) -> None:
         """Raises a ValueError for a size that the networks do not take, or for latents of an image in several tiles."""

@@ -137,12 +137,11 @@ class SuperResolutionPipeline(IntervalPipeline):
 
         keep_latents = call.options.return_latents or output_type == "latent"
         seeds = bases and [base + j for base in bases for j in range(num_samples)]
-        with self.progress_bar(total=rows) as bar:
+        with self._releasing(), self.progress_bar(total=rows) as bar:
             photographs = ((photo, drawn(i, y, photo)) for i, (y, photo) in enumerate(photos))
             output = gather(
                 photographs, num_samples, output_type, seeds, call.options.keep_images, keep_latents, bar.update
             )
-        self.maybe_free_model_hooks()
         return output if return_dict else output.to_tuple()
 
     @torch.no_grad()
@@ -174,10 +173,8 @@ class SuperResolutionPipeline(IntervalPipeline):
             size = (y.shape[-2] * self.operator.scale_factor, y.shape[-1] * self.operator.scale_factor)
             least = self.networks.min_pixels
             room = budget(self.vdvae, size, 1, "latent", False, max_memory, device, min_pixels=least)
-        with self._computing():
-            found = log_density(WindowSampler(self.networks, y.to(device), budget=room), latents)
-        self.maybe_free_model_hooks()
-        return found
+        with self._releasing(), self._computing():
+            return log_density(WindowSampler(self.networks, y.to(device), budget=room), latents)
 
     def rank(
         self,

@@ -344,4 +344,10 @@ def test_a_calibration_is_of_its_networks_and_settings_alone(make_pipeline, make
     assert "made with another `lr_encoder`" in caplog.text
     assert SuperResolutionPipeline.from_pipe(pipe, downsampling_kernel="box").calibration is None
     assert SuperResolutionPipeline.from_pretrained(tmp_path, lr_encoder=other).calibration is None
+    pipe.lr_encoder = pipe.lr_encoder
     assert pipe.calibration == found
+    pipe.register_modules(lr_encoder=other)
+    assert pipe.calibration is None
+    pipe.calibrate(photos(9), num_samples=2)
+    pipe.vdvae = make_pipeline().vdvae
+    assert pipe.calibration is None

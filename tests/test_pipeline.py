@@ -465,6 +465,40 @@ def test_a_pipeline_from_another_computes_as_it_does(make_pipeline: MakePipeline
     assert SuperResolutionPipeline.from_pipe(pipe, torch_dtype=torch.float32).inference_dtype == torch.float32
     other = SuperResolutionPipeline.from_pipe(pipe, fast_inference=False)
     assert other.inference_dtype == torch.float32 and pipe.inference_dtype == torch.bfloat16
+    for dtype in (torch.bfloat16, torch.float64):  # of the weights, which both have
+        pipe = make_pipeline().to(dtype)
+        assert SuperResolutionPipeline.from_pipe(pipe).inference_dtype == dtype == pipe.vdvae.dtype
+
+
+def test_an_lr_network_that_was_put_in_and_does_not_fit_is_named(make_pipeline: MakePipeline, make_lr_network) -> None:
+    pipe, y = make_pipeline("vdvae-sr"), torch.rand(3, 4, 4)
+    pipe.lr_encoder = make_lr_network("vdvae-sr", decoder_blocks="4x1,8m4,16m8")
+    with pytest.raises(ValueError, match="`lr_encoder` was made for decoder_blocks"):
+        pipe(y)
+
+
+@pytest.mark.parametrize("method", ["__call__", "quantiles", "samples"])
+def test_offloaded_networks_leave_the_device_after_an_error_too(
+    make_pipeline: MakePipeline, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    pipe, freed = make_pipeline(), []
+    monkeypatch.setattr(pipe, "maybe_free_model_hooks", lambda: freed.append(True))
+    monkeypatch.setattr(pipe.vdvae, "sample", lambda *args, **options: (_ for _ in ()).throw(MemoryError()))
+    y = torch.rand(3, 4, 4)
+    with pytest.raises(MemoryError):
+        list(pipe.samples(y, [0])) if method == "samples" else getattr(pipe, method)(y)
+    assert freed
+
+
+def test_a_variant_that_one_network_has_is_loaded_without_the_encoder_too(
+    make_pipeline: MakePipeline, tmp_path: Path
+) -> None:
+    pipe = make_pipeline()
+    pipe.save_pretrained(tmp_path)
+    pipe.lr_encoder.save_pretrained(tmp_path / "lr_encoder", variant="fp16")
+    (tmp_path / "lr_encoder" / "diffusion_pytorch_model.safetensors").unlink()
+    for load_encoder in (True, False):
+        SuperResolutionPipeline.from_pretrained(tmp_path, variant="fp16", load_encoder=load_encoder)
 
 
 @pytest.mark.parametrize("kind", ["cvdvae", "vdvae-sr"])
