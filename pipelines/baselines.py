@@ -174,6 +174,17 @@ class _ChainPipeline(ComparedPipeline):
         return SizeRequirements(scale, multiple // math.gcd(multiple, scale))
 
 
+def _check_scheduler(scheduler: AncestralScheduler, out_channels: int) -> None:
+    """Raises a ValueError unless the scheduler is of the class, and reads so many channels of a network's output."""
+    check_network("scheduler", scheduler, AncestralScheduler)
+    wanted = "learned_range" if out_channels == 6 else "fixed_small"
+    if scheduler.config.variance_type != wanted:
+        raise ValueError(
+            f"`scheduler` must have variance_type {wanted!r} for the {out_channels} channels that the network returns, "
+            f"has {scheduler.config.variance_type!r}"
+        )
+
+
 class SR3Pipeline(_ChainPipeline):
     """Samples of SR3: a chain of a diffusion model of p(x|y), which sees y enlarged.
 
@@ -205,6 +216,7 @@ class SR3Pipeline(_ChainPipeline):
     ) -> None:
         super().__init__()
         check_network("unet", unet, SR3UNet)
+        _check_scheduler(scheduler, 3)
         self.register_modules(unet=unet, scheduler=scheduler)
         own = {"num_inference_steps": num_inference_steps}
         self._configure(scale_factor, downsampling_kernel, default_temperature, enforce_consistency, **own)
@@ -260,6 +272,7 @@ class DPSPipeline(_ChainPipeline):
     ) -> None:
         super().__init__()
         check_network("unet", unet, GuidedDiffusionUNet)
+        _check_scheduler(scheduler, unet.config.out_channels)
         self.register_modules(unet=unet, scheduler=scheduler)
         self._bytes: dict[tuple[Any, ...], int] = {}
         own = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps}

@@ -171,6 +171,7 @@ def not_unshuffled(variant: str) -> Callable[[], dict[str, Tensor]]:
         ("esrgan-x4", resized("EDSR"), "is for a network RRDBNet; the file holds an EDSR"),
         ("hcflow-x4", lambda: {"flowUpsamplerNet.layers.1.weight": torch.ones(1)}, "the file holds an SRFlow"),
         ("edsr-x4", lambda: {"conv_first.weight": torch.ones(1)}, "no known architecture, such as conv_first.weight"),
+        ("edsr-x4", lambda: dict.fromkeys(("body.0.weight", "body.2.weight"), torch.ones(1)), "'relu' or 'leakyrelu'"),
         ("edsr-x4", lambda: dict.fromkeys(HAT, torch.ones(1)), "the file holds an HAT"),
         ("edsr-baseline-x4", eight_times, r"scale_factor=8 \(not 4\)"),
         ("realesrgan-x2plus", not_unshuffled("BasicSR"), r"scale_factor=1 or 2, without unshuffling \(not 2\)"),
@@ -397,6 +398,21 @@ def test_damaged_weights_of_ncnn_are_refused(damage: Callable[[Path], Any], mess
     damage(path)
     with pytest.raises(ConversionError, match=message):
         load_ncnn(path)
+
+
+def test_values_of_ncnn_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    model = SRVGGNetCompact(**CONFIGS["SRVGGNetCompact"])
+    layers = [("PReLU" if i % 2 else "Convolution", f"body.{i}") for i in range(len(model.body))]
+    state = model.state_dict() | {"body.0.weight": torch.full_like(model.body[0].weight, float("nan"))}
+    with pytest.raises(ConversionError, match=r"not finite in body\.0\.weight"):
+        load_ncnn(write_ncnn(state, layers, tmp_path, half=False))
+
+
+@pytest.mark.parametrize("changes", [{"num_class_embeds": 3}, {"attention_head_dim": None}])
+def test_options_of_diffusers_that_guided_diffusion_has_not_are_named(changes: dict[str, Any]) -> None:
+    made = Recipe("GuidedDiffusionUNet", published_options(**GUIDED, num_head_channels=16) | changes)
+    with pytest.raises(ValueError, match="guided diffusion has no network with"):
+        published_keys(made.build("meta"))
 
 
 def test_a_network_of_ncnn_that_resizes_its_result_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from test_compared_conversion import CONFIGS
 from torch import Tensor, nn
 
-from hvae_sr.baselines import AncestralScheduler, HCFlow, SR3UNet
+from hvae_sr.baselines import EDSR, AncestralScheduler, HCFlow, SR3UNet
 from hvae_sr.baselines.diffusion import space_timesteps
 from hvae_sr.baselines.dps import dps_chain
 from hvae_sr.baselines.guided_diffusion import GuidedDiffusionUNet, published_options
@@ -150,12 +150,41 @@ def test_wrong_configurations_are_named(name: str, changes: dict[str, Any], mess
         ({"class_cond": True}, "`class_cond` must be False, got True"),
         ({"image_size": 96}, "`channel_mult` must be given for image_size=96"),
         ({"num_channels": 48}, r"multiples of 32, got \[48, 48"),
+        (
+            {
+                "num_channels": 32,
+                "channel_mult": (1, 1),
+                "num_head_channels": -1,
+                "num_heads": 4,
+                "num_heads_upsample": 2,
+            },
+            "`num_heads_upsample` must be -1 or 4, got 2",
+        ),
+        ({"noise_schedule": "cosine"}, "`noise_schedule` must be 'linear', got 'cosine'"),
+        ({"predict_xstart": True}, "`predict_xstart` must be False, got True"),
+        ({"num_head_chanels": 16}, "`num_head_chanels` is no option of guided diffusion, got 16"),
     ],
 )
 def test_a_prior_that_diffusers_has_not_is_refused(changes: dict[str, Any], message: str) -> None:
     options: dict[str, Any] = dict(image_size=256, num_channels=64, num_res_blocks=1, num_head_channels=32)
     with pytest.raises(ValueError, match=message):
         published_options(**(options | changes))
+
+
+def test_multiples_are_text_or_numbers_and_what_changes_nothing_is_taken() -> None:
+    options: dict[str, Any] = dict(image_size=32, num_channels=32, num_res_blocks=1, num_head_channels=32)
+    unused = {"use_fp16": True, "model_path": "a", "num_heads_upsample": 2, "noise_schedule": "linear"}
+    assert published_options(**options, channel_mult=[1, 2]) == published_options(
+        **options, channel_mult="1,2", **unused
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"), [({"mean": [0.1]}, "`mean` must be three numbers"), ({"value_range": 0}, "`value_range`")]
+)
+def test_colours_of_an_edsr_that_are_none_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EDSR(num_blocks=1, width=8, **changes)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DDPMScheduler, DiffusionPipeline
 from PIL import Image
 from test_compared_conversion import CONFIGS, published_state, write
 from test_compared_networks import make
@@ -384,3 +384,12 @@ def test_colours_of_a_grey_photograph_are_the_networks_own() -> None:
 def test_wrong_settings_are_named(make_it: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_it()
+
+
+@pytest.mark.parametrize("scheduler", [DDPMScheduler(), chain()])
+def test_a_scheduler_that_does_not_fit_is_named(scheduler: Any) -> None:
+    with pytest.raises(ValueError, match="`scheduler` must"):
+        DPSPipeline(make("GuidedDiffusionUNet"), scheduler)
+    wrong = scheduler if isinstance(scheduler, DDPMScheduler) else chain(variance_type="learned_range")
+    with pytest.raises(ValueError, match="`scheduler` must"):
+        SR3Pipeline(make("SR3UNet"), wrong, scale_factor=4)

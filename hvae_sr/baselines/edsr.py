@@ -50,6 +50,10 @@ class EDSR(StrictLoading, ModelMixin, ConfigMixin):
         check_choice("scale_factor", scale_factor, (2, 3, 4))
         check_whole("num_blocks", num_blocks)
         check_whole("width", width)
+        if not 0 < value_range < float("inf"):
+            raise ValueError(f"`value_range` must be above 0 and finite, got {value_range!r}")
+        if len(mean) != 3:
+            raise ValueError(f"`mean` must be three numbers, got {mean!r}")
         shift = [value_range * m for m in mean]
         self.sub_mean = _shift([-m for m in shift])
         self.add_mean = _shift(shift)

@@ -5,6 +5,7 @@ diffusers' `UNet2DModel` is that network with the right options: `published_opti
 and `adapt` the weights.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  # diffusers looks for it in a component's module
@@ -29,11 +30,24 @@ class GuidedDiffusionUNet(StrictLoading, UNet2DModel):
     """
 
 
+_AS_PUBLISHED: dict[str, tuple[Any, ...]] = {
+    "class_cond": (False,), "use_new_attention_order": (False,), "num_classes": (None,), "in_channels": (3,),
+    "noise_schedule": ("linear",), "predict_xstart": (False,), "rescale_timesteps": (False,), "conv_resample": (True,),
+    "dims": (2,), "use_spatial_transformer": (False,),
+}  # fmt: skip
+"""Options whose other values are of another network or sampler."""
+_UNUSED = (
+    "use_fp16", "use_checkpoint", "model_path", "use_kl", "rescale_learned_sigmas", "timestep_respacing", "steps",
+    "diffusion_steps", "num_heads_upsample", "out_channels",
+)  # fmt: skip
+"""Options that change nothing in the network: of its memory, its training, or what calls say."""
+
+
 def published_options(
     image_size: int,
     num_channels: int,
     num_res_blocks: int,
-    channel_mult: str = "",
+    channel_mult: str | Sequence[float] = "",
     attention_resolutions: int | str = "16",
     num_heads: int = 1,
     num_head_channels: int = -1,
@@ -49,23 +63,31 @@ def published_options(
         image_size: nominal side.
         num_channels: model channels.
         num_res_blocks: residual blocks of a level, one more on the way up.
-        channel_mult: the levels' multiples of the model channels; empty for those of the image size.
+        channel_mult: the levels' multiples of the model channels, "1,2,4" or numbers; empty: the image size decides.
         attention_resolutions: resolutions with attention; a number or "32,16,8".
         num_heads, num_head_channels: heads, or their width, which overrides it.
         learn_sigma: whether the output has three more channels, for the variance.
         use_scale_shift_norm, resblock_updown: must be True, as in the published priors.
         dropout: of the residual blocks.
-        **unused: others of the published options that change nothing here; `class_cond` and
-            `use_new_attention_order` must be False.
+        **unused: others of the published options that change nothing here (`use_fp16`, `model_path` and the like), or
+            must have the values of the published priors (`class_cond` False, `noise_schedule` "linear", ...).
 
     Raises:
-        ValueError: options whose network `UNet2DModel` is not.
+        ValueError: options whose network `UNet2DModel` is not, whose sampler `AncestralScheduler` is not, or that are
+            none.
     """
     needed = {"use_scale_shift_norm": use_scale_shift_norm, "resblock_updown": resblock_updown}
-    refused = {name: unused.get(name, False) for name in ("class_cond", "use_new_attention_order")}
-    for name, value in {**needed, **refused}.items():
-        if bool(value) is not (name in needed):
-            raise ValueError(f"`{name}` must be {name in needed}, got {value!r}")
+    wanted = dict(_AS_PUBLISHED)
+    if num_head_channels <= 0:  # else it decides
+        wanted["num_heads_upsample"] = (-1, num_heads)
+    for name, value in {**needed, **unused}.items():
+        allowed = (True,) if name in needed else wanted.get(name)
+        if allowed is not None and value not in allowed:
+            raise ValueError(f"`{name}` must be {' or '.join(map(repr, allowed))}, got {value!r}")
+        if allowed is None and name not in _UNUSED:
+            raise ValueError(f"`{name}` is no option of guided diffusion, got {value!r}")
+    if not isinstance(channel_mult, str):
+        channel_mult = ",".join(map(str, channel_mult))
     multiples = channel_mult or _DEFAULT_MULTIPLES.get(image_size)
     if multiples is None:
         raise ValueError(f"`channel_mult` must be given for image_size={image_size}")
@@ -148,6 +170,10 @@ def published_keys(model: UNet2DModel) -> dict[str, str]:
                 resnet(f"output_blocks.{number}.{2 if attends else 1}", f"up_blocks.{level}.upsamplers.0")
             number += 1
     modules = {key: key.rpartition(".")[::2] for key in model.state_dict()}
+    others = sorted({module for module, _ in modules.values()} - names.keys())
+    if others or not isinstance(config.attention_head_dim, int):
+        why = f"layers {', '.join(others[:3])}" if others else f"attention_head_dim={config.attention_head_dim!r}"
+        raise ValueError(f"`config` of GuidedDiffusionUNet: guided diffusion has no network with {why}")
     return {key: f"{names[module]}.{kind}" for key, (module, kind) in modules.items()}
 
 

@@ -110,7 +110,7 @@ class Recipe:
         for name, part in zip(("scheduler", "pipeline"), parts, strict=True):
             if not isinstance(part, Mapping):
                 raise ConversionError(f"`config`: {name} must be a mapping of options, got {part!r}")
-        if architecture not in ARCHITECTURES:
+        if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
             raise ConversionError(f"`config`: architecture must be one of {', '.join(READABLE)}, got {architecture!r}")
         return cls(architecture, rest, *map(dict, parts))
 
@@ -154,7 +154,7 @@ def convert_baseline(
     path = Path(checkpoint)
     of_ncnn = path.suffix == ".bin" and path.with_suffix(".param").is_file()
     model, scheduler = convert_state_dict(load_ncnn(path) if of_ncnn else load_checkpoint(path), recipe, preset)
-    _check_pipeline(recipe, model.config.get("scale_factor"))
+    _check_pipeline(recipe, model.config.get("scale_factor") or getattr(model, "scale_factor", None))
     name, component = _PIPELINES[recipe.architecture]
     parts = {component: model} if scheduler is None else {component: model, "scheduler": scheduler}
     return write_folder(parts, output, name, recipe.pipeline)
@@ -288,6 +288,11 @@ def _identified(state: Mapping[str, Tensor]) -> tuple[Finding, Mapping[str, Tens
         stripped = {key.partition(".")[2]: value for key, value in state.items()}
         if (found := identify(stripped)).architecture is not None:
             finding, state = found, stripped
+    if finding.architecture is None and {"body.0.weight", "body.2.weight"} <= {*state} and "body.1.weight" not in state:
+        raise ConversionError(
+            "`checkpoint` may hold an SRVGGNetCompact with act_type 'relu' or 'leakyrelu', which weights do not tell "
+            "apart; only 'prelu', that of the published weights, is read"
+        )
     if finding.architecture is None:
         raise ConversionError(f"`checkpoint` holds weights of no known architecture, such as {', '.join([*state][:3])}")
     return finding, state

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .convert import ConversionError
+from .convert import LISTED_KEYS, ConversionError
 
 _MAGIC = "7767517"
 _HALF = 0x01306B47
@@ -63,9 +63,13 @@ def load_ncnn(path: str | Path) -> dict[str, Tensor]:
     else:
         found = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
         raise ConversionError(f"{where} holds neither an RRDBNet nor an SRVGGNetCompact: its layers are {found}")
-    return {
+    weights = {
         f"{name}.{kind}": value for name, parts in zip(names, tensors, strict=True) for kind, value in parts.items()
     }
+    broken = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        raise ConversionError(f"{where} has values that are not finite in {', '.join(broken[:LISTED_KEYS])}")
+    return weights
 
 
 def _read_layers(path: Path) -> list[_Layer]:

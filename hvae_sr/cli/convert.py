@@ -29,7 +29,8 @@ def _check_loading(folder: Path, hparams: dict[str, Any]) -> None:
 
     kind = pipeline_class(folder)
     try:
-        unknown = [name for name in hparams.get("pipeline", {}) if name not in inspect.signature(kind).parameters]
+        known = inspect.signature(kind).parameters.keys() - kind.component_classes.keys()
+        unknown = [name for name in hparams.get("pipeline", {}) if name not in known]
         if unknown or ("scheduler" in hparams and "scheduler" not in inspect.signature(kind).parameters):
             raise ValueError(f"{kind.__name__} has no {', '.join(unknown) or 'scheduler'}")
         kind.from_pretrained(folder)
