@@ -253,7 +253,7 @@ def test_guided_diffusion_without_a_schedule_has_the_published_one(learn_sigma: 
 
 
 @pytest.mark.parametrize("wrapper", ["model", "netG", "ema"])
-@pytest.mark.parametrize("prefix", ["", "model.", "netG."])
+@pytest.mark.parametrize("prefix", ["", "model.", "netG.", "model.net."])
 def test_other_wrappers_and_prefixes_are_taken_off(wrapper: str, prefix: str, tmp_path: Path) -> None:
     state = {f"{prefix}{key}": value for key, value in published_state("HCFlow").items()}
     state |= {f"{prefix}flow.layers.1.actnorm.inited": torch.tensor(True)}

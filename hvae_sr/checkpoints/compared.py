@@ -278,14 +278,16 @@ def _without_schedule(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], T
 
 
 def _identified(state: Mapping[str, Tensor]) -> tuple[Finding, Mapping[str, Tensor]]:
-    """What the file holds, and its tensors; without a name that all keys begin with, where only that hides it.
+    """What the file holds, and its tensors; without names that all keys begin with, where only these hide it.
 
     Raises:
         ConversionError: no network that is known.
     """
-    finding = identify(state)
-    if finding.architecture is None and len({key.partition(".")[0] for key in state}) == 1:
-        stripped = {key.partition(".")[2]: value for key, value in state.items()}
+    finding, stripped = identify(state), state
+    while finding.architecture is None and len({key.partition(".")[0] for key in stripped}) == 1:
+        if not all("." in key for key in stripped):
+            break
+        stripped = {key.partition(".")[2]: value for key, value in stripped.items()}
         if (found := identify(stripped)).architecture is not None:
             finding, state = found, stripped
     if finding.architecture is None and {"body.0.weight", "body.2.weight"} <= {*state} and "body.1.weight" not in state:
