@@ -174,15 +174,13 @@ class _ChainPipeline(ComparedPipeline):
         return SizeRequirements(scale, multiple // math.gcd(multiple, scale))
 
 
-def _check_scheduler(scheduler: AncestralScheduler, out_channels: int) -> None:
-    """Raises a ValueError unless the scheduler is of the class, and reads so many channels of a network's output."""
+def _check_scheduler(scheduler: AncestralScheduler, *variance_types: str) -> None:
+    """Raises a ValueError unless the scheduler is of the class, with a variance that the network's output has."""
     check_network("scheduler", scheduler, AncestralScheduler)
-    wanted = "learned_range" if out_channels == 6 else "fixed_small"
-    if scheduler.config.variance_type != wanted:
-        raise ValueError(
-            f"`scheduler` must have variance_type {wanted!r} for the {out_channels} channels that the network returns, "
-            f"has {scheduler.config.variance_type!r}"
-        )
+    found = scheduler.config.variance_type
+    if found not in variance_types:
+        allowed = " or ".join(map(repr, variance_types))
+        raise ValueError(f"`scheduler` must have the variance_type {allowed} for this network, has {found!r}")
 
 
 class SR3Pipeline(_ChainPipeline):
@@ -216,7 +214,7 @@ class SR3Pipeline(_ChainPipeline):
     ) -> None:
         super().__init__()
         check_network("unet", unet, SR3UNet)
-        _check_scheduler(scheduler, 3)
+        _check_scheduler(scheduler, "fixed_small")
         self.register_modules(unet=unet, scheduler=scheduler)
         own = {"num_inference_steps": num_inference_steps}
         self._configure(scale_factor, downsampling_kernel, default_temperature, enforce_consistency, **own)
@@ -272,7 +270,8 @@ class DPSPipeline(_ChainPipeline):
     ) -> None:
         super().__init__()
         check_network("unet", unet, GuidedDiffusionUNet)
-        _check_scheduler(scheduler, unet.config.out_channels)
+        learned = unet.config.out_channels == 6
+        _check_scheduler(scheduler, *(("learned_range",) if learned else ("fixed_large", "fixed_small")))
         self.register_modules(unet=unet, scheduler=scheduler)
         self._bytes: dict[tuple[Any, ...], int] = {}
         own = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps}

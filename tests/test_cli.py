@@ -270,7 +270,10 @@ def test_16_bits_of_a_resampled_result(model, photo, tmp_path):
 
 def test_16_bits_are_refused_in_a_format_of_8(model, photo, tmp_path, capsys):
     assert upscale(photo, "-o", tmp_path / "out", "--model", model, "--bits", 16, "--format", "jpg") == 2
-    assert "`--bits` 16 goes with `--format` png or tiff; jpg holds 8" in capsys.readouterr().err
+    assert (
+        "`--bits` 16, as given or as `--like` has it, goes with `--format` png or tiff; jpg holds 8"
+        in capsys.readouterr().err
+    )
 
 
 def test_what_is_transparent_is_white_in_a_jpeg(model, tmp_path):

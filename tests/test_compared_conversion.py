@@ -242,7 +242,7 @@ def test_a_schedule_in_another_precision_is_that_of_the_configuration(dtype: tor
         assert scheduler is not None and {key: scheduler.config[key] for key in published} == published
 
 
-@pytest.mark.parametrize(("learn_sigma", "variance"), [(True, "learned_range"), (False, "fixed_small")])
+@pytest.mark.parametrize(("learn_sigma", "variance"), [(True, "learned_range"), (False, "fixed_large")])
 def test_guided_diffusion_without_a_schedule_has_the_published_one(learn_sigma: bool, variance: str) -> None:
     made = Recipe("GuidedDiffusionUNet", published_options(**GUIDED, num_head_channels=16, learn_sigma=learn_sigma))
     model = made.build()

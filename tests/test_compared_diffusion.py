@@ -215,3 +215,16 @@ def test_shortened_chains_are_those_of_the_published_code() -> None:
     for arguments, expected in recorded.items():
         total, chosen = ast.literal_eval(arguments)
         assert space_timesteps(total, chosen) == expected, arguments
+
+
+def test_a_variance_that_is_not_learned_is_the_smaller_or_the_larger_of_the_two() -> None:
+    nothing, one = torch.zeros(1, 3, 2, 2), torch.ones(1, 3, 2, 2)
+    for steps in (10, 1000):
+        small, large = (AncestralScheduler(variance_type=f"fixed_{size}") for size in ("small", "large"))
+        for scheduler in (small, large):
+            scheduler.set_timesteps(steps)
+        for index in (1, steps - 1):
+            deviations = [float(s.step(nothing, index, nothing, one).prev_sample[0, 0, 0, 0]) for s in (small, large)]
+            before, after = large.alphas_cumprod[index - 1 : index + 1]
+            beta = 1 - after / before
+            assert deviations == pytest.approx([(beta * (1 - before) / (1 - after)) ** 0.5, beta**0.5], rel=1e-5)

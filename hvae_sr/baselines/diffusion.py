@@ -26,7 +26,7 @@ from ..models.blocks import check_choice
 from ..models.distributions import DiagonalGaussian
 from .common import check_whole
 
-VARIANCE_TYPES = ("fixed_small", "learned_range")
+VARIANCE_TYPES = ("fixed_small", "fixed_large", "learned_range")
 _SMALLEST_VARIANCE = 1e-20
 
 
@@ -52,8 +52,9 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
         num_train_timesteps: T of the training chain.
         beta_start, beta_end: of the linear schedule; 1e-6 and 1e-2 over 2000 steps in SR3, 1e-4 and 2e-2 over 1000 in
             guided diffusion.
-        variance_type: of a step. "fixed_small" is v_t. With "learned_range" the network's second half of channels, in
-            [-1, 1], interpolates between log v_t and log beta_t.
+        variance_type: of a step. "fixed_small" is v_t. "fixed_large" is beta_t (guided diffusion where no variance is
+            learned). With "learned_range" the network's second half of channels, in [-1, 1], interpolates between
+            log v_t and log beta_t.
     """
 
     order = 1
@@ -94,6 +95,8 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
         variance = self.betas * (1 - before) / (1 - self.alphas_cumprod)
         if self.config.variance_type == "learned_range" and len(variance) > 1:
             variance[0] = variance[1]  # v_0 is 0, and its logarithm is interpolated with
+        if self.config.variance_type == "fixed_large" and len(variance) > 1:
+            variance = np.append(variance[1], self.betas[1:])
         self.posterior_log_variance_clipped = np.log(np.maximum(variance, _SMALLEST_VARIANCE))
 
     @property

@@ -363,7 +363,8 @@ def _scheduler(recipe: Recipe, betas: Tensor | None, out_channels: int) -> Ances
     if recipe.architecture == "SR3UNet":
         config = {**PRESETS["sr3-16-128"]["scheduler"], **recipe.scheduler}
     elif recipe.architecture == "GuidedDiffusionUNet":
-        published = PRESETS["dps-ffhq256"]["scheduler"] if out_channels == 6 else {}
+        learned = out_channels == 6
+        published = PRESETS["dps-ffhq256"]["scheduler"] if learned else {"variance_type": "fixed_large"}
         config = {**published, **recipe.scheduler}
     else:
         return None

@@ -115,7 +115,7 @@ def _size(job: Job, options: argparse.Namespace) -> tuple[int, int] | None:
 
     if options.crop:
         return options.crop[2], options.crop[3]
-    with warnings.catch_warnings(), contextlib.suppress(OSError, ValueError, Image.DecompressionBombError):
+    with warnings.catch_warnings(), contextlib.suppress(Exception):  # what is wrong is said when its turn comes
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with open_file(job.source) as file:  # which refuses pipes instead of waiting
             try:
