@@ -57,12 +57,14 @@ def start_folder(start: str | None, output: Path) -> Path | None:
     folder = output / start
     if not folder.is_dir():
         inside = f"{CONFIGS.name}/{name}"
-        found = subprocess.run(["git", "archive", revision, inside], cwd=ROOT, capture_output=True)
-        if found.returncode:
+        try:
+            found = subprocess.run(["git", "archive", revision, inside], cwd=ROOT, capture_output=True, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            said = getattr(error, "stderr", b"").decode(errors="replace").strip() or error
             raise ValueError(
                 f"`start` of the recipe must be a folder of hub_configs at a revision that this clone has (a shallow "
-                f"clone has the last alone), got {start!r}: {found.stderr.decode(errors='replace').strip()}"
-            )
+                f"clone has the last alone), got {start!r}: {said}"
+            ) from error
         output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output) as unpacked, tarfile.open(fileobj=io.BytesIO(found.stdout)) as tar:
             tar.extractall(unpacked, filter="data")

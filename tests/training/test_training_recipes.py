@@ -74,6 +74,9 @@ def test_weights_of_an_earlier_revision_are_taken_out_of_the_history(command, mo
         folder = command.start_folder("old@HEAD~1", output)
         assert (folder / "vdvae" / "config.json").read_text() == "{}"
     assert [path.name for path in output.iterdir()] == ["old@HEAD~1"]
+    monkeypatch.setenv("PATH", "")  # no git
+    with pytest.raises(ValueError, match="got 'old@HEAD~2': .*git"):
+        command.start_folder("old@HEAD~2", output)
 
 
 @pytest.mark.parametrize("wrong, named", [(None, "must be one of"), ({"parts": []}, "`start`"),
