@@ -18,6 +18,7 @@ import pytest
 import torch
 from accelerate import cpu_offload, cpu_offload_with_hook
 from diffusers import DiffusionPipeline
+from diffusers.pipelines import pipeline_utils
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -488,6 +489,16 @@ def test_offloaded_networks_leave_the_device_after_an_error_too(
     with pytest.raises(MemoryError):
         list(pipe.samples(y, [0])) if method == "samples" else getattr(pipe, method)(y)
     assert freed
+
+
+def test_without_the_encoder_all_networks_are_placed_by_a_device_map(
+    make_pipeline: MakePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_pipeline().save_pretrained(tmp_path)
+    supported = [*pipeline_utils.SUPPORTED_DEVICE_MAP, "meta"]  # in the place of a GPU
+    monkeypatch.setattr(pipeline_utils, "SUPPORTED_DEVICE_MAP", supported)
+    pipe = SuperResolutionPipeline.from_pretrained(tmp_path, device_map="meta", load_encoder=False)
+    assert pipe.vdvae.device.type == pipe.lr_encoder.device.type == "meta"
 
 
 def test_a_variant_that_one_network_has_is_loaded_without_the_encoder_too(
