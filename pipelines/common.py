@@ -1,7 +1,8 @@
 """What `SuperResolutionPipeline` and those of the compared systems share: H, loading, and the checks of a call."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -43,6 +44,14 @@ class PhotoPipeline(DiffusionPipeline):
     def operator(self) -> Downsampling:
         """H, as the configuration says; its matrices are shared by all who use the same."""
         return cached_downsampling(self.config.scale_factor, self.config.downsampling_kernel)
+
+    @contextmanager
+    def _releasing(self) -> Iterator[None]:
+        """Offloaded networks leave the device at the end, also after an error."""
+        try:
+            yield
+        finally:
+            self.maybe_free_model_hooks()
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:

@@ -224,7 +224,7 @@ class ComparedPipeline(PhotoPipeline):
         grey = None if call.enforce_consistency else photo is not None and photo.grey
         consistency = Consistency(self.operator, y, call.enforce_consistency, grey)
         chunk = len(seeds) if self.is_deterministic else call.batch_size or self._samples_at_once(y)
-        try:
+        with self._releasing():
             for start in range(0, len(seeds), chunk):
                 own = seeds[start : start + chunk]
                 out = self._sample(y, own[:1] if self.is_deterministic else own, call, advance)
@@ -232,8 +232,6 @@ class ComparedPipeline(PhotoPipeline):
                     # What is made consistent is overwritten, and serves all samples of a deterministic system.
                     drawn = out[0].clone() if self.is_deterministic else out[position]
                     yield Sample.of(start + position, consistency(drawn), consistency, photo, call.output_type, seed)
-        finally:
-            self.maybe_free_model_hooks()
 
     def _in_windows(self, y: Tensor, call: Call, batch: int, evaluate: Callable[[Tensor, Window], Tensor]) -> Tensor:
         """`[batch, 3, s h, s w]`, fp32, put together from `evaluate(y in a window, window)`, `[1, 3, h, w]` the former.

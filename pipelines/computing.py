@@ -255,14 +255,6 @@ class Computing:
             logger.warning("the calibration is left out: it was made with another `%s`", "`, `".join(named))
             self.register_to_config(calibration=None)  # type: ignore[attr-defined]
 
-    @contextmanager
-    def _releasing(self) -> Iterator[None]:
-        """Offloaded networks leave the device at the end, also after an error."""
-        try:
-            yield
-        finally:
-            self.maybe_free_model_hooks()  # type: ignore[attr-defined]
-
     @property
     def inference_dtype(self) -> torch.dtype:
         """The dtype that residual blocks convolve in."""

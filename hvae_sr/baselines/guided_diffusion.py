@@ -38,7 +38,7 @@ _AS_PUBLISHED: dict[str, tuple[Any, ...]] = {
 """Options whose other values are of another network or sampler."""
 _UNUSED = (
     "use_fp16", "use_checkpoint", "model_path", "use_kl", "rescale_learned_sigmas", "timestep_respacing", "steps",
-    "diffusion_steps", "num_heads_upsample", "out_channels",
+    "diffusion_steps", "num_heads_upsample",
 )  # fmt: skip
 """Options that change nothing in the network: of its memory, its training, or what calls say."""
 

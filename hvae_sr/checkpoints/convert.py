@@ -135,11 +135,16 @@ def load_checkpoint(path: StrPath) -> dict[str, Tensor]:
     views = [key for key, v in state.items() if v.numel() * v.element_size() > v.untyped_storage().nbytes()]
     if views:
         raise ConversionError(f"{where} has tensors larger than what they hold: {', '.join(views[:LISTED_KEYS])}")
+    check_finite(state, where)
+    return state
+
+
+def check_finite(state: Mapping[str, Tensor], where: str) -> None:
+    """Raises a ConversionError that begins with `where` and names the tensors that hold NaN or infinite values."""
     # In float32, which they are converted to: a float64 may be beyond its range.
     broken = [key for key, value in state.items() if not torch.isfinite(value.float()).all()]
     if broken:
         raise ConversionError(f"{where} has values that are not finite in {', '.join(broken[:LISTED_KEYS])}")
-    return state
 
 
 def _is_state(value: Any) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .convert import LISTED_KEYS, ConversionError
+from .convert import ConversionError, check_finite
 
 _MAGIC = "7767517"
 _HALF = 0x01306B47
@@ -66,9 +66,7 @@ def load_ncnn(path: str | Path) -> dict[str, Tensor]:
     weights = {
         f"{name}.{kind}": value for name, parts in zip(names, tensors, strict=True) for kind, value in parts.items()
     }
-    broken = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
-    if broken:
-        raise ConversionError(f"{where} has values that are not finite in {', '.join(broken[:LISTED_KEYS])}")
+    check_finite(weights, where)
     return weights
 
 

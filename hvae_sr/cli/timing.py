@@ -19,10 +19,8 @@ _PROBE = 64
 """Pixels a side of the input that is timed, unless the model is of one size."""
 _PROBES = 16
 """Work of fewer such inputs is not timed before."""
-_ORIENTATION = 274
-"""The tag of EXIF and TIFF."""
 _QUARTER_TURNS = (5, 6, 7, 8)
-"""Its values for pictures that lie on their side."""
+"""Orientations (of EXIF and TIFF) of pictures that lie on their side."""
 
 
 def announce(
@@ -112,6 +110,7 @@ def _size(job: Job, options: argparse.Namespace) -> tuple[int, int] | None:
     from PIL import Image, UnidentifiedImageError
 
     from ..images import open_file, tiff
+    from ..images.metadata import ORIENTATION
 
     if options.crop:
         return options.crop[2], options.crop[3]
@@ -120,9 +119,9 @@ def _size(job: Job, options: argparse.Namespace) -> tuple[int, int] | None:
         with open_file(job.source) as file:  # which refuses pipes instead of waiting
             try:
                 with Image.open(file) as image:
-                    (width, height), turned = image.size, image.getexif().get(_ORIENTATION, 1)
+                    (width, height), turned = image.size, image.getexif().get(ORIENTATION, 1)
             except UnidentifiedImageError:  # a TIFF that Pillow does not read
                 tags = tiff.read_tags(file, tiff.page_offsets(file)[0])
-                (width, height), turned = tiff.size_of(tags), tags.get(_ORIENTATION, 1)
+                (width, height), turned = tiff.size_of(tags), tags.get(ORIENTATION, 1)
             return (height, width) if turned in _QUARTER_TURNS else (width, height)
     return None
