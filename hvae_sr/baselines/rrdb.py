@@ -15,7 +15,7 @@ from .common import ImageOutput, check_images, check_whole
 class RRDBNet(RRDBLayers, StrictLoading, ModelMixin, ConfigMixin):
     """Dense residual blocks at the resolution of y, then two steps of nearest neighbours and convolution.
 
-    The layers are `RRDBLayers`. For scale factors below 4 the input is pixel-unshuffled by 4 / s first, and the
+    The layers are `RRDBLayers`, for either `upsampling`. For scale factors below 4 the input is pixel-unshuffled by 4 / s first, and the
     sides of y must be multiples of that.
 
     The weights' names are BasicSR's; `hvae-sr convert` also reads those of the ESRGAN repository, old and new.
@@ -25,18 +25,26 @@ class RRDBNet(RRDBLayers, StrictLoading, ModelMixin, ConfigMixin):
         num_blocks: n; 23 as published, 6 in the network for drawings.
         width: channels; 64.
         growth: channels that each layer of a dense block adds; 32.
+        upsampling: "nearest", as published, or "pixelshuffle", in a fifth of the operations after the blocks.
     """
 
     _supports_gradient_checkpointing = True
 
     @register_to_config
-    def __init__(self, scale_factor: int = 4, num_blocks: int = 23, width: int = 64, growth: int = 32) -> None:
+    def __init__(
+        self,
+        scale_factor: int = 4,
+        num_blocks: int = 23,
+        width: int = 64,
+        growth: int = 32,
+        upsampling: str = "nearest",
+    ) -> None:
         super().__init__()
         check_choice("scale_factor", scale_factor, (1, 2, 4))
         for name, value in (("num_blocks", num_blocks), ("width", width), ("growth", growth)):
             check_whole(name, value)
         self.unshuffle = 4 // scale_factor
-        self._build_layers(3 * self.unshuffle**2, num_blocks, width, growth)
+        self._build_layers(3 * self.unshuffle**2, num_blocks, width, growth, upsampling)
 
     def forward(self, sample: Tensor, return_dict: bool = True) -> ImageOutput | tuple[Tensor]:
         """x from y.

@@ -156,7 +156,8 @@ def add_restorer(
     if network.restorer is not None:
         raise ValueError("`network` must be an LRConditioner without a restorer, got one that has a restorer")
     own = {name: value for name, value in network.config.items() if not name.startswith("_")}
-    own |= {"restorer_blocks": len(trained.body), "restored_shares": shares, "restored_tolerance": tolerance}
+    own |= {"restorer_blocks": len(trained.body), "restorer_upsampling": trained.upsampling}
+    own |= {"restored_shares": shares, "restored_tolerance": tolerance}
     combined = LRConditioner(**own)
     transfer(network, combined)
     assert combined.restorer is not None

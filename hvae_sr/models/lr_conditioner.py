@@ -92,6 +92,7 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
             out of the sample what it has of the estimate.
         restored_tolerance: None, or tau in grey levels of 0..255: where estimate and sample differ by d at y's own
             resolution, only exp(-(d / tau)^2) of the share is taken. Letters that it makes up do not agree with y.
+        restorer_upsampling: of the restorer: "nearest" or "pixelshuffle", see `RRDBLayers`.
     """
 
     _supports_gradient_checkpointing = True
@@ -124,6 +125,7 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         restorer_blocks: int | None = None,
         restored_shares: str | None = None,
         restored_tolerance: float | None = None,
+        restorer_upsampling: str = "nearest",
     ) -> None:
         super().__init__()
         check_choice("likelihood_location", likelihood_location, (None, "bicubic", "projection"))
@@ -184,8 +186,9 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         self.restorer: Restorer | None = None
         self.shares = _parse_shares(c.restored_shares)
         if c.restorer_blocks is None:
-            for name in ("restored_shares", "restored_tolerance"):
-                if c[name] is not None:
+            none = {"restored_shares": None, "restored_tolerance": None, "restorer_upsampling": "nearest"}
+            for name, value in none.items():
+                if c[name] != value:
                     raise ValueError(f"`{name}` needs `restorer_blocks`, got {c[name]!r} without them")
             return
         tau = c.restored_tolerance
@@ -199,7 +202,7 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
                 f"`restorer_blocks` must be None or a whole number >= 1, with scale_factor 4 and conditioning 'final', "
                 f"got {c.restorer_blocks!r}, {c.scale_factor} and {c.conditioning!r}"
             )
-        self.restorer = Restorer(c.restorer_blocks)
+        self.restorer = Restorer(c.restorer_blocks, c.restorer_upsampling)
         finest = max(self.network.widths)
         side = c.scale_factor * c.image_size
         if side % finest:

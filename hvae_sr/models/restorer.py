@@ -59,11 +59,12 @@ class Restorer(RRDBLayers, nn.Module):
 
     Args:
         num_blocks: n.
+        upsampling: "nearest" or "pixelshuffle", see `RRDBLayers`.
     """
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, num_blocks: int, upsampling: str = "nearest") -> None:
         super().__init__()
-        self._build_layers(3, num_blocks, RESTORER_WIDTH)
+        self._build_layers(3, num_blocks, RESTORER_WIDTH, upsampling=upsampling)
         self.requires_grad_(False)
 
     def forward(self, y: Tensor) -> Restored:
@@ -82,8 +83,9 @@ class Restorer(RRDBLayers, nn.Module):
             self.load_state_dict(trained.state_dict())  # type: ignore[attr-defined]
         except RuntimeError as error:
             raise ValueError(
-                f"an RRDBNet for x4 of {len(self.body)} blocks and {RESTORER_WIDTH} channels is needed, this one has "
-                f"{len(trained.body)} blocks: {' '.join(str(error).split())[:200]}"
+                f"an RRDBNet for x4 of {len(self.body)} blocks, {RESTORER_WIDTH} channels and upsampling "
+                f"{self.upsampling!r} is needed, this one has {len(trained.body)} blocks and {trained.upsampling!r}: "
+                f"{' '.join(str(error).split())[:200]}"
             ) from error
         for name, parameter in self.named_parameters():
             if parameter.ndim == 4 and not name.startswith(_EXACT):

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import Convolution
+from .blocks import Convolution, check_choice
 
+UPSAMPLINGS = ("nearest", "pixelshuffle")
 RESIDUAL_SCALE = 0.2
 NEGATIVE_SLOPE = 0.2
 
@@ -19,25 +20,41 @@ class RRDBLayers:
 
     With h = Conv(y) and a = LeakyReLU(0.2): f = h + Conv(RRDB_n(... RRDB_1(h))) and x = Conv(a(Conv(u(u(f))))), where
     u(f) = a(Conv(f enlarged by 2)). The weights' names are BasicSR's.
+
+    With `upsampling` "pixelshuffle" the second step comes last, as the sub-pixel convolution of ESPCN (Shi et al., CVPR
+    2016): x = shuffle(Conv(a(Conv(u(f))))), where the last Conv has 12 channels. What follows the blocks takes a fifth
+    of the operations, for it stays at half the resolution of x.
     """
 
     body: nn.Sequential
+    upsampling: str
     gradient_checkpointing = False
     _gradient_checkpointing_func: Any
 
-    def _build_layers(self, in_channels: int, num_blocks: int, width: int = 64, growth: int = 32) -> None:
+    def _build_layers(
+        self, in_channels: int, num_blocks: int, width: int = 64, growth: int = 32, upsampling: str = "nearest"
+    ) -> None:
+        check_choice("upsampling", upsampling, UPSAMPLINGS)
+        self.upsampling = upsampling
+        shuffled = upsampling == "pixelshuffle"
         self.conv_first = _conv(in_channels, width)
         self.body = nn.Sequential(*(RRDB(width, growth) for _ in range(num_blocks)))
         self.conv_body = _conv(width, width)
         self.conv_up1 = _conv(width, width)
-        self.conv_up2 = _conv(width, width)
+        if not shuffled:
+            self.conv_up2 = _conv(width, width)
         self.conv_hr = _conv(width, width)
-        self.conv_last = ExactConvolution(width, 3, 3)
+        self.conv_last = ExactConvolution(width, 12 if shuffled else 3, 3)
 
     @property
     def reducible(self) -> tuple[nn.Module, ...]:
         """What may convolve in a smaller dtype, beside the blocks' own: all but the first and the last convolution."""
-        return self.conv_body, self.conv_up1, self.conv_up2, self.conv_hr
+        return self.conv_body, *self._enlarging, self.conv_hr
+
+    @property
+    def _enlarging(self) -> tuple[nn.Module, ...]:
+        """The convolutions after steps of nearest neighbours."""
+        return (self.conv_up1,) if self.upsampling == "pixelshuffle" else (self.conv_up1, self.conv_up2)
 
     def features(self, y: Tensor) -> Tensor:
         """f, `[B, width, h, w]`, from `[B, in_channels, h, w]` on [0, 1]."""
@@ -52,9 +69,10 @@ class RRDBLayers:
     def image(self, features: Tensor) -> Tensor:
         """x, `[B, 3, 4 h, 4 w]`, nominally on [0, 1], from f."""
         x = features
-        for layer in (self.conv_up1, self.conv_up2):
+        for layer in self._enlarging:
             x = _activate(layer(F.interpolate(x, scale_factor=2, mode="nearest")))
-        return self.conv_last(_activate(self.conv_hr(x)))
+        x = self.conv_last(_activate(self.conv_hr(x)))
+        return F.pixel_shuffle(x, 2) if self.upsampling == "pixelshuffle" else x
 
 
 class ExactConvolution(Convolution):

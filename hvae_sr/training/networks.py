@@ -33,7 +33,7 @@ STAGES: dict[str, type[Objective]] = {
 }  # fmt: skip
 """A stage is an objective and its trainable parameters."""
 _NAMES_SHOWN = 5
-_GROWN = ("decoder_blocks", "restorer_blocks")
+_GROWN = ("decoder_blocks", "restorer_blocks", "restorer_upsampling")
 """Options of an LR network that its larger one shares; of another one it starts from what fits."""
 _CONDITIONED = ("vdvae-sr", "energy-score")
 _Network = TypeVar("_Network", bound=ModelMixin)
