@@ -68,9 +68,13 @@ def test_taken_weights_are_those_of_the_network_with_rounded_kernels(trained: RR
     assert not torch.equal(restorer.state_dict()["body.0.rdb1.conv1.weight"], trained.body[0].rdb1.conv1.weight)
 
 
-@pytest.mark.parametrize("shape", [{"num_blocks": 2}, {"width": 32}, {"growth": 8}, {"scale_factor": 2}])
+@pytest.mark.parametrize(
+    "shape", [{"num_blocks": 2}, {"width": 32}, {"growth": 8}, {"scale_factor": 2}, {"upsampling": "pixelshuffle"}]
+)
 def test_networks_of_another_shape_are_refused(shape: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="an RRDBNet for x4 of 1 blocks and 64 channels is needed"):
+    with pytest.raises(
+        ValueError, match="an RRDBNet for x4 of 1 blocks, 64 channels and upsampling .nearest. is needed"
+    ):
         Restorer(1).take(RRDBNet(**{"num_blocks": 1, **shape}))
 
 

@@ -15,8 +15,8 @@ from .common import ImageOutput, check_images, check_whole
 class RRDBNet(RRDBLayers, StrictLoading, ModelMixin, ConfigMixin):
     """Dense residual blocks at the resolution of y, then two steps of nearest neighbours and convolution.
 
-    The layers are `RRDBLayers`, for either `upsampling`. For scale factors below 4 the input is pixel-unshuffled by 4 / s first, and the
-    sides of y must be multiples of that.
+    The layers are `RRDBLayers`, for either `upsampling`. For scale factors below 4 the input is pixel-unshuffled by
+    4 / s first, and the sides of y must be multiples of that.
 
     The weights' names are BasicSR's; `hvae-sr convert` also reads those of the ESRGAN repository, old and new.
 

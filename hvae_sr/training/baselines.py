@@ -15,7 +15,9 @@ from ..noise import CounterNoise
 from ..operators import Downsampling
 from ..pipelines.baselines import DPSPipeline, HCFlowPipeline, RegressionPipeline, SR3Pipeline
 from ..pipelines.compared import ComparedPipeline
+from .critic import FeatureCritic
 from .objectives import Loss, PairedObjective
+from .scores import PerceptualDistance
 
 _TIME, _WITHIN = 0, 1
 """Numbers of the uniform draws of a diffusion step: which one, and how far from its noise level."""
@@ -41,36 +43,98 @@ class BaselineObjective(PairedObjective):
 
     def __init__(self, network: Any, operator: Downsampling, scheduler: AncestralScheduler | None = None) -> None:
         super().__init__(operator)
-        if not isinstance(network, self.architectures):
-            allowed = " or ".join(each.__name__ for each in self.architectures)
-            raise ValueError(f"`network` must be {allowed} for this stage, got {type(network).__name__}")
-        own = network.config.get("scale_factor") or getattr(network, "scale_factor", operator.scale_factor)
-        if own != operator.scale_factor:
-            raise ValueError(f"`scale_factor` must be the network's {own}, got {operator.scale_factor}")
+        self._check("network", network)
         found = None if scheduler is None else scheduler.config.variance_type
         if found != self.variance_type:
             raise ValueError(f"`scheduler` must have the variance_type {self.variance_type!r}, has {found!r}")
         self.network: Any = network
         self.scheduler = scheduler
 
+    def _check(self, name: str, network: Any) -> None:
+        """Raises a ValueError for a network of another system or scale factor, which is the argument `name`."""
+        if not isinstance(network, self.architectures):
+            allowed = " or ".join(each.__name__ for each in self.architectures)
+            raise ValueError(f"`{name}` must be {allowed} for this stage, got {type(network).__name__}")
+        own = network.config.get("scale_factor") or getattr(network, "scale_factor", self.operator.scale_factor)
+        if own != self.operator.scale_factor:
+            raise ValueError(f"`scale_factor` must be the {name}'s {own}, got {self.operator.scale_factor}")
+
     def components(self) -> dict[str, Any]:
         return {self.component: self.network}
 
 
 class Regression(BaselineObjective):
-    """Stage `regression`: the mean of |x - f(y)| in the network's own range of values (EDSR, section 4.2)."""
+    """Stage `regression`: the mean of |x - f(y)| (EDSR, section 4.2), and what ESRGAN adds to it (eq. 3).
+
+    With weights w_p and w_c of features and a critic, on images of [-1, 1],
+
+        L = w |x - f(y)| + w_p d(x, f(y)) + w_c L_adversarial(x, f(y)),
+
+    d the distance of VGG16's features and L_adversarial of `FeatureCritic`, which is trained in the same updates. A
+    `teacher` has its image of y in the place of the photograph: f imitates it, from y alone.
+
+    Args:
+        pixel_weight: w.
+        perceptual_weight: w_p.
+        critic_weight: w_c.
+        distance: d and the features of the critic; None only if both weights are 0.
+        teacher: a trained network of one of `architectures`, for the same scale factor.
+        exact: whether f(y) and the teacher's image are projected on {x : Hx = y} before they are compared.
+    """
 
     figure = "error"
     method = "regression of x (L1)"
     architectures = (EDSR, RRDBNet, SRVGGNetCompact)
     pipeline = RegressionPipeline
 
+    def __init__(
+        self, network: Any, operator: Downsampling, pixel_weight: float = 1.0, perceptual_weight: float = 0.0,
+        critic_weight: float = 0.0, distance: PerceptualDistance | None = None, teacher: Any = None,
+        exact: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(network, operator)
+        self.weights = pixel_weight, perceptual_weight, critic_weight
+        self.distance, self.exact, self.teacher, self.critic = distance, exact, teacher, None
+        if distance is None and (perceptual_weight or critic_weight):
+            raise ValueError("`distance` must be given for a `perceptual_weight` or `critic_weight` above 0")
+        if distance is not None and critic_weight:
+            self.critic = FeatureCritic(distance.widths[1:])  # the finest tap sees noise, not texture
+        if teacher is not None:
+            self._check("teacher", teacher)
+            teacher.requires_grad_(False)
+        if critic_weight or perceptual_weight:
+            self.method = "regression of x (L1, features of VGG16" + (", a critic)" if critic_weight else ")")
+
     def forward(self, images: Tensor, seeds: Sequence[int], rate_weight: float = 1, low: Tensor | None = None) -> Loss:
         x, y = self.pairs(images, low)
-        high = float(self.network.config.get("value_range", 1.0))
-        found = self.network((y + 1) * (high / 2), return_dict=False)[0]
-        loss = F.l1_loss(found.float(), (x + 1) * (high / 2))
-        return loss, {"error": loss.detach() * (255 / high)}  # in grey levels, for the log
+        if self.teacher is not None:
+            with torch.no_grad():
+                x = self._image(self.teacher.eval(), y).clamp(-1, 1)
+        found = self._image(self.network, y)
+        if self.exact:
+            found = self.operator.project(found, y)
+            x = x if self.teacher is None else self.operator.project(x, y)
+        error = F.l1_loss(found, x)
+        figures = {"error": 127.5 * error.detach()}  # in grey levels, for the log
+        pixel, perceptual, critic = self.weights
+        loss = pixel * error * (float(self.network.config.get("value_range", 1.0)) / 2)
+        if self.distance is None:
+            return loss, figures
+        with torch.no_grad():
+            real = self.distance.features(x)
+        fake = self.distance.features(found)
+        apart = self.distance(fake, real)
+        loss, figures["perceptual"] = loss + perceptual * apart, apart.detach()
+        if self.critic is not None:
+            own, adversarial = self.critic.losses(real[1:], fake[1:])
+            loss, figures["critic"] = loss + critic * adversarial + own, own.detach()
+        return loss, figures
+
+    @staticmethod
+    def _image(network: Any, y: Tensor) -> Tensor:
+        """f(y) on [-1, 1], from y there."""
+        high = float(network.config.get("value_range", 1.0))
+        return network((y + 1) * (high / 2), return_dict=False)[0].float() * (2 / high) - 1
 
 
 class Flow(BaselineObjective):

@@ -48,12 +48,14 @@ _RELATIVE = ("vdvae_config", "lr_config", "degradation", "baseline")
 """Files that a recipe names relative to its own folder."""
 _FOLDERS = ("train_data_dir", "validation_data_dir", "train_lr_dir", "validation_lr_dir")
 _PATHS = (*_RELATIVE, "output_dir", "dataset_name", "pretrained_vdvae", "pretrained_lr_encoder", "pretrained_network",
-          "pretrained_restorer", "lr_from_vdvae", "lpips_weights", "resume_from_checkpoint")  # fmt: skip
+          "pretrained_restorer", "pretrained_teacher", "lr_from_vdvae", "lpips_weights",
+          "resume_from_checkpoint")  # fmt: skip
 """Options that may begin with `~`."""
 _FREEZE = {"train_decoder": ("vdvae-sr", "energy-score"), "train_encoder": ("vdvae-sr",)}
 """Options that freeze weights where they are false, and the stages that read them."""
 _AT_LEAST = {
-    0: "flow_pixel_weight vlb_weight score_point_weight score_band_weight score_perceptual_weight "
+    0: "regression_pixel_weight regression_perceptual_weight regression_critic_weight flow_pixel_weight vlb_weight "
+    "score_point_weight score_band_weight score_perceptual_weight "
     "seed lr_warmup_steps dataloader_num_workers learning_rate adam_weight_decay adam_epsilon "
     "default_temperature skip_threshold plateau_patience cache_gib validation_images",
     1: "score_samples score_perceptual_taps resolution crops_per_image train_batch_size "
@@ -109,6 +111,15 @@ class TrainingConfig:
         "scheduler and pipeline.",
     )
     pretrained_network: str | None = option(None, "A trained network of that system to start from: its folder.")
+    pretrained_blocks: list[int] = option(
+        [], "regression: those blocks of the RRDBNet in pretrained_network that a new one of as many starts with."
+    )
+    pretrained_teacher: str | None = option(
+        None, "regression: a trained network whose image of y is imitated instead of the photograph: its folder."
+    )
+    regression_pixel_weight: float = option(1.0, "regression: weight of the L1 error.")
+    regression_perceptual_weight: float = option(0.0, "regression: weight of the distance of features of VGG16.")
+    regression_critic_weight: float = option(0.0, "regression: weight of the adversarial loss of a critic of these.")
     flow_pixel_weight: float = option(0.0, "hcflow: weight of the L1 error of the sample at temperature 0.")
     vlb_weight: float = option(0.001, "ddpm: weight of the variational bound, which trains the variances.")
     scale_factor: int = option(4, "Sides of x over sides of y.")
@@ -259,6 +270,11 @@ class TrainingConfig:
             _check_rules(self.lr_step_rules)
         if stage in BASELINE_STAGES:
             _check(self.baseline, "baseline", f"must be given for stage {stage}")
+            seen = self.regression_perceptual_weight or self.regression_critic_weight
+            sound = not seen or self.lpips_weights is not None
+            _check(sound, "lpips_weights", "must be given for a perceptual or critic weight above 0")
+            sound = not self.pretrained_blocks or self.pretrained_network is not None
+            _check(sound, "pretrained_blocks", "needs `pretrained_network`, got", self.pretrained_blocks)
             # The flow's Jacobian and its inverse are no better than the precision of every layer.
             sound = stage != "hcflow" or self.mixed_precision == "no"
             _check(sound, "mixed_precision", "must be no for stage hcflow, got", self.mixed_precision)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from ..baselines import AncestralScheduler, RRDBNet
 from ..checkpoints.compared import ARCHITECTURES, PRESETS, Recipe
 from ..checkpoints.growth import grow, transfer
+from ..checkpoints.pruning import take_blocks
 from ..data.crops import one_line
 from ..models import VDVAE, LRConditioner, LREncoder
 from ..operators import Downsampling
@@ -116,17 +117,37 @@ def _baseline(config: TrainingConfig, load_weights: bool) -> BaselineObjective:
         scheduler = AncestralScheduler(**recipe.scheduler) if recipe.scheduler else None
         if folder is not None and load_weights:
             trained = cast(Any, ARCHITECTURES[recipe.architecture]).from_pretrained(folder)
-            network.load_state_dict(trained.state_dict())
+            if config.pretrained_blocks:
+                take_blocks(network, trained, config.pretrained_blocks)
+            else:
+                network.load_state_dict(trained.state_dict())
     except _UNREADABLE as error:
         named = "baseline" if folder is None else "pretrained_network"
         raise ValueError(f"`{named}` {folder or config.baseline!r}: {one_line(error)}") from error
     own: dict[type[Objective], tuple[Any, ...]] = {
+        Regression: _regression(config, load_weights) if kind is Regression else (),
         Flow: (config.flow_pixel_weight,), Refinement: (scheduler,), DiffusionPrior: (scheduler, config.vlb_weight)
     }  # fmt: skip
     try:
         return cast(Any, kind)(network, operator, *own.get(kind, ()))
     except ValueError as error:
         raise ValueError(f"`baseline` {config.baseline!r} does not go with stage {config.stage}: {error}") from error
+
+
+def _regression(config: TrainingConfig, load_weights: bool) -> tuple[Any, ...]:
+    """What `Regression` takes after its network and H."""
+    weights = config.regression_pixel_weight, config.regression_perceptual_weight, config.regression_critic_weight
+    distance = PerceptualDistance(config.lpips_weights or "") if any(weights[1:]) else None
+    teacher, folder = None, config.pretrained_teacher
+    if folder is not None:
+        try:
+            name = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["_class_name"]
+            kind = {each.__name__: each for each in Regression.architectures}[name]
+        except _UNREADABLE as error:
+            kinds = ", ".join(each.__name__ for each in Regression.architectures)
+            raise ValueError(f"`pretrained_teacher` {folder!r} is no folder of {kinds}: {one_line(error)}") from error
+        teacher = _loaded(kind, "pretrained_teacher", config, load_weights)
+    return *weights, distance, teacher, config.consistency == "exact"
 
 
 def _distances(config: TrainingConfig) -> dict[str, tuple[Distance, float]]:

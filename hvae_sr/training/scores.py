@@ -128,6 +128,8 @@ class PerceptualDistance(Distance):
     def __init__(self, lpips_weights: str | Path, num_taps: int = 3, pool: int = 4) -> None:
         super().__init__()
         self.network, self.pool = FeatureNetwork.from_file(lpips_weights, num_taps=num_taps), pool
+        self.widths = [head.numel() for head in self.network.heads]
+        """Channels of each tap."""
 
     def features(self, x: Tensor) -> list[Tensor]:
         activations = self.network(x.contiguous(memory_format=torch.channels_last))

@@ -12,10 +12,13 @@ import torch
 from PIL import Image
 from processes import status
 from runs import BASELINES, assert_equal_trees, assert_same, log, started, state, wait_until, weights
+from safetensors.torch import save_file
+from stand_ins import random_weights
 from torch.testing import assert_close
 
 import train
 from hvae_sr import AncestralScheduler, Downsampling, HCFlow
+from hvae_sr.baselines import RRDBNet
 from hvae_sr.baselines.diffusion import variational_bound
 from hvae_sr.noise import CounterNoise
 from hvae_sr.pipelines.baselines import enlarge, pipeline_class
@@ -71,6 +74,76 @@ def test_a_regression_is_the_mean_error_in_grey_levels(options, tmp_path):
         expected = (objective.network(127.5 * (y + 1)).sample - IMAGES).abs().mean()
     assert_close(loss, expected, rtol=1e-5, atol=1e-4)
     assert_close(figures["error"], loss)
+
+
+@pytest.fixture
+def esrgan(options, tmp_path):
+    """Options of a regression with features and a critic that imitates a teacher of more blocks."""
+    file = tmp_path / "rrdb.json"
+    shape = {"num_blocks": 1, "width": 8, "growth": 4}
+    file.write_text(json.dumps({"architecture": "RRDBNet", "upsampling": "pixelshuffle", **shape}))
+    torch.manual_seed(4)
+    RRDBNet(**{**shape, "num_blocks": 3}).save_pretrained(tmp_path / "teacher")
+    save_file({name: value.half() for name, value in random_weights("vgg16").items()}, tmp_path / "vgg.safetensors")
+    own = {"baseline": file, "pretrained_teacher": tmp_path / "teacher", "pretrained_network": tmp_path / "teacher"}
+    own |= {"pretrained_blocks": 1, "lpips_weights": tmp_path / "vgg.safetensors", "consistency": "exact"}
+    weights = {"regression_pixel_weight": 0.3, "regression_perceptual_weight": 1, "regression_critic_weight": 0.02}
+    return {**own, **weights, "resolution": 32}
+
+
+def test_a_regression_may_imitate_a_teacher_under_features_and_a_critic(esrgan, options, tmp_path):
+    objective = make("regression", options, tmp_path / "out", **esrgan)
+    x, y = objective.pairs(IMAGES)
+    with torch.no_grad():
+        loss, figures = objective(IMAGES, SEEDS)
+        taught = objective.operator.project(objective.teacher((y + 1) / 2).sample.clamp(0, 1) * 2 - 1, y)
+        found = objective.operator.project(objective.network((y + 1) / 2).sample * 2 - 1, y)
+        real, fake = (objective.distance.features(image) for image in (taught, found))
+        pixel, apart = (found - taught).abs().mean(), objective.distance(fake, real)
+        judged = [[tap.mean() for tap in objective.critic(features[1:])] for features in (fake, real)]
+        critics = objective.critic.losses(real[1:], fake[1:])
+    assert_close(loss, 0.15 * pixel + apart + 0.02 * critics[1] + critics[0])
+    assert_close(torch.stack([figures["error"], figures["perceptual"]]), torch.stack([127.5 * pixel, apart]))
+    assert all(abs(float(a) - float(b)) < 1 for a, b in zip(*judged, strict=True))
+
+
+def test_the_critic_and_what_it_judges_each_follow_their_own_loss(esrgan, options, tmp_path):
+    objective = make("regression", options, tmp_path / "out", **esrgan)
+    real, fake = (objective.distance.features(torch.rand(2, 3, 32, 32)) for _ in range(2))
+    fake = [x.requires_grad_() for x in fake]
+    own, adversarial = objective.critic.losses(real[1:], fake[1:])
+    parameters = list(objective.critic.parameters())
+    assert all(bool(g.any()) for g in torch.autograd.grad(own, parameters[:1], retain_graph=True))
+    assert torch.autograd.grad(own, fake[1:], allow_unused=True) == (None, None)
+    assert torch.autograd.grad(adversarial, parameters, allow_unused=True, retain_graph=True) == (None,) * 12
+    towards = torch.autograd.grad(adversarial, fake[1:])
+    assert all(bool(gradient.any()) for gradient in towards)
+
+
+def test_the_published_network_is_all_that_an_imitation_saves(esrgan, options, tmp_path):
+    assert train.main(options("regression", tmp_path / "out", **esrgan)) == 0
+    network = RRDBNet.from_pretrained(tmp_path / "out" / "network")
+    assert network.upsampling == "pixelshuffle" and len(network.body) == 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if (path / "config.json").is_file()) == ["network"]
+    teacher = RRDBNet.from_pretrained(tmp_path / "teacher")
+    assert not torch.equal(network.conv_first.weight, teacher.conv_first.weight)
+    assert_close(network.conv_first.weight, teacher.conv_first.weight, atol=0.05, rtol=0)  # where it started
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lpips_weights": None}, "`lpips_weights` must be given for a perceptual or critic weight above 0"),
+        ({"pretrained_teacher": "nowhere"}, "`pretrained_teacher` 'nowhere' is no folder of EDSR, RRDBNet"),
+        ({"pretrained_blocks": 7}, "`blocks` must be 1 ascending numbers below 3"),
+        ({"pretrained_network": None}, "`pretrained_blocks` needs `pretrained_network`"),
+        ({"scale_factor": 2}, "`scale_factor` must be the network's 4, got 2"),
+    ],
+)
+def test_an_imitation_that_cannot_be_is_refused(esrgan, options, tmp_path, change, message):
+    given = {name: value for name, value in {**esrgan, **change}.items() if value is not None}
+    with pytest.raises(ValueError, match=message):
+        make("regression", options, tmp_path / "out", **given)
 
 
 def test_a_new_flow_is_normalised_by_first_crops(options, tmp_path):
