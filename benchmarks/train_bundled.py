@@ -5,9 +5,10 @@ python benchmarks/train_bundled.py NAME --train_data_dir DIR [DIR ...] --output_
 
 `hub_configs/NAME/recipe.yaml` has the model to start from (`start`: a folder of hub_configs; NAME@REVISION, one of an
 earlier revision of this repository; or null for random weights), the files of options for train.py (`parts`, at most
-three, in turn, each from the weights of the last one), and the options of `hvae-sr evaluate` for each table
-(`evaluate`: name of the set, size and so on). Part n is in OUT/n-PART; the trained folder is that of the last part; the
-reports are OUT/evaluation-n.json.
+three, in turn, each from the weights of the last one; a part of stage `regression` trains the restorer of the parts
+after it, with the one in FOLDER as its teacher), and the options of `hvae-sr evaluate` for each table (`evaluate`: name
+of the set, size and so on). Part n is in OUT/n-PART; the trained folder is that of the last part; the reports are
+OUT/evaluation-n.json.
 """
 
 import argparse
@@ -73,7 +74,7 @@ def start_folder(start: str | None, output: Path) -> Path | None:
 
 
 def reads_through_a_restorer(part: Path) -> bool:
-    """Whether the part trains an LR network that has a restorer."""
+    """Whether the part starts an LR network that has a restorer."""
     lr_config = yaml.safe_load(part.read_text()).get("lr_config")
     return lr_config is not None and bool(json.loads((part.parent / lr_config).read_text()).get("restorer_blocks"))
 
@@ -90,6 +91,13 @@ def training_commands(
     for number, part in enumerate(recipe["parts"], 1):
         folder = output / f"{number}-{Path(part).stem}"
         command = [sys.executable, str(ROOT / "train.py"), "--config", str(CONFIGS / name / part)]
+        common = ["--output_dir", str(folder), "--resume_from_checkpoint", "latest", *options]
+        if yaml.safe_load((CONFIGS / name / part).read_text()).get("stage") == "regression":
+            if restorer is None:
+                raise ValueError(f"`--restorer` must be given: {part} imitates a trained RRDBNet, got none")
+            commands.append([*command, "--pretrained_teacher", restorer, "--pretrained_network", restorer, *common])
+            restorer = str(folder / "network")
+            continue
         if start is not None:
             command += [
                 "--pretrained_vdvae",
@@ -101,7 +109,7 @@ def training_commands(
             if restorer is None:
                 raise ValueError(f"`--restorer` must be given: {part} reads y through a trained RRDBNet, got none")
             command += ["--pretrained_restorer", restorer]
-        commands.append([*command, "--output_dir", str(folder), "--resume_from_checkpoint", "latest", *options])
+        commands.append([*command, *common])
         start = folder
     return commands
 
@@ -120,7 +128,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", metavar="NAME", help="folder of hub_configs with a recipe.yaml")
     parser.add_argument("--output_dir", required=True, type=Path, help="of the parts and the reports")
-    parser.add_argument("--restorer", help="folder of the trained RRDBNet that the LR network reads y through")
+    parser.add_argument(
+        "--restorer", help="folder of the trained RRDBNet that the LR network reads y through, or learns"
+    )
     parser.add_argument("--benchmarks", type=Path, help="folder of the folders Set5, BSD100, ...; none: no evaluation")
     parser.add_argument("--lpips", help="AlexNet's weights, for LPIPS in the evaluation")
     given, options = parser.parse_known_args(arguments)
