@@ -79,7 +79,7 @@ class Regression(BaselineObjective):
         critic_weight: w_c.
         distance: d and the features of the critic; None only if both weights are 0.
         teacher: a trained network of one of `architectures`, for the same scale factor.
-        exact: whether f(y) and the teacher's image are projected on {x : Hx = y} before they are compared.
+        exact: whether features and critic see f(y) projected on {x : Hx = y}, as the teacher's image then is.
     """
 
     figure = "error"
@@ -111,10 +111,12 @@ class Regression(BaselineObjective):
             with torch.no_grad():
                 x = self._image(self.teacher.eval(), y).clamp(-1, 1)
         found = self._image(self.network, y)
+        if self.exact and self.teacher is not None:
+            x = self.operator.project(x, y)
+        # Before f(y) is projected: what the projection replaces, such as the brightness, would be left to chance.
+        error = F.l1_loss(found, x)
         if self.exact:
             found = self.operator.project(found, y)
-            x = x if self.teacher is None else self.operator.project(x, y)
-        error = F.l1_loss(found, x)
         figures = {"error": 127.5 * error.detach()}  # in grey levels, for the log
         pixel, perceptual, critic = self.weights
         loss = pixel * error * (float(self.network.config.get("value_range", 1.0)) / 2)

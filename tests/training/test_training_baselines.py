@@ -97,9 +97,10 @@ def test_a_regression_may_imitate_a_teacher_under_features_and_a_critic(esrgan, 
     with torch.no_grad():
         loss, figures = objective(IMAGES, SEEDS)
         taught = objective.operator.project(objective.teacher((y + 1) / 2).sample.clamp(0, 1) * 2 - 1, y)
-        found = objective.operator.project(objective.network((y + 1) / 2).sample * 2 - 1, y)
-        real, fake = (objective.distance.features(image) for image in (taught, found))
-        pixel, apart = (found - taught).abs().mean(), objective.distance(fake, real)
+        image = objective.network((y + 1) / 2).sample * 2 - 1
+        found = objective.operator.project(image, y)
+        real, fake = (objective.distance.features(each) for each in (taught, found))
+        pixel, apart = (image - taught).abs().mean(), objective.distance(fake, real)
         judged = [[tap.mean() for tap in objective.critic(features[1:])] for features in (fake, real)]
         critics = objective.critic.losses(real[1:], fake[1:])
     assert_close(loss, 0.15 * pixel + apart + 0.02 * critics[1] + critics[0])

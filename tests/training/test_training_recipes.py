@@ -11,6 +11,7 @@ from runs import LR_CONFIGS, VDVAE_CONFIG, log, weights
 
 from hvae_sr.training import TrainingConfig
 from hvae_sr.training.config import read_recipe
+from hvae_sr.training.networks import baseline_recipe
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path.parent.name for path in (ROOT / "hub_configs").glob("*/recipe.yaml"))
@@ -30,17 +31,25 @@ def test_the_parts_of_a_recipe_are_there_and_follow_each_other(name, command, tm
     earlier = recipe["start"] is not None and "@" in recipe["start"]
     if earlier:  # a shallow clone, or none, lacks it
         monkeypatch.setattr(command, "start_folder", lambda start, output: output / start)
-    folders = []
+    folders: list[Path] = []
+    restorer = "restorer"
     given = ["--train_data_dir", "photos", "--lpips_weights", "vgg16.safetensors"]
     for arguments in command.training_commands(name, recipe, tmp_path, given, "restorer"):
         options = dict(zip(arguments[2::2], arguments[3::2], strict=True))
         options_of_part = read_recipe(Path(options["--config"]))
         network = json.loads(Path(options_of_part["lr_config"]).read_text()) if "lr_config" in options_of_part else {}
-        assert options.get("--pretrained_restorer") == ("restorer" if network.get("restorer_blocks") else None)
-        named = {name: options[f"--{name}"] for name in ("output_dir", "lpips_weights")}
-        TrainingConfig(**options_of_part | named, train_data_dir=[options["--train_data_dir"]])
+        assert options.get("--pretrained_restorer") == (restorer if network.get("restorer_blocks") else None)
+        named = {name: options.get(f"--{name}") for name in ("output_dir", "lpips_weights", "pretrained_network")}
+        config = TrainingConfig(**options_of_part | named, train_data_dir=[options["--train_data_dir"]])
+        if config.stage == "regression":
+            assert options["--pretrained_teacher"] == options["--pretrained_network"] == "restorer"
+            restorer = str(Path(config.output_dir) / "network")
+            network = baseline_recipe(config).build("meta")
+            assert len(config.pretrained_blocks) == len(network.body)
+            folders.append(Path(config.output_dir))
+            continue
         start = options.get("--pretrained_vdvae")
-        assert not folders or Path(start).parent == folders[-1]
+        assert not folders or Path(start).parent in (folders[-1], tmp_path / str(recipe["start"]))
         folders.append(Path(options["--output_dir"]))
     assert earlier or recipe["start"] is None or (ROOT / "hub_configs" / recipe["start"] / "vdvae").is_dir()
     for arguments in command.evaluation_commands(recipe, folders[-1], tmp_path, tmp_path):
@@ -48,9 +57,11 @@ def test_the_parts_of_a_recipe_are_there_and_follow_each_other(name, command, tm
 
 
 def test_a_recipe_with_a_restorer_needs_its_weights(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "start_folder", lambda start, output: output / start)
+    monkeypatch.setattr(command, "start_folder", lambda start, output: output / str(start))
     with pytest.raises(ValueError, match="`--restorer` must be given: train_point.yaml reads y through"):
         command.training_commands("photo-x4", command.read_recipe("photo-x4"), tmp_path, [])
+    with pytest.raises(ValueError, match="`--restorer` must be given: train.yaml imitates a trained RRDBNet"):
+        command.training_commands("realsr-small", command.read_recipe("realsr-small"), tmp_path, [])
 
 
 def test_weights_of_an_earlier_revision_are_taken_out_of_the_history(command, monkeypatch, tmp_path):
