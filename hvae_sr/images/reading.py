@@ -396,7 +396,7 @@ def _channels(image: Image.Image, profile: bytes, warnings: list[str]) -> np.nda
             warnings.append("its CMYK profile cannot be used; the colours are converted by formula")
         image = converted or image
     elif mode in ("P", "PA", "RGBa"):
-        image = image.convert("RGBA" if mode != "P" or "transparency" in image.info else "RGB")
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     elif mode in ("1", "La"):
         image = image.convert("L" if mode == "1" else "LA")
     if image.mode not in ("L", "LA", "RGB", "RGBA"):
