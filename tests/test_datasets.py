@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from hvae_sr.data import Augmentation, ImageFolder, ImageStream, ImageTable, open_dataset
 from hvae_sr.data.datasets import same_files
+from hvae_sr.images import WideImage, save_image
 
 datasets = pytest.importorskip("datasets")
 
@@ -84,6 +85,19 @@ def test_a_table_gives_the_crops_of_a_folder(kind, cache_bytes, photos, caplog):
     assert torch.equal(torch.cat(batches), crops)
     text = caplog.text
     assert "row 7" in text and "90x8 is smaller" in text and "row 2" in text
+
+
+def test_rows_are_read_as_files_are_and_start_no_program(tmp_path, caplog):
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n"
+    save_image(WideImage(np.full((20, 24, 2), 65535, np.uint16)), tmp_path / "deep.tif")
+    rows = [(tmp_path / "deep.tif").read_bytes(), eps]
+    table = {"image": [{"bytes": data, "path": f"{i}.png"} for i, data in enumerate(rows)]}
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict(table, features=features).to_parquet(tmp_path / "train.parquet")
+    table = ImageTable(str(tmp_path), PLAIN)
+    assert table.skipped == {"row 1 (1.png)": "not an image, or of an unknown format"}
+    assert len(table) == 1 and table[0]["image"].min() == 255
+    assert next(iter(ImageStream(str(tmp_path), PLAIN)))["image"].min() == 255
 
 
 def source_of(crop):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +15,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from ..images import ImageError, PathLike, find_images, load_image
+from ..images import ImageError, PathLike, find_images, image_size, load_image
 from .augmentation import DEFAULT_SCALES, Augmentation, draw, resize
 
 logger = logging.getLogger("hvae_sr.data")
@@ -26,7 +25,7 @@ _T = TypeVar("_T")
 Degrader = Callable[[torch.Tensor, int], torch.Tensor]
 """(crop [3, H, W] uint8, its number) -> its LR image; must be picklable, and a function of the two alone."""
 _Source = Any
-"""What Pillow opens: a path or a file; or an image."""
+"""What `load_image` takes: a path, the bytes of a file, or an image."""
 
 
 class ImageCrops(Dataset[dict[str, torch.Tensor]]):
@@ -90,10 +89,10 @@ class ImageCrops(Dataset[dict[str, torch.Tensor]]):
         self._fill_cache(cache_bytes)
 
     def source(self, number: int) -> _Source:
-        """Source `number`, as Pillow opens it."""
+        """Source `number`, as `load_image` takes it."""
         raise NotImplementedError
 
-    def low_source(self, number: int) -> _Source | None:
+    def low_source(self, number: int) -> _Source:
         """The LR image that belongs to source `number`, or None where LR images are not given."""
         return None
 
@@ -175,20 +174,19 @@ class ImageCrops(Dataset[dict[str, torch.Tensor]]):
         """The image, and its LR image if one is given; None, with one line in the log, if they cannot be decoded."""
         number = self._usable[image]
         try:
-            decoded = [load_image(_open(self.source(number)))]
+            decoded = [load_image(self.source(number))]
             # EXIF orientation may swap the sides; anything else means that the header did not tell the truth.
             if sorted(decoded[0].size) != sorted(self._sizes[image]):
                 raise ImageError(f"{self.name(number)}: size {decoded[0].size} is not that of the header")
             if self.factor > 1:
-                decoded.append(load_image(_open(self.low_source(number))))
+                decoded.append(load_image(self.low_source(number)))
                 if decoded[1].size != self._shapes(decoded[0].size)[1]:
                     raise ImageError(f"{self.name(number)}: its LR image has size {decoded[1].size} once upright")
             return decoded
         except Exception as error:  # Pillow's readers raise nearly every type on damaged files
             self._undecodable.add(image)
-            name, text = str(self.name(number)), str(error) if isinstance(error, ImageError) else one_line(error)
-            text = text if text.startswith(name) else f"{name}: {text}"
-            logger.warning("Another image takes the place of one that cannot be decoded: %s", text)
+            text = "Another image takes the place of one that cannot be decoded: %s: %s"
+            logger.warning(text, self.name(number), self._reason(error, number))
             return None
 
     def _scan(self, count: int) -> None:
@@ -214,21 +212,26 @@ class ImageCrops(Dataset[dict[str, torch.Tensor]]):
             )
 
     def _header(self, number: int) -> tuple[int, int] | str:
-        """(width, height) as stored, or why the image cannot be used."""
+        """(width, height), or why the image cannot be used."""
         try:
-            size = _size(self.source(number))
+            size = image_size(self.source(number))
             if not self.augmentation.levels(size):
                 return f"{size[0]}x{size[1]} is smaller than crop_size={self.augmentation.crop_size}"
             if self.factor > 1:
                 low = self.low_source(number)
                 if low is None:
                     return "no LR image belongs to it"
-                found, expected = _size(low), self._shapes(size)[1]
+                found, expected = image_size(low), self._shapes(size)[1]
                 if sorted(found) != sorted(expected):  # one of them may lie on its side
                     return f"its LR image is {found[0]}x{found[1]}, not {expected[0]}x{expected[1]}"
             return size
         except Exception as error:  # as in `_decode`
-            return one_line(error)
+            return self._reason(error, number)
+
+    def _reason(self, error: Exception, number: int) -> str:
+        """What is wrong with source `number`, in one line and without its name."""
+        text = str(error) if isinstance(error, ImageError) else one_line(error)
+        return text.removeprefix(f"{self.name(number)}: ").removeprefix("image: ")
 
     def _fill_cache(self, cache_bytes: int) -> None:
         """Decode everything into one buffer, if it fits."""
@@ -308,8 +311,8 @@ class ImageFolder(ImageCrops):
         self._files: list[Path] = []
         self._low_files: list[Path | None] = []
         for i, folder in enumerate(folders):
-            seen = {file.resolve() for file in self._files}
-            files = [file for file in find_images(folder, True, leave_out) if file.resolve() not in seen]
+            seen = {os.path.realpath(file) for file in self._files}
+            files = [file for file in find_images(folder, True, leave_out) if os.path.realpath(file) not in seen]
             self._files += files
             if low_folders:
                 low = {_stem(file, low_folders[i]): file for file in find_images(low_folders[i], True, leave_out)}
@@ -331,7 +334,7 @@ class ImageFolder(ImageCrops):
     def source(self, number: int) -> _Source:
         return self._files[number]
 
-    def low_source(self, number: int) -> _Source | None:
+    def low_source(self, number: int) -> _Source:
         return self._low_files[number] if self._low_files else None
 
     def name(self, number: int) -> Path:
@@ -348,18 +351,6 @@ def _folders(argument: str, given: PathLike | Sequence[PathLike]) -> list[Path]:
 
 def _stem(file: Path, folder: Path) -> str:
     return str(file.relative_to(folder).with_suffix(""))
-
-
-def _open(source: _Source) -> _Source:
-    """A path or an image as it is; bytes that were read into memory as an image."""
-    return Image.open(source) if isinstance(source, io.BytesIO) else source
-
-
-def _size(source: _Source) -> tuple[int, int]:
-    if isinstance(source, Image.Image):
-        return source.size
-    with Image.open(source) as image:
-        return image.size
 
 
 def one_line(error: BaseException) -> str:

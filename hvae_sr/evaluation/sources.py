@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..images import IMAGE_SUFFIXES, ImageError, load_image, open_file, read_metadata
+from ..images import IMAGE_SUFFIXES, load_image, open_file, read_metadata
+from ..images.errors import image_errors
 
 PathLike = str | os.PathLike[str]
 
@@ -137,13 +138,14 @@ def _open_dataset(data: PathLike, split: str, column: str, num_images: int | Non
         value = table[index][column]
         if value is None:
             raise ValueError(f"`data`: row {index} of {os.fspath(data)!r} has no image in {column!r}.")
-        return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+        if value["bytes"] is not None:
+            return bytes(value["bytes"])
+        with open_file(value["path"]) as file:
+            return file.read()
 
     def load(index: int, name: str) -> Image.Image:
-        try:
-            return load_image(Image.open(BytesIO(read(index))))
-        except (OSError, ValueError) as error:
-            raise ImageError(f"{name}: {error}") from error
+        with image_errors(name):
+            return load_image(BytesIO(read(index)))
 
     names = {index: f"{split}-{index:06d}" for index in range(0, len(table), every)[:num_images]}
     images = [SourceImage(name, _digest(read(i)), partial(load, i, name), i) for i, name in names.items()]
