@@ -248,6 +248,25 @@ def test_lr_images_of_other_sizes_or_none_are_skipped_by_name(pairs, caplog):
         ImageFolder(pairs / "hr", 16, train_lr_dir=pairs / "lr")
 
 
+def test_lr_images_are_paired_by_their_whole_names_and_never_guessed(tmp_path):
+    def write(folder, *names):
+        for name in names:
+            path = tmp_path / folder / name
+            path.parent.mkdir(exist_ok=True)
+            Image.new("RGB", (32, 32) if folder == "hr" else (8, 8)).save(path)
+
+    write("hr", "a.png", "a.webp", "b.png", "b.webp", "c.png", "d.webp", "e.png")
+    write("lr", "a.png", "a.webp", "b.png", "c.webp", "c.tif", "dx4.png")
+    dataset = ImageFolder(tmp_path / "hr", 16, train_lr_dir=tmp_path / "lr")
+    found = {path.name: dataset.low_source(dataset._files.index(path)).name for path in dataset.paths}
+    assert found == {"a.png": "a.png", "a.webp": "a.webp", "b.png": "b.png", "d.webp": "dx4.png"}
+    assert {path.name: reason for path, reason in dataset.skipped.items()} == {
+        "b.webp": "b.png may be of another b; name them alike",
+        "c.png": "c.tif and c.webp may be of another c; name them alike",
+        "e.png": "no LR image belongs to it",
+    }
+
+
 @pytest.mark.parametrize("wrong", [{"train_lr_dir": "none"}, {"train_lr_dir": ["lr", "lr"]}, {"crop_size": 18}])
 def test_wrong_lr_folders_are_named(pairs, wrong, monkeypatch):
     monkeypatch.chdir(pairs)
