@@ -181,6 +181,7 @@ def test_rows_are_read_as_files_are(tmp_path):
 
 
 def test_data_are_a_folder_of_images_whatever_lies_below_it_or_an_error(folder, tmp_path):
+    (folder / "img_3.png").mkdir()
     (folder / "notes").mkdir()
     (folder / "notes" / "a.parquet").write_bytes(b"no table")
     assert [image.name for image in open_source(folder).images] == ["img_1.png", "img_10.png", "img_2.png"]
