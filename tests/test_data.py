@@ -1,14 +1,17 @@
 """Training crops depend on (seed, epoch, index) alone, cover the images, and survive bad files."""
 
 import logging
+import os
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from hvae_sr.data import ImageFolder, make_pairs
+from hvae_sr.images import WideImage, save_image
 
 
 def noise(height, width, seed=0):
@@ -172,6 +175,19 @@ def test_every_mode_becomes_three_channels(tmp_path):
     for name in ("grey.png", "sixteen.png"):
         crop = dataset[by_name[name]]["image"]
         assert torch.equal(crop[0], crop[1]) and crop.max() > 200
+
+
+def test_deep_tiffs_are_used_and_pipes_and_links_in_a_circle_skipped(tmp_path):
+    save_image(WideImage(np.full((20, 24, 2), 65535, np.uint16)), tmp_path / "grey.tif")
+    tifffile.imwrite(tmp_path / "float.tif", np.ones((20, 24, 3), np.float32), photometric="rgb")
+    tifffile.imwrite(tmp_path / "long.tif", np.full((20, 24, 3), 255, np.uint32), photometric="rgb")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "circle.png").symlink_to("circle.png")
+    dataset = ImageFolder([tmp_path, tmp_path], 16)
+    assert sorted(path.name for path in dataset.paths) == ["float.tif", "grey.tif", "long.tif"]
+    assert items(dataset).min() == 255
+    reasons = {path.name: reason for path, reason in dataset.skipped.items()}
+    assert reasons.keys() == {"circle.png", "pipe.png"} and reasons["pipe.png"] == "not a regular file"
 
 
 def test_what_is_transparent_is_white_in_crops(tmp_path):

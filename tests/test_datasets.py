@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from hvae_sr.data import Augmentation, ImageFolder, ImageStream, ImageTable, open_dataset
 from hvae_sr.data.datasets import same_files
+from hvae_sr.images import WideImage, save_image
 
 datasets = pytest.importorskip("datasets")
 
@@ -84,6 +85,19 @@ def test_a_table_gives_the_crops_of_a_folder(kind, cache_bytes, photos, caplog):
     assert torch.equal(torch.cat(batches), crops)
     text = caplog.text
     assert "row 7" in text and "90x8 is smaller" in text and "row 2" in text
+
+
+def test_rows_are_read_as_files_are_and_start_no_program(tmp_path, caplog):
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n"
+    save_image(WideImage(np.full((20, 24, 2), 65535, np.uint16)), tmp_path / "deep.tif")
+    rows = [(tmp_path / "deep.tif").read_bytes(), eps]
+    table = {"image": [{"bytes": data, "path": f"{i}.png"} for i, data in enumerate(rows)]}
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict(table, features=features).to_parquet(tmp_path / "train.parquet")
+    table = ImageTable(str(tmp_path), PLAIN)
+    assert table.skipped == {"row 1 (1.png)": "not an image, or of an unknown format"}
+    assert len(table) == 1 and table[0]["image"].min() == 255
+    assert next(iter(ImageStream(str(tmp_path), PLAIN)))["image"].min() == 255
 
 
 def source_of(crop):
@@ -232,6 +246,25 @@ def test_lr_images_of_other_sizes_or_none_are_skipped_by_name(pairs, caplog):
     (pairs / "lr" / "set" / "1x4.png").unlink()
     with pytest.raises(ValueError, match="no usable image.*LR image"):
         ImageFolder(pairs / "hr", 16, train_lr_dir=pairs / "lr")
+
+
+def test_lr_images_are_paired_by_their_whole_names_and_never_guessed(tmp_path):
+    def write(folder, *names):
+        for name in names:
+            path = tmp_path / folder / name
+            path.parent.mkdir(exist_ok=True)
+            Image.new("RGB", (32, 32) if folder == "hr" else (8, 8)).save(path)
+
+    write("hr", "a.png", "a.webp", "b.png", "b.webp", "c.png", "d.webp", "e.png")
+    write("lr", "a.png", "a.webp", "b.png", "c.webp", "c.tif", "dx4.png")
+    dataset = ImageFolder(tmp_path / "hr", 16, train_lr_dir=tmp_path / "lr")
+    found = {path.name: dataset.low_source(dataset._files.index(path)).name for path in dataset.paths}
+    assert found == {"a.png": "a.png", "a.webp": "a.webp", "b.png": "b.png", "d.webp": "dx4.png"}
+    assert {path.name: reason for path, reason in dataset.skipped.items()} == {
+        "b.webp": "b.png may be of another b; name them alike",
+        "c.png": "c.tif and c.webp may be of another c; name them alike",
+        "e.png": "no LR image belongs to it",
+    }
 
 
 @pytest.mark.parametrize("wrong", [{"train_lr_dir": "none"}, {"train_lr_dir": ["lr", "lr"]}, {"crop_size": 18}])

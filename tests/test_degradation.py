@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import skimage
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from hvae_sr import Downsampling
-from hvae_sr.images import find_images, load_image, to_pil, to_tensor
+from hvae_sr.images import find_images, load_image, read_photo, to_pil, to_tensor
 from hvae_sr.images.degradation import inspect
 
 
@@ -19,8 +19,8 @@ def clean(request):
     return to_tensor(np.asarray(to_pil(Downsampling(2)(to_tensor(getattr(skimage.data, request.param)())))))
 
 
-def warned(levels):
-    text = " ".join(inspect(to_tensor(levels)).warnings())
+def warned(levels, alpha=None):
+    text = " ".join(inspect(to_tensor(levels), alpha).warnings())
     return {name for name, word in (("noise", "noisy"), ("jpeg", "JPEG"), ("blur", "blurred")) if word in text}
 
 
@@ -52,6 +52,48 @@ def test_noise_blocks_and_blur_are_told_apart(clean):
     assert "jpeg" in warned(compressed[3:, 5:])  # a crop: the grid begins elsewhere
     blurred = torch.from_numpy(ndimage.gaussian_filter(clean.numpy(), (0, 1.5, 1.5)))
     assert "blur" in warned(np.asarray(to_pil(blurred)))
+
+
+@pytest.mark.parametrize("added", ["bars", "frame", "highlights", "cut-out"])
+def test_noise_is_seen_beside_what_cannot_show_it(clean, added, tmp_path):
+    levels, alpha = np.asarray(to_pil(clean)).astype(float), None
+    noise = np.random.default_rng(0).normal(0, 10, levels.shape)
+    found = []
+    for given in (levels, levels + noise) if added != "highlights" else (1.6 * levels, 1.6 * levels + noise):
+        given = np.rint(given).clip(0, 255).astype(np.uint8)
+        if added == "bars":
+            given = np.pad(given, ((len(given) // 12,) * 2, (0, 0), (0, 0)))
+        elif added == "frame":
+            given = np.pad(given, ((8, 8), (8, 8), (0, 0)), constant_values=255)
+        elif added == "cut-out":
+            rows, columns = np.mgrid[-1 : 1 : len(given) * 1j, -1 : 1 : given.shape[1] * 1j]
+            hidden = np.where(rows**2 + columns**2 < 0.64, 255, 0).astype(np.uint8)
+            Image.fromarray(np.dstack([given, hidden])).save(tmp_path / "a.png")
+            photo = read_photo(tmp_path / "a.png")
+            given, alpha = photo.pixels, torch.from_numpy(np.array(photo.alpha))
+        found.append("noise" in warned(given, alpha))
+    assert found == [False, True]
+
+
+@pytest.mark.parametrize("smooth", [True, False])
+def test_a_clean_drawing_does_not_look_noisy(smooth):
+    random, drawing = np.random.default_rng(0), Image.new("RGB", (1600, 1200), (250, 240, 200))
+    for _ in range(40):
+        (left, top), width, height = random.integers(0, 1200, 2).tolist(), *random.integers(20, 400, 2).tolist()
+        colour, line = (tuple(random.integers(0, 256, 3).tolist()) for _ in range(2))
+        ImageDraw.Draw(drawing).ellipse([left, top, left + width, top + height], colour, line, width=8)
+    resample = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
+    assert "noise" not in warned(np.asarray(drawing.resize((400, 300), resample)))
+
+
+def test_blocks_are_seen_anywhere_in_a_large_image(clean):
+    part = np.asarray(to_pil(clean))[:248, :248]
+    large = np.full((512, 512, 3), 255, np.uint8)
+    large[-len(part) :, -part.shape[1] :] = part
+    file = io.BytesIO()
+    Image.fromarray(large).save(file, "JPEG", quality=30)
+    levels = np.asarray(Image.open(file))
+    assert "jpeg" in warned(levels) and "jpeg" in warned(levels[::-1, ::-1])
 
 
 def test_images_too_small_or_flat_to_tell_give_nothing():

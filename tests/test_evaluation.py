@@ -34,7 +34,7 @@ from hvae_sr.evaluation.perceptual import LPIPS
 from hvae_sr.evaluation.samples import draw
 from hvae_sr.evaluation.sources import open_source
 from hvae_sr.evaluation.tables import command_line
-from hvae_sr.images import save_image
+from hvae_sr.images import ImageError, WideImage, save_image
 
 
 @pytest.fixture
@@ -166,7 +166,22 @@ def test_a_row_without_an_image_is_named(folder, tmp_path):
         open_source(tmp_path / "table", split="test")
 
 
+def test_rows_are_read_as_files_are(tmp_path):
+    datasets = pytest.importorskip("datasets", reason="the library datasets is not installed (extra `data`)")
+    save_image(WideImage(np.full((20, 24, 2), 65535, np.uint16)), tmp_path / "deep.tif")
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n"
+    rows = [{"bytes": data, "path": None} for data in ((tmp_path / "deep.tif").read_bytes(), eps)]
+    features = datasets.Features({"image": datasets.Image()})
+    (tmp_path / "table").mkdir()
+    datasets.Dataset.from_dict({"image": rows}, features=features).to_parquet(tmp_path / "table" / "test-0.parquet")
+    first, second = open_source(tmp_path / "table").images
+    assert np.asarray(first.load()).shape == (20, 24, 3)
+    with pytest.raises(ImageError, match="test-000001: not an image"):  # and no program is run on it
+        second.load()
+
+
 def test_data_are_a_folder_of_images_whatever_lies_below_it_or_an_error(folder, tmp_path):
+    (folder / "img_3.png").mkdir()
     (folder / "notes").mkdir()
     (folder / "notes" / "a.parquet").write_bytes(b"no table")
     assert [image.name for image in open_source(folder).images] == ["img_1.png", "img_10.png", "img_2.png"]

@@ -15,6 +15,7 @@ from hvae_sr.images import (
     load_image,
     prepare_images,
     read_metadata,
+    read_photo,
     save_image,
     to_pil,
     to_tensor,
@@ -98,6 +99,13 @@ def test_palette_images_become_their_colours_with_or_without_transparency(tmp_pa
         alpha = np.array([255, 255, 255, 0] if transparency == 3 else list(transparency))[indices][..., None] / 255
         expected = np.rint(expected * alpha + 255 * (1 - alpha))
     assert np.array_equal(pixels(tmp_path / "a.png"), expected)
+
+
+def test_transparency_in_the_palette_itself_is_seen():
+    image = Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4) % 2)
+    image.putpalette([255, 0, 0, 255, 0, 0, 255, 0], "RGBA")
+    assert image.mode == "P" and pixels(image)[0, :2].tolist() == [[255, 0, 0], [255, 255, 255]]
+    assert np.asarray(read_photo(image).alpha)[0, :2].tolist() == [255, 0]
 
 
 def test_cmyk_jpeg_becomes_rgb(tmp_path):

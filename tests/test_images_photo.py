@@ -10,7 +10,18 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms
 
-from hvae_sr.images import ImageError, Photo, list_frames, load_image, prepare_photos, read_photo, reading, save_image
+from hvae_sr.images import (
+    ImageError,
+    Photo,
+    WideImage,
+    image_size,
+    list_frames,
+    load_image,
+    prepare_photos,
+    read_photo,
+    reading,
+    save_image,
+)
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -278,6 +289,32 @@ def test_a_file_that_would_start_a_program_is_no_image(tmp_path):
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
     with pytest.raises(ImageError, match="not an image"):
         load_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("name", ["turned.jpg", "turned.tif", "float.tif", "grey and alpha.tif", "plain.png", "a.webp"])
+def test_the_size_is_that_of_the_upright_image_of_a_file_or_its_bytes(tmp_path, name):
+    path = tmp_path / name
+    exif = Image.Exif()
+    exif[274] = 6  # a quarter turn
+    if name == "float.tif":
+        tifffile.imwrite(path, np.zeros((7, 11, 3), np.float32), photometric="rgb", extratags=[(274, 3, 1, 6, True)])
+    elif name == "grey and alpha.tif":
+        save_image(WideImage(np.full((7, 11, 2), 300, np.uint16)), path)
+    else:
+        Image.new("RGB", (11, 7), (9, 8, 7)).save(path, **({"exif": exif} if name.startswith("turned") else {}))
+    read = load_image(path)
+    assert image_size(path) == image_size(io.BytesIO(path.read_bytes())) == read.size
+    assert np.array_equal(load_image(io.BytesIO(path.read_bytes())), read)
+    if name not in ("float.tif", "grey and alpha.tif"):  # which Pillow does not open
+        with Image.open(path) as opened:
+            assert image_size(opened) == read.size
+
+
+@pytest.mark.parametrize("read", [load_image, image_size])
+def test_bytes_that_would_start_a_program_or_are_none_are_no_image(read):
+    for data, message in ((b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"), (b"", "empty")):
+        with pytest.raises(ImageError, match=message):
+            read(io.BytesIO(data))
 
 
 def test_more_pixels_than_are_read_are_refused_by_their_header(tmp_path, monkeypatch):

@@ -232,7 +232,10 @@ def test_large_deep_pngs_are_whole_across_the_strips_they_are_written_in(tmp_pat
 
 
 _RAMP = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+_PALETTE = Image.new("P", (8, 8), 1)
+_PALETTE.putpalette([255, 0, 0, 255, 60, 90, 200, 128], "RGBA")
 OTHER_MODES = {
+    "P": _PALETTE,
     "I;16": Image.fromarray(_RAMP),
     "I": Image.fromarray(_RAMP.astype(np.int32)),
     "F": Image.fromarray((_RAMP / 65535).astype(np.float32)),

@@ -399,6 +399,22 @@ def test_a_singular_operator_has_no_pseudo_inverse(scale: int, kernel: list[floa
             call()
 
 
+@pytest.mark.parametrize("side", [32, 400])
+def test_a_nearly_singular_operator_projects_exactly_or_not_at_all(side: int) -> None:
+    op = Downsampling(1, [0.25, 0.5, 0.25])
+    x, y = random_image(side, side), random_image(side, side, seed=1)
+    assert (op(op.project(x, y)) - y).abs().max() < 1e-4  # float64
+    x, y = x.float(), y.float()
+    if side == 400:
+        for call in (lambda: op.pseudo_inverse(y, (side, side)), lambda: op.project(x, y), lambda: op.project_(x, y)):
+            with pytest.raises(ValueError, match="HHᵀ is nearly singular .* 400 x 400"):
+                call()
+        return
+    projected = op.project(x, y)
+    assert (op(projected) - y).abs().max() < 1.5e-4
+    torch.testing.assert_close(op.project_(x, y), projected, rtol=1e-6, atol=1e-3)  # of x̂ up to some thousands
+
+
 @pytest.mark.parametrize("leading", [(2, 3), (4,)])
 def test_in_place_projection_refuses_images_that_it_cannot_write_to(leading):
     op = Downsampling(4)

@@ -114,6 +114,17 @@ def test_kernels_have_sum_one_and_the_width_that_was_drawn(kind):
     assert np.allclose(convolve(flat, kernel), flat, atol=1e-3)
 
 
+def test_a_wide_kernel_is_not_cut_and_those_that_come_with_the_package_are_as_they_were():
+    for kind, sigma in (("isotropic", 20.0), ("anisotropic", 6.0)):
+        kernel = Blur(kinds={kind: 1.0}, sigma=(sigma, sigma)).kernel(random())
+        place = np.arange(len(kernel)) - len(kernel) // 2
+        assert np.isclose(np.sqrt((kernel.sum(0) * place**2).sum()), sigma, rtol=0.02)
+    steps = [step for name in NAMES for chain in load_degradation(name).chains for step in chain.steps]
+    widest = max(step.sigma[1] for step in steps if isinstance(step, Blur))
+    assert Blur(kinds={"generalised": 1.0}, sigma=(widest, widest)).kernel(random()).shape == (21, 21)
+    assert Blur(kinds={"isotropic": 1.0}, sigma=(1.1, 1.1)).kernel(random()).shape == (9, 9)
+
+
 def test_convolution_is_the_formula():
     x, kernel = random(1).random((1, 9, 7)).astype(np.float32), Blur(sigma=(0.3, 0.9)).kernel(random(2))
     radius = len(kernel) // 2

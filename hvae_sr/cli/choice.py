@@ -22,7 +22,8 @@ def read(job: Job, options: argparse.Namespace) -> tuple["Photo", "InputStatisti
     photo = read_photo(job.source, job.frame)
     if options.crop:
         photo = photo.crop(*options.crop)
-    return photo, inspect(to_tensor(photo))
+    alpha = None if photo.alpha is None else to_tensor(photo.alpha)[0]
+    return photo, inspect(to_tensor(photo), alpha)
 
 
 class Models:

@@ -19,8 +19,6 @@ _PROBE = 64
 """Pixels a side of the input that is timed, unless the model is of one size."""
 _PROBES = 16
 """Work of fewer such inputs is not timed before."""
-_QUARTER_TURNS = (5, 6, 7, 8)
-"""Orientations (of EXIF and TIFF) of pictures that lie on their side."""
 
 
 def announce(
@@ -107,21 +105,13 @@ def duration(seconds: float) -> str:
 
 def _size(job: Job, options: argparse.Namespace) -> tuple[int, int] | None:
     """Width and height of what is upscaled, as the file's head tells; None where it does not."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
-    from ..images import open_file, tiff
-    from ..images.metadata import ORIENTATION
+    from ..images import image_size
 
     if options.crop:
         return options.crop[2], options.crop[3]
     with warnings.catch_warnings(), contextlib.suppress(Exception):  # what is wrong is said when its turn comes
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with open_file(job.source) as file:  # which refuses pipes instead of waiting
-            try:
-                with Image.open(file) as image:
-                    (width, height), turned = image.size, image.getexif().get(ORIENTATION, 1)
-            except UnidentifiedImageError:  # a TIFF that Pillow does not read
-                tags = tiff.read_tags(file, tiff.page_offsets(file)[0])
-                (width, height), turned = tiff.size_of(tags), tags.get(ORIENTATION, 1)
-            return (height, width) if turned in _QUARTER_TURNS else (width, height)
+        return image_size(job.source)
     return None

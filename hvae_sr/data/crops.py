@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from ..images import ImageError, PathLike, find_images, load_image
+from ..images import ImageError, PathLike, find_images, image_size, load_image
 from .augmentation import DEFAULT_SCALES, Augmentation, draw, resize
 
 logger = logging.getLogger("hvae_sr.data")
@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 Degrader = Callable[[torch.Tensor, int], torch.Tensor]
 """(crop [3, H, W] uint8, its number) -> its LR image; must be picklable, and a function of the two alone."""
 _Source = Any
-"""What Pillow opens: a path or a file; or an image."""
+"""What `load_image` takes: a path, the bytes of a file, or an image."""
 
 
 class ImageCrops(Dataset[dict[str, torch.Tensor]]):
@@ -90,11 +90,15 @@ class ImageCrops(Dataset[dict[str, torch.Tensor]]):
         self._fill_cache(cache_bytes)
 
     def source(self, number: int) -> _Source:
-        """Source `number`, as Pillow opens it."""
+        """Source `number`, as `load_image` takes it."""
         raise NotImplementedError
 
-    def low_source(self, number: int) -> _Source | None:
-        """The LR image that belongs to source `number`, or None where LR images are not given."""
+    def low_source(self, number: int) -> _Source:
+        """The LR image that belongs to source `number`, or None where LR images are not given.
+
+        Raises:
+            ImageError: It has none.
+        """
         return None
 
     def name(self, number: int) -> Any:
@@ -175,20 +179,19 @@ class ImageCrops(Dataset[dict[str, torch.Tensor]]):
         """The image, and its LR image if one is given; None, with one line in the log, if they cannot be decoded."""
         number = self._usable[image]
         try:
-            decoded = [load_image(_open(self.source(number)))]
+            decoded = [load_image(self.source(number))]
             # EXIF orientation may swap the sides; anything else means that the header did not tell the truth.
             if sorted(decoded[0].size) != sorted(self._sizes[image]):
                 raise ImageError(f"{self.name(number)}: size {decoded[0].size} is not that of the header")
             if self.factor > 1:
-                decoded.append(load_image(_open(self.low_source(number))))
+                decoded.append(load_image(self.low_source(number)))
                 if decoded[1].size != self._shapes(decoded[0].size)[1]:
                     raise ImageError(f"{self.name(number)}: its LR image has size {decoded[1].size} once upright")
             return decoded
         except Exception as error:  # Pillow's readers raise nearly every type on damaged files
             self._undecodable.add(image)
-            name, text = str(self.name(number)), str(error) if isinstance(error, ImageError) else one_line(error)
-            text = text if text.startswith(name) else f"{name}: {text}"
-            logger.warning("Another image takes the place of one that cannot be decoded: %s", text)
+            text = "Another image takes the place of one that cannot be decoded: %s: %s"
+            logger.warning(text, self.name(number), self._reason(error, number))
             return None
 
     def _scan(self, count: int) -> None:
@@ -214,21 +217,23 @@ class ImageCrops(Dataset[dict[str, torch.Tensor]]):
             )
 
     def _header(self, number: int) -> tuple[int, int] | str:
-        """(width, height) as stored, or why the image cannot be used."""
+        """(width, height), or why the image cannot be used."""
         try:
-            size = _size(self.source(number))
+            size = image_size(self.source(number))
             if not self.augmentation.levels(size):
                 return f"{size[0]}x{size[1]} is smaller than crop_size={self.augmentation.crop_size}"
             if self.factor > 1:
-                low = self.low_source(number)
-                if low is None:
-                    return "no LR image belongs to it"
-                found, expected = _size(low), self._shapes(size)[1]
+                found, expected = image_size(self.low_source(number)), self._shapes(size)[1]
                 if sorted(found) != sorted(expected):  # one of them may lie on its side
                     return f"its LR image is {found[0]}x{found[1]}, not {expected[0]}x{expected[1]}"
             return size
         except Exception as error:  # as in `_decode`
-            return one_line(error)
+            return self._reason(error, number)
+
+    def _reason(self, error: Exception, number: int) -> str:
+        """What is wrong with source `number`, in one line and without its name."""
+        text = str(error) if isinstance(error, ImageError) else one_line(error)
+        return text.removeprefix(f"{self.name(number)}: ").removeprefix("image: ")
 
     def _fill_cache(self, cache_bytes: int) -> None:
         """Decode everything into one buffer, if it fits."""
@@ -275,8 +280,9 @@ class ImageFolder(ImageCrops):
         seed, crops_per_image, cache_bytes: See `ImageCrops`.
         horizontal_flip, vertical_flip, rotate, scales: See `Augmentation`.
         train_lr_dir: Folders of ready-made LR images, one for each of `train_data_dir`, or none. The LR image of
-            a/b.png is a/b.png, or any other format of that name, or a/bx4.png for a scale of 4 (as in DIV2K); its
-            sides must be ceil(side / scale_factor). HR images are then not resized (scales = 1).
+            a/b.png is a/b.png, or a file of that name and another format if there is one alone and no other HR image of
+            that name, or likewise a/bx4.png for a scale of 4 (as in DIV2K); its sides must be
+            ceil(side / scale_factor). HR images are then not resized (scales = 1).
         scale_factor: Sides of the images over those of the LR images.
         leave_out: Folders whose images are not used, such as a run's output inside the photographs' folder.
 
@@ -306,15 +312,14 @@ class ImageFolder(ImageCrops):
         if low_folders and crop_size % scale_factor:
             raise ValueError(f"crop_size must be a multiple of scale_factor={scale_factor}, got {crop_size}")
         self._files: list[Path] = []
-        self._low_files: list[Path | None] = []
+        self._low_files: list[Path | str] = []  # or why there is none
         for i, folder in enumerate(folders):
-            seen = {file.resolve() for file in self._files}
-            files = [file for file in find_images(folder, True, leave_out) if file.resolve() not in seen]
+            seen = {os.path.realpath(file) for file in self._files}
+            files = [file for file in find_images(folder, True, leave_out) if os.path.realpath(file) not in seen]
             self._files += files
             if low_folders:
-                low = {_stem(file, low_folders[i]): file for file in find_images(low_folders[i], True, leave_out)}
-                names = [_stem(file, folder) for file in files]
-                self._low_files += [low.get(name) or low.get(f"{name}x{scale_factor}") for name in names]
+                low = {file.relative_to(low_folders[i]): file for file in find_images(low_folders[i], True, leave_out)}
+                self._low_files += _pair([file.relative_to(folder) for file in files], low, scale_factor)
         augmentation = Augmentation(
             crop_size, horizontal_flip, vertical_flip, rotate, (1.0,) if low_folders else tuple(scales)
         )
@@ -331,8 +336,11 @@ class ImageFolder(ImageCrops):
     def source(self, number: int) -> _Source:
         return self._files[number]
 
-    def low_source(self, number: int) -> _Source | None:
-        return self._low_files[number] if self._low_files else None
+    def low_source(self, number: int) -> _Source:
+        found = self._low_files[number] if self._low_files else None
+        if isinstance(found, str):
+            raise ImageError(found)
+        return found
 
     def name(self, number: int) -> Path:
         return self._files[number]
@@ -346,20 +354,31 @@ def _folders(argument: str, given: PathLike | Sequence[PathLike]) -> list[Path]:
     return folders
 
 
-def _stem(file: Path, folder: Path) -> str:
-    return str(file.relative_to(folder).with_suffix(""))
+def _pair(names: Sequence[Path], low: Mapping[Path, Path], scale_factor: int) -> list[Path | str]:
+    """The LR image of each name: that of its own suffix, else the only one for the only name; or why there is none.
 
-
-def _open(source: _Source) -> _Source:
-    """A path or an image as it is; bytes that were read into memory as an image."""
-    return Image.open(source) if isinstance(source, io.BytesIO) else source
-
-
-def _size(source: _Source) -> tuple[int, int]:
-    if isinstance(source, Image.Image):
-        return source.size
-    with Image.open(source) as image:
-        return image.size
+    Args:
+        names: Of HR images, relative to their folder.
+        low: LR images by such names.
+        scale_factor: See `ImageFolder`.
+    """
+    by_stem: dict[Path, list[Path]] = {}
+    for each in low:
+        by_stem.setdefault(each.with_suffix(""), []).append(each)
+    stems = Counter(name.with_suffix("") for name in names)
+    found: list[Path | str] = []
+    for name in names:
+        stem = name.with_suffix("")
+        fitting = by_stem.get(stem) or by_stem.get(stem.with_name(f"{stem.name}x{scale_factor}"), [])
+        own = [each for each in fitting if each.suffix == name.suffix]
+        if own or len(fitting) == stems[stem] == 1:
+            found.append(low[(own or fitting)[0]])
+        elif fitting:
+            given = " and ".join(each.name for each in fitting)
+            found.append(f"{given} may be of another {stem.name}; name them alike")
+        else:
+            found.append("no LR image belongs to it")
+    return found
 
 
 def one_line(error: BaseException) -> str:

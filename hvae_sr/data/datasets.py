@@ -116,7 +116,7 @@ def _local_files(name: str, split: str) -> tuple[str | None, list[str]]:
 
 
 def _row_source(value: Any) -> Any:
-    """What Pillow opens, from a row of an undecoded image column."""
+    """What `load_image` takes, from a row of an undecoded image column."""
     if isinstance(value, Image.Image):
         return value
     if not isinstance(value, dict) or (value.get("bytes") is None and not value.get("path")):
@@ -249,8 +249,7 @@ class ImageStream(IterableDataset[dict[str, torch.Tensor]]):
 
     def _decode(self, row: dict[str, Any], number: int) -> Image.Image | None:
         try:
-            source = _row_source(row[self._column])
-            image = load_image(Image.open(source) if isinstance(source, io.BytesIO) else source)
+            image = load_image(_row_source(row[self._column]))
             if self.augmentation.levels(image.size):
                 return image
             reason = f"{image.size[0]}x{image.size[1]} is smaller than crop_size={self.augmentation.crop_size}"

@@ -28,7 +28,12 @@ Size = tuple[int, int]
 """Height and width."""
 
 MAX_RADIUS = 10
-"""Pixels of a blur's kernel to each side of its centre: 21 x 21, as in Real-ESRGAN."""
+"""Pixels of a blur's kernel to each side of its centre: 21 x 21, as in Real-ESRGAN.
+
+Wider are only those of a deviation above `WIDEST`, of which too much would be cut off.
+"""
+WIDEST = 4.0
+"""Pixels."""
 
 
 def limits(default: Range, low: float, high: float) -> Any:
@@ -112,7 +117,10 @@ class Blur(Step):
             beta = math.exp(_between((math.log(self.beta[0]), math.log(self.beta[1])), shape))
             beta = beta if kind == "generalised" else 1.0
             # Beyond three deviations there is nothing; heavy tails get all the room there is.
-            radius = MAX_RADIUS if beta < 1 else min(MAX_RADIUS, math.ceil(3 * max(along, across)))
+            widest = max(along, across)
+            radius = math.ceil(3 * widest)
+            if widest <= WIDEST:
+                radius = MAX_RADIUS if beta < 1 else min(MAX_RADIUS, radius)
             row, column = _grid(radius)
             cosine, sine = math.cos(math.pi * turn), math.sin(math.pi * turn)
             u, v = (column * cosine + row * sine) / along, (row * cosine - column * sine) / across

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..images import IMAGE_SUFFIXES, ImageError, load_image, open_file, read_metadata
+from ..images import IMAGE_SUFFIXES, find_images, load_image, open_file, read_metadata
+from ..images.errors import image_errors
 
 PathLike = str | os.PathLike[str]
 
@@ -72,8 +73,7 @@ def list_images(folder: PathLike, argument: str = "data") -> list[Path]:
     """The image files of a folder, sorted by name; a ValueError that names `argument` if there are none."""
     if not Path(folder).exists():
         raise ValueError(f"`{argument}`: there is no folder {os.fspath(folder)!r}.")
-    files = sorted(Path(folder).iterdir()) if Path(folder).is_dir() else []
-    files = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")]
+    files = sorted(find_images(folder)) if Path(folder).is_dir() else []
     if not files:
         raise ValueError(f"`{argument}` must be a folder of images, got {os.fspath(folder)!r}.")
     return files
@@ -108,7 +108,7 @@ def open_source(
     if every < 1:
         raise ValueError(f"`every` must be at least 1, got {every}.")
     folder = Path(data)
-    holds_images = folder.is_dir() and any(file.suffix.lower() in IMAGE_SUFFIXES for file in folder.iterdir())
+    holds_images = folder.is_dir() and len(find_images(folder)) > 0
     holds_data = folder.is_dir() and not holds_images and any(folder.rglob("*.parquet"))
     is_hub_id = not folder.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", os.fspath(data)) is not None
     if is_hub_id and folder.parent.is_dir():  # rather a typing error, which should not wait for the Hub
@@ -137,13 +137,14 @@ def _open_dataset(data: PathLike, split: str, column: str, num_images: int | Non
         value = table[index][column]
         if value is None:
             raise ValueError(f"`data`: row {index} of {os.fspath(data)!r} has no image in {column!r}.")
-        return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+        if value["bytes"] is not None:
+            return bytes(value["bytes"])
+        with open_file(value["path"]) as file:
+            return file.read()
 
     def load(index: int, name: str) -> Image.Image:
-        try:
-            return load_image(Image.open(BytesIO(read(index))))
-        except (OSError, ValueError) as error:
-            raise ImageError(f"{name}: {error}") from error
+        with image_errors(name):
+            return load_image(BytesIO(read(index)))
 
     names = {index: f"{split}-{index:06d}" for index in range(0, len(table), every)[:num_images]}
     images = [SourceImage(name, _digest(read(i)), partial(load, i, name), i) for i, name in names.items()]

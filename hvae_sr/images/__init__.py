@@ -10,7 +10,7 @@ from .finding import IMAGE_SUFFIXES, find_images
 from .metadata import METADATA_KEY
 from .photo import Photo, WideImage
 from .preparing import prepare_images, prepare_photos, to_tensor
-from .reading import MAX_PIXELS, ImageInput, list_frames, load_image, open_file, read_metadata, read_photo
+from .reading import MAX_PIXELS, ImageInput, image_size, list_frames, load_image, open_file, read_metadata, read_photo
 from .writing import LOSSY_SUFFIXES, SUFFIXES, WIDE_SUFFIXES, save_image
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Photo",
     "WideImage",
     "find_images",
+    "image_size",
     "list_frames",
     "load_image",
     "prepare_images",

@@ -32,6 +32,9 @@ MIN_SIDE = 32
 """Pixels; smaller images say too little."""
 
 _CROP = 512  # pixels a side that are looked at
+_BLOCKS = 32  # a side of that crop in which JPEG is looked for
+_MOST_CUT = 0.25  # of a block's pixels, whose noise is cut off
+_FEWEST = 8  # blocks
 _HALVING = Downsampling(2)
 
 
@@ -71,10 +74,14 @@ class InputStatistics:
         return found
 
 
-def inspect(y: Tensor) -> InputStatistics | None:
+def inspect(y: Tensor, alpha: Tensor | None = None) -> InputStatistics | None:
     """The statistics of y, `[3, h, w]` in [0, 1]; None for an image too small or too flat to tell.
 
     Of a large image the middle is looked at.
+
+    Args:
+        y: the image.
+        alpha: `[h, w]`; where it is 0, what stands in y is not of the photograph.
     """
     height, width = y.shape[-2:]
     if min(height, width) < MIN_SIDE:
@@ -84,17 +91,28 @@ def inspect(y: Tensor) -> InputStatistics | None:
     luma = torch.einsum("c,chw->hw", torch.tensor(LUMA, dtype=torch.float64, device="cpu"), levels).numpy()
     if luma.std() < 1:
         return None
-    return InputStatistics(_noise(levels), _missing(luma), _sharpness(luma))
+    cut = (levels <= 0) | (levels >= 255)
+    if alpha is not None:
+        cut |= alpha[top : top + _CROP, left : left + _CROP].cpu() == 0
+    return InputStatistics(_noise(levels, cut), _missing(luma), _sharpness(luma))
 
 
-def _noise(levels: Tensor) -> float:
+def _noise(levels: Tensor, cut: Tensor) -> float:
     """RMS of what a linear fit of one channel's residual to the others' leaves in blocks of 8x8, in the quiet ones.
 
-    The fifth percentile over the blocks, of the channel for which it is the least.
+    The fifth percentile over the blocks that can show noise, of the channel for which it is the least; 0 if they are
+    too few. Those of one colour cannot, as of bars, frames and drawings; those with many pixels `cut` can in part, and
+    are left out where there are others.
     """
     size = (levels.shape[-2], levels.shape[-1])
     residual = levels - _HALVING.pseudo_inverse(_HALVING(levels), size)
-    blocks = torch.nn.functional.unfold(residual[:, None], 8, stride=8).transpose(1, 2)  # [3, blocks, 64]
+    of_levels = _blocks(levels)
+    varied = (of_levels.amax(2) > of_levels.amin(2)).any(0)
+    whole = varied & (_blocks(cut.double()).mean(2) < _MOST_CUT).all(0)
+    shown = whole if whole.sum() >= _FEWEST else varied
+    if shown.sum() < _FEWEST:
+        return 0.0
+    blocks = _blocks(residual)[:, shown]
     moments = torch.einsum("ibk,jbk->bij", blocks, blocks)
     moments += 1e-3 * torch.eye(3, device="cpu")  # for grey images, whose channels follow from each other in many ways
     # The square of what remains of channel i is 1 / (M⁻¹)_ii.
@@ -102,9 +120,16 @@ def _noise(levels: Tensor) -> float:
     return float(torch.quantile((left / (64 - 2)).sqrt(), 0.05, dim=0).min())
 
 
+def _blocks(planes: Tensor) -> Tensor:
+    """Planes `[3, h, w]` as blocks of 8x8, `[3, blocks, 64]`."""
+    return torch.nn.functional.unfold(planes[:, None], 8, stride=8).transpose(1, 2)
+
+
 def _missing(luma: np.ndarray) -> float:
-    """1 - (coefficients of middle frequency and size 2.5 to 10 on the best grid of blocks) / (those on the others)."""
-    luma = luma[:256, :256]
+    """1 - (coefficients of middle frequency and size 2.5 to 10 on the best grid of blocks) / (those on the others).
+
+    Of larger images, blocks are taken from all over each grid.
+    """
     order = np.add.outer(np.arange(8), np.arange(8))
     middle = (order >= 3) & (order <= 8)
     counts = []
@@ -113,10 +138,16 @@ def _missing(luma: np.ndarray) -> float:
             part = luma[top:, left:]
             height, width = (side // 8 for side in part.shape)
             blocks = part[: 8 * height, : 8 * width].reshape(height, 8, width, 8).transpose(0, 2, 1, 3)
+            blocks = blocks[np.ix_(_spread(height), _spread(width))]
             size = np.abs(fft.dctn(blocks, axes=(2, 3), norm="ortho"))[:, :, middle]
             counts.append(((size > 2.5) & (size < 10)).mean())
     typical = float(np.median(counts))
     return 1 - min(counts) / typical if typical > 0.005 else 0.0
+
+
+def _spread(count: int) -> np.ndarray:
+    """Numbers of `_BLOCKS` of `count` blocks, at even distances; of all, where they are fewer."""
+    return np.linspace(0, count - 1, min(count, _BLOCKS)).round().astype(int)
 
 
 def _sharpness(luma: np.ndarray) -> float:

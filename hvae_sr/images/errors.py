@@ -26,7 +26,7 @@ def image_errors(name: PathLike) -> Iterator[None]:
         if isinstance(error, ImageError):  # of an image that has a better name here
             reason = reason.removeprefix("image: ")
         elif isinstance(error, UnidentifiedImageError):
-            reason = "not an image, or of an unknown format" if os.path.getsize(name) else "the file is empty"
+            reason = "not an image, or of an unknown format"
         elif isinstance(error, AssertionError) or reason.startswith("'NoneType' object"):  # Pillow's: its file is None
             reason = "its file was closed before its pixels were read"
         elif isinstance(error, OSError) and error.strerror:

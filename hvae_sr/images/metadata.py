@@ -74,6 +74,11 @@ def orientation(exif: Image.Exif) -> int:
     return 1
 
 
+def upright(size: tuple[int, int], turn: int) -> tuple[int, int]:
+    """Width and height of a picture stored as `size` once it is turned as `orientation` tells."""
+    return size[::-1] if turn in (5, 6, 7, 8) else size
+
+
 def resolution(info: dict[str, Any], exif: Image.Exif) -> tuple[float, float] | None:
     """Dots per inch, horizontally and vertically as stored; None where nothing tells, or in no unit."""
     with contextlib.suppress(Exception):  # unreadable EXIF, or a division by zero

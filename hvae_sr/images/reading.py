@@ -82,7 +82,7 @@ class _Decoded:
         return None if self.pixels.shape[2] % 2 else self.pixels[..., -1]
 
 
-def load_image(source: PathLike | Image.Image, limited: bool = True) -> Image.Image:
+def load_image(source: PathLike | io.BytesIO | Image.Image, limited: bool = True) -> Image.Image:
     """Read an image as 8-bit RGB, upright.
 
     The EXIF orientation is applied, and only the first frame of an animation is read. Modes are converted so:
@@ -97,7 +97,7 @@ def load_image(source: PathLike | Image.Image, limited: bool = True) -> Image.Im
     - float: from 0 to 1 where no value exceeds 2, else from 0 to 255; clipped and rounded.
 
     Args:
-        source: A path, or a PIL image (left as it is; a new image is returned).
+        source: A path, the bytes of a file, or a PIL image (left as it is; a new image is returned).
         limited: Whether images of more than `MAX_PIXELS` are refused; not those that one has written oneself.
 
     Returns:
@@ -149,6 +149,41 @@ def read_photo(source: PathLike | Image.Image, frame: int | None = None) -> Phot
         tuple(decoded.chunks.items()),
         tuple(decoded.warnings),
     )
+
+
+def image_size(source: PathLike | io.BytesIO | Image.Image) -> tuple[int, int]:
+    """Width and height of what `load_image` gives, as the head of the file tells: no pixel is decoded.
+
+    An orientation that a PNG tells behind its pixels is not seen.
+
+    Raises:
+        ImageError: As `load_image`, but for what is damaged behind the head.
+    """
+    if isinstance(source, Image.Image):
+        with image_errors("image"):
+            return _upright_size(source)
+    with _opened(source) as (file, kind):
+        if kind == "TIFF":
+            tags = _page(file, 0)[1]
+            size = metadata.upright(tiff.size_of(tags), tags.get(metadata.ORIENTATION, 1))
+        elif kind == "HEIF":
+            pictures = _heif(file)
+            size = pictures[pictures.primary_index].size
+        else:
+            with _pillow(file) as image:
+                size = _upright_size(image)
+        _check_size(size)
+        return size
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    if isinstance(image, TiffImageFile):  # which Pillow gives upright
+        return image.size
+    exif = Image.Exif()
+    if image.format != "PNG" or "exif" in image.info:  # else Pillow looks behind the pixels
+        with contextlib.suppress(Exception):  # unreadable EXIF turns nothing
+            exif = image.getexif()
+    return metadata.upright(image.size, metadata.orientation(exif))
 
 
 def list_frames(source: PathLike) -> list[str]:
@@ -216,20 +251,29 @@ def open_file(path: PathLike) -> io.BufferedReader:
 
 
 @contextlib.contextmanager
-def _opened(source: PathLike) -> Iterator[tuple[io.BufferedReader, str]]:
+def _opened(source: PathLike | io.BytesIO) -> Iterator[tuple[IO[bytes], str]]:
     """The file, and "TIFF", "HEIF" or "" for others; every failure until the end of the block is an ImageError."""
-    if not isinstance(source, (str, os.PathLike)):
+    if not isinstance(source, (str, os.PathLike, io.BytesIO)):
         raise ImageError(f"image must be a path or a PIL image, got {type(source).__name__}")
-    with open_file(source) as file, image_errors(source):
+    opened: contextlib.AbstractContextManager[IO[bytes]]
+    name: PathLike
+    if isinstance(source, io.BytesIO):
+        opened, name = contextlib.nullcontext(source), "image"
+    else:
+        opened, name = open_file(source), source
+    with opened as file, image_errors(name):
+        file.seek(0)
         head = file.read(64)
         file.seek(0)
+        if not head:
+            raise ValueError("the file is empty")
         kind = "TIFF" if head[:4] in tiff.MAGIC else ""
         if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS and b"avif" not in head:
             kind = "HEIF"
         yield file, kind
 
 
-def _decoded(source: PathLike | Image.Image, frame: int | None = None, limited: bool = True) -> _Decoded:
+def _decoded(source: PathLike | io.BytesIO | Image.Image, frame: int | None = None, limited: bool = True) -> _Decoded:
     if isinstance(source, Image.Image):
         with image_errors("image"):
             return _from_pillow(source, frame, limited)
@@ -326,7 +370,7 @@ def _page(file: IO[bytes], number: int) -> tuple[int, tiff.ImageFileDirectory_v2
     return offsets[number], tiff.read_tags(file, offsets[number])
 
 
-def _from_tiff(file: io.BufferedReader, number: int) -> _Decoded:
+def _from_tiff(file: IO[bytes], number: int) -> _Decoded:
     offset, tags = _page(file, number)
     if not tiff.is_wide(tags):
         with contextlib.suppress(UnidentifiedImageError):
@@ -396,7 +440,7 @@ def _channels(image: Image.Image, profile: bytes, warnings: list[str]) -> np.nda
             warnings.append("its CMYK profile cannot be used; the colours are converted by formula")
         image = converted or image
     elif mode in ("P", "PA", "RGBa"):
-        image = image.convert("RGBA" if mode != "P" or "transparency" in image.info else "RGB")
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     elif mode in ("1", "La"):
         image = image.convert("L" if mode == "1" else "LA")
     if image.mode not in ("L", "LA", "RGB", "RGBA"):

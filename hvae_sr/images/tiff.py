@@ -29,6 +29,7 @@ _REVERSED = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
 
 def page_offsets(file: IO[bytes]) -> list[int]:
     """Where the pages' directories begin."""
+    end = file.seek(0, os.SEEK_END)
     file.seek(0)
     head = file.read(16)
     order = "<" if head[:2] == b"II" else ">"
@@ -38,7 +39,7 @@ def page_offsets(file: IO[bytes]) -> list[int]:
     next_one = head[8:16] if big else head[4:8]
     while len(next_one) == struct.calcsize(pointer):
         (offset,) = struct.unpack(pointer, next_one)
-        if offset == 0 or offset in found or offset > os.fstat(file.fileno()).st_size:
+        if offset == 0 or offset in found or offset > end:
             break
         found[offset] = None
         file.seek(offset)
@@ -144,7 +145,7 @@ def _segments(
     row_bytes = (across * each * depth + 7) // 8
     offsets, counts = (tags.get(tag, ()) for tag in ((324, 325) if tiled else (273, 279)))
     number = columns * rows * (samples if planar else 1)
-    size = os.fstat(file.fileno()).st_size if hasattr(file, "fileno") else 2**31
+    size = file.seek(0, os.SEEK_END)
     compression, predictor = tags.get(259, 1), tags.get(317, 1)
     if compression not in RATIOS or predictor not in (1, 2, 3) or (predictor == 2 and depth % 8):
         raise ValueError(

@@ -126,12 +126,11 @@ def _in_a_mode_of(file_format: str, image: Image.Image, profile: bytes) -> tuple
     if file_format == "JPEG" and image.mode not in ("L", "RGB"):
         return _as_read(image).convert("L" if image.mode == "LA" else "RGB"), profile
     if file_format == "WEBP" and image.mode not in ("RGB", "RGBA"):
-        converted = colour.to_srgb(image.getchannel(0), profile) if colour.space(profile) == "GRAY" else None
-        if image.mode != "LA":
-            return converted or image.convert("RGB"), b""
-        converted = converted or image.convert("RGB")
-        converted.putalpha(image.getchannel("A"))
-        return converted, b""
+        converted = image.convert("RGBA" if image.mode != "L" and image.has_transparency_data else "RGB")
+        grey = colour.to_srgb(image.convert("L"), profile) if colour.space(profile) == "GRAY" else None
+        if grey is not None and converted.mode == "RGBA":
+            grey.putalpha(converted.getchannel("A"))
+        return grey or converted, b""
     if file_format == "TIFF" and image.mode not in ("L", "LA", "RGB", "RGBA"):
         return image.convert("RGBA" if image.has_transparency_data else "RGB"), profile
     return image, profile

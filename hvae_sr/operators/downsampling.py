@@ -17,6 +17,10 @@ from ..hooks import outside_graphs
 from .resizers import KERNELS, BandedMatrix, PseudoInverse, resizing_matrix, row_tiles
 
 MAX_CONDITION = 1e10  # of RRᵀ; beyond it float64 leaves fewer than six digits of H⁺
+# Of HHᵀ, the product of those of both sides, by whose root H⁺ may magnify y - Hx and its rounding errors. Beyond the
+# first, float32 is too coarse for the products; beyond the second, for what x̂ becomes.
+CONDITION_OF_FLOAT64 = 1e8
+MAX_CONDITION_OF_FLOAT32 = 1e12
 CACHE_ENTRIES = 32
 
 
@@ -31,10 +35,11 @@ class Downsampling:
     holds Hx̂ = y to rounding, for every kernel, size and border.
 
     Tensors are [..., H, W] with any leading dimensions, in any range of values: every method is linear and
-    none of them clamps. float16 and bfloat16 are computed in float32 and float64 in float64; the result has
-    the dtype and device of its (first) argument. All methods are differentiable. The matrices of a side are
-    computed when it is first met (seconds for sides of several thousand pixels) and kept for the next images;
-    before `torch.export`, call the method once with the sizes to export.
+    none of them clamps. float16 and bfloat16 are computed in float32 and float64 in float64, as are all where H⁺
+    is large, which that of the named kernels is not; the result has the dtype and device of its (first) argument.
+    All methods are differentiable. The matrices of a side are computed when it is first met (seconds for sides of
+    several thousand pixels) and kept for the next images; before `torch.export`, call the method once with the sizes
+    to export.
 
     Args:
         scale_factor: integer s >= 1. The LR sides are ceil(H / s) and ceil(W / s).
@@ -124,10 +129,12 @@ class Downsampling:
 
         Raises:
             ValueError: if y is not a floating-point image of that size, or if RRᵀ of either side is singular
-                or its condition number (in the 1-norm) is above 1e10.
+                or its condition number (in the 1-norm) is above 1e10; for images of less than float64, if that of
+                HHᵀ, of both sides together, is above 1e12.
         """
         size = self._check_lr("y", y, size)
-        return self._transform("pseudo_inverse", y, size)
+        wide = y.to(self._precise_dtype(size, y.device, y.dtype))
+        return self._transform("pseudo_inverse", wide, size).to(y.dtype)
 
     def project(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """x̂ = x + H⁺(y - Hx) = (I - H⁺H) x + H⁺ y (CVDVAE slides, eq. 14): the nearest image with Hx̂ = y.
@@ -145,6 +152,7 @@ class Downsampling:
         _check_image("x", x)
         size = self._check_lr("y", y, (x.shape[-2], x.shape[-1]))
         dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+        dtype = torch.promote_types(dtype, self._precise_dtype(size, x.device, x.dtype))
         x_wide, y_wide = x.to(dtype), y.to(dtype)
         residual = y_wide - self._transform("apply", x_wide, size)
         return (x_wide + self._transform("pseudo_inverse", residual, size)).to(x.dtype)
@@ -173,8 +181,9 @@ class Downsampling:
         ends = list(zip(reversed(x.shape[:-2]), reversed(y.shape[:-2]), strict=False))
         if y.ndim > x.ndim or any(of_y not in (1, of_x) for of_x, of_y in ends):
             raise ValueError(f"`y` {tuple(y.shape)} has leading dimensions that `x` {tuple(x.shape)} has not")
-        down, down_columns = self._matrices("apply", size, x.device, x.dtype)
-        up, up_columns = self._matrices("pseudo_inverse", size, x.device, x.dtype)
+        dtype = self._precise_dtype(size, x.device, x.dtype)
+        down, down_columns = self._matrices("apply", size, x.device, dtype)
+        up, up_columns = self._matrices("pseudo_inverse", size, x.device, dtype)
         # Rows from which on this tile and all later ones read: below them, the residual is of no more use, and x may
         # be overwritten.
         unread_x = deque(_running_minimum([low for low, _, _ in down.tiles]))
@@ -259,6 +268,22 @@ class Downsampling:
         dtype = _product_dtype(device, dtype)
         return self._matrix(kind, size[0], device, dtype), self._matrix(kind, size[1], device, dtype)
 
+    @outside_graphs
+    def _precise_dtype(self, size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> torch.dtype:
+        """`dtype`, or float64 where H⁺ needs it. Raises ValueError where its results cannot be held in `dtype`."""
+        rows, columns = self._matrices("pseudo_inverse", size, device, dtype)
+        condition = rows.condition * columns.condition
+        if dtype == torch.float64 or condition <= CONDITION_OF_FLOAT64:
+            return dtype
+        most = CONDITION_OF_FLOAT64 if device.type == "mps" else MAX_CONDITION_OF_FLOAT32  # mps has no float64
+        if condition > most:
+            raise ValueError(
+                f"HHᵀ is nearly singular for {self!r} and an HR image of {size[0]} x {size[1]}, and has no usable"
+                f" inverse in {dtype}: its condition number is {condition:.1e}, and must be {most:.0e} at most but for"
+                " float64"
+            )
+        return torch.float64
+
     def _matrix(self, kind: str, n: int, device: torch.device, dtype: torch.dtype) -> BandedMatrix:
         """R, Rᵀ or R⁺ for HR side n, from the cache (the least recently used entry leaves it first)."""
         key = (kind, n, device, dtype)
@@ -291,7 +316,7 @@ class Downsampling:
                 f"HHᵀ is singular or nearly so for {self!r} and an HR side of {n}, and has no usable inverse:"
                 f" the condition number of RRᵀ is {inverse.condition:.1e}, and must be {MAX_CONDITION:.0e} at most"
             )
-        return BandedMatrix(inverse.row_tiles, dtype, device)
+        return BandedMatrix(inverse.row_tiles, dtype, device, inverse.condition)
 
 
 def cached_downsampling(scale_factor: int, kernel: str | Sequence[float] | torch.Tensor = "bicubic") -> Downsampling:

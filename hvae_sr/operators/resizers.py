@@ -29,9 +29,17 @@ class BandedMatrix:
     Args:
         row_tiles: gives the tiles from the top. Called twice: the whole of a large matrix is never held.
         dtype, device: of the products.
+        condition: for R⁺, the condition number of RRᵀ; else 1.
     """
 
-    def __init__(self, row_tiles: Callable[[], Iterable[RowTile]], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        row_tiles: Callable[[], Iterable[RowTile]],
+        dtype: torch.dtype,
+        device: torch.device,
+        condition: float = 1.0,
+    ) -> None:
+        self.condition = condition
         negligible = max(block.abs().max().item() for _, block in row_tiles()) * torch.finfo(dtype).eps / 16
         self.dtype = dtype
         self.tiles: list[tuple[int, int, torch.Tensor]] = []
