@@ -1,17 +1,17 @@
 """Checks of what callers pass to `SuperResolutionPipeline`; every error names the argument and its value."""
 
 import difflib
-import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hvae_sr.checks import check_count
 from hvae_sr.hooks import uncompiled
 from hvae_sr.images import ImageInput, Photo, prepare_photos
 
@@ -135,15 +135,6 @@ def chosen_consistency(enforce_consistency: bool | None, consistency: str) -> bo
             "`consistency`: 'none')"
         )
     return bool(enforce_consistency)
-
-
-def check_count(name: str, value: Any, minimum: int, maximum: float = math.inf, optional: bool = False) -> None:
-    """Raises a ValueError unless `value` is a whole number in [minimum, maximum], or None if `optional`."""
-    if value is None and optional:
-        return
-    if isinstance(value, bool) or not isinstance(value, Integral) or not minimum <= int(value) <= maximum:
-        allowed = f">= {minimum}" if maximum == math.inf else f"between {minimum} and {maximum}"
-        raise ValueError(f"`{name}` must be a whole number {allowed}, got {value!r}")
 
 
 def check_finite(name: str, values: Sequence[Tensor | None]) -> None:
