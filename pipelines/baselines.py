@@ -155,10 +155,7 @@ class _ChainPipeline(ComparedPipeline):
         steps = named.pop("num_inference_steps", None)
         steps = self.config.num_inference_steps if steps is None else steps
         scheduler = copy.deepcopy(self.scheduler)
-        try:
-            scheduler.set_timesteps(steps)
-        except ValueError as error:
-            raise ValueError(f"`num_inference_steps` = {steps!r}: {error}") from None
+        scheduler.set_timesteps(steps, "num_inference_steps")
         return {"scheduler": scheduler}
 
     def _evaluations(self, call: Call) -> int:
