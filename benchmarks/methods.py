@@ -1,9 +1,10 @@
-"""Counted operations of one 256x256 sample, x4, by kinds of methods, with diffusers' and transformers' own classes.
+"""Counted operations of one 256x256 sample, x4, by kinds of methods.
 
 python benchmarks/methods.py [--measure]
 
-Networks are built on the meta device: nothing is computed and nothing downloaded. Two operations for each product.
---measure also times one evaluation of each network on this machine, with random weights.
+SR3 and DPS are rows of costs.py, networks of this package; LDM-SR and Swin2SR are of diffusers' and transformers' own
+classes. All are built on the meta device: nothing is computed and nothing downloaded. Two operations for each product.
+--measure also times one evaluation of LDM-SR's and Swin2SR's networks on this machine, with random weights.
 """
 
 import argparse
@@ -12,38 +13,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from costs import costs_of_preset
 from diffusers import UNet2DModel, VQModel
 from speed import flops
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Swin2SRConfig, Swin2SRForImageSuperResolution
-
-
-def sr3() -> tuple[Any, Callable[[Any], Any]]:
-    """SR3 for 64 -> 256 (Saharia et al., 2021, table A.1): 128 channels, multipliers 1 2 4 4 8 8, three blocks."""
-    net = UNet2DModel(
-        sample_size=256,
-        in_channels=6,
-        out_channels=3,
-        layers_per_block=3,
-        block_out_channels=(128, 256, 512, 512, 1024, 1024),
-        down_block_types=("DownBlock2D",) * 4 + ("AttnDownBlock2D",) + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("AttnUpBlock2D",) + ("UpBlock2D",) * 4,
-    )
-    return net, lambda net: net(torch.empty(1, 6, 256, 256), 1)
-
-
-def dps() -> tuple[Any, Callable[[Any], Any]]:
-    """DPS with the FFHQ-256 network of its code: 128 channels, multipliers 1 1 2 2 4 4, attention at 16, one block."""
-    net = UNet2DModel(
-        sample_size=256,
-        in_channels=3,
-        out_channels=6,
-        layers_per_block=1,
-        block_out_channels=(128, 128, 256, 256, 512, 512),
-        down_block_types=("DownBlock2D",) * 4 + ("AttnDownBlock2D",) + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("AttnUpBlock2D",) + ("UpBlock2D",) * 4,
-    )
-    return net, lambda net: net(torch.empty(1, 3, 256, 256), 1)
 
 
 def ldm() -> tuple[Any, Callable[[Any], Any]]:
@@ -84,13 +58,16 @@ def swin2sr() -> tuple[Any, Callable[[Any], Any]]:
     return Swin2SRForImageSuperResolution(config), lambda net: net(torch.empty(1, 3, 64, 64))
 
 
-# (name, network, evaluations for one sample, forward passes that an evaluation costs)
+# (name, preset of costs.py, start of the note that its row has there)
+PRESETS = [
+    ("SR3 (`sr3-64-256`)", "sr3-64-256", "256 x 256"),
+    ("DPS (`dps-ffhq256`), a pass with its gradient by x", "dps-ffhq256", "guided"),
+]
+# (name, network, evaluations for one sample)
 METHODS = [
-    ("SR3, 2000 steps", sr3, 2000, 1),
-    ("DPS, 1000 steps, forward and backward (three forward passes)", dps, 1000, 3),
-    ("LDM-SR, 100 steps", ldm, 100, 1),
-    ("LDM-SR's decoder", ldm_decoder, 1, 1),
-    ("Swin2SR (one image, no samples)", swin2sr, 1, 1),
+    ("LDM-SR", ldm, 100),
+    ("LDM-SR's decoder", ldm_decoder, 1),
+    ("Swin2SR (one image, no samples)", swin2sr, 1),
 ]
 
 
@@ -122,13 +99,19 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     ours = (flops("cvdvae-ffhq256-x4", 5) - flops("cvdvae-ffhq256-x4", 1)) / 4  # one more sample of one image
     print(f"| CVDVAE FFHQ-256 x4, one more sample | | {ours / 1e9:.0f} | 1 | {ours / 1e12:.2f} | 1 |")
-    for name, build, steps, passes in METHODS:
+    rows = []
+    for name, preset, note in PRESETS:
+        cost = next(cost for cost in costs_of_preset(preset) if cost.note.startswith(note))
+        rows.append((name, cost.parameters, 1e9 * cost.gflop, cost.nfe))
+    for name, build, passes in METHODS:
         forward, parameters = count(build)
-        total = forward * steps * passes
         measured = f" ({seconds(build):.1f} s a pass)" if options.measure else ""
+        rows.append((name + measured, parameters, forward, passes))
+    for name, parameters, flop, passes in rows:
+        total = flop * passes
         print(
-            f"| {name}{measured} | {parameters / 1e6:.0f} M | {forward / 1e9:.0f} | {steps * passes} | "
-            f"{total / 1e12:.2f} | {total / ours:.2f} |"
+            f"| {name} | {parameters / 1e6:.1f} M | {flop / 1e9:.0f} | {passes} | {total / 1e12:.2f} | "
+            f"{total / ours:.2f} |"
         )
 
 

@@ -16,6 +16,7 @@ from hvae_sr.baselines import EDSR, AncestralScheduler, GuidedDiffusionUNet, HCF
 from hvae_sr.baselines.dps import dps_chain, gradient_bytes
 from hvae_sr.baselines.sr3 import activation_bytes, sr3_chain
 from hvae_sr.checkpoints.names import resolve
+from hvae_sr.checks import check_count
 from hvae_sr.hooks import uncompiled
 from hvae_sr.images import to_pil
 from hvae_sr.noise import CounterNoise
@@ -23,7 +24,7 @@ from hvae_sr.sampling.sizes import SizeRequirements, pad_to
 from hvae_sr.sampling.windows import Window
 
 from .compared import Call, ComparedPipeline
-from .inputs import check_count, check_network
+from .inputs import check_network
 from .super_resolution import SuperResolutionPipeline
 
 
@@ -154,10 +155,7 @@ class _ChainPipeline(ComparedPipeline):
         steps = named.pop("num_inference_steps", None)
         steps = self.config.num_inference_steps if steps is None else steps
         scheduler = copy.deepcopy(self.scheduler)
-        try:
-            scheduler.set_timesteps(steps)
-        except ValueError as error:
-            raise ValueError(f"`num_inference_steps` = {steps!r}: {error}") from None
+        scheduler.set_timesteps(steps, "num_inference_steps")
         return {"scheduler": scheduler}
 
     def _evaluations(self, call: Call) -> int:

@@ -9,13 +9,14 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from hvae_sr.checks import check_count
 from hvae_sr.images import ImageInput, Photo, to_pil, to_tensor
 from hvae_sr.operators import Downsampling, interpolate
 from hvae_sr.sampling import decibels, format_bytes
 from hvae_sr.sampling import lr_psnr as lr_psnr_once
 from hvae_sr.sampling.memory import Bound, memory_bound
 
-from .inputs import SamplingOptions, check_count, single_photo
+from .inputs import SamplingOptions, single_photo
 from .output import Sample
 from .super_resolution import SuperResolutionPipeline
 

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import BatchFeature, ImageProcessingMixin
 
+from hvae_sr.checks import check_count
 from hvae_sr.images import ImageError, ImageInput, Photo, prepare_photos
 from hvae_sr.operators import cached_downsampling
 from hvae_sr.sampling import Consistency
 
-from .inputs import check_consistency, check_count, chosen_consistency
+from .inputs import check_consistency, chosen_consistency
 from .output import OUTPUT_TYPES, Sample
 
 if TYPE_CHECKING:

@@ -1,17 +1,17 @@
 """Checks of what callers pass to `SuperResolutionPipeline`; every error names the argument and its value."""
 
 import difflib
-import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hvae_sr.checks import check_count
 from hvae_sr.hooks import uncompiled
 from hvae_sr.images import ImageInput, Photo, prepare_photos
 
@@ -50,8 +50,9 @@ class SamplingOptions:
             chooses windows of a million HR pixels, or as many as `max_memory` allows. A window sees the noise of the
             whole, and the projection is that of the whole.
         window_margin: HR pixels around a window that the networks see and that are not kept; None: 96, with which
-            windows and whole of the bundled models differ by less than 0.01 grey levels in float32, or 256 for a model
-            that reads y through a restorer (0.01 in the mean, single pixels more than 1).
+            windows and whole of the bundled models differ by less than 0.001 grey levels in the mean in float32, single
+            pixels by some tenths, or 256 for a model that reads y through a restorer (0.01 in the mean, single pixels
+            more than 1).
         max_memory: bytes that the process (on a GPU: the device) may take, for which windows and chunks are made small
             enough; None means half of what is available beyond what is used already.
         tile: lets a model of one image size work on images of any other, in blended tiles of its size.
@@ -135,15 +136,6 @@ def chosen_consistency(enforce_consistency: bool | None, consistency: str) -> bo
             "`consistency`: 'none')"
         )
     return bool(enforce_consistency)
-
-
-def check_count(name: str, value: Any, minimum: int, maximum: float = math.inf, optional: bool = False) -> None:
-    """Raises a ValueError unless `value` is a whole number in [minimum, maximum], or None if `optional`."""
-    if value is None and optional:
-        return
-    if isinstance(value, bool) or not isinstance(value, Integral) or not minimum <= int(value) <= maximum:
-        allowed = f">= {minimum}" if maximum == math.inf else f"between {minimum} and {maximum}"
-        raise ValueError(f"`{name}` must be a whole number {allowed}, got {value!r}")
 
 
 def check_finite(name: str, values: Sequence[Tensor | None]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hvae_sr.checks import check_count
 from hvae_sr.images import ImageInput, Photo
 from hvae_sr.loading import given_dtype
 from hvae_sr.models import VDVAE, LRConditioner, LREncoder
@@ -22,7 +23,6 @@ from .computing import Computing
 from .inputs import (
     SamplingOptions,
     check_consistency,
-    check_count,
     check_flag,
     check_network,
     chosen_consistency,

@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from hvae_sr.checks import check_count
 from hvae_sr.images import ImageInput, Photo, prepare_photos
 from hvae_sr.posterior import Rank, Recipe, log_density, rank, read_mask
 from hvae_sr.sampling import WindowSampler, budget
 
-from .inputs import SamplingOptions, base_seeds, check_count, check_finite, single_photo
+from .inputs import SamplingOptions, base_seeds, check_finite, single_photo
 from .intervals import IntervalPipeline
 from .output import Sample, SuperResolutionOutput, collate, gather
 from .sampling_pipeline import rows_of

@@ -45,6 +45,20 @@ def test_typing_errors_name_what_may_have_been_meant_with_the_usage_of_the_comma
     assert said in last and usage in above[0]
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("analyse", "temperature: of the strip (default 0 0.25 0.5 0.75 1)"),
+        ("analyse", "two photographs that come with scikit-image (distance: none)"),
+        ("figures", "metric of the plane; default: the first of these that all reports have"),
+    ],
+)
+def test_help_tells_what_is_taken_by_default(command, said, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_spells_every_option_with_dashes(command, capsys):
     with pytest.raises(SystemExit):

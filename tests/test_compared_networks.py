@@ -219,6 +219,8 @@ def test_short_chains_keep_the_noise_of_their_steps() -> None:
     for chosen, message in ((101, "101 steps cannot be kept of 100"), ("ddim80", "no whole stride"), ("a", "got 'a'")):
         with pytest.raises(ValueError, match=message):
             space_timesteps(100, chosen)
+    with pytest.raises(ValueError, match="^`timesteps` must keep at least one step, got 0$"):
+        scheduler.set_timesteps(0)
 
 
 @torch.no_grad()

@@ -381,6 +381,15 @@ def test_the_results_document_has_one_table_a_protocol_and_the_commands(folder, 
         results_document([])
 
 
+def test_of_two_reports_the_results_document_has_the_rows_of_float32(folder):
+    exact, fast = (run(folder, NoisyBicubic(), temperatures=(1.0,), seed=seed, name="natural-x4") for seed in (0, 1))
+    fast["pipeline"]["dtype"] = "bfloat16"
+    tables, same = (results_document(both).split("## Commands")[0] for both in ([fast, exact], [exact, fast]))
+    assert tables == same
+    mean = next(line for line in tables.splitlines() if "mean t=1 |" in line)
+    assert f"| {by_name(exact)['mean t=1 projected']['psnr']:.2f} (" in mean
+
+
 def test_the_command_scores_predictions_of_the_pairs_it_wrote(folder, tmp_path, capsys):
     pairs, report = tmp_path / "pairs", tmp_path / "report.json"
     common = ["evaluate", "--data", str(folder), "--size", "32", "-o", str(report)]

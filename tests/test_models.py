@@ -750,6 +750,13 @@ def test_wrong_lr_configurations_are_refused(
         make_lr_network(kind, **changes)
 
 
+def test_the_networks_of_the_defaults_belong_together() -> None:
+    vdvae, encoder = VDVAE(), LREncoder()
+    condition = encoder.encode(torch.zeros(1, 3, 8, 8))
+    sample = vdvae.sample(1, noise=CounterNoise([0]), condition=condition).sample
+    assert sample.shape == (1, 3, 32, 32) and sample.isfinite().all()
+
+
 def test_custom_widths_change_the_stream_between_resolutions(make_vdvae: Any) -> None:
     for widths in ("4:16", "4:6,16:12"):
         model = make_vdvae(custom_widths=widths)

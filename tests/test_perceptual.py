@@ -149,7 +149,7 @@ def test_networks_that_are_not_installed_are_absent_with_a_reason(monkeypatch):
     assert found.names == ["brisque"] and found.lpips is None and found.features is None
     assert found.absent.keys() == {"lpips", "lpips_vgg", "fid"} and "hvae-sr[metrics]" in found.absent["fid"]
     assert load_perceptual([]).names == PerceptualMetrics().names == []
-    with pytest.raises(ValueError, match="`metrics`.*got psnr"):
+    with pytest.raises(ValueError, match="`names`.*got psnr"):
         load_perceptual(["psnr"])
 
 

@@ -16,6 +16,7 @@ from hvae_sr.evaluation import (
     published_rows,
     to_uint8,
     upsample_matlab,
+    upsample_pil,
 )
 from hvae_sr.evaluation.tables import curve
 from hvae_sr.operators import Downsampling
@@ -259,5 +260,18 @@ def test_weights_are_summed_on_the_cpu(folder, monkeypatch):
 def test_an_image_smaller_than_the_scale_is_named_as_that():
     with pytest.raises(ValueError, match="`image` must be at least 4x4 pixels, got 9x3"):
         prepare_standard(Image.new("RGB", (9, 3)))
-    with pytest.raises(ValueError, match="`scale_factor` must be at least 1, got 0"):
-        prepare_standard(Image.new("RGB", (9, 9)), 0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: prepare_standard(Image.new("RGB", (9, 9)), 0), "`scale_factor` must be a whole number >= 1, got 0"),
+        (lambda: prepare_standard(Image.new("RGB", (9, 9)), 1.5), "`scale_factor`.*got 1.5"),
+        (lambda: prepare_thesis(Image.new("RGB", (64, 64)), 64.0), "`size` must be a whole number >= 1, got 64.0"),
+        (lambda: upsample_pil(np.zeros((4, 4, 3))), "`lr` must be a uint8 .*got float64"),
+        (lambda: upsample_matlab(np.zeros((4, 4, 3), np.uint8), 1.5), "`scale_factor`.*got 1.5"),
+    ],
+)
+def test_bad_arguments_of_a_pair_are_errors_that_name_them(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

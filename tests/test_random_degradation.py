@@ -192,6 +192,8 @@ def test_what_is_wrong_in_a_file_is_named(case, tmp_path):
 @pytest.mark.parametrize(("arguments", "word"), [
     ({"degradation": "unreal"}, "mild-jpeg"), ({"degradation": "missing.yaml"}, "missing.yaml"), ({"seed": -1}, "seed"),
     ({"index": 2**64}, "index"), ({"scale_factor": 0}, "scale_factor"), ({"image": np.zeros((4, 4, 3))}, "image"),
+    ({"degradation": None}, "`degradation`.*None"), ({"scale_factor": 1.5}, "scale_factor.*1.5"),
+    ({"seed": True}, "seed.*True"),
 ])  # fmt: skip
 def test_arguments_out_of_range_are_named(arguments, word):
     with pytest.raises(ValueError, match=word):

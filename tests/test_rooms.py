@@ -10,7 +10,7 @@ from processes import run
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = [
-    ["files", "noise", "loading", "hooks", "processes", "features"],
+    ["files", "checks", "noise", "loading", "hooks", "processes", "features"],
     ["operators"],
     ["models", "images"],
     ["sampling", "baselines"],

@@ -74,18 +74,19 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
         self.train_alphas_cumprod = np.cumprod(1 - np.linspace(beta_start, beta_end, num_train_timesteps))
         self.set_timesteps()
 
-    def set_timesteps(self, timesteps: int | str | Sequence[int] | None = None) -> None:
+    def set_timesteps(self, timesteps: int | str | Sequence[int] | None = None, argument: str = "timesteps") -> None:
         """Chooses the chain that is sampled.
 
         Args:
             timesteps: how many, spread evenly over the training chain (`space_timesteps`), or such a function's
                 description, or None for all. The betas of the chain are those that leave abar at its steps unchanged.
+            argument: what errors call `timesteps`.
 
         Raises:
-            ValueError: more steps than there are, or a description that says nothing.
+            ValueError: no steps, more steps than there are, or a description that says nothing.
         """
         total = self.config.num_train_timesteps
-        kept = range(total) if timesteps is None else space_timesteps(total, timesteps)
+        kept = range(total) if timesteps is None else space_timesteps(total, timesteps, argument)
         self.timestep_map = np.array(list(kept))
         self.alphas_cumprod = self.train_alphas_cumprod[self.timestep_map]
         before = np.append(1.0, self.alphas_cumprod[:-1])
@@ -216,7 +217,7 @@ def variational_bound(
     return scheduler.num_steps * nats.mean((1, 2, 3)) / math.log(2)
 
 
-def space_timesteps(total: int, chosen: int | str | Sequence[int]) -> list[int]:
+def space_timesteps(total: int, chosen: int | str | Sequence[int], argument: str = "chosen") -> list[int]:
     """Steps of a chain of `total` that a shorter one keeps, in increasing order.
 
     Args:
@@ -224,30 +225,31 @@ def space_timesteps(total: int, chosen: int | str | Sequence[int]) -> list[int]:
         chosen: a number n: n steps from the first to the last, evenly spread and rounded to even. Several, as a list
             or "10,5": the chain is cut in so many parts of equal length, and each keeps so many steps, spread over it
             in the same way. "ddimN": every k-th step from 0, for the k that gives N.
+        argument: what errors call `chosen`.
 
     Raises:
-        ValueError: a part shorter than what is to be kept of it, or no k that gives N.
+        ValueError: no steps, a part shorter than what is to be kept of it, or no k that gives N.
 
     Example:
         >>> space_timesteps(100, "3,2")
         [0, 24, 49, 50, 99]
     """
     if isinstance(chosen, str) and chosen.startswith("ddim"):
-        count = _whole(chosen.removeprefix("ddim"), chosen)
+        count = _whole(chosen.removeprefix("ddim"), chosen, argument)
         for stride in range(1, total + 1):
             if len(range(0, total, stride)) == count:
                 return list(range(0, total, stride))
-        raise ValueError(f"`chosen`: no whole stride keeps {count} of {total} steps")
+        raise ValueError(f"`{argument}`: no whole stride keeps {count} of {total} steps, got {chosen!r}")
     parts: list[Any] = chosen.split(",") if isinstance(chosen, str) else list(np.atleast_1d(chosen))
-    counts = [_whole(part, chosen) for part in parts]
+    counts = [_whole(part, chosen, argument) for part in parts]
     if sum(counts) < 1:
-        raise ValueError(f"`chosen` must keep at least one step, got {chosen!r}")
+        raise ValueError(f"`{argument}` must keep at least one step, got {chosen!r}")
     steps: set[int] = set()
     start = 0
     for i, count in enumerate(counts):
         size = total // len(counts) + (1 if i < total % len(counts) else 0)
         if count > size:
-            raise ValueError(f"`chosen`: {count} steps cannot be kept of {size}, got {chosen!r} of {total}")
+            raise ValueError(f"`{argument}`: {count} steps cannot be kept of {size}, got {chosen!r} of {total}")
         gap = (size - 1) / (count - 1) if count > 1 else 1.0
         position = 0.0  # added up, as published: multiplying would round a few steps to their neighbours
         for _ in range(count):
@@ -257,10 +259,10 @@ def space_timesteps(total: int, chosen: int | str | Sequence[int]) -> list[int]:
     return sorted(steps)
 
 
-def _whole(value: Any, given: object) -> int:
+def _whole(value: Any, given: object, argument: str) -> int:
     sound = isinstance(value, Integral) and not isinstance(value, bool)
     sound = sound or (isinstance(value, str) and value.strip().isdecimal())
     count = int(value) if sound else -1
     if count < 0:
-        raise ValueError(f"`chosen` must be whole numbers >= 0, or 'ddimN', got {given!r}")
+        raise ValueError(f"`{argument}` must be whole numbers >= 0, or 'ddimN', got {given!r}")
     return count

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("analysis", choices=list(ANALYSES), metavar="ANALYSIS", help=", ".join(ANALYSES))
     # The prior alone and the encoder of x are looked at, too: CVDVAE has both.
     add_model(parser, default="natural-x4-cvdvae")
-    add_data(parser, required=False, more="; default: two photographs that come with scikit-image")
+    add_data(parser, required=False, more="; default: two photographs that come with scikit-image (distance: none)")
     Output.add_arguments(parser)
     parser.add_argument("--num-images", type=int, default=4, help="of the data, the first so many (default 4)")
     parser.add_argument("--size", type=int, help="side of the squares cut out of them (default: the model's)")
@@ -33,9 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-samples", type=int, default=4, help=what)
     parser.add_argument("--temperature", type=float, help="samples: default the model's own; levels: default 1")
     add_lpips(parser)
-    parser.add_argument(
-        "--temperatures", type=float, nargs="+", default=[0, 0.25, 0.5, 0.75, 1], help="temperature: of the strip"
-    )
+    strip = [0, 0.25, 0.5, 0.75, 1]
+    what = f"temperature: of the strip (default {' '.join(map(str, strip))})"
+    parser.add_argument("--temperatures", type=float, nargs="+", default=strip, help=what)
     parser.add_argument("--seed", type=int, default=0)
 
 

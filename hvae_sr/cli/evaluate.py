@@ -65,6 +65,7 @@ def run(options: argparse.Namespace) -> int:
     if options.model:
         resolve(options.model)  # a typo should not wait for torch
     from ..evaluation import evaluate, load_perceptual, markdown_table, write_report
+    from ..evaluation.perceptual import NAMES
     from ..evaluation.protocols import protocol_named
     from ..processes import process_state
 
@@ -76,9 +77,11 @@ def run(options: argparse.Namespace) -> int:
                     f"LR images); got {getattr(options, name)!r}"
                 )
         return _write_pairs(options)
+    names = protocol_named(options.protocol).perceptual if options.metrics is None else options.metrics
+    if unknown := [name for name in names if name not in NAMES]:
+        raise ValueError(f"`--metrics` must be among {', '.join(NAMES)}; got {', '.join(unknown)}")
     # In bfloat16 as `hvae-sr upscale` computes it, with float32 weights.
     pipeline = load_pipeline(options, fast=options.dtype == "bfloat16") if options.model else None
-    names = protocol_named(options.protocol).perceptual if options.metrics is None else options.metrics
     given = {name: getattr(options, name) for name in _OPTIONS}
     device = pipeline.device if pipeline is not None else "cpu"
     perceptual = load_perceptual(names, device, options.lpips_weights)

@@ -10,7 +10,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reports", nargs="+", metavar="REPORT.json", help="what `hvae-sr evaluate` wrote")
     Output.add_arguments(parser)
     kinds = ["fid", "lpips", "lpips_vgg", "brisque"]
-    parser.add_argument("--perception", choices=kinds, help="of the plane; default: the first of")
+    parser.add_argument(
+        "--perception", choices=kinds, help="metric of the plane; default: the first of these that all reports have"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Crops of a set of images that can be addressed: files in folders here, rows of a table in `hub`."""
+"""Crops of a set of images that can be addressed: files in folders here, rows of a table in `datasets`."""
 
 from __future__ import annotations
 

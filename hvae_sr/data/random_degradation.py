@@ -16,7 +16,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
-from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +25,7 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..checks import check_count
 from ..images import load_image
 from .degradation_steps import STEPS, Planes, Step, choose, resize, to_levels
 
@@ -117,11 +117,9 @@ def degrade(
     (13, 11)
     """
     chosen = degradation if isinstance(degradation, Degradation) else load_degradation(degradation)
-    for name, value in (("seed", seed), ("index", index)):
-        if not isinstance(value, Integral) or not 0 <= value < 2**64:
-            raise ValueError(f"`{name}` must be a whole number in 0..2**64 - 1, got {value!r}")
-    if scale_factor < 1:
-        raise ValueError(f"`scale_factor` must be at least 1, got {scale_factor}")
+    check_count("seed", seed, 0, 2**64 - 1)
+    check_count("index", index, 0, 2**64 - 1)
+    check_count("scale_factor", scale_factor, 1)
     if isinstance(image, Image.Image):
         levels = np.asarray(load_image(image))
     else:
@@ -157,6 +155,8 @@ def load_degradation(name: str | os.PathLike[str]) -> Degradation:
         ValueError: no such name or file; or one that holds an unknown step or option, or a value out of range: the
             message names file, step, option and value.
     """
+    if not isinstance(name, (str, os.PathLike)):
+        raise ValueError(f"`degradation` must be a name or a file, got {name!r}")
     text, bundled = os.fspath(name), bundled_degradations()
     path = bundled.get(text, Path(text))
     if text not in bundled and path.suffix.lower() not in _SUFFIXES:

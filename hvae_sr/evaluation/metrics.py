@@ -1,18 +1,23 @@
 """Distortion and consistency of one super-resolved image.
 
-Every function takes NumPy arrays or torch tensors and returns a Python float. Whole images are ``[H, W, 3]``. Bad
-input is a `ValueError` that names the argument. Sets of samples: `hvae_sr.evaluation.posterior`.
+Metrics take NumPy arrays or torch tensors and return Python floats: one, or two where they say so. What checks and
+prepares images (`as_array` to `luma`) returns arrays and tensors. Whole images are ``[H, W, 3]``. Bad input is a
+`ValueError` that names the argument. Sets of samples: `hvae_sr.evaluation.posterior`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
+
+from ..checks import check_count
 
 Array = NDArray[Any]
 ArrayLike = Array | torch.Tensor
@@ -60,7 +65,8 @@ def as_rgb(name: str, value: ArrayLike) -> Uint8:
 def as_rgb_pair(a: ArrayLike, b: ArrayLike, crop_border: int = 0, least: int = 1) -> tuple[Uint8, Uint8]:
     """Two 8-bit RGB images of one size, without their borders, of `least` pixels a side."""
     left, right = (as_rgb(name, image) for name, image in zip("ab", as_pair(a, b), strict=True))
-    if crop_border < 0 or 2 * crop_border >= min(left.shape[:2]):
+    check_count("crop_border", crop_border, 0)
+    if 2 * crop_border >= min(left.shape[:2]):
         raise ValueError(f"`crop_border` must leave pixels of a {left.shape[:2]} image, got {crop_border}.")
     inner = tuple(slice(crop_border, side - crop_border) for side in left.shape[:2])
     if min(left[inner].shape[:2]) < least:
@@ -103,8 +109,8 @@ def psnr(a: ArrayLike, b: ArrayLike, data_range: float) -> float:
     20.0
     """
     left, right = as_pair(a, b)
-    if not data_range > 0:
-        raise ValueError(f"`data_range` must be positive, got {data_range}.")
+    if not isinstance(data_range, Real) or not 0 < data_range < inf:
+        raise ValueError(f"`data_range` must be a finite number above 0, got {data_range!r}.")
     mse = float(np.mean((left.astype(np.float64) - right.astype(np.float64)) ** 2))
     return float("inf") if mse == 0 else float(10 * np.log10(data_range**2 / mse))
 

@@ -30,6 +30,7 @@ _WINDOW /= _WINDOW.sum()
 _NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (-1, 1))
 _GREY = np.array([0.298936021293775, 0.587043074451121, 0.114020904255103])  # MATLAB's rgb2gray
 _TINY = np.finfo(np.float64).tiny
+_LEAST = 16  # pixels a side
 _HALVING = Downsampling(2, kernel="matlab-bicubic")
 
 
@@ -76,8 +77,8 @@ def brisque_features(grey: ArrayLike) -> Float:
     (36,)
     """
     image = as_array("grey", grey).astype(np.float64)
-    if image.ndim != 2 or min(image.shape) < 16:
-        raise ValueError(f"`grey` must be [H, W] of at least 16x16 pixels, got shape {image.shape}.")
+    if image.ndim != 2 or min(image.shape) < _LEAST:
+        raise ValueError(f"`grey` must be [H, W] of at least {_LEAST}x{_LEAST} pixels, got shape {image.shape}.")
     features: list[float] = []
     for _ in range(2):
         values = _normalised(image)
@@ -106,10 +107,15 @@ def brisque_score(features: ArrayLike) -> float:
 
 
 def brisque(image: ArrayLike) -> float:
-    """BRISQUE of an 8-bit RGB image ``[H, W, 3]``: about 0 (best) to 100.
+    """BRISQUE of an 8-bit RGB image ``[H, W, 3]`` of at least 16x16 pixels: about 0 (best) to 100.
+
+    Raises ValueError: another type or shape, or a smaller image.
 
     >>> noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     >>> brisque(noise) > 80
     True
     """
-    return brisque_score(brisque_features(np.round(as_rgb("image", image) @ _GREY)))
+    pixels = as_rgb("image", image)
+    if min(pixels.shape[:2]) < _LEAST:
+        raise ValueError(f"`image` must be at least {_LEAST}x{_LEAST} pixels for BRISQUE, got {pixels.shape[:2]}.")
+    return brisque_score(brisque_features(np.round(pixels @ _GREY)))

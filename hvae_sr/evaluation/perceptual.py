@@ -190,7 +190,7 @@ def load_perceptual(
     wanted = list(dict.fromkeys(names))
     unknown = sorted(set(wanted) - set(NAMES))
     if unknown:
-        raise ValueError(f"`metrics` must be among {', '.join(NAMES)}; got {', '.join(unknown)}.")
+        raise ValueError(f"`names` must be among {', '.join(NAMES)}; got {', '.join(unknown)}.")
     found: dict[str, Any] = {"brisque": brisque} if "brisque" in wanted else {}
     absent: dict[str, str] = {}
     for name, trunk in (("lpips", "alexnet"), ("lpips_vgg", "vgg16")):

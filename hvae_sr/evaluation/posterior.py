@@ -1,7 +1,7 @@
 """What a set of samples of one posterior says: diversity, calibration, and distortion as a function of their number.
 
-Every function takes NumPy arrays or torch tensors, the sample index first, and returns Python floats. Bad input is a
-`ValueError` that names the argument.
+Samples are NumPy arrays or torch tensors, the sample index first; results are Python floats, alone, in lists or by
+name, but for the images of `mean_of_n`. Bad input is a `ValueError` that names the argument.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import uniform_filter
 
+from ..checks import check_count
 from .metrics import Array, ArrayLike, as_array, ratio
 
 Distance = Callable[[Any, Any], Any]
@@ -138,8 +139,7 @@ def error_by_spread(samples: ArrayLike, target: ArrayLike, parts: int = 5) -> tu
     array, truth = _ensemble_and_target(samples, target)
     variance = array.var(axis=0, ddof=1, dtype=np.float64).reshape(-1)
     error = np.square(array.mean(axis=0, dtype=np.float64) - truth).reshape(-1)
-    if not 1 <= parts <= variance.size:
-        raise ValueError(f"`parts` must lie between 1 and the number of values, {variance.size}, got {parts}.")
+    check_count("parts", parts, 1, variance.size)
     groups = np.array_split(np.argsort(variance, kind="stable"), parts)
     spread, found = ([float(np.sqrt(square[group].mean())) for group in groups] for square in (variance, error))
     return spread, found
@@ -182,8 +182,7 @@ def diversity_score(
     array, truth = _ensemble_and_target(samples, target)
     if array.ndim not in (3, 4):
         raise ValueError(f"`samples` must be [N, H, W] or [N, H, W, C], got shape {array.shape}.")
-    if neighbourhood < 1 or neighbourhood % 2 == 0 or neighbourhood > min(array.shape[1:3]):
-        raise ValueError(f"`neighbourhood` must be odd and fit into {array.shape[1:3]} pixels, got {neighbourhood}.")
+    _check_neighbourhood(neighbourhood, array.shape[1:3])  # before distances are computed
     if distance is None:
         maps = (array - truth) ** 2
         maps = maps.mean(axis=-1) if maps.ndim == 4 else maps
@@ -200,11 +199,20 @@ def diversity_of_maps(maps: ArrayLike, neighbourhood: int = 1) -> float:
     Maps of LPIPS see their neighbourhoods by themselves: that of 1 pixel is theirs.
     """
     maps = as_array("maps", maps)
+    if maps.ndim != 3:
+        raise ValueError(f"`maps` must be [N, H, W], got shape {maps.shape}.")
+    _check_neighbourhood(neighbourhood, maps.shape[1:])
     global_best = float(maps.mean(axis=(1, 2)).min())
     if global_best == 0:
         return 0.0
     local = np.min([uniform_filter(m, size=neighbourhood, mode="reflect") for m in maps], axis=0)
     return 100 * (global_best - float(local.mean())) / global_best
+
+
+def _check_neighbourhood(neighbourhood: int, size: tuple[int, ...]) -> None:
+    check_count("neighbourhood", neighbourhood, 1)
+    if neighbourhood % 2 == 0 or neighbourhood > min(size):
+        raise ValueError(f"`neighbourhood` must be odd and fit into {size} pixels, got {neighbourhood}.")
 
 
 def mse_parts(samples: ArrayLike, target: ArrayLike) -> dict[str, float]:
@@ -250,8 +258,7 @@ def expected_mse_ratio(temperature: float, num_samples: int | None = None) -> fl
     """
     if not temperature >= 0:
         raise ValueError(f"`temperature` must not be negative, got {temperature}.")
-    if num_samples is not None and num_samples < 1:
-        raise ValueError(f"`num_samples` must be at least 1, got {num_samples}.")
+    check_count("num_samples", num_samples, 1, optional=True)
     square = float(temperature) ** 2
     return (1 + square) / (1 + (square / num_samples if num_samples else 0))
 
@@ -267,8 +274,7 @@ def best_of_n(values: Sequence[float] | ArrayLike, n: int, largest: bool = True)
     array = np.sort(as_array("values", values, finite=False).astype(np.float64))  # type: ignore[arg-type]
     if array.ndim != 1:
         raise ValueError(f"`values` must be one number for each sample, got shape {array.shape}.")
-    if not 1 <= n <= len(array):
-        raise ValueError(f"`n` must lie between 1 and the number of values, {len(array)}, got {n}.")
+    check_count("n", n, 1, len(array))
     ordered = array if largest else array[::-1]
     total = comb(len(array), n)  # exact: more than a float can hold of some thousand samples
     shares = [comb(i, n - 1) / total for i in range(len(array))]
@@ -283,8 +289,7 @@ def mean_of_n(samples: ArrayLike, n: int) -> Iterator[Array]:
     [2.0, 5.0]
     """
     array = _ensemble(samples, minimum=1)
-    if not 1 <= n <= len(array):
-        raise ValueError(f"`n` must lie between 1 and the number of samples, {len(array)}, got {n}.")
+    check_count("n", n, 1, len(array))
     for start in range(0, len(array) - n + 1, n):
         yield array[start : start + n].mean(axis=0)
 

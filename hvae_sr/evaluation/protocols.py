@@ -14,6 +14,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
+from ..checks import check_count
 from ..data import Degradation, degrade
 from ..images import load_image
 from ..operators import Downsampling
@@ -33,15 +34,11 @@ def downsample(kernel: str, hr: Uint8, scale_factor: int) -> Uint8:
 
 
 def _check(image: Image.Image, size: int, scale_factor: int) -> Image.Image:
-    _check_factor(scale_factor)
+    check_count("scale_factor", scale_factor, 1)
+    check_count("size", size, 1)
     if size < scale_factor or size % scale_factor:
         raise ValueError(f"`size` must be a positive multiple of `scale_factor` ({scale_factor}), got {size}.")
     return load_image(image)
-
-
-def _check_factor(scale_factor: int) -> None:
-    if scale_factor < 1:
-        raise ValueError(f"`scale_factor` must be at least 1, got {scale_factor}.")
 
 
 def prepare_thesis(image: Image.Image, size: int, scale_factor: int = 4) -> tuple[Uint8, Uint8]:
@@ -83,7 +80,7 @@ def prepare_standard(image: Image.Image, scale_factor: int = 4) -> tuple[Uint8, 
     >>> [part.shape for part in prepare_standard(Image.new("RGB", (50, 41)))]
     [(40, 48, 3), (10, 12, 3)]
     """
-    _check_factor(scale_factor)
+    check_count("scale_factor", scale_factor, 1)
     image = load_image(image)  # turned as its metadata say, before it is cropped
     width, height = (side // scale_factor * scale_factor for side in image.size)
     if not min(width, height):
@@ -93,8 +90,14 @@ def prepare_standard(image: Image.Image, scale_factor: int = 4) -> tuple[Uint8, 
     return hr, downsample("matlab-bicubic", hr, scale_factor)
 
 
+def _check_low(lr: Uint8, scale_factor: int) -> Uint8:
+    check_count("scale_factor", scale_factor, 1)
+    return metrics.as_rgb("lr", lr)
+
+
 def upsample_pil(lr: Uint8, scale_factor: int = 4) -> Uint8:
-    """PIL's bicubic interpolation of an 8-bit image."""
+    """PIL's bicubic interpolation of an 8-bit image ``[h, w, 3]``."""
+    lr = _check_low(lr, scale_factor)
     size = (lr.shape[1] * scale_factor, lr.shape[0] * scale_factor)
     return np.asarray(Image.fromarray(lr).resize(size, Image.Resampling.BICUBIC))
 
@@ -107,6 +110,7 @@ def upsample_matlab(lr: Uint8, scale_factor: int = 4) -> Uint8:
     >>> np.unique(upsample_matlab(np.full((4, 4, 3), 7, np.uint8))).tolist()
     [7]
     """
+    lr = _check_low(lr, scale_factor)
     size = (lr.shape[0] * scale_factor, lr.shape[1] * scale_factor)
     upsampled = scale_factor**2 * operator("matlab-bicubic", scale_factor).adjoint(metrics.to_planes(lr / 255), size)
     return metrics.to_uint8(upsampled.permute(1, 2, 0))

@@ -218,7 +218,7 @@ def has_projected(report: Mapping[str, Any]) -> bool:
 def command_line(report: Mapping[str, Any], output: str = "report.json") -> str:
     """The `hvae-sr evaluate` command that makes such a report; folders by their names."""
     pipeline, predictions = report.get("pipeline"), report.get("predictions")
-    dtype = (pipeline or {}).get("dtype", "float32")
+    dtype = _dtype_of(report)
     options: dict[str, Any] = {
         "model": (report.get("name") or "MODEL") if pipeline else None,
         "predictions": predictions["name"] if predictions else None,
@@ -271,6 +271,11 @@ def method_name(report: Mapping[str, Any]) -> str:
     return f"{name} with self-ensemble" if report.get("self_ensemble") else str(name)
 
 
+def _dtype_of(report: Mapping[str, Any]) -> str:
+    """What the networks computed in."""
+    return str((report.get("pipeline") or {}).get("dtype", "float32"))
+
+
 def kept_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of what users get: the projected ones, under the plain name, where there are both; bicubic as it is."""
     names = {str(row["name"]) for row in report["rows"]}
@@ -284,7 +289,8 @@ def kept_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 def results_document(reports: Sequence[Mapping[str, Any]], names: Sequence[str] | None = None) -> str:
     """The results document: for each protocol one table of images and one of sets of samples, and the commands.
 
-    Of two reports of one method on one data set the first has its rows in the tables; the second adds its own.
+    Of two reports of one method on one data set that in float32, else the first, has its rows in the tables; the other
+    adds its own.
 
     Args:
         reports: of `evaluate`.
@@ -308,7 +314,8 @@ def results_document(reports: Sequence[Mapping[str, Any]], names: Sequence[str] 
         for report, row in _in_order(group):
             if "std" in row:
                 name = f"{_data_of(report)}: {_name_of(report, row)}"
-                sets[name] = {**row, **sets.get(name, {}), "name": name, "std": 255 * float(row["std"])}
+                levels = {"name": name, "std": 255 * float(row["std"])}
+                sets[name] = {**row, **levels, **sets.get(name, {})}
         lines += ["", *table(list(sets.values()), _SETS, "Samples")] if sets else []
         sources = dict.fromkeys(source for source, _ in map(published_rows, group) if source)
         lines += ["", *(f"Published figures: {source}." for source in sources)] if sources else []
@@ -323,7 +330,8 @@ def results_document(reports: Sequence[Mapping[str, Any]], names: Sequence[str] 
 _HOW_TO_READ = [
     "`docs/evaluation.md` says what the figures are. A cell is PSNR in dB (gain over bicubic of the same source) /",
     "SSIM / LPIPS, where it was measured; samples are projected. MSE ratio: the squared error of a sample over that of",
-    "the posterior's mean, and what a calibrated sampler has; coverage: of central 90 % intervals.",
+    "the posterior's mean, and what a calibrated sampler has; coverage: of central 90 % intervals. What two reports",
+    "have is that of the one in float32 (no `--dtype`).",
 ]
 _SETS = {
     "std": ("std, grey levels", ".1f"),
@@ -344,7 +352,10 @@ def _data_of(report: Mapping[str, Any]) -> str:
 
 
 def _in_order(reports: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], dict[str, Any]]]:
-    """(report, row) of all reports: bicubic first, then method by method, by temperature, sample before mean."""
+    """(report, row) of all reports: bicubic first, then method by method, by temperature, sample before mean.
+
+    Of equal rows those of float32 come first, which are the same on every machine.
+    """
     methods = list(dict.fromkeys(map(method_name, reports)))
     found = [(report, row) for report in reports for row in kept_rows(report)]
     return sorted(
@@ -354,6 +365,7 @@ def _in_order(reports: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, A
             methods.index(method_name(pair[0])),
             pair[1].get("temperature", 0.0),
             pair[1]["name"].startswith("mean"),
+            _dtype_of(pair[0]) != "float32",
         ),
     )
 

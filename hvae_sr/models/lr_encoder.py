@@ -50,7 +50,7 @@ class LREncoder(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         long_skip: bool = False,
         input_shift: float = -127.5,
         input_scale: float = 1 / 127.5,
-        num_conditioned_groups: int | None = 6,
+        num_conditioned_groups: int | None = 5,
         decoder_blocks: str = "4x2,8m4,8x2,16m8,16x2,32m16,32x2",
         decoder_width: int = 32,
         decoder_custom_widths: str | None = None,

@@ -17,7 +17,8 @@ from .windows import Tile, Window, split, tiles
 
 MARGIN = 96
 """HR pixels around a window that the networks see and that are not kept: on the bundled models windows and whole then
-differ by less than 0.01 grey levels in float32 (`python benchmarks/windows.py`)."""
+differ by less than 0.001 grey levels in the mean in float32, single pixels by some tenths (`python
+benchmarks/windows.py NAME float32`)."""
 
 RESTORER_MARGIN = 256
 """The same where y is read through a restorer, whose blocks see further: on photo-x4 they differ by 0.01 grey levels in

@@ -7,7 +7,7 @@ import os
 import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import numpy as np
 import yaml
@@ -17,6 +17,7 @@ from ..checkpoints.compared import PRESETS as BASELINES
 from ..data import bundled_degradations, load_degradation
 from ..features import NUM_TAPS
 from ..files import write_atomically
+from ..operators import KERNELS
 
 OPTIONS_FILE = "training_config.json"
 """In `output_dir`: the resolved options."""
@@ -38,6 +39,7 @@ _CHOICES = {
     "mixed_precision": ("no", "bf16", "fp16"),
     "saved_dtype": ("float32", "float16", "float8"),
     "consistency": (None, "exact", "none"),
+    "downsampling_kernel": KERNELS,
 }
 _RESUMED = (
     "learning_rate", "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon", "use_ema", "ema_decay",
@@ -211,12 +213,15 @@ class TrainingConfig:
     dry_run: bool = option(False, "Prints model, cost, memory, images and options, then stops; nothing is written.")
 
     def __post_init__(self) -> None:
-        for name in _FOLDERS:
-            _check(not isinstance(getattr(self, name), str), name, "must be a list, got", getattr(self, name))
-            setattr(self, name, [os.path.expanduser(folder) for folder in getattr(self, name)])
-        for name in _PATHS:
-            if isinstance(getattr(self, name), str):
-                setattr(self, name, os.path.expanduser(getattr(self, name)))
+        for name, kind in get_type_hints(type(self)).items():  # HfArgumentParser changes the types of the fields
+            value = getattr(self, name)
+            if name in _FOLDERS and isinstance(value, list):
+                value = [_expanded(folder) for folder in value]
+            elif name in _PATHS:
+                value = _expanded(value)
+            must = f"must be {kind.__name__ if isinstance(kind, type) else kind}, got"
+            _check(_fits(value, kind), name, must, value)
+            setattr(self, name, value)
         for name, allowed in _CHOICES.items():
             _check(
                 getattr(self, name) in allowed,
@@ -241,6 +246,12 @@ class TrainingConfig:
         updates = [_parse_point(entry)[0] for entry in self.rate_weights]
         _check(updates == sorted(updates), "rate_weights", "must name ascending updates, got", self.rate_weights)
         _check(self.seed < 2**32, "seed", "must be below 2**32, got", self.seed)
+        for name in ("score_level_dropout", "score_low_temperatures"):
+            shares = getattr(self, name)
+            sound = all(0 <= share <= 1 for share in (shares if isinstance(shares, list) else [shares]))
+            _check(sound, name, "must lie in [0, 1], got", shares)
+        sound = bool(self.scales) and all(0 < scale < math.inf for scale in self.scales)
+        _check(sound, "scales", "must be finite factors above 0, at least one, got", self.scales)
         temperatures = self.validation_temperatures
         sound = all(0 <= t < math.inf for t in temperatures)
         _check(sound, "validation_temperatures", "must be finite and >= 0, got", temperatures)
@@ -398,6 +409,19 @@ def _check(sound: Any, name: str, must: str, *value: Any) -> None:
         raise ValueError(" ".join([f"`{name}` {must}", *map(repr, value)]))
 
 
+def _expanded(value: Any) -> Any:
+    """A path as text, without a leading `~`; what is none as it is."""
+    return os.path.expanduser(value) if isinstance(value, (str, Path)) else value
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of the type that its option is annotated with; a whole number is a float too."""
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(each, *get_args(kind)) for each in value)
+    allowed = get_args(kind) or ((int, float) if kind is float else kind)
+    return isinstance(value, allowed) and isinstance(value, bool) == (kind is bool)
+
+
 def _is_file(name: str, value: Any) -> bool:
     """Whether the value of an option of `_RELATIVE` is a path; some may be names."""
     names = bundled_degradations() if name == "degradation" else BASELINES if name == "baseline" else ()
@@ -448,7 +472,7 @@ def parse_arguments(arguments: list[str] | None = None) -> TrainingConfig:
         allow_abbrev=False,  # `--conf` would be taken here, after the recipe has been looked for
     )
     parser.prog = "train.py"
-    parser.add_argument("--config", help="Recipe: a YAML or JSON file with any of the options below.")
+    parser.add_argument("--config", help="Recipe: a YAML or JSON file with any of the options above.")
     options = read_recipe(Path(recipe.config)) if recipe.config is not None else {}
     # The recipe goes through the parser in front of the command line: same checks of types, and the later one wins.
     namespace = vars(parser.parse_args(_as_arguments(options) + remaining))
@@ -464,7 +488,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _OptionParser(_Parser, HfArgumentParser):
-    pass
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
+        """`--no_X`, which HfArgumentParser adds, says what it does; from there it has the help text of X."""
+        if names and names[0].startswith("--no_"):
+            options["help"] = f"Turns --{options['dest']} off."
+        return super().add_argument(*names, **options)
 
 
 def _as_arguments(options: dict[str, Any]) -> list[str]:

@@ -764,6 +764,35 @@ def test_the_recipes_of_the_checkpoints_are_complete(path):
         assert file is None or json.loads(Path(file).read_text())
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"train_batch_size": 1.5}, {"max_train_steps": "a"}, {"max_train_steps": True}, {"num_train_epochs": 0.5},
+        {"use_ema": "x"}, {"score_patch_sizes": "a"}, {"train_data_dir": "a"}, {"score_low_temperatures": 2.0},
+        {"score_level_dropout": [-0.5]}, {"scales": []}, {"scales": [0.0]}, {"downsampling_kernel": "nope"},
+    ],
+)  # fmt: skip
+def test_options_of_another_type_or_out_of_range_are_named(wrong):
+    options = {"train_data_dir": ["x"], "output_dir": "out", "vdvae_config": "c.json"}
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=f"^`{name}` must .*{re.escape(repr(value))}$"):
+        TrainingConfig(**options | wrong)
+
+
+def test_whole_numbers_and_paths_are_taken_for_floats_and_text(tmp_path):
+    given = {"train_data_dir": [tmp_path / "in"], "output_dir": tmp_path, "vdvae_config": Path("~/c.json")}
+    config = TrainingConfig(**given, learning_rate=1, scales=[1])
+    config.save(tmp_path / "options.json")
+    assert config.train_data_dir == [str(tmp_path / "in")] and not config.vdvae_config.startswith("~")
+
+
+def test_help_says_what_turns_an_option_off(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--no-use-ema Turns --use_ema off." in said and "any of the options above" in said
+
+
 def test_the_weight_of_the_rate_follows_the_given_points(tmp_path):
     options = {"train_data_dir": ["x"], "output_dir": str(tmp_path), "vdvae_config": "c.json"}
     assert TrainingConfig(**options).rate_weight(5) == 1.0
