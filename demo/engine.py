@@ -21,7 +21,7 @@ from hvae_sr.checkpoints.names import DEFAULT, PHOTO
 from hvae_sr.images import colour, read_photo, save_image, to_tensor, uncertainty_to_pil
 from hvae_sr.images.degradation import inspect
 from hvae_sr.models.group import TopDownBlock
-from hvae_sr.posterior import Recipe
+from hvae_sr.posterior import Recipe, Region
 
 MATCHING = 45.0
 """dB of LR-PSNR from which a sample is said to match the input: its rounding to 8 bits alone gives 50 to 75."""
@@ -103,10 +103,7 @@ class Round:
             "consistent": self.settings.consistent,
             "lr_psnr": round(lr_psnr, 4),
             "group_seeds": list(recipe.group_seeds),
-            "regions": [
-                {"seed": region.seed, "box": _box(region.mask), "mask": _encoded(region.mask)}
-                for region in recipe.regions
-            ],
+            "regions": [_told(region) for region in recipe.regions],
         }
         if self.crop is not None:
             metadata["crop"] = list(self.crop)
@@ -412,6 +409,12 @@ def write_zip(drawn: Round) -> Path:
         for file in files:
             archive.write(file, file.name)
     return path
+
+
+def _told(region: Region) -> dict[str, Any]:
+    """A region as files tell it; without `groups` it is of all groups."""
+    told = {"seed": region.seed, "box": _box(region.mask), "mask": _encoded(region.mask)}
+    return told if region.groups is None else {**told, "groups": region.groups}
 
 
 def _encoded(mask: np.ndarray) -> str:

@@ -223,7 +223,7 @@ class Handlers(Views):
         """A round of the selected sample as it is, and of others that share its coarse groups."""
         old = shown(visit)
         chosen, groups = old.chosen, len(old.chosen.recipe.group_seeds)
-        fixed = round(groups * kept / 100)
+        fixed = min(round(groups * kept / 100), groups - 1)  # else all would be copies
         first = max(_seed(seed), *(max(sample.recipe.group_seeds) for sample in _all(visit))) + 100
         name, folder = f"Like {describe(chosen.recipe)}", visit.new_folder(self.root.name)
         drawn = Round(name, old.image, old.settings, folder, old.stem, old.crop)

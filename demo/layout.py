@@ -190,7 +190,7 @@ class Layout:
         )
         self.kept = _slider(
             0,
-            100,
+            95,
             60,
             step=5,
             label="Keep, %",

@@ -154,6 +154,18 @@ def test_a_round_has_an_end(page, gr, monkeypatch):
 LOOK = ("Bicubic", "Sample", 50, 50, 16)
 
 
+@pytest.mark.parametrize("kept, groups", [(0, []), (50, [2]), (100, [3])])
+def test_versions_differ_in_a_part_that_was_redrawn_and_never_keep_all(page, kept, groups):
+    page, visit = page
+    list(run_of(page, visit, page.on_redraw, [], 0, 0, 100, 100, 0))
+    list(run_of(page, visit, page.on_vary, kept, 0, 3))
+    seeds = [sample.recipe.group_seeds for sample in visit.shown.samples]
+    assert len(set(seeds)) == 3 and len({sample.image.tobytes() for sample in visit.shown.samples}) == 3
+    told = [read_metadata(sample.path)["regions"] for sample in visit.shown.samples]
+    assert "groups" not in told[0][0]
+    assert [[region["groups"] for region in regions] for regions in told[1:]] == [groups, groups]
+
+
 def test_the_last_rounds_are_kept(page, monkeypatch):
     page, visit = page
     monkeypatch.setattr(f"{type(page).__module__}.MAX_ROUNDS", 3)
