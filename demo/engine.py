@@ -159,6 +159,7 @@ class Visit:
         stopped: number of the last run that was stopped, with all before it; one that waits in the queue too.
         ended: number of the last run that has come to its end.
         asked: of each run that waits, the photograph as it was when it was asked for.
+        meant: of each run that waits for a version, the round and the sample that were shown when it was asked for.
         model: whose default temperature the page shows; "" is the first of the page.
         suited: the model that the page is about to take for the photograph, or "".
     """
@@ -173,7 +174,8 @@ class Visit:
     stopped: int = 0
     ended: int = 0
     folder: Path | None = None
-    asked: dict[int, "Framed"] = field(default_factory=dict)
+    asked: dict[int, Framed] = field(default_factory=dict)
+    meant: dict[int, tuple[Round, Drawn]] = field(default_factory=dict)
     model: str = ""
     suited: str = ""
 

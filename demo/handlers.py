@@ -20,7 +20,7 @@ from . import markup
 from .engine import Engine, Framed, Refused, Round, Settings, Stopped, Visit, describe
 from .layout import RIGHT
 from .photos import friendly
-from .views import LOOK, SAME_VIEWS, Views, gallery, rounds, selected, shown, summary
+from .views import LOOK, SAME_VIEWS, Views, gallery, rounds, selected, summary
 
 MAX_ROUNDS = 8
 MAX_IN_ROUND = 24
@@ -43,6 +43,7 @@ def _tell(run: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
             stage = self.on_compare(visit, "Bicubic", RIGHT[0]) if visit.rounds else markup.placeholder()
             yield visit, markup.note(text), gr.skip(), rounds(visit), stage, *SAME_VIEWS[1:]
         finally:
+            visit.meant.pop(int(ticket), None)
             visit.ended = max(visit.ended, int(ticket))
 
     return told
@@ -75,6 +76,8 @@ class Handlers(Views):
         """
         visit.ticket += 1
         fresh = image is not None
+        if not fresh and visit.shown is not None:
+            visit.meant[visit.ticket] = visit.shown, visit.shown.chosen
         if fresh and visit.photo is not None and Path(image).stem == visit.preview:
             visit.asked[visit.ticket] = Framed(visit.photo, visit.stem, visit.box, visit.suited)
         if request is not None and request.session_hash:
@@ -221,8 +224,8 @@ class Handlers(Views):
         self, visit: Visit, ticket: float, kept: float, seed: Any, count: float, *look: Any
     ) -> Iterator[tuple[Any, ...]]:
         """A round of the selected sample as it is, and of others that share its coarse groups."""
-        old = shown(visit)
-        chosen, groups = old.chosen, len(old.chosen.recipe.group_seeds)
+        old, chosen = _meant(visit, ticket)
+        groups = len(chosen.recipe.group_seeds)
         fixed = min(round(groups * kept / 100), groups - 1)  # else all would be copies
         first = max(_seed(seed), *(max(sample.recipe.group_seeds) for sample in _all(visit))) + 100
         name, folder = f"Like {describe(chosen.recipe)}", visit.new_folder(self.root.name)
@@ -245,14 +248,14 @@ class Handlers(Views):
         *look: Any,
     ) -> Iterator[tuple[Any, ...]]:
         """One more sample: the selected one with a region drawn again."""
-        drawn = shown(visit)
-        mask = _mask(outline, (left, top, width, height), drawn.chosen.image.size)
+        drawn, chosen = _meant(visit, ticket)
+        mask = _mask(outline, (left, top, width, height), chosen.image.size)
         if not mask.any():
             raise Refused("Mark a part of the picture first.")
         if len(drawn.samples) >= MAX_IN_ROUND:
             raise Refused(f"This round has {MAX_IN_ROUND} samples, the most: go on from one by “More like this one”.")
         number = sum(len(sample.recipe.regions) for sample in _all(visit))
-        recipe = drawn.chosen.recipe.redraw(mask, _seed(seed) + 5000 + number)
+        recipe = chosen.recipe.redraw(mask, _seed(seed) + 5000 + number)
         yield from self._run(visit, ticket, drawn, [recipe], look, redraw=True)
 
     def upscale(
@@ -296,6 +299,16 @@ def _seed(seed: Any, end: int = 2**53) -> int:
         raise Refused(f"The seed must be a whole number, not {seed!r}.")
     if abs(found) >= end:
         raise Refused(f"The seed must have at most {len(str(end)) - 1} digits.")
+    return found
+
+
+def _meant(visit: Visit, ticket: float) -> tuple[Round, eng.Drawn]:
+    """The round and the sample that a version was asked of, whatever is shown by now."""
+    found = visit.meant.get(int(ticket))
+    if found is None:
+        raise Refused("Draw samples first.")
+    if found[0] not in visit.rounds:
+        raise Refused("The picture that this was asked for is gone.")
     return found
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from . import engine as eng
 from . import markup
-from .engine import Refused, Round, Visit, describe
+from .engine import Round, Visit, describe
 from .layout import LEFT, MAX_LEVELS, RIGHT
 from .photos import Photos
 
@@ -120,14 +120,8 @@ class Views(Photos):
         return self.engine.default_temperature(model) if untouched else temperature
 
 
-def shown(visit: Visit) -> Round:
-    if visit.shown is None:
-        raise Refused("Draw samples first.")
-    return visit.shown
-
-
 def summary(visit: Visit) -> str:
-    drawn = shown(visit)
+    drawn = visit.rounds[visit.current]
     count = len(drawn.samples)
     chosen = drawn.samples[min(drawn.selected, count - 1)]
     return f"{count} sample{'s' * (count > 1)}. Shown: <b>{html.escape(chosen.caption)}</b>"

@@ -197,6 +197,25 @@ def test_what_is_drawn_is_what_there_was_when_it_was_asked_for(page, photo, tmp_
     assert "comes here" in views[1] and views[5].value["orig_name"] == sample.path.name
 
 
+def test_a_version_is_one_of_what_was_shown_when_it_was_asked_for(page, photo, tmp_path, gr, monkeypatch):
+    page, visit = page
+    said, first = [], visit.shown
+    monkeypatch.setattr(gr, "Warning", lambda text, duration: said.append(text))
+    vary, redraw, late = (page.on_start(visit)[0] for _ in range(3))
+    first.selected = 2  # while they wait
+    list(page.on_vary(visit, vary, 50, 0, 2, *LOOK))
+    assert visit.shown.name == "Like seed 3"
+    list(page.on_redraw(visit, redraw, [], 10, 10, 50, 50, 0, *LOOK))  # another round is shown by now
+    assert first.samples[-1].recipe.group_seeds == (3, 3, 3, 3) and first.samples[-1].redrawn
+    photo.save(tmp_path / "other.png")
+    image = str(tmp_path / "other.png")
+    settings = ("tiny", 0.7, False, *[0.5] * 6, True, 3, 1)
+    list(page.on_draw(visit, page.on_start(visit, 1, image)[0], image, *settings, *LOOK))
+    list(page.on_redraw(visit, late, [], 10, 10, 50, 50, 0, *LOOK))
+    assert said == ["The picture that this was asked for is gone."]
+    assert len(visit.rounds) == len(visit.shown.samples) == 1 and not visit.meant
+
+
 def test_a_picture_that_the_page_has_not_read_yet_is_drawn_by_the_model_for_it(make_pipeline, tmp_path):
     pytest.importorskip("gradio", reason="the page needs the extra [demo]")
     from hvae_sr.demo.handlers import Handlers
