@@ -18,6 +18,7 @@ from scipy import ndimage
 
 from hvae_sr import SuperResolutionPipeline, __version__
 from hvae_sr.checkpoints.names import DEFAULT, PHOTO
+from hvae_sr.cli.settings import weights_fingerprint
 from hvae_sr.images import colour, read_photo, save_image, to_tensor, uncertainty_to_pil
 from hvae_sr.images.degradation import inspect
 from hvae_sr.models.group import TopDownBlock
@@ -78,7 +79,7 @@ class Round:
         settings: of all its samples.
         folder: of their files.
         stem: the photograph's name, which the files get.
-        crop: the part of the photograph that y is, (left, top, width, height) in its pixels; None is all.
+        told: what files tell beside settings and recipe, see `Engine.told` and `Framed.told`.
     """
 
     name: str
@@ -86,7 +87,7 @@ class Round:
     settings: Settings
     folder: Path
     stem: str = "photo"
-    crop: tuple[int, int, int, int] | None = None
+    told: dict[str, Any] = field(default_factory=dict)
     samples: list[Drawn] = field(default_factory=list)
     selected: int = 0
 
@@ -101,12 +102,11 @@ class Round:
             "version": __version__,
             "temperature": self.settings.temperature,
             "consistent": self.settings.consistent,
+            **self.told,
             "lr_psnr": round(lr_psnr, 4),
             "group_seeds": list(recipe.group_seeds),
             "regions": [_told(region) for region in recipe.regions],
         }
-        if self.crop is not None:
-            metadata["crop"] = list(self.crop)
         if recipe.seed is not None:
             metadata["seed"] = recipe.seed
         path = self.folder / f"{self.stem}_sample_{len(self.samples) + 1:02d}.png"
@@ -127,21 +127,27 @@ class Framed(NamedTuple):
         stem: its name.
         box: the part to draw, in its pixels; None takes all.
         suited: the model for how it looks, where that is not the one that the page says yet.
+        shrunk: (width, height) that it was made small to; None where it is as it came.
     """
 
     photo: Image.Image
     stem: str
     box: Box | None
     suited: str = ""
+    shrunk: tuple[int, int] | None = None
 
     @property
     def part(self) -> Image.Image:
         return self.photo.crop(self.box) if self.box else self.photo
 
     @property
-    def crop(self) -> Box | None:
-        """(left, top, width, height) of the part."""
-        return None if self.box is None else (*self.box[:2], self.box[2] - self.box[0], self.box[3] - self.box[1])
+    def told(self) -> dict[str, Any]:
+        """What files tell of it: `crop`, (left, top, width, height) of the part, `shrunk`, and the `ground` of what was
+        transparent."""
+        box = self.box
+        crop = None if box is None else (*box[:2], box[2] - box[0], box[3] - box[1])
+        found = {"crop": crop, "shrunk": self.shrunk, "ground": self.photo.info.get("ground")}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 @dataclass
@@ -153,6 +159,7 @@ class Visit:
         stem: its name.
         preview: name of the file that the page shows of it.
         box: the part to draw, (left, top, right, bottom) in pixels of the photograph; None takes all.
+        shrunk: (width, height) that the page has made it small to, or None.
         rounds: the first from "Draw samples", each further one from "More like this one".
         current: index of the round that is shown.
         ticket: number of the last run that was asked for.
@@ -168,6 +175,7 @@ class Visit:
     stem: str = "photo"
     preview: str = ""
     box: Box | None = None
+    shrunk: tuple[int, int] | None = None
     rounds: list[Round] = field(default_factory=list)
     current: int = 0
     ticket: int = 0
@@ -210,6 +218,7 @@ class Engine:
         self.max_pixels = max_pixels
         self.stopped: Callable[[], bool] = lambda: False  # of the run that is being drawn
         self.pipelines: dict[str, SuperResolutionPipeline] = {}
+        self._weights: dict[str, str] = {}
         given = list(dict.fromkeys(models))
         names = [Path(name).name for name in given]
         for name, short in zip(given, names, strict=True):
@@ -238,6 +247,24 @@ class Engine:
     def default_temperature(self, model: str) -> float:
         """The model's own."""
         return float(self.pipelines[model].config.default_temperature)
+
+    def exact(self, model: str) -> bool:
+        """Whether a model knows H: its samples can be made to match the input."""
+        return self.pipelines[model].config.get("consistency") != "none"
+
+    def told(self, model: str) -> dict[str, Any]:
+        """What files tell of a model beside its name, as those of `hvae-sr upscale` do."""
+        pipeline, scale = self.pipelines[model], self.scale(model)
+        if model not in self._weights:
+            self._weights[model] = weights_fingerprint(pipeline)
+        return {
+            "weights": self._weights[model],
+            "scale_factor": scale,
+            "outscale": float(scale),
+            "bits": 8,
+            "dtype": str(pipeline.inference_dtype).removeprefix("torch."),
+            "device": pipeline.device.type,
+        }
 
     def scale(self, model: str) -> int:
         """Sides of a model's samples over those of its input."""
@@ -276,6 +303,8 @@ class Engine:
         picture = photo.on_white().image
         if profile := colour.matched(photo.icc_profile, False):
             picture.info["icc_profile"] = profile
+        if photo.alpha is not None:
+            picture.info["ground"] = "white"
         return picture
 
     def fits(self, size: tuple[int, int], model: str) -> bool:

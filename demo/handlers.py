@@ -4,6 +4,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ class Handlers(Views):
         self, model: str, temperature: float, by_level: bool, levels: list[float], consistent: bool
     ) -> Settings:
         chosen: Any = self.engine.temperatures(model, levels) if by_level else float(temperature)
-        return Settings(model, chosen, bool(consistent))
+        return Settings(model, chosen, bool(consistent) and self.engine.exact(model))
 
     # Runs
 
@@ -79,7 +80,7 @@ class Handlers(Views):
         if not fresh and visit.shown is not None:
             visit.meant[visit.ticket] = visit.shown, visit.shown.chosen
         if fresh and visit.photo is not None and Path(image).stem == visit.preview:
-            visit.asked[visit.ticket] = Framed(visit.photo, visit.stem, visit.box, visit.suited)
+            visit.asked[visit.ticket] = Framed(visit.photo, visit.stem, visit.box, visit.suited, visit.shrunk)
         if request is not None and request.session_hash:
             self.visits[request.session_hash] = visit
         waiting = "Waiting for its turn"
@@ -183,18 +184,19 @@ class Handlers(Views):
         path = self.examples[0][1]
         image = Image.open(path)
         if self.opening is None and self.engine.fits(image.size, self.models[0]):
-            default = self.engine.default_temperature(self.models[0])
+            model = self.models[0]
+            settings = self._settings(model, self.engine.default_temperature(model), False, [], True)
             folder = Path(tempfile.mkdtemp(dir=self.root.name))
-            drawn = Round("Drawn", image, Settings(self.models[0], default), folder, path.stem)
+            drawn = Round("Drawn", image, settings, folder, path.stem, self.engine.told(model))
             yield visit, markup.progress("Drawing an example", 0, 2), gr.skip(), gr.skip(), *SAME_VIEWS
-            recipes = self.engine.recipes(self.models[0], 0, 2)
+            recipes = self.engine.recipes(model, 0, 2)
             for recipe, (picture, lr_psnr) in zip(recipes, self._draw(image, drawn.settings, recipes), strict=True):
                 drawn.keep(picture, recipe, lr_psnr)
             self.opening = drawn
         if self.opening is None or visit.rounds or visit.ticket > int(ticket):  # the visitor was faster
             return
         shared = self.opening
-        own = Round(shared.name, shared.image, shared.settings, visit.new_folder(self.root.name), shared.stem)
+        own = replace(shared, folder=visit.new_folder(self.root.name), samples=[])
         for sample in shared.samples:
             own.keep(sample.image, sample.recipe, sample.lr_psnr)
         visit.rounds, visit.current = [own], 0
@@ -214,8 +216,8 @@ class Handlers(Views):
             model = framed.suited
         self.engine.check(framed.part, model)
         settings = self._settings(model, temperature, by_level, levels, consistent)
-        folder = visit.new_folder(self.root.name)
-        drawn = Round("Drawn", framed.part, settings, folder, framed.stem, framed.crop)
+        folder, told = visit.new_folder(self.root.name), self.engine.told(model) | framed.told
+        drawn = Round("Drawn", framed.part, settings, folder, framed.stem, told)
         recipes = self.engine.recipes(model, _seed(seed), int(count))
         yield from self._run(visit, ticket, drawn, recipes, others[-LOOK:], fresh=True)
 
@@ -229,7 +231,7 @@ class Handlers(Views):
         fixed = min(round(groups * kept / 100), groups - 1)  # else all would be copies
         first = max(_seed(seed), *(max(sample.recipe.group_seeds) for sample in _all(visit))) + 100
         name, folder = f"Like {describe(chosen.recipe)}", visit.new_folder(self.root.name)
-        drawn = Round(name, old.image, old.settings, folder, old.stem, old.crop)
+        drawn = replace(old, name=name, folder=folder, samples=[], selected=0)
         drawn.keep(chosen.image, chosen.recipe, chosen.lr_psnr, chosen.redrawn)
         recipes = [chosen.recipe.vary(fixed, first + j) for j in range(max(int(count) - 1, 1))]
         yield from self._run(visit, ticket, drawn, recipes, look)

@@ -177,6 +177,7 @@ class Page(Handlers):
         for one in page.box:
             one.input(self.on_box, [visit, *page.box], [page.region, page.outline], **quick)
         page.std.point(self.on_point, None, [page.across, page.down, page.tabs], **quick)
+        page.model.change(self.on_exact, page.model, page.consistent, **quick)
         for one in (page.model, page.by_level):
             given = [visit, page.model, page.by_level, page.temperature]
             one.change(self.on_levels, given, [page.temperature, *levels], **quick)

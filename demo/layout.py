@@ -111,6 +111,7 @@ class Layout:
                 True,
                 label="Matches the input exactly",
                 info="Made small again, a sample gives the input.",
+                visible=self.engine.exact(self.models[0]),
                 elem_id="consistent",
             )
             self.by_level = gr.Checkbox(False, label="A variety for each level", elem_id="by-level")

@@ -40,10 +40,11 @@ class Photos:
 
     def read(self, image: Any, model: str) -> Framed:
         """The visitor's picture; of one over the limit the middle is framed."""
-        photo = self.engine.read(image)
+        return self._framed(self.engine.read(image), Path(str(image)).stem[:60] or "photo", model)
+
+    def _framed(self, photo: Image.Image, stem: str, model: str, shrunk: tuple[int, int] | None = None) -> Framed:
         suited = self._suited(photo, model)
-        stem = Path(str(image)).stem[:60] or "photo"
-        return Framed(photo, stem, self._box(photo.size, model), suited if suited != model else "")
+        return Framed(photo, stem, self._box(photo.size, model), suited if suited != model else "", shrunk)
 
     def _box(self, size: tuple[int, int], model: str, kept: Box | None = None) -> Box | None:
         """The part of a photograph of (width, height) that is framed for a model: `kept` if it is within the limit."""
@@ -59,13 +60,16 @@ class Photos:
             return (gr.skip(),) * 6  # another event of the same picture
         visit.photo, visit.box, visit.suited = None, None, ""
         try:
-            if image is not None:
-                visit.photo, visit.stem, visit.box, visit.suited = self.read(image, model)
-                visit.preview = f"preview-{uuid.uuid4()}"
+            framed = None if image is None else self.read(image, model)
         except Refused as refusal:  # no preview: the browser would show a broken one
             return None, markup.note(str(refusal)), *self._framing(visit, model)
-        if visit.photo is None:  # the picture is gone already, or another one is about to come
+        if framed is None:  # the picture is gone already, or another one is about to come
             return gr.skip(), "", *self._framing(visit, model)
+        return self._taken(visit, framed, model)
+
+    def _taken(self, visit: Visit, framed: Framed, model: str) -> tuple[Any, ...]:
+        visit.photo, visit.stem, visit.box, visit.suited, visit.shrunk = framed
+        visit.preview = f"preview-{uuid.uuid4()}"
         path = visit.new_folder(self.root.name) / f"{visit.preview}.png"
         small = visit.photo.copy()
         small.thumbnail((PREVIEW, PREVIEW))
@@ -112,9 +116,9 @@ class Photos:
             side = int(self.engine.limit(model) ** 0.5)
             lines = [f"{width} x {height} pixels: frame a detail, up to {side} x {side} or as many in another shape."]
         suited, why = self.engine.suited(visit.photo)
-        takes_all = self.engine.pipelines[model].config.get("consistency") == "none"
         lines += [why] if model == suited else []
-        return markup.note(*lines) + markup.note(*([] if takes_all else warnings(visit.photo)), kind="warning")
+        about = warnings(visit.photo) if self.engine.exact(model) else []
+        return markup.note(*lines) + markup.note(*about, kind="warning")
 
     def _framing(self, visit: Visit, model: str, preview: Path | None = None) -> tuple[Any, ...]:
         """The button that shrinks, the frame's tab, and which tab is open."""
@@ -141,7 +145,5 @@ class Photos:
             size = self.engine.shrunk_size(visit.photo.size, model) if visit.photo is not None else None
             if visit.photo is None or size is None:
                 raise Refused("Shrunk to the limit, its samples would be smaller than the photo: frame a detail.")
-            stem, small = visit.stem, visit.photo.resize(size, Image.Resampling.BICUBIC)
-            path = visit.new_folder(self.root.name) / f"{stem}.png"
-            small.save(path, icc_profile=visit.photo.info.get("icc_profile"))
-            return self.on_image(visit, path, model)
+            small = visit.photo.resize(size, Image.Resampling.BICUBIC)
+            return self._taken(visit, self._framed(small, visit.stem, model, size), model)

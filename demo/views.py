@@ -92,6 +92,10 @@ class Views(Photos):
             return gr.skip()
         return markup.tiles(eng.close_ups(drawn, (across / 100, down / 100), max(int(side), 1)))
 
+    def on_exact(self, model: str) -> gr.Checkbox:
+        """Whether samples are to match the input is asked of models alone that know how."""
+        return gr.Checkbox(visible=self.engine.exact(model))
+
     def on_point(self, event: gr.EventData) -> tuple[Any, ...]:
         """A click on the map moves the close-up, and opens it."""
         ((across, down), *_) = markup.points(event._data) or [[0.5, 0.5]]

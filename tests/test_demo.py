@@ -233,7 +233,7 @@ def test_a_picture_that_the_page_has_not_read_yet_is_drawn_by_the_model_for_it(m
         visit, image = eng.Visit(), str(tmp_path / "small.jpg")
         ticket, *_ = page.on_start(visit, 1, image)
         list(page.on_draw(visit, ticket, image, "natural-x4", chosen, False, *[0.5] * 6, True, 0, 1, *LOOK))
-        assert visit.shown.settings == Settings("photo-x4", drawn)
+        assert visit.shown.settings == Settings("photo-x4", drawn, False)
         assert page.on_levels(visit, "photo-x4", False, chosen)[0].value == drawn
 
     # Read already, but the page does not say so yet; and then it does.
@@ -243,9 +243,13 @@ def test_a_picture_that_the_page_has_not_read_yet_is_drawn_by_the_model_for_it(m
     page.on_levels(visit, "photo-x4", False, 0.5)
     later = page.on_start(visit, 1, preview)[0]
     list(page.on_draw(visit, early, preview, "natural-x4", 0.5, True, *[0.5] * 6, True, 0, 1, *LOOK))
-    assert visit.shown.settings == Settings("photo-x4", [0.3] * pipe.vdvae.num_groups)
+    assert visit.shown.settings == Settings("photo-x4", [0.3] * pipe.vdvae.num_groups, False)
     list(page.on_draw(visit, later, preview, "natural-x4", 0.5, False, *[0.5] * 6, True, 0, 1, *LOOK))
     assert visit.shown.settings == Settings("natural-x4", 0.5)  # the visitor's own choice
+
+    # What is never projected does not say so.
+    assert not read_metadata(drawn_by_the_page(page, visit, preview, "photo-x4"))["consistent"]
+    assert [page.on_exact(model).visible for model in ("natural-x4", "photo-x4")] == [True, False]
 
 
 def test_a_frame_stays_where_another_model_takes_it_and_is_shown_anew(page, engine, tmp_path):
@@ -295,6 +299,42 @@ def test_the_file_of_a_sample_tells_how_to_draw_it_again(page, photo):
         recipe = recipe.redraw(mask, region["seed"])
     (again,) = page.engine.pipelines["tiny"].samples(photo, recipes=[recipe], temperature=written["temperature"])
     assert same(again.image, redrawn.image)
+
+
+def drawn_by_the_page(page, visit, image, model="tiny"):
+    settings = (model, 0.7, False, *[0.5] * 6, True, 3, 1)
+    list(page.on_draw(visit, page.on_start(visit, 1, image)[0], image, *settings, *LOOK))
+    return visit.shown.chosen.path
+
+
+def test_the_command_repeats_a_sample_of_the_page_or_says_why_not(page, photo, folder, make_pipeline, tmp_path, capsys):
+    page, visit = page
+    see_through = photo.convert("RGBA")
+    see_through.putalpha(Image.linear_gradient("L").resize(photo.size))
+    see_through.save(tmp_path / "through.png")
+    photo.resize((65, 50)).save(tmp_path / "large.png")
+    photo.save(tmp_path / "photo.png")
+    make_pipeline(seed=1).save_pretrained(tmp_path / "other")
+
+    def like(path, name, model=folder):
+        done = main(
+            ["upscale", str(tmp_path / name), "-o", str(tmp_path / "out"), "--like", str(path), "--model", str(model)]
+        )
+        return done, capsys.readouterr().err
+
+    made = drawn_by_the_page(page, visit, str(tmp_path / "photo.png"))
+    assert like(made, "photo.png") == (0, "")
+    assert same(Image.open(tmp_path / "out" / "photo_x4_seed3.png"), Image.open(made))
+    status, said = like(made, "photo.png", tmp_path / "other")
+    assert status == 2 and "other weights" in said
+    made = drawn_by_the_page(page, visit, str(tmp_path / "through.png"))
+    assert "on white ground" in like(made, "through.png")[1]
+    page.on_image(visit, str(tmp_path / "large.png"), "tiny")
+    preview, *_ = page.on_shrink(visit, "tiny")
+    made = drawn_by_the_page(page, visit, preview)
+    assert read_metadata(made)["shrunk"] == list(visit.photo.size)
+    status, said = like(made, "large.png")
+    assert status == 2 and "shrunk to [39, 30]" in said
 
 
 def test_temperatures_are_given_by_level(engine):
