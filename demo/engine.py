@@ -28,6 +28,10 @@ MATCHING = 45.0
 """dB of LR-PSNR from which a sample is said to match the input: its rounding to 8 bits alone gives 50 to 75."""
 
 
+MIN_SIDE = 4
+"""Pixels of a picture's shorter side, at least."""
+
+
 class Refused(ValueError):
     """Something a visitor asked for cannot be done; the message is for the visitor."""
 
@@ -298,7 +302,7 @@ class Engine:
             photo = read_photo(image)
         except ValueError as error:
             raise Refused(f"This file cannot be read as a picture ({str(error).split(': ')[-1]}).") from None
-        if min(photo.image.size) < 4:
+        if min(photo.image.size) < MIN_SIDE:
             raise Refused(f"This picture has {photo.image.width} x {photo.image.height} pixels: too few to go on.")
         picture = photo.on_white().image
         if profile := colour.matched(photo.icc_profile, False):
@@ -329,11 +333,12 @@ class Engine:
         return left, top, left + sides[0], top + sides[1]
 
     def shrunk_size(self, size: tuple[int, int], model: str) -> tuple[int, int] | None:
-        """(width, height) within the limit, shape kept; None where samples would be smaller than the photograph."""
+        """(width, height) within the limit, shape kept; None where samples would be smaller than the photograph, or it
+        would be too small to be read."""
         factor = min(math.sqrt(self.limit(model) / (size[0] * size[1])), 1)
-        small = max(int(size[0] * factor), 1), max(int(size[1] * factor), 1)
+        small = int(size[0] * factor), int(size[1] * factor)
         scale = self.scale(model)
-        return small if small[0] * scale >= size[0] and small[1] * scale >= size[1] else None
+        return small if min(small) >= MIN_SIDE and small[0] * scale >= size[0] and small[1] * scale >= size[1] else None
 
     def recipes(self, model: str, seed: int, count: int) -> list[Recipe]:
         """`count` samples from `seed` on, as the pipeline numbers them."""

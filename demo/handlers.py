@@ -272,6 +272,8 @@ class Handlers(Views):
             for name, value in {"temperature": temperature, "number of samples": num_samples}.items():
                 if isinstance(value, bool) or not isinstance(value, (int, float)):
                     raise Refused(f"The {name} must be a number, not {value!r}.")
+            if num_samples < 1 or num_samples != num_samples // 1:
+                raise Refused(f"The number of samples must be a whole number >= 1, not {num_samples!r}.")
             settings = self._settings(model, temperature, False, [], consistent)
             recipes = self.engine.recipes(model, _seed(seed, 2**63), int(num_samples))
             drawn = list(self._draw(picture, settings, recipes))

@@ -13,7 +13,7 @@ from PIL import Image
 from hvae_sr.checkpoints.names import DEFAULT, PHOTO
 
 from . import markup
-from .engine import Box, Engine, Framed, Refused, Visit, warnings
+from .engine import MIN_SIDE, Box, Engine, Framed, Refused, Visit, warnings
 from .layout import examples
 
 PREVIEW = 1600
@@ -136,7 +136,7 @@ class Photos:
             (left, top), (right, bottom) = points
             width, height = visit.photo.size
             box = (round(left * width), round(top * height), round(right * width), round(bottom * height))
-            if min(box[2] - box[0], box[3] - box[1]) >= 4:
+            if min(box[2] - box[0], box[3] - box[1]) >= MIN_SIDE:
                 visit.box = box
 
     def on_shrink(self, visit: Visit, model: str) -> tuple[Any, ...]:

@@ -444,6 +444,8 @@ def test_of_large_photos_the_middle_is_framed_and_no_sample_is_smaller_than_its_
         if small is not None:
             assert engine.fits(small, "tiny") and all(a * scale >= b for a, b in zip(small, size, strict=True))
     assert engine.shrunk_size((400, 300), "tiny") is None
+    monkeypatch.setattr(engine, "scale", lambda model: 4)
+    assert engine.shrunk_size((12, 1400), "tiny") is None  # of 3 pixels it would be refused
     assert engine.shrunk_size((20, 15), "tiny") == (20, 15)
 
 
@@ -573,5 +575,9 @@ def test_programs_are_told_what_is_wrong(engine, photo):
     for name, value in {"model": "nope", "temperature": None, "num_samples": None, "seed": 1e300}.items():
         with pytest.raises(gradio.Error):
             handlers.upscale(**{**good, name: value})
+    for count in (0, -1, 2.5, float("nan"), float("inf")):
+        with pytest.raises(gradio.Error, match=f"The number of samples must be a whole number >= 1, not {count}"):
+            handlers.upscale(**{**good, "num_samples": count})
+    assert handlers.upscale(**{**good, "num_samples": 2.0})[1]["seeds"] == [0, 1]
     assert not _mask(None, (-20, -20, 10, 10), (40, 40)).any()
     assert _mask(None, (-20, -20, 30, 30), (40, 40)).sum() == 16
