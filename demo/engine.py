@@ -5,6 +5,7 @@ import io
 import math
 import shutil
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,10 @@ MATCHING = 45.0
 
 MIN_SIDE = 4
 """Pixels of a picture's shorter side, at least."""
+
+
+VISIT = "visit-"
+"""What the names of visitors' folders begin with."""
 
 
 class Refused(ValueError):
@@ -197,13 +202,37 @@ class Visit:
 
     def new_folder(self, root: str) -> Path:
         """One more, inside the visitor's own."""
-        self.folder = self.folder or Path(tempfile.mkdtemp(dir=root))
+        if self.folder is None or not self.folder.is_dir():  # swept, while a run waited
+            self.folder = Path(tempfile.mkdtemp(prefix=VISIT, dir=root))
         return Path(tempfile.mkdtemp(dir=self.folder))
+
+    def take(self, framed: Framed | None) -> None:
+        """Another photograph, or none; the preview of the one before is deleted."""
+        if self.folder is not None:  # else it is everyone's
+            for path in self.folder.glob(f"*/{self.preview}.png"):
+                shutil.rmtree(path.parent, ignore_errors=True)
+        self.photo, self.box, self.suited, self.shrunk = None, None, "", None
+        if framed is not None:
+            self.photo, self.stem, self.box, self.suited, self.shrunk = framed
 
     def forget(self) -> None:
         """Deletes the visitor's files."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def sweep(root: str, age: float) -> None:
+    """Deletes the folders of visits in which nothing was written for `age` seconds.
+
+    Of pages that were closed, gradio keeps the state, and so their files, for longer than they are promised to stay.
+    """
+    for folder in Path(root).glob(f"{VISIT}*"):
+        try:
+            written = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+        except FileNotFoundError:  # forgotten meanwhile
+            continue
+        if time.time() - written > age:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class Engine:

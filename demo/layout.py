@@ -46,8 +46,13 @@ def examples(folder: Path) -> list[tuple[str, Path]]:
 def caption() -> str:
     """What becomes of pictures, where the page runs."""
     if os.environ.get("SPACE_ID"):
-        return CAPTION + "Pictures go to the server of this Space, nowhere else, and are deleted within the hour."
-    return CAPTION + "Pictures stay on the computer that runs this page and are deleted within the hour."
+        return (
+            CAPTION
+            + "Pictures go to the server of this Space, nowhere else, and are deleted within an hour of their last use."
+        )
+    return (
+        CAPTION + "Pictures stay on the computer that runs this page and are deleted within an hour of their last use."
+    )
 
 
 class Layout:

@@ -4,9 +4,12 @@ import argparse
 import base64
 import io
 import json
+import os
+import runpy
 import shutil
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -307,6 +310,30 @@ def drawn_by_the_page(page, visit, image, model="tiny"):
     return visit.shown.chosen.path
 
 
+def test_files_go_when_they_are_no_longer_used(page, photo, tmp_path, gr, monkeypatch):
+    page, visit = page
+    photo.save(tmp_path / "photo.png")
+    previews = []
+    for _ in range(2):
+        preview, *_, returned = page.on_image(visit, str(tmp_path / "photo.png"), "tiny")
+        assert returned is visit  # so that gradio knows that it is in use
+        previews.append(Path(preview))
+    assert [path.exists() for path in previews] == [False, True]
+    eng.sweep(page.root.name, 60)
+    assert previews[1].exists()
+    for path in (visit.folder, *visit.folder.iterdir()):
+        os.utime(path, (0, 0))
+    opening = page.opening_photo()[1]
+    eng.sweep(page.root.name, 60)
+    assert not visit.folder.exists() and (opening is None or Path(opening).exists())
+    assert visit.new_folder(page.root.name).is_dir()
+
+    said = []
+    monkeypatch.setattr(gr, "Warning", lambda text, duration: said.append(text))
+    drawn_by_the_page(page, eng.Visit(rounds=visit.rounds), str(previews[1]))  # by then the visit is another one
+    assert said == ["This page has been idle for too long: choose the picture again."]
+
+
 def test_the_command_repeats_a_sample_of_the_page_or_says_why_not(page, photo, folder, make_pipeline, tmp_path, capsys):
     page, visit = page
     see_through = photo.convert("RGBA")
@@ -508,6 +535,21 @@ def test_the_command_leaves_the_port_to_gradios_environment_variable():
     parser = argparse.ArgumentParser()
     demo.add_arguments(parser)
     assert parser.parse_args([]).port is None
+
+
+def test_port_0_is_a_free_one_and_names_of_models_may_stand_apart(gr, folder, monkeypatch):
+    from hvae_sr.demo import interface
+
+    taken = []
+    monkeypatch.setattr(interface, "launch", lambda blocks, **options: taken.append(options["server_port"]))
+    monkeypatch.setenv("GRADIO_SERVER_PORT", "7999")
+    for port in ("0", "8123"):
+        assert main(["demo", "--model", str(folder), "--port", port, "--no-browser"]) == 0
+    assert taken[0] not in (0, None, 7999) and taken[1] == 8123
+    monkeypatch.setattr(interface, "build", lambda models, **options: taken.append(models))
+    monkeypatch.setenv("HVAE_SR_MODELS", "a, b,")
+    runpy.run_module("hvae_sr.demo.app")
+    assert taken[2] == ["a", "b"]
 
 
 def test_the_caption_says_where_pictures_go(monkeypatch):
