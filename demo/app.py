@@ -9,8 +9,9 @@ import os
 
 from hvae_sr.demo.interface import build, launch
 
+names = os.environ.get("HVAE_SR_MODELS", "natural-x4,photo-x4,natural-x2,natural-x8,natural-x4-cvdvae")
 demo = build(
-    os.environ.get("HVAE_SR_MODELS", "natural-x4,photo-x4,natural-x2,natural-x8,natural-x4-cvdvae").split(","),
+    [name.strip() for name in names.split(",") if name.strip()],
     max_pixels=int(os.environ.get("HVAE_SR_MAX_PIXELS", 256 * 256)),
 )
 

@@ -5,6 +5,7 @@ import io
 import math
 import shutil
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,13 +19,22 @@ from scipy import ndimage
 
 from hvae_sr import SuperResolutionPipeline, __version__
 from hvae_sr.checkpoints.names import DEFAULT, PHOTO
+from hvae_sr.cli.settings import weights_fingerprint
 from hvae_sr.images import colour, read_photo, save_image, to_tensor, uncertainty_to_pil
 from hvae_sr.images.degradation import inspect
 from hvae_sr.models.group import TopDownBlock
-from hvae_sr.posterior import Recipe
+from hvae_sr.posterior import Recipe, Region
 
 MATCHING = 45.0
 """dB of LR-PSNR from which a sample is said to match the input: its rounding to 8 bits alone gives 50 to 75."""
+
+
+MIN_SIDE = 4
+"""Pixels of a picture's shorter side, at least."""
+
+
+VISIT = "visit-"
+"""What the names of visitors' folders begin with."""
 
 
 class Refused(ValueError):
@@ -78,7 +88,7 @@ class Round:
         settings: of all its samples.
         folder: of their files.
         stem: the photograph's name, which the files get.
-        crop: the part of the photograph that y is, (left, top, width, height) in its pixels; None is all.
+        told: what files tell beside settings and recipe, see `Engine.told` and `Framed.told`.
     """
 
     name: str
@@ -86,7 +96,7 @@ class Round:
     settings: Settings
     folder: Path
     stem: str = "photo"
-    crop: tuple[int, int, int, int] | None = None
+    told: dict[str, Any] = field(default_factory=dict)
     samples: list[Drawn] = field(default_factory=list)
     selected: int = 0
 
@@ -101,15 +111,11 @@ class Round:
             "version": __version__,
             "temperature": self.settings.temperature,
             "consistent": self.settings.consistent,
+            **self.told,
             "lr_psnr": round(lr_psnr, 4),
             "group_seeds": list(recipe.group_seeds),
-            "regions": [
-                {"seed": region.seed, "box": _box(region.mask), "mask": _encoded(region.mask)}
-                for region in recipe.regions
-            ],
+            "regions": [_told(region) for region in recipe.regions],
         }
-        if self.crop is not None:
-            metadata["crop"] = list(self.crop)
         if recipe.seed is not None:
             metadata["seed"] = recipe.seed
         path = self.folder / f"{self.stem}_sample_{len(self.samples) + 1:02d}.png"
@@ -130,21 +136,27 @@ class Framed(NamedTuple):
         stem: its name.
         box: the part to draw, in its pixels; None takes all.
         suited: the model for how it looks, where that is not the one that the page says yet.
+        shrunk: (width, height) that it was made small to; None where it is as it came.
     """
 
     photo: Image.Image
     stem: str
     box: Box | None
     suited: str = ""
+    shrunk: tuple[int, int] | None = None
 
     @property
     def part(self) -> Image.Image:
         return self.photo.crop(self.box) if self.box else self.photo
 
     @property
-    def crop(self) -> Box | None:
-        """(left, top, width, height) of the part."""
-        return None if self.box is None else (*self.box[:2], self.box[2] - self.box[0], self.box[3] - self.box[1])
+    def told(self) -> dict[str, Any]:
+        """What files tell of it: `crop`, (left, top, width, height) of the part, `shrunk`, and the `ground` of what was
+        transparent."""
+        box = self.box
+        crop = None if box is None else (*box[:2], box[2] - box[0], box[3] - box[1])
+        found = {"crop": crop, "shrunk": self.shrunk, "ground": self.photo.info.get("ground")}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 @dataclass
@@ -156,12 +168,14 @@ class Visit:
         stem: its name.
         preview: name of the file that the page shows of it.
         box: the part to draw, (left, top, right, bottom) in pixels of the photograph; None takes all.
+        shrunk: (width, height) that the page has made it small to, or None.
         rounds: the first from "Draw samples", each further one from "More like this one".
         current: index of the round that is shown.
         ticket: number of the last run that was asked for.
         stopped: number of the last run that was stopped, with all before it; one that waits in the queue too.
         ended: number of the last run that has come to its end.
         asked: of each run that waits, the photograph as it was when it was asked for.
+        meant: of each run that waits for a version, the round and the sample that were shown when it was asked for.
         model: whose default temperature the page shows; "" is the first of the page.
         suited: the model that the page is about to take for the photograph, or "".
     """
@@ -170,13 +184,15 @@ class Visit:
     stem: str = "photo"
     preview: str = ""
     box: Box | None = None
+    shrunk: tuple[int, int] | None = None
     rounds: list[Round] = field(default_factory=list)
     current: int = 0
     ticket: int = 0
     stopped: int = 0
     ended: int = 0
     folder: Path | None = None
-    asked: dict[int, "Framed"] = field(default_factory=dict)
+    asked: dict[int, Framed] = field(default_factory=dict)
+    meant: dict[int, tuple[Round, Drawn]] = field(default_factory=dict)
     model: str = ""
     suited: str = ""
 
@@ -186,13 +202,37 @@ class Visit:
 
     def new_folder(self, root: str) -> Path:
         """One more, inside the visitor's own."""
-        self.folder = self.folder or Path(tempfile.mkdtemp(dir=root))
+        if self.folder is None or not self.folder.is_dir():  # swept, while a run waited
+            self.folder = Path(tempfile.mkdtemp(prefix=VISIT, dir=root))
         return Path(tempfile.mkdtemp(dir=self.folder))
+
+    def take(self, framed: Framed | None) -> None:
+        """Another photograph, or none; the preview of the one before is deleted."""
+        if self.folder is not None:  # else it is everyone's
+            for path in self.folder.glob(f"*/{self.preview}.png"):
+                shutil.rmtree(path.parent, ignore_errors=True)
+        self.photo, self.box, self.suited, self.shrunk = None, None, "", None
+        if framed is not None:
+            self.photo, self.stem, self.box, self.suited, self.shrunk = framed
 
     def forget(self) -> None:
         """Deletes the visitor's files."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def sweep(root: str, age: float) -> None:
+    """Deletes the folders of visits in which nothing was written for `age` seconds.
+
+    Of pages that were closed, gradio keeps the state, and so their files, for longer than they are promised to stay.
+    """
+    for folder in Path(root).glob(f"{VISIT}*"):
+        try:
+            written = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+        except FileNotFoundError:  # forgotten meanwhile
+            continue
+        if time.time() - written > age:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class Engine:
@@ -211,6 +251,7 @@ class Engine:
         self.max_pixels = max_pixels
         self.stopped: Callable[[], bool] = lambda: False  # of the run that is being drawn
         self.pipelines: dict[str, SuperResolutionPipeline] = {}
+        self._weights: dict[str, str] = {}
         given = list(dict.fromkeys(models))
         names = [Path(name).name for name in given]
         for name, short in zip(given, names, strict=True):
@@ -239,6 +280,24 @@ class Engine:
     def default_temperature(self, model: str) -> float:
         """The model's own."""
         return float(self.pipelines[model].config.default_temperature)
+
+    def exact(self, model: str) -> bool:
+        """Whether a model knows H: its samples can be made to match the input."""
+        return self.pipelines[model].config.get("consistency") != "none"
+
+    def told(self, model: str) -> dict[str, Any]:
+        """What files tell of a model beside its name, as those of `hvae-sr upscale` do."""
+        pipeline, scale = self.pipelines[model], self.scale(model)
+        if model not in self._weights:
+            self._weights[model] = weights_fingerprint(pipeline)
+        return {
+            "weights": self._weights[model],
+            "scale_factor": scale,
+            "outscale": float(scale),
+            "bits": 8,
+            "dtype": str(pipeline.inference_dtype).removeprefix("torch."),
+            "device": pipeline.device.type,
+        }
 
     def scale(self, model: str) -> int:
         """Sides of a model's samples over those of its input."""
@@ -272,11 +331,13 @@ class Engine:
             photo = read_photo(image)
         except ValueError as error:
             raise Refused(f"This file cannot be read as a picture ({str(error).split(': ')[-1]}).") from None
-        if min(photo.image.size) < 4:
+        if min(photo.image.size) < MIN_SIDE:
             raise Refused(f"This picture has {photo.image.width} x {photo.image.height} pixels: too few to go on.")
         picture = photo.on_white().image
         if profile := colour.matched(photo.icc_profile, False):
             picture.info["icc_profile"] = profile
+        if photo.alpha is not None:
+            picture.info["ground"] = "white"
         return picture
 
     def fits(self, size: tuple[int, int], model: str) -> bool:
@@ -301,11 +362,12 @@ class Engine:
         return left, top, left + sides[0], top + sides[1]
 
     def shrunk_size(self, size: tuple[int, int], model: str) -> tuple[int, int] | None:
-        """(width, height) within the limit, shape kept; None where samples would be smaller than the photograph."""
+        """(width, height) within the limit, shape kept; None where samples would be smaller than the photograph, or it
+        would be too small to be read."""
         factor = min(math.sqrt(self.limit(model) / (size[0] * size[1])), 1)
-        small = max(int(size[0] * factor), 1), max(int(size[1] * factor), 1)
+        small = int(size[0] * factor), int(size[1] * factor)
         scale = self.scale(model)
-        return small if small[0] * scale >= size[0] and small[1] * scale >= size[1] else None
+        return small if min(small) >= MIN_SIDE and small[0] * scale >= size[0] and small[1] * scale >= size[1] else None
 
     def recipes(self, model: str, seed: int, count: int) -> list[Recipe]:
         """`count` samples from `seed` on, as the pipeline numbers them."""
@@ -412,6 +474,12 @@ def write_zip(drawn: Round) -> Path:
         for file in files:
             archive.write(file, file.name)
     return path
+
+
+def _told(region: Region) -> dict[str, Any]:
+    """A region as files tell it; without `groups` it is of all groups."""
+    told = {"seed": region.seed, "box": _box(region.mask), "mask": _encoded(region.mask)}
+    return told if region.groups is None else {**told, "groups": region.groups}
 
 
 def _encoded(mask: np.ndarray) -> str:

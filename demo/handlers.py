@@ -4,6 +4,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from . import markup
 from .engine import Engine, Framed, Refused, Round, Settings, Stopped, Visit, describe
 from .layout import RIGHT
 from .photos import friendly
-from .views import LOOK, SAME_VIEWS, Views, gallery, rounds, selected, shown, summary
+from .views import LOOK, SAME_VIEWS, Views, gallery, rounds, selected, summary
 
 MAX_ROUNDS = 8
 MAX_IN_ROUND = 24
@@ -43,6 +44,7 @@ def _tell(run: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
             stage = self.on_compare(visit, "Bicubic", RIGHT[0]) if visit.rounds else markup.placeholder()
             yield visit, markup.note(text), gr.skip(), rounds(visit), stage, *SAME_VIEWS[1:]
         finally:
+            visit.meant.pop(int(ticket), None)
             visit.ended = max(visit.ended, int(ticket))
 
     return told
@@ -62,7 +64,7 @@ class Handlers(Views):
         self, model: str, temperature: float, by_level: bool, levels: list[float], consistent: bool
     ) -> Settings:
         chosen: Any = self.engine.temperatures(model, levels) if by_level else float(temperature)
-        return Settings(model, chosen, bool(consistent))
+        return Settings(model, chosen, bool(consistent) and self.engine.exact(model))
 
     # Runs
 
@@ -75,8 +77,10 @@ class Handlers(Views):
         """
         visit.ticket += 1
         fresh = image is not None
+        if not fresh and visit.shown is not None:
+            visit.meant[visit.ticket] = visit.shown, visit.shown.chosen
         if fresh and visit.photo is not None and Path(image).stem == visit.preview:
-            visit.asked[visit.ticket] = Framed(visit.photo, visit.stem, visit.box, visit.suited)
+            visit.asked[visit.ticket] = Framed(visit.photo, visit.stem, visit.box, visit.suited, visit.shrunk)
         if request is not None and request.session_hash:
             self.visits[request.session_hash] = visit
         waiting = "Waiting for its turn"
@@ -180,18 +184,19 @@ class Handlers(Views):
         path = self.examples[0][1]
         image = Image.open(path)
         if self.opening is None and self.engine.fits(image.size, self.models[0]):
-            default = self.engine.default_temperature(self.models[0])
+            model = self.models[0]
+            settings = self._settings(model, self.engine.default_temperature(model), False, [], True)
             folder = Path(tempfile.mkdtemp(dir=self.root.name))
-            drawn = Round("Drawn", image, Settings(self.models[0], default), folder, path.stem)
+            drawn = Round("Drawn", image, settings, folder, path.stem, self.engine.told(model))
             yield visit, markup.progress("Drawing an example", 0, 2), gr.skip(), gr.skip(), *SAME_VIEWS
-            recipes = self.engine.recipes(self.models[0], 0, 2)
+            recipes = self.engine.recipes(model, 0, 2)
             for recipe, (picture, lr_psnr) in zip(recipes, self._draw(image, drawn.settings, recipes), strict=True):
                 drawn.keep(picture, recipe, lr_psnr)
             self.opening = drawn
         if self.opening is None or visit.rounds or visit.ticket > int(ticket):  # the visitor was faster
             return
         shared = self.opening
-        own = Round(shared.name, shared.image, shared.settings, visit.new_folder(self.root.name), shared.stem)
+        own = replace(shared, folder=visit.new_folder(self.root.name), samples=[])
         for sample in shared.samples:
             own.keep(sample.image, sample.recipe, sample.lr_psnr)
         visit.rounds, visit.current = [own], 0
@@ -211,8 +216,8 @@ class Handlers(Views):
             model = framed.suited
         self.engine.check(framed.part, model)
         settings = self._settings(model, temperature, by_level, levels, consistent)
-        folder = visit.new_folder(self.root.name)
-        drawn = Round("Drawn", framed.part, settings, folder, framed.stem, framed.crop)
+        folder, told = visit.new_folder(self.root.name), self.engine.told(model) | framed.told
+        drawn = Round("Drawn", framed.part, settings, folder, framed.stem, told)
         recipes = self.engine.recipes(model, _seed(seed), int(count))
         yield from self._run(visit, ticket, drawn, recipes, others[-LOOK:], fresh=True)
 
@@ -221,12 +226,12 @@ class Handlers(Views):
         self, visit: Visit, ticket: float, kept: float, seed: Any, count: float, *look: Any
     ) -> Iterator[tuple[Any, ...]]:
         """A round of the selected sample as it is, and of others that share its coarse groups."""
-        old = shown(visit)
-        chosen, groups = old.chosen, len(old.chosen.recipe.group_seeds)
-        fixed = round(groups * kept / 100)
+        old, chosen = _meant(visit, ticket)
+        groups = len(chosen.recipe.group_seeds)
+        fixed = min(round(groups * kept / 100), groups - 1)  # else all would be copies
         first = max(_seed(seed), *(max(sample.recipe.group_seeds) for sample in _all(visit))) + 100
         name, folder = f"Like {describe(chosen.recipe)}", visit.new_folder(self.root.name)
-        drawn = Round(name, old.image, old.settings, folder, old.stem, old.crop)
+        drawn = replace(old, name=name, folder=folder, samples=[], selected=0)
         drawn.keep(chosen.image, chosen.recipe, chosen.lr_psnr, chosen.redrawn)
         recipes = [chosen.recipe.vary(fixed, first + j) for j in range(max(int(count) - 1, 1))]
         yield from self._run(visit, ticket, drawn, recipes, look)
@@ -245,14 +250,14 @@ class Handlers(Views):
         *look: Any,
     ) -> Iterator[tuple[Any, ...]]:
         """One more sample: the selected one with a region drawn again."""
-        drawn = shown(visit)
-        mask = _mask(outline, (left, top, width, height), drawn.chosen.image.size)
+        drawn, chosen = _meant(visit, ticket)
+        mask = _mask(outline, (left, top, width, height), chosen.image.size)
         if not mask.any():
             raise Refused("Mark a part of the picture first.")
         if len(drawn.samples) >= MAX_IN_ROUND:
             raise Refused(f"This round has {MAX_IN_ROUND} samples, the most: go on from one by “More like this one”.")
         number = sum(len(sample.recipe.regions) for sample in _all(visit))
-        recipe = drawn.chosen.recipe.redraw(mask, _seed(seed) + 5000 + number)
+        recipe = chosen.recipe.redraw(mask, _seed(seed) + 5000 + number)
         yield from self._run(visit, ticket, drawn, [recipe], look, redraw=True)
 
     def upscale(
@@ -267,6 +272,8 @@ class Handlers(Views):
             for name, value in {"temperature": temperature, "number of samples": num_samples}.items():
                 if isinstance(value, bool) or not isinstance(value, (int, float)):
                     raise Refused(f"The {name} must be a number, not {value!r}.")
+            if num_samples < 1 or num_samples != num_samples // 1:
+                raise Refused(f"The number of samples must be a whole number >= 1, not {num_samples!r}.")
             settings = self._settings(model, temperature, False, [], consistent)
             recipes = self.engine.recipes(model, _seed(seed, 2**63), int(num_samples))
             drawn = list(self._draw(picture, settings, recipes))
@@ -296,6 +303,16 @@ def _seed(seed: Any, end: int = 2**53) -> int:
         raise Refused(f"The seed must be a whole number, not {seed!r}.")
     if abs(found) >= end:
         raise Refused(f"The seed must have at most {len(str(end)) - 1} digits.")
+    return found
+
+
+def _meant(visit: Visit, ticket: float) -> tuple[Round, eng.Drawn]:
+    """The round and the sample that a version was asked of, whatever is shown by now."""
+    found = visit.meant.get(int(ticket))
+    if found is None:
+        raise Refused("Draw samples first.")
+    if found[0] not in visit.rounds:
+        raise Refused("The picture that this was asked for is gone.")
     return found
 
 

@@ -1,5 +1,7 @@
 """The page as a whole: `layout` shows, `handlers` act, `engine` computes."""
 
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -7,15 +9,15 @@ import gradio as gr
 import torch
 
 from . import markup
-from .engine import Engine, Visit
+from .engine import Engine, Visit, sweep
 from .handlers import Handlers
 from .layout import Layout
 
 QUEUE_SIZE = 16
 FORGET_AFTER = 2700
 CLEAN_EVERY = 900
-"""Seconds: files of a visit go when they are 45 minutes old, looked for every 15, so nothing is kept for more than an
-hour."""
+"""Seconds: files of a visit go when it has been idle for 45 minutes, looked for every 15, so nothing is kept for more
+than an hour after its last use."""
 
 
 def build(models: list[str], max_pixels: int = 256 * 256, device: str | None = None, dtype: Any = None) -> gr.Blocks:
@@ -44,6 +46,12 @@ def launch(blocks: gr.Blocks, **options: Any) -> Any:
         show_error=True,
         **options,
     )
+
+
+def _keep_swept(root: str) -> None:
+    while Path(root).is_dir():
+        sweep(root, FORGET_AFTER)
+        time.sleep(CLEAN_EVERY)
 
 
 def _theme() -> gr.themes.Base:
@@ -108,6 +116,7 @@ class Page(Handlers):
 
     def blocks(self) -> gr.Blocks:
         """Lays the page out and wires it."""
+        threading.Thread(target=_keep_swept, args=(self.root.name,), daemon=True).start()
         gr.set_static_paths([self.root.name])  # names of folders in it cannot be guessed
         first, preview, about = self.opening_photo()  # outside: what an event returns would be added to the page
         with gr.Blocks(
@@ -157,9 +166,9 @@ class Page(Handlers):
         photo = [page.image, page.about, *framing]
         # Of an upload too, whose own event would read the photo once more, and reset the frame on it.
         for taken in (
-            page.image.input(self.on_image, [visit, page.image, page.model], photo, **quick),
-            page.examples.take(self.on_example, [visit, page.model], photo, **quick),
-            page.shrink.click(self.on_shrink, [visit, page.model], photo, **quick),
+            page.image.input(self.on_image, [visit, page.image, page.model], [*photo, visit], **quick),
+            page.examples.take(self.on_example, [visit, page.model], [*photo, visit], **quick),
+            page.shrink.click(self.on_shrink, [visit, page.model], [*photo, visit], **quick),
         ):
             taken.then(self.on_look_of_photo, [visit, page.model], page.model, **quick)
         page.frame.frame(self.on_frame, visit, None, **now)
@@ -177,6 +186,7 @@ class Page(Handlers):
         for one in page.box:
             one.input(self.on_box, [visit, *page.box], [page.region, page.outline], **quick)
         page.std.point(self.on_point, None, [page.across, page.down, page.tabs], **quick)
+        page.model.change(self.on_exact, page.model, page.consistent, **quick)
         for one in (page.model, page.by_level):
             given = [visit, page.model, page.by_level, page.temperature]
             one.change(self.on_levels, given, [page.temperature, *levels], **quick)

@@ -46,8 +46,13 @@ def examples(folder: Path) -> list[tuple[str, Path]]:
 def caption() -> str:
     """What becomes of pictures, where the page runs."""
     if os.environ.get("SPACE_ID"):
-        return CAPTION + "Pictures go to the server of this Space, nowhere else, and are deleted within the hour."
-    return CAPTION + "Pictures stay on the computer that runs this page and are deleted within the hour."
+        return (
+            CAPTION
+            + "Pictures go to the server of this Space, nowhere else, and are deleted within an hour of their last use."
+        )
+    return (
+        CAPTION + "Pictures stay on the computer that runs this page and are deleted within an hour of their last use."
+    )
 
 
 class Layout:
@@ -111,6 +116,7 @@ class Layout:
                 True,
                 label="Matches the input exactly",
                 info="Made small again, a sample gives the input.",
+                visible=self.engine.exact(self.models[0]),
                 elem_id="consistent",
             )
             self.by_level = gr.Checkbox(False, label="A variety for each level", elem_id="by-level")
@@ -190,7 +196,7 @@ class Layout:
         )
         self.kept = _slider(
             0,
-            100,
+            95,
             60,
             step=5,
             label="Keep, %",

@@ -13,11 +13,13 @@ from PIL import Image
 from hvae_sr.checkpoints.names import DEFAULT, PHOTO
 
 from . import markup
-from .engine import Box, Engine, Framed, Refused, Visit, warnings
+from .engine import MIN_SIDE, Box, Engine, Framed, Refused, Visit, warnings
 from .layout import examples
 
 PREVIEW = 1600
 """Pixels of a photograph's longer side on the page."""
+PREVIEW_NAME = "preview-"
+"""What the names of previews begin with."""
 
 
 @contextlib.contextmanager
@@ -39,11 +41,19 @@ class Photos:
         self.examples = examples(Path(self.root.name))
 
     def read(self, image: Any, model: str) -> Framed:
-        """The visitor's picture; of one over the limit the middle is framed."""
-        photo = self.engine.read(image)
+        """The visitor's picture; of one over the limit the middle is framed.
+
+        Raises:
+            Refused: it is none, or the page's own preview: of a visit that was forgotten, the photograph is gone.
+        """
+        path = Path(str(image))
+        if path.name.startswith(PREVIEW_NAME) and path.is_relative_to(self.root.name):
+            raise Refused("This page has been idle for too long: choose the picture again.")
+        return self._framed(self.engine.read(image), path.stem[:60] or "photo", model)
+
+    def _framed(self, photo: Image.Image, stem: str, model: str, shrunk: tuple[int, int] | None = None) -> Framed:
         suited = self._suited(photo, model)
-        stem = Path(str(image)).stem[:60] or "photo"
-        return Framed(photo, stem, self._box(photo.size, model), suited if suited != model else "")
+        return Framed(photo, stem, self._box(photo.size, model), suited if suited != model else "", shrunk)
 
     def _box(self, size: tuple[int, int], model: str, kept: Box | None = None) -> Box | None:
         """The part of a photograph of (width, height) that is framed for a model: `kept` if it is within the limit."""
@@ -54,27 +64,33 @@ class Photos:
         return self.engine.detail(size, model)
 
     def on_image(self, visit: Visit, image: Any, model: str) -> tuple[Any, ...]:
-        """A new picture: its preview, what there is to say of it, and a frame on it if it is over the limit."""
+        """A new picture: its preview, what there is to say of it, and a frame on it if it is over the limit.
+
+        The visit comes last: gradio forgets what no event has returned for a while.
+        """
         if image is not None and visit.photo is not None and Path(str(image)).stem == visit.preview:
-            return (gr.skip(),) * 6  # another event of the same picture
-        visit.photo, visit.box, visit.suited = None, None, ""
+            return *(gr.skip(),) * 6, visit  # another event of the same picture
+        visit.take(None)
         try:
-            if image is not None:
-                visit.photo, visit.stem, visit.box, visit.suited = self.read(image, model)
-                visit.preview = f"preview-{uuid.uuid4()}"
+            framed = None if image is None else self.read(image, model)
         except Refused as refusal:  # no preview: the browser would show a broken one
-            return None, markup.note(str(refusal)), *self._framing(visit, model)
-        if visit.photo is None:  # the picture is gone already, or another one is about to come
-            return gr.skip(), "", *self._framing(visit, model)
+            return None, markup.note(str(refusal)), *self._framing(visit, model), visit
+        if framed is None:  # the picture is gone already, or another one is about to come
+            return gr.skip(), "", *self._framing(visit, model), visit
+        return self._taken(visit, framed, model)
+
+    def _taken(self, visit: Visit, framed: Framed, model: str) -> tuple[Any, ...]:
+        visit.take(framed)
+        visit.preview = f"{PREVIEW_NAME}{uuid.uuid4()}"
         path = visit.new_folder(self.root.name) / f"{visit.preview}.png"
-        small = visit.photo.copy()
+        small = framed.photo.copy()
         small.thumbnail((PREVIEW, PREVIEW))
-        small.save(path, icc_profile=visit.photo.info.get("icc_profile"))
-        return str(path), self._about(visit, model), *self._framing(visit, model, path)
+        small.save(path, icc_profile=framed.photo.info.get("icc_profile"))
+        return str(path), self._about(visit, model), *self._framing(visit, model, path), visit
 
     def opening_photo(self) -> tuple[Visit, str | None, str]:
         """What visits and the page begin with: the first example, its preview and what there is to say of it."""
-        visit = Visit()
+        visit = Visit(folder=Path(tempfile.mkdtemp(dir=self.root.name)))
         preview, about, *_ = self.on_image(visit, self.examples[0][1], self.models[0])
         visit.folder = None  # the preview is everyone's
         return (Visit(), None, "") if visit.box else (visit, preview, about)
@@ -83,7 +99,7 @@ class Photos:
         """One of the examples is taken."""
         index = event._data.get("index") if isinstance(event._data, dict) else None
         if not isinstance(index, int) or not 0 <= index < len(self.examples):
-            return (gr.skip(),) * 6
+            return *(gr.skip(),) * 6, visit
         return self.on_image(visit, self.examples[index][1], model)
 
     def on_model(self, visit: Visit, model: str) -> tuple[Any, ...]:
@@ -112,9 +128,9 @@ class Photos:
             side = int(self.engine.limit(model) ** 0.5)
             lines = [f"{width} x {height} pixels: frame a detail, up to {side} x {side} or as many in another shape."]
         suited, why = self.engine.suited(visit.photo)
-        takes_all = self.engine.pipelines[model].config.get("consistency") == "none"
         lines += [why] if model == suited else []
-        return markup.note(*lines) + markup.note(*([] if takes_all else warnings(visit.photo)), kind="warning")
+        about = warnings(visit.photo) if self.engine.exact(model) else []
+        return markup.note(*lines) + markup.note(*about, kind="warning")
 
     def _framing(self, visit: Visit, model: str, preview: Path | None = None) -> tuple[Any, ...]:
         """The button that shrinks, the frame's tab, and which tab is open."""
@@ -132,7 +148,7 @@ class Photos:
             (left, top), (right, bottom) = points
             width, height = visit.photo.size
             box = (round(left * width), round(top * height), round(right * width), round(bottom * height))
-            if min(box[2] - box[0], box[3] - box[1]) >= 4:
+            if min(box[2] - box[0], box[3] - box[1]) >= MIN_SIDE:
                 visit.box = box
 
     def on_shrink(self, visit: Visit, model: str) -> tuple[Any, ...]:
@@ -141,7 +157,5 @@ class Photos:
             size = self.engine.shrunk_size(visit.photo.size, model) if visit.photo is not None else None
             if visit.photo is None or size is None:
                 raise Refused("Shrunk to the limit, its samples would be smaller than the photo: frame a detail.")
-            stem, small = visit.stem, visit.photo.resize(size, Image.Resampling.BICUBIC)
-            path = visit.new_folder(self.root.name) / f"{stem}.png"
-            small.save(path, icc_profile=visit.photo.info.get("icc_profile"))
-            return self.on_image(visit, path, model)
+            small = visit.photo.resize(size, Image.Resampling.BICUBIC)
+            return self._taken(visit, self._framed(small, visit.stem, model, size), model)

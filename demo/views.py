@@ -9,7 +9,7 @@ from PIL import Image
 
 from . import engine as eng
 from . import markup
-from .engine import Refused, Round, Visit, describe
+from .engine import Round, Visit, describe
 from .layout import LEFT, MAX_LEVELS, RIGHT
 from .photos import Photos
 
@@ -92,6 +92,10 @@ class Views(Photos):
             return gr.skip()
         return markup.tiles(eng.close_ups(drawn, (across / 100, down / 100), max(int(side), 1)))
 
+    def on_exact(self, model: str) -> gr.Checkbox:
+        """Whether samples are to match the input is asked of models alone that know how."""
+        return gr.Checkbox(visible=self.engine.exact(model))
+
     def on_point(self, event: gr.EventData) -> tuple[Any, ...]:
         """A click on the map moves the close-up, and opens it."""
         ((across, down), *_) = markup.points(event._data) or [[0.5, 0.5]]
@@ -120,14 +124,8 @@ class Views(Photos):
         return self.engine.default_temperature(model) if untouched else temperature
 
 
-def shown(visit: Visit) -> Round:
-    if visit.shown is None:
-        raise Refused("Draw samples first.")
-    return visit.shown
-
-
 def summary(visit: Visit) -> str:
-    drawn = shown(visit)
+    drawn = visit.rounds[visit.current]
     count = len(drawn.samples)
     chosen = drawn.samples[min(drawn.selected, count - 1)]
     return f"{count} sample{'s' * (count > 1)}. Shown: <b>{html.escape(chosen.caption)}</b>"

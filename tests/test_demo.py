@@ -4,9 +4,12 @@ import argparse
 import base64
 import io
 import json
+import os
+import runpy
 import shutil
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,6 +157,18 @@ def test_a_round_has_an_end(page, gr, monkeypatch):
 LOOK = ("Bicubic", "Sample", 50, 50, 16)
 
 
+@pytest.mark.parametrize("kept, groups", [(0, []), (50, [2]), (100, [3])])
+def test_versions_differ_in_a_part_that_was_redrawn_and_never_keep_all(page, kept, groups):
+    page, visit = page
+    list(run_of(page, visit, page.on_redraw, [], 0, 0, 100, 100, 0))
+    list(run_of(page, visit, page.on_vary, kept, 0, 3))
+    seeds = [sample.recipe.group_seeds for sample in visit.shown.samples]
+    assert len(set(seeds)) == 3 and len({sample.image.tobytes() for sample in visit.shown.samples}) == 3
+    told = [read_metadata(sample.path)["regions"] for sample in visit.shown.samples]
+    assert "groups" not in told[0][0]
+    assert [[region["groups"] for region in regions] for regions in told[1:]] == [groups, groups]
+
+
 def test_the_last_rounds_are_kept(page, monkeypatch):
     page, visit = page
     monkeypatch.setattr(f"{type(page).__module__}.MAX_ROUNDS", 3)
@@ -185,6 +200,25 @@ def test_what_is_drawn_is_what_there_was_when_it_was_asked_for(page, photo, tmp_
     assert "comes here" in views[1] and views[5].value["orig_name"] == sample.path.name
 
 
+def test_a_version_is_one_of_what_was_shown_when_it_was_asked_for(page, photo, tmp_path, gr, monkeypatch):
+    page, visit = page
+    said, first = [], visit.shown
+    monkeypatch.setattr(gr, "Warning", lambda text, duration: said.append(text))
+    vary, redraw, late = (page.on_start(visit)[0] for _ in range(3))
+    first.selected = 2  # while they wait
+    list(page.on_vary(visit, vary, 50, 0, 2, *LOOK))
+    assert visit.shown.name == "Like seed 3"
+    list(page.on_redraw(visit, redraw, [], 10, 10, 50, 50, 0, *LOOK))  # another round is shown by now
+    assert first.samples[-1].recipe.group_seeds == (3, 3, 3, 3) and first.samples[-1].redrawn
+    photo.save(tmp_path / "other.png")
+    image = str(tmp_path / "other.png")
+    settings = ("tiny", 0.7, False, *[0.5] * 6, True, 3, 1)
+    list(page.on_draw(visit, page.on_start(visit, 1, image)[0], image, *settings, *LOOK))
+    list(page.on_redraw(visit, late, [], 10, 10, 50, 50, 0, *LOOK))
+    assert said == ["The picture that this was asked for is gone."]
+    assert len(visit.rounds) == len(visit.shown.samples) == 1 and not visit.meant
+
+
 def test_a_picture_that_the_page_has_not_read_yet_is_drawn_by_the_model_for_it(make_pipeline, tmp_path):
     pytest.importorskip("gradio", reason="the page needs the extra [demo]")
     from hvae_sr.demo.handlers import Handlers
@@ -202,7 +236,7 @@ def test_a_picture_that_the_page_has_not_read_yet_is_drawn_by_the_model_for_it(m
         visit, image = eng.Visit(), str(tmp_path / "small.jpg")
         ticket, *_ = page.on_start(visit, 1, image)
         list(page.on_draw(visit, ticket, image, "natural-x4", chosen, False, *[0.5] * 6, True, 0, 1, *LOOK))
-        assert visit.shown.settings == Settings("photo-x4", drawn)
+        assert visit.shown.settings == Settings("photo-x4", drawn, False)
         assert page.on_levels(visit, "photo-x4", False, chosen)[0].value == drawn
 
     # Read already, but the page does not say so yet; and then it does.
@@ -212,9 +246,13 @@ def test_a_picture_that_the_page_has_not_read_yet_is_drawn_by_the_model_for_it(m
     page.on_levels(visit, "photo-x4", False, 0.5)
     later = page.on_start(visit, 1, preview)[0]
     list(page.on_draw(visit, early, preview, "natural-x4", 0.5, True, *[0.5] * 6, True, 0, 1, *LOOK))
-    assert visit.shown.settings == Settings("photo-x4", [0.3] * pipe.vdvae.num_groups)
+    assert visit.shown.settings == Settings("photo-x4", [0.3] * pipe.vdvae.num_groups, False)
     list(page.on_draw(visit, later, preview, "natural-x4", 0.5, False, *[0.5] * 6, True, 0, 1, *LOOK))
     assert visit.shown.settings == Settings("natural-x4", 0.5)  # the visitor's own choice
+
+    # What is never projected does not say so.
+    assert not read_metadata(drawn_by_the_page(page, visit, preview, "photo-x4"))["consistent"]
+    assert [page.on_exact(model).visible for model in ("natural-x4", "photo-x4")] == [True, False]
 
 
 def test_a_frame_stays_where_another_model_takes_it_and_is_shown_anew(page, engine, tmp_path):
@@ -264,6 +302,66 @@ def test_the_file_of_a_sample_tells_how_to_draw_it_again(page, photo):
         recipe = recipe.redraw(mask, region["seed"])
     (again,) = page.engine.pipelines["tiny"].samples(photo, recipes=[recipe], temperature=written["temperature"])
     assert same(again.image, redrawn.image)
+
+
+def drawn_by_the_page(page, visit, image, model="tiny"):
+    settings = (model, 0.7, False, *[0.5] * 6, True, 3, 1)
+    list(page.on_draw(visit, page.on_start(visit, 1, image)[0], image, *settings, *LOOK))
+    return visit.shown.chosen.path
+
+
+def test_files_go_when_they_are_no_longer_used(page, photo, tmp_path, gr, monkeypatch):
+    page, visit = page
+    photo.save(tmp_path / "photo.png")
+    previews = []
+    for _ in range(2):
+        preview, *_, returned = page.on_image(visit, str(tmp_path / "photo.png"), "tiny")
+        assert returned is visit  # so that gradio knows that it is in use
+        previews.append(Path(preview))
+    assert [path.exists() for path in previews] == [False, True]
+    eng.sweep(page.root.name, 60)
+    assert previews[1].exists()
+    for path in (visit.folder, *visit.folder.iterdir()):
+        os.utime(path, (0, 0))
+    opening = page.opening_photo()[1]
+    eng.sweep(page.root.name, 60)
+    assert not visit.folder.exists() and (opening is None or Path(opening).exists())
+    assert visit.new_folder(page.root.name).is_dir()
+
+    said = []
+    monkeypatch.setattr(gr, "Warning", lambda text, duration: said.append(text))
+    drawn_by_the_page(page, eng.Visit(rounds=visit.rounds), str(previews[1]))  # by then the visit is another one
+    assert said == ["This page has been idle for too long: choose the picture again."]
+
+
+def test_the_command_repeats_a_sample_of_the_page_or_says_why_not(page, photo, folder, make_pipeline, tmp_path, capsys):
+    page, visit = page
+    see_through = photo.convert("RGBA")
+    see_through.putalpha(Image.linear_gradient("L").resize(photo.size))
+    see_through.save(tmp_path / "through.png")
+    photo.resize((65, 50)).save(tmp_path / "large.png")
+    photo.save(tmp_path / "photo.png")
+    make_pipeline(seed=1).save_pretrained(tmp_path / "other")
+
+    def like(path, name, model=folder):
+        done = main(
+            ["upscale", str(tmp_path / name), "-o", str(tmp_path / "out"), "--like", str(path), "--model", str(model)]
+        )
+        return done, capsys.readouterr().err
+
+    made = drawn_by_the_page(page, visit, str(tmp_path / "photo.png"))
+    assert like(made, "photo.png") == (0, "")
+    assert same(Image.open(tmp_path / "out" / "photo_x4_seed3.png"), Image.open(made))
+    status, said = like(made, "photo.png", tmp_path / "other")
+    assert status == 2 and "other weights" in said
+    made = drawn_by_the_page(page, visit, str(tmp_path / "through.png"))
+    assert "on white ground" in like(made, "through.png")[1]
+    page.on_image(visit, str(tmp_path / "large.png"), "tiny")
+    preview, *_ = page.on_shrink(visit, "tiny")
+    made = drawn_by_the_page(page, visit, preview)
+    assert read_metadata(made)["shrunk"] == list(visit.photo.size)
+    status, said = like(made, "large.png")
+    assert status == 2 and "shrunk to [39, 30]" in said
 
 
 def test_temperatures_are_given_by_level(engine):
@@ -373,6 +471,8 @@ def test_of_large_photos_the_middle_is_framed_and_no_sample_is_smaller_than_its_
         if small is not None:
             assert engine.fits(small, "tiny") and all(a * scale >= b for a, b in zip(small, size, strict=True))
     assert engine.shrunk_size((400, 300), "tiny") is None
+    monkeypatch.setattr(engine, "scale", lambda model: 4)
+    assert engine.shrunk_size((12, 1400), "tiny") is None  # of 3 pixels it would be refused
     assert engine.shrunk_size((20, 15), "tiny") == (20, 15)
 
 
@@ -435,6 +535,21 @@ def test_the_command_leaves_the_port_to_gradios_environment_variable():
     parser = argparse.ArgumentParser()
     demo.add_arguments(parser)
     assert parser.parse_args([]).port is None
+
+
+def test_port_0_is_a_free_one_and_names_of_models_may_stand_apart(gr, folder, monkeypatch):
+    from hvae_sr.demo import interface
+
+    taken = []
+    monkeypatch.setattr(interface, "launch", lambda blocks, **options: taken.append(options["server_port"]))
+    monkeypatch.setenv("GRADIO_SERVER_PORT", "7999")
+    for port in ("0", "8123"):
+        assert main(["demo", "--model", str(folder), "--port", port, "--no-browser"]) == 0
+    assert taken[0] not in (0, None, 7999) and taken[1] == 8123
+    monkeypatch.setattr(interface, "build", lambda models, **options: taken.append(models))
+    monkeypatch.setenv("HVAE_SR_MODELS", "a, b,")
+    runpy.run_module("hvae_sr.demo.app")
+    assert taken[2] == ["a", "b"]
 
 
 def test_the_caption_says_where_pictures_go(monkeypatch):
@@ -502,5 +617,9 @@ def test_programs_are_told_what_is_wrong(engine, photo):
     for name, value in {"model": "nope", "temperature": None, "num_samples": None, "seed": 1e300}.items():
         with pytest.raises(gradio.Error):
             handlers.upscale(**{**good, name: value})
+    for count in (0, -1, 2.5, float("nan"), float("inf")):
+        with pytest.raises(gradio.Error, match=f"The number of samples must be a whole number >= 1, not {count}"):
+            handlers.upscale(**{**good, "num_samples": count})
+    assert handlers.upscale(**{**good, "num_samples": 2.0})[1]["seeds"] == [0, 1]
     assert not _mask(None, (-20, -20, 10, 10), (40, 40)).any()
     assert _mask(None, (-20, -20, 30, 30), (40, 40)).sum() == 16

@@ -71,6 +71,22 @@ def test_regions_are_drawn_one_over_the_other_and_what_is_outside_the_last_stays
         pipe.samples(photo, recipes=[first.redraw(masks[0][:5], 1)])
 
 
+@pytest.mark.parametrize("kept", [0, 2])
+def test_a_version_of_a_redrawn_sample_has_new_texture_in_the_redrawn_part_too(pipe, kept):
+    photo, whole, groups = PHOTO * 0.02 + 0.49, np.ones((56, 68), dtype=bool), pipe.vdvae.num_groups
+    redrawn = Recipe.of(3, groups).redraw(whole, 50)
+    recipes = [redrawn, *(redrawn.vary(kept, seed) for seed in (8, 9)), Recipe.of(50, groups).vary(kept, 8)]
+    old, *versions, same = (next(pipe.samples(photo, recipes=[one], output_type="pt")).x for one in recipes)
+    assert all((a - b).abs().max() > 0.01 for a, b in [(old, versions[0]), (old, versions[1]), versions])
+    if kept:  # the layout is the redrawn part's, the texture that of the version
+        assert (versions[0] - same).abs().max() < 1e-4
+    else:
+        assert redrawn.vary(kept, 8).seed == 8
+    assert redrawn.vary(groups, 8).regions == redrawn.regions
+    with pytest.raises(ValueError, match="`recipes`: a region's groups must be"):
+        pipe.samples(photo, recipes=[Recipe(redrawn.group_seeds, (redrawn.regions[0].first(0),))])
+
+
 def test_a_region_of_the_whole_image_leaves_nothing_of_the_sample(make_pipeline):
     photo, whole = PHOTO * 0.02 + 0.49, np.ones((14, 17), dtype=bool)
     pipe = make_pipeline()

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import socket
 
 from ..checkpoints.names import resolve
 
@@ -45,5 +46,13 @@ def run(options: argparse.Namespace) -> int:
         None if options.device == "auto" else options.device,
         None if options.dtype == "auto" else getattr(torch, options.dtype),
     )
-    launch(blocks, server_name=options.host, server_port=options.port or None, inbrowser=not options.no_browser)
+    port = _free_port() if options.port == 0 else options.port
+    launch(blocks, server_name=options.host, server_port=port, inbrowser=not options.no_browser)
     return 0
+
+
+def _free_port() -> int:
+    """Gradio takes 0 as it is, and none as that of its environment variable."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])

@@ -77,14 +77,19 @@ def like(options: argparse.Namespace) -> list[str]:
         Warnings.
 
     Raises:
-        ValueError: the file was not written by this command, or names a model that is not bundled while none is given:
-            no file decides what is downloaded or loaded.
+        ValueError: the file was not written by this command or the demo, is of a picture that the demo has shrunk, or
+            names a model that is not bundled while none is given: no file decides what is downloaded or loaded.
     """
     from .. import __version__
 
     options.expected_weights, warnings = None, []
     if options.like:
         found = _settings_in(options.like)
+        if found.get("shrunk") is not None:
+            raise ValueError(
+                f"`--like`: {options.like} was drawn of a picture that the demo had shrunk to {found['shrunk']} (width "
+                f"and height), which this command does not do; its samples cannot be repeated"
+            )
         seeds = found["seeds"]
         taken = {
             "seed": seeds[0],
@@ -111,6 +116,8 @@ def like(options: argparse.Namespace) -> list[str]:
         options.expected_weights = found.get("weights")
         if options.expected_weights is None:
             warnings.append(f"{options.like} does not tell its weights: the samples may be others")
+        if found.get("ground") is not None:
+            warnings.append(f"{options.like} was drawn on {found['ground']} ground, and here transparency stays")
         if found.get("version") != __version__:
             warnings.append(
                 f"{options.like} is of version {found.get('version')}, this is {__version__}: samples may differ"

@@ -4,7 +4,7 @@ Groups run from coarse to fine, so a version that keeps the first k groups' seed
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Integral
 
@@ -24,11 +24,17 @@ class Region:
         mask: booleans `[H, W]` over the result.
         seed: of the noise there.
         feather: HR pixels inside the mask over which the change grows to its full size.
+        groups: how many groups, the first ones, it is drawn anew in; None is all.
     """
 
     mask: np.ndarray
     seed: int
     feather: int = 8
+    groups: int | None = None
+
+    def first(self, groups: int) -> "Region":
+        """The same in the first `groups` groups alone."""
+        return replace(self, groups=groups if self.groups is None else min(self.groups, groups))
 
 
 @dataclass(frozen=True)
@@ -54,14 +60,17 @@ class Recipe:
         return self.group_seeds[0] if len(set(self.group_seeds)) == 1 and not self.regions else None
 
     def vary(self, kept: int, seed: int) -> "Recipe":
-        """The first `kept` groups as they are, the others with the noise of `seed`.
+        """The first `kept` groups as they are, the others with the noise of `seed`, inside regions too.
 
         Raises:
             ValueError: `kept` is no number of its groups.
         """
         if not isinstance(kept, Integral) or isinstance(kept, bool) or not 0 <= kept <= len(self.group_seeds):
             raise ValueError(f"`kept` must be a whole number between 0 and {len(self.group_seeds)}, got {kept!r}")
-        return Recipe((*self.group_seeds[:kept], *(seed for _ in self.group_seeds[kept:])), self.regions)
+        regions = self.regions
+        if kept < len(self.group_seeds):
+            regions = tuple(region.first(kept) for region in regions) if kept else ()
+        return Recipe((*self.group_seeds[:kept], *(seed for _ in self.group_seeds[kept:])), regions)
 
     def redraw(self, mask: np.ndarray, seed: int, feather: int = 8) -> "Recipe":
         """The noise of `seed` where `mask`, booleans `[H, W]`, is true; see `Region`."""
@@ -80,6 +89,12 @@ class Recipe:
                 raise ValueError(f"`recipes`: a region's mask must be booleans [H, W] = {size}, some true; got {found}")
             if not isinstance(region.feather, Integral) or region.feather < 1:
                 raise ValueError(f"`recipes`: a region's feather must be a whole number >= 1, got {region.feather!r}")
+            given = num_groups if region.groups is None else region.groups
+            if not isinstance(given, Integral) or isinstance(given, bool) or not 1 <= given <= num_groups:
+                raise ValueError(
+                    f"`recipes`: a region's groups must be None or a whole number between 1 and {num_groups}, got "
+                    f"{given!r}"
+                )
 
 
 class RecipeNoise:
@@ -99,6 +114,8 @@ class RecipeNoise:
         draws = CounterNoise(seeds, self.origin)(group, stride, shape, device)
         for row, recipe in enumerate(self.recipes):
             for region in recipe.regions:
+                if region.groups is not None and group >= region.groups:
+                    continue
                 fresh = CounterNoise([region.seed], self.origin)(group, stride, (1, *shape[1:]), device)
                 inside = self._elements(region.mask, stride, shape[2:]).to(device)
                 draws[row] = torch.where(inside, fresh[0], draws[row])
