@@ -7,7 +7,8 @@ from hvae_sr.training import Interrupted, Trainer, describe, parse_arguments
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 done, 2 options, data or files that do not fit, 128 + signal stopped with a checkpoint."""
+    """Exit status: 0 done, 2 options, data or files that do not fit, or a run that diverged, 128 + signal stopped with
+    a checkpoint."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # or seven lines for each checkpoint
     try:

@@ -15,6 +15,9 @@ from hvae_sr.operators import Downsampling, cached_downsampling
 
 from .inputs import SamplingOptions, check_components
 
+_AS_THEY_ARE: Any = object()
+"""In the place of a dtype, where networks are not to be cast."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -108,6 +111,25 @@ class PhotoPipeline(DiffusionPipeline):
         check_components(self.config, self.component_classes)
         with saving(save_directory, "model_index.json", variant, kwargs) as temporary:
             super().save_pretrained(temporary, safe_serialization=safe_serialization, variant=variant, **kwargs)
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
+        """`DiffusionPipeline.from_pipe`; networks, which both pipelines have, are cast if a dtype is given, else not.
+
+        Raises:
+            ValueError: anything but a floating-point dtype.
+        """
+        dtype = given_dtype(kwargs)
+        if dtype is None:  # where diffusers casts to float32
+            custom = kwargs.get("custom_pipeline") is not None  # may be of any class, whose `to` is not the one below
+            dtype = pipeline.dtype if custom else _AS_THEY_ARE
+        return super().from_pipe(pipeline, dtype=dtype, **kwargs)
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """`DiffusionPipeline.to`."""
+        if any(value is _AS_THEY_ARE for value in (*args, *kwargs.values())):  # asked by `from_pipe`
+            return self
+        return super().to(*args, **kwargs)
 
     @classmethod
     def _loading_options(cls, folder: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from hvae_sr.hooks import PerGroup
+from hvae_sr.loading import given_dtype
 from hvae_sr.models import VDVAE, Condition, LRConditioner, LREncoder, VDVAESample
 from hvae_sr.models.distributions import group_temperatures
 from hvae_sr.noise import NoiseSource, as_noise_source
@@ -233,11 +234,9 @@ class Computing:
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
         """`DiffusionPipeline.from_pipe`; the new pipeline computes in what `pipeline` does, unless a dtype is given."""
-        is_open = all(kwargs.get(name) is None for name in ("dtype", "torch_dtype"))
-        if is_open:  # else diffusers casts the networks, which both pipelines have, to float32
-            kwargs["dtype"] = pipeline.dtype
-        new = super().from_pipe(pipeline, **kwargs)  # type: ignore[misc]  # casts the weights, and so calls `to`
-        if is_open:
+        dtype = given_dtype(kwargs)
+        new = super().from_pipe(pipeline, dtype=dtype, **kwargs)  # type: ignore[misc]  # with a dtype, by `to`
+        if dtype is None:
             own = "auto" if new.config.fast_inference else None
             inherits = isinstance(pipeline, Computing) and "fast_inference" not in kwargs
             new._inference_dtype = pipeline._inference_dtype if inherits else own

@@ -83,6 +83,14 @@ def test_a_call_returns_what_ours_does(kind: str) -> None:
     assert torch.equal(out.images[0], out.images[1]) == (kind not in STOCHASTIC)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pipeline_from_another_casts_networks_to_a_dtype_that_is_given_alone(kind: str) -> None:
+    pipe = make_pipeline(kind).to(torch.bfloat16)
+    other = type(pipe).from_pipe(pipe)
+    assert other.components == pipe.components and pipe.inference_dtype == torch.bfloat16
+    assert type(pipe).from_pipe(pipe, dtype="float64").inference_dtype == torch.float64
+
+
 @pytest.mark.parametrize("kind", STOCHASTIC)
 def test_a_sample_depends_on_its_seed_and_on_nothing_else(kind: str) -> None:
     pipe, image = make_pipeline(kind), photographs()[0]

@@ -453,6 +453,9 @@ def test_components_may_have_dtypes_of_their_own_and_be_passed_in(make_pipeline:
     loaded = SuperResolutionPipeline.from_pretrained(tmp_path, torch_dtype=dtypes)
     assert (loaded.vdvae.dtype, loaded.lr_encoder.dtype) == (torch.bfloat16, torch.float16)
     assert SuperResolutionPipeline.from_pretrained(tmp_path, vdvae=pipe.vdvae).vdvae is pipe.vdvae
+    again = SuperResolutionPipeline.from_pipe(loaded)
+    assert again.lr_encoder is loaded.lr_encoder
+    assert (loaded.vdvae.dtype, loaded.lr_encoder.dtype) == (torch.bfloat16, torch.float16)
     other = SuperResolutionPipeline.from_pipe(pipe)
     assert set(pipe.components) == {"vdvae", "lr_encoder"} and other.components == pipe.components
     assert other.config.scale_factor == 4

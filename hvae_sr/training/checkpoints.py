@@ -31,13 +31,21 @@ class Progress:
     def __init__(self, crops_per_update: int) -> None:
         self.step = 0
         self.skipped = 0
+        self.skipped_in_a_row = 0
+        self.unsound_in_a_row = 0
         self.crops_per_update = crops_per_update
+
+    def count(self, skipped: bool, sound: bool) -> None:
+        """Counts an update that was left out or not, with a finite gradient (`sound`) or not."""
+        self.skipped += skipped
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        self.unsound_in_a_row = 0 if sound else self.unsound_in_a_row + 1
 
     def state_dict(self) -> dict[str, int]:
         return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Checkpoints of earlier versions do not tell `crops_per_update`."""
+        """Checkpoints of earlier versions do not tell `crops_per_update` and what was left out in a row."""
         vars(self).update(state)
 
 

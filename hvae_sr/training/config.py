@@ -523,6 +523,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
     unknown = {str(name) for name in options} - {entry.name for entry in fields(TrainingConfig)}
     if unknown:
         raise ValueError(f"`config`: {path} names options that do not exist: {', '.join(sorted(unknown))}")
+    if options.get("mixed_precision") is False:  # what YAML 1.1 reads where `no` stands without quotes
+        options["mixed_precision"] = "no"
     for name in _RELATIVE:
         if _is_file(name, options.get(name)):
             options[name] = str(path.parent / os.path.expanduser(options[name]))  # of an absolute path, that alone

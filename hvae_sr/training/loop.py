@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import pickle
 import signal
 from collections.abc import Iterator
@@ -22,7 +23,15 @@ from ..processes import bar_options
 from ..publishing.push import push
 from .baselines import Flow
 from .batches import Batches, build_training_set, build_validation_set, first_crops
-from .checkpoints import Progress, check_checkpoint, find_checkpoints, remove_later, remove_partial, save_checkpoint
+from .checkpoints import (
+    Progress,
+    check_checkpoint,
+    find_checkpoints,
+    list_checkpoints,
+    remove_later,
+    remove_partial,
+    save_checkpoint,
+)
 from .config import OPTIONS_FILE, TrainingConfig
 from .cost import DTYPES, measure_cost, measure_peak
 from .log import Log, Meter, check_tracker, read_log
@@ -35,6 +44,8 @@ from .validation import Validator
 
 logger = logging.getLogger(__name__)
 
+UNSOUND_IN_A_ROW = 100
+"""Updates in a row without a finite gradient that end a run: more than fp16's scale takes to come down."""
 _DAMAGE = (RuntimeError, ValueError, KeyError, EOFError, OSError, pickle.UnpicklingError, SafetensorError)
 """What loading a damaged checkpoint raises."""
 
@@ -71,6 +82,12 @@ class Trainer:
             raise ValueError(
                 f"`gradient_accumulation_steps` is {asked}, but the environment says {given} "
                 "(ACCELERATE_GRADIENT_ACCUMULATION_STEPS), and batches would be added up that do not belong together"
+            )
+        given = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+        if given not in ("no", config.mixed_precision):  # which the argument goes before
+            raise ValueError(
+                f"`mixed_precision` is {config.mixed_precision!r}, but the environment says {given!r} "
+                "(ACCELERATE_MIXED_PRECISION, as by `accelerate launch --mixed_precision`), which would have no effect"
             )
         device, processes = self.accelerator.device, self.accelerator.num_processes
         sharded = self.accelerator.distributed_type == DistributedType.FSDP
@@ -124,7 +141,8 @@ class Trainer:
 
         Raises:
             Interrupted: SIGINT or SIGTERM came; a checkpoint has been written.
-            ValueError: the checkpoint to go on from is damaged, or of another model or batch size.
+            ValueError: the checkpoint to go on from is damaged, or of another model or batch size; or the run has
+                diverged, and then nothing is written.
         """
         config, accelerator = self.config, self.accelerator
         self._resume()
@@ -148,12 +166,15 @@ class Trainer:
                         continue
                     self.progress.step += 1
                     bar.update()
+                    self._check_skipped()
                     self._report(meter, bar)
                     if signals:
                         accelerator.set_trigger()
                     stop = accelerator.check_trigger()  # on any process: all of them save, and leave together
                     done = self.progress.step >= self.max_steps
-                    if stop or done or self.progress.step % config.checkpointing_steps == 0:
+                    # Of weights that may have diverged none, or they would displace the sound ones.
+                    due = self.progress.step % config.checkpointing_steps == 0 and self.progress.unsound_in_a_row < 2
+                    if stop or done or due:
                         with meter.pause():
                             self._save()
                     if stop and not done:
@@ -161,6 +182,11 @@ class Trainer:
                         raise Interrupted(signals[0] if signals else signal.SIGTERM, self.progress.step)
                     if done:
                         break
+        if 2 * self.progress.skipped > self.progress.step and accelerator.is_main_process:
+            logger.warning(
+                "%d of %d updates were left out, because their gradients were not finite or above `skip_threshold` %g",
+                self.progress.skipped, self.progress.step, config.skip_threshold,
+            )  # fmt: skip
         folder = self._finish()
         self._end()
         return folder
@@ -181,17 +207,44 @@ class Trainer:
                 norm = whole(accelerator.clip_grad_norm_(self.trainable, config.max_grad_norm))
                 figures["grad_norm"] = norm.detach()
                 # As VD-VAE's code: a rare outlier batch must not undo the work of days.
-                if math.isfinite(norm) and norm < config.skip_threshold:
+                sound = math.isfinite(norm)
+                skipped = not (sound and float(norm) < config.skip_threshold)
+                self.progress.count(skipped, sound)
+                if not skipped:
                     self.optimizer.step()
                     if self.average is not None:
                         self.average.step(self.trainable)
                 else:
-                    self.progress.skipped += 1
                     if accelerator.scaler is not None:
                         accelerator.scaler.update()  # fp16: or the scale that overflowed would stay
                 self.scheduler.step()
             self.optimizer.zero_grad()
         return figures
+
+    def _check_skipped(self) -> None:
+        """Says when many updates in a row are left out.
+
+        Raises:
+            ValueError: and none of them had a finite gradient.
+        """
+        progress = self.progress
+        row, unsound = progress.skipped_in_a_row, progress.unsound_in_a_row
+        limit = UNSOUND_IN_A_ROW
+        if self.accelerator.scaler is None:  # of fp16, which begins with a scale that may be too large
+            limit = min(limit, self.max_steps)
+        if unsound >= limit:
+            left = ", ".join(path.name for path in list_checkpoints(self.output_dir)) or "none"
+            self._end()
+            raise ValueError(
+                f"update {progress.step}: the last {unsound} updates were left out, because their loss or gradient was "
+                f"not finite; checkpoints that are left: {left}. A lower `learning_rate` or `skip_threshold` may keep "
+                "the weights from diverging"
+            )
+        if self.accelerator.is_main_process and row >= 10 and 10 ** (len(str(row)) - 1) == row:
+            logger.warning(
+                "update %d: the last %d updates were left out, because their gradients were not finite or above "
+                "`skip_threshold` %g", progress.step, row, self.config.skip_threshold,
+            )  # fmt: skip
 
     def _report(self, meter: Meter, bar: Any) -> None:
         step, last = self.progress.step, self.progress.step >= self.max_steps
@@ -280,7 +333,11 @@ class Trainer:
         return None
 
     def _averaged(self) -> Any:
-        return averaged(self.accelerator.unwrap_model(self.objective), self.average, self.config)
+        return averaged(self._unwrapped(), self.average, self.config)
+
+    def _unwrapped(self) -> Any:
+        """The objective without the wrappers of accelerate; one of `torch.compile` would hide its class."""
+        return self.accelerator.unwrap_model(self.objective, keep_torch_compile=False)
 
     def _finish(self) -> Path:
         """Writes the (averaged) networks and their card, and uploads them where that is asked for."""
@@ -289,7 +346,7 @@ class Trainer:
             if self.accelerator.is_main_process:
                 write_folder(objective, self.config, self.output_dir)
         if self.accelerator.is_main_process:
-            write_card(self.config, self.output_dir, read_log(self.log.path), self.progress.step)
+            write_card(self.config, self.output_dir, read_log(self.log.path), self.progress)
             if self.config.push_to_hub:
                 private = self.config.hub_private_repo or None
                 url = push(self.output_dir, repository(self.config), private=private, message="Training finished")
@@ -303,7 +360,7 @@ class Trainer:
         DDP's wrapper goes before it: else it is the last to hold the group, and ends it while Python's lock is held,
         which a thread of gloo may wait for, to let go of the last message. Both then wait forever.
         """
-        self.objective = self.accelerator.unwrap_model(self.objective)
+        self.objective = self._unwrapped()
         self.accelerator.free_memory()
         self.accelerator.end_training()
 

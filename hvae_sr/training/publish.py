@@ -21,6 +21,7 @@ from ..images import save_image
 from ..pipelines import SuperResolutionPipeline
 from ..publishing.card import IMAGES_FOLDER, NOTES_FILE, write_model_card
 from .baselines import BaselineObjective
+from .checkpoints import Progress
 from .config import BASELINE_STAGES, TrainingConfig
 from .networks import STAGES, baseline_recipe
 from .objectives import Objective
@@ -90,7 +91,7 @@ def _smaller(network: Any, kernels_in_float8: bool) -> Any:
     return smaller
 
 
-def write_card(config: TrainingConfig, folder: Path, records: list[dict[str, Any]], updates: int) -> None:
+def write_card(config: TrainingConfig, folder: Path, records: list[dict[str, Any]], progress: Progress) -> None:
     """Writes README.md, the model card, and the curve of the loss in `images`.
 
     A README.md that this function has not written is left alone.
@@ -105,14 +106,14 @@ def write_card(config: TrainingConfig, folder: Path, records: list[dict[str, Any
         picture.parent.mkdir(exist_ok=True)
         save_image(curve, picture)
     if config.stage in BASELINE_STAGES:
-        _write_baseline_card(config, folder, _summary(config, records, updates), picture)
+        _write_baseline_card(config, folder, _summary(config, records, progress), picture)
         return
     own = folder / NOTES_FILE
     with tempfile.TemporaryDirectory() as temporary:
         notes = Path(temporary) / NOTES_FILE
         text = own.read_text(encoding="utf-8") if own.is_file() else f"---\n{yaml.safe_dump(_metadata(config))}---\n"
         if "\n## Training" not in text:  # what people wrote about it stands instead
-            text += f"\n## Training\n\n{_summary(config, records, updates)}\n"
+            text += f"\n## Training\n\n{_summary(config, records, progress)}\n"
         else:
             text += f"\n<!-- {_SIGNATURE} written again at the end of each run -->\n"
         notes.write_text(text, encoding="utf-8")
@@ -161,7 +162,7 @@ def _metadata(config: TrainingConfig) -> dict[str, Any]:
     return {name: values for name, values in found.items() if values}
 
 
-def _summary(config: TrainingConfig, records: list[dict[str, Any]], updates: int) -> str:
+def _summary(config: TrainingConfig, records: list[dict[str, Any]], progress: Progress) -> str:
     """How the run went, for the card."""
     figure = STAGES[config.stage].figure
     last = {key: value for record in records for key, value in record.items() if isinstance(value, float)}
@@ -169,9 +170,11 @@ def _summary(config: TrainingConfig, records: list[dict[str, Any]], updates: int
     shown |= {key: value for key, value in last.items() if "psnr" in key}
     rows = "".join(f"| {key.replace('_', ' ')} | {value:.4g} |\n" for key, value in shown.items())
     crops = config.train_batch_size * config.gradient_accumulation_steps
+    left_out = f" ({progress.skipped} of them left out for their gradients)" if progress.skipped else ""
     text = (
-        f"{_SIGNATURE} {STAGES[config.stage].method}; {updates} updates of {crops} crops of {config.resolution} x "
-        f"{config.resolution} pixels in each process, seed {config.seed}, precision {config.mixed_precision}."
+        f"{_SIGNATURE} {STAGES[config.stage].method}; {progress.step} updates{left_out} of {crops} crops of "
+        f"{config.resolution} x {config.resolution} pixels in each process, seed {config.seed}, "
+        f"precision {config.mixed_precision}."
     )
     return f"{textwrap.fill(text, 118)}\n\n| at the end | |\n|---|---|\n{rows}" if rows else textwrap.fill(text, 118)
 

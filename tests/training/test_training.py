@@ -425,6 +425,32 @@ def test_an_update_with_an_unsound_gradient_is_skipped_and_counted(factor, optio
     assert any(not torch.equal(second[name], third[name]) for name in second)
 
 
+def test_a_run_without_finite_gradients_ends_and_publishes_nothing(options, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("hvae_sr.training.loop.UNSOUND_IN_A_ROW", 11)
+    trainer = Trainer(parse_arguments(options("vdvae", tmp_path, max_train_steps=30, checkpointing_steps=2)))
+    trainer.trainable[0].register_hook(lambda gradient: gradient * (float("nan") if trainer.progress.step > 1 else 1))
+    with pytest.raises(ValueError, match="update 13: the last 11 updates .* not finite; .* left: checkpoint-2"):
+        trainer.train()
+    assert "update 12: the last 10 updates were left out" in caplog.text
+    assert not (tmp_path / "README.md").exists() and not list(tmp_path.glob("*.safetensors"))
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-2"]
+
+
+def test_a_run_that_leaves_most_updates_out_says_so(options, tmp_path, caplog):
+    assert train.main(options("vdvae", tmp_path, skip_threshold=0)) == 0
+    assert "3 of 3 updates were left out" in caplog.text
+    card = " ".join((tmp_path / "README.md").read_text().split())
+    assert "3 updates (3 of them left out for their gradients)" in card
+
+
+@pytest.mark.parametrize("stage", ["regression", "vdvae"])
+def test_an_objective_that_accelerate_compiles_trains_and_validates(stage, options, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    assert train.main(options(stage, tmp_path, max_train_steps=1, validation_data_dir=photos)) == 0
+    assert any("psnr" in name or "group" in name for record in log(tmp_path) for name in record)
+    assert list(tmp_path.rglob("step-0000001-samples.png"))
+
+
 @pytest.mark.parametrize("stage", sorted(set(STAGES) - {"hcflow"}))
 def test_mixed_precision_and_gradient_checkpointing_run(stage, options, tmp_path):
     reference, out = tmp_path / "reference", tmp_path / "bf16"
@@ -653,6 +679,13 @@ def test_accumulation_of_the_environment_is_refused(options, tmp_path, monkeypat
     assert "`gradient_accumulation_steps` is 1, but the environment says 4" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("given, status", [("bf16", 2), ("no", 0)])
+def test_a_precision_of_the_environment_alone_is_refused(given, status, options, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", given)
+    assert train.main(options("vdvae", tmp_path / "out")) == status
+    assert ("`mixed_precision` is 'no', but the environment says 'bf16'" in capsys.readouterr().err) == bool(status)
+
+
 def test_images_held_out_below_those_to_train_on_are_not_trained_on(options, photos, tmp_path, caplog):
     both = tmp_path / "photos"
     shutil.copytree(photos, both)
@@ -751,6 +784,11 @@ def test_the_command_line_overrides_the_recipe(tmp_path):
     assert config.train_data_dir == ["c"] and config.max_train_steps == 9
     assert config.rotate is True and config.use_ema is False
     assert parse_arguments(f"--config {path} --output_dir out --use_ema false".split()).use_ema is False
+
+
+def test_a_recipe_may_say_no_without_quotes(options, tmp_path):
+    recipe = write(tmp_path / "train.yaml", "mixed_precision: no\n")
+    assert parse_arguments([*options("vdvae", tmp_path / "out"), "--config", str(recipe)]).mixed_precision == "no"
 
 
 RECIPES = sorted((Path(__file__).parents[2] / "hub_configs").glob("*/train*.yaml"))
