@@ -64,7 +64,8 @@ class SuperResolutionPipeline(IntervalPipeline):
 
         Args:
             image: y: a PIL image, path, numpy array (`[h, w, 3]`, `[n, h, w, 3]`), tensor (`[3, h, w]`, `[n, 3, h, w]`;
-                floats in [0, 1] or uint8), or a list of these; sizes may differ.
+                floats in [0, 1] or uint8), or a list of these; sizes may differ. A PIL image is turned as its EXIF
+                tells, so one that you have turned must not tell it any more (`PIL.ImageOps.exif_transpose`).
             temperature: factor of the latents' standard deviations, one for all groups or one for each; 0 is
                 deterministic. None means the pipeline's `default_temperature`.
             num_samples: samples of each image.

@@ -1,6 +1,7 @@
 """Evaluation as a whole: other methods' images, data sets, perceptual metrics, processes, reports, and the commands."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -33,7 +34,7 @@ from hvae_sr.evaluation import (
 from hvae_sr.evaluation.perceptual import LPIPS
 from hvae_sr.evaluation.samples import draw
 from hvae_sr.evaluation.sources import open_source
-from hvae_sr.evaluation.tables import command_line
+from hvae_sr.evaluation.tables import command_line, mean_rows
 from hvae_sr.images import ImageError, WideImage, save_image
 
 
@@ -54,6 +55,20 @@ def predictions(folder, tmp_path):
             noisy = np.clip(hr + rng.normal(0, 8, hr.shape), 0, 255).astype(np.uint8)
             Image.fromarray(noisy).save(made / f"{file.stem}_seed{j}.png")
     return made
+
+
+def test_an_image_without_detail_is_left_out_of_means_and_named(tmp_path, caplog):
+    """Bicubic interpolation has it exactly: its PSNR is infinite."""
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    for name, pixels in (("a", noise), ("flat", np.full((32, 32, 3), 200, np.uint8))):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    report = run(tmp_path, NoisyBicubic(), size=32, temperatures=(0.5,), num_samples=2)
+    alone = {row["name"]: row for row in mean_rows([image["rows"] for image in report["images"][:1]], 2)}
+    for row in report["rows"]:
+        assert math.isfinite(row["psnr"]) and math.isfinite(row["psnr_gain"]), row["name"]
+    bicubic = report["rows"][0]
+    assert bicubic["psnr"] == alone["bicubic"]["psnr"] and "flat.png" in caplog.text
+    assert math.isinf(mean_rows([image["rows"] for image in report["images"][1:]], 2)[0]["psnr"])  # of none is finite
 
 
 def test_another_methods_images_are_scored_as_samples(folder, predictions):

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 
 from hvae_sr import files
 from hvae_sr.images import (
@@ -165,6 +165,18 @@ def test_exif_orientation_is_applied_once(tmp_path, rgb, orientation, suffix):
     assert np.array_equal(pixels(image), rgb)  # a second pass does not turn it again
     with Image.open(path) as opened:
         assert np.array_equal(pixels(opened), rgb)
+
+
+def test_a_copy_that_is_turned_is_said_to_be(tmp_path, rgb):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.fromarray(rgb).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as opened:
+        assert not read_photo(opened).warnings
+        turned = opened.transpose(Image.Transpose.ROTATE_270)  # which leaves the EXIF as it is
+        photo = read_photo(turned)
+        assert photo.image.size == turned.size[::-1] and "exif_transpose" in photo.warnings[0]
+        assert not read_photo(ImageOps.exif_transpose(opened)).warnings
 
 
 def test_broken_exif_does_not_prevent_reading(tmp_path, rgb):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from .protocols import EvaluationProtocol, degraded, operator, protocol_named
 from .samples import Float, draw, level_temperatures, quiet, vdvae_of
 from .sources import PathLike, Predictions, SourceImage, open_source
 from .storage import Features, Key, Partial, Rows
-from .tables import mean_rows
+from .tables import INFINITE, mean_rows
 
 if TYPE_CHECKING:
     from ..pipelines import SuperResolutionPipeline
@@ -387,6 +388,7 @@ def evaluate(
         done = _score_all(source.images, score, partial, step, source.name, progress_bar, made is not None)
     keys = [_key(image, made is not None) for image in source.images]
     rows = mean_rows([done[key][0] for key in keys], kept)
+    _name_infinite(source.images, [done[key][0] for key in keys])
     if perceptual.features is not None:
         _add_fid(rows, [done[key][1] for key in keys])
     return {
@@ -428,6 +430,20 @@ def _score_all(
             bar.update(len(group))
     # Every process knows the earlier results and its own: together that is all.
     return dict(gather_object(list(partial.done.items())))
+
+
+def _name_infinite(images: Sequence[Any], metrics: Sequence[Mapping[str, Mapping[str, float]]]) -> None:
+    """Says which images have infinite metrics, which their means leave out."""
+    named = [
+        image.name
+        for image, rows in zip(images, metrics, strict=True)
+        if any(math.isinf(x) for row in rows.values() for key, x in row.items() if key.startswith(INFINITE))
+    ]
+    if named:
+        logger.warning(
+            "Without detail, and left out of some means of PSNR and detail: %s%s",
+            ", ".join(named[:5]), ", ..." if len(named) > 5 else "",
+        )  # fmt: skip
 
 
 def _add_fid(rows: list[dict[str, Any]], features: Sequence[Features]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -60,8 +61,21 @@ SAME_BICUBIC = {"psnr": 0.15, "lr_psnr": 0.5}
 most. The faces of the paper have no published PSNR of bicubic."""
 
 
+INFINITE = ("psnr", "best_psnr@", "detail")
+"""What the names of metrics begin with that are infinite for images without detail."""
+
+
+def _mean(key: str, values: Sequence[float]) -> float:
+    """Over images; of a metric of `INFINITE` over those for which it is finite, if there are any."""
+    finite = [value for value in values if math.isfinite(value)] if key.startswith(INFINITE) else []
+    return float(np.mean(finite or values))
+
+
 def mean_rows(images: Sequence[Mapping[str, Mapping[str, float]]], num_samples: int = 1) -> list[dict[str, Any]]:
     """Means over images of rows of metrics, their gains in PSNR and SSIM over the first row, and ratios of MSEs.
+
+    Of an image without detail, as of plain sky, PSNR and what is related to detail may be infinite. It is left out of
+    the means of these, unless all are, and of gains in PSNR.
 
     The ratios are of the means over images: a mean of ratios is not what a calibrated sampler has an expectation of.
     `exchangeability_` d is E d(x_1, x_2) / E d(x_1, x), for samples x_1, x_2 and the truth x: 1 if they follow p(x|y).
@@ -74,10 +88,11 @@ def mean_rows(images: Sequence[Mapping[str, Mapping[str, float]]], num_samples: 
     rows: list[dict[str, Any]] = []
     for name, first in images[0].items():
         row: dict[str, Any] = {"name": name}
-        row |= {key: float(np.mean([image[name][key] for image in images])) for key in first}
-        base = rows[0] if rows else row
-        for key in ("psnr", "ssim"):  # two infinite values have no difference
-            row[f"{key}_gain"] = 0.0 if row[key] == base[key] else row[key] - base[key]
+        row |= {key: _mean(key, [image[name][key] for image in images]) for key in first}
+        base = rows[0]["name"] if rows else name
+        for key in ("psnr", "ssim"):
+            pairs = [(image[name][key], image[base][key]) for image in images]  # two infinite ones do not differ
+            row[f"{key}_gain"] = _mean(key, [0.0 if own == other else own - other for own, other in pairs])
         for distance in [key.removeprefix("apd_") for key in row if key.startswith("apd_")]:
             row[f"exchangeability_{distance}"] = ratio(row[f"apd_{distance}"], row[distance])
         if "mse" in row:

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from scipy import ndimage
@@ -359,6 +359,12 @@ def _from_pillow(image: Image.Image, frame: int | None = None, limited: bool = T
     exif = Image.Exif()
     with contextlib.suppress(Exception):  # unreadable EXIF says nothing about the pixels
         exif = image.getexif()
+    # Of a copy nobody can tell whether its pixels were turned since the file was opened.
+    if not isinstance(image, ImageFile.ImageFile) and metadata.orientation(exif) > 1:
+        warnings.append(
+            "it is turned as its EXIF tells; if you have turned it already, let Pillow do it, which clears that: "
+            "PIL.ImageOps.exif_transpose"
+        )
     return _Decoded(pixels, image.info, exif, image.format == "TIFF", chunks, warnings)
 
 
