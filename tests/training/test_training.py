@@ -796,7 +796,8 @@ RECIPES = sorted((Path(__file__).parents[2] / "hub_configs").glob("*/train*.yaml
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_the_recipes_of_the_checkpoints_are_complete(path):
-    given = "--train_data_dir in --output_dir out --pretrained_vdvae prior --pretrained_lr_encoder encoder"
+    given = "--train_data_dir in --output_dir out --pretrained_vdvae prior --pretrained_lr_encoder encoder "
+    given += "--pretrained_network network"
     config = parse_arguments(f"--config {path} {given} --lpips_weights vgg16.safetensors".split())
     for file in (config.vdvae_config, config.lr_config):
         assert file is None or json.loads(Path(file).read_text())
