@@ -66,12 +66,13 @@ class BaselineObjective(PairedObjective):
 class Regression(BaselineObjective):
     """Stage `regression`: the mean of |x - f(y)| (EDSR, section 4.2), and what ESRGAN adds to it (eq. 3).
 
-    With weights w_p and w_c of features and a critic, on images of [-1, 1],
+    With weights w_p and w_c of features and a critic,
 
         L = w |x - f(y)| + w_p d(x, f(y)) + w_c L_adversarial(x, f(y)),
 
-    d the distance of VGG16's features and L_adversarial of `FeatureCritic`, which is trained in the same updates. A
-    `teacher` has its image of y in the place of the photograph: f imitates it, from y alone.
+    |.| in the network's own range of values, d the distance of VGG16's features and L_adversarial of `FeatureCritic`,
+    which is trained in the same updates. A `teacher` has its image of y in the place of the photograph: f imitates it,
+    from y alone.
 
     Args:
         pixel_weight: w.
@@ -112,11 +113,11 @@ class Regression(BaselineObjective):
                 x = self._image(self.teacher.eval(), y).clamp(-1, 1)
         found = self._image(self.network, y)
         if self.exact and self.teacher is not None:
-            x = self.operator.project(x, y)
+            x = self._projected(x, y)
         # Before f(y) is projected: what the projection replaces, such as the brightness, would be left to chance.
         error = F.l1_loss(found, x)
         if self.exact:
-            found = self.operator.project(found, y)
+            found = self._projected(found, y)
         figures = {"error": 127.5 * error.detach()}  # in grey levels, for the log
         pixel, perceptual, critic = self.weights
         loss = pixel * error * (float(self.network.config.get("value_range", 1.0)) / 2)
@@ -131,6 +132,10 @@ class Regression(BaselineObjective):
             own, adversarial = self.critic.losses(real[1:], fake[1:])
             loss, figures["critic"] = loss + critic * adversarial + own, own.detach()
         return loss, figures
+
+    def _projected(self, x: Tensor, y: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return self.operator.project(x, y)
 
     @staticmethod
     def _image(network: Any, y: Tensor) -> Tensor:

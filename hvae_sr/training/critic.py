@@ -25,7 +25,7 @@ class FeatureCritic(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """C, `[B, 1, h, w]` for each tap, from its features `[B, width, h, w]`, of length 1 or so at each place."""
-        return [tap(x.float() * x.shape[1] ** 0.5) for tap, x in zip(self.taps, features, strict=True)]
+        return [tap(x * x.shape[1] ** 0.5).float() for tap, x in zip(self.taps, features, strict=True)]
 
     def losses(self, real: Sequence[Tensor], fake: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """The critic's loss, which reaches the critic alone, and that of what made `fake`, which reaches that alone.

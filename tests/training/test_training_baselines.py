@@ -108,6 +108,22 @@ def test_a_regression_may_imitate_a_teacher_under_features_and_a_critic(esrgan, 
     assert all(abs(float(a) - float(b)) < 1 for a, b in zip(*judged, strict=True))
 
 
+def test_what_the_losses_see_is_projected_and_judged_in_float32(esrgan, options, tmp_path, monkeypatch):
+    objective = make("regression", options, tmp_path / "out", **esrgan)
+    project, seen = objective.operator.project, []
+
+    def watched(x, y):
+        seen.append((x.dtype, torch.is_autocast_enabled("cpu")))
+        return project(x, y)
+
+    monkeypatch.setattr(objective.operator, "project", watched)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = objective(IMAGES, SEEDS)
+        judged = objective.critic([torch.rand(1, width, 8, 8) for width in objective.distance.widths[1:]])
+    assert seen == [(torch.float32, False)] * 2
+    assert {loss.dtype, *(each.dtype for each in judged)} == {torch.float32}
+
+
 def test_the_critic_and_what_it_judges_each_follow_their_own_loss(esrgan, options, tmp_path):
     objective = make("regression", options, tmp_path / "out", **esrgan)
     real, fake = (objective.distance.features(torch.rand(2, 3, 32, 32)) for _ in range(2))
