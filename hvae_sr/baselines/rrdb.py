@@ -25,7 +25,7 @@ class RRDBNet(RRDBLayers, StrictLoading, ModelMixin, ConfigMixin):
         num_blocks: n; 23 as published, 6 in the network for drawings.
         width: channels; 64.
         growth: channels that each layer of a dense block adds; 32.
-        upsampling: "nearest", as published, or "pixelshuffle", in a fifth of the operations after the blocks.
+        upsampling: "nearest", as published, or "pixelshuffle", in a quarter of the operations after the blocks.
     """
 
     _supports_gradient_checkpointing = True

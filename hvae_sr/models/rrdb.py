@@ -22,8 +22,8 @@ class RRDBLayers:
     u(f) = a(Conv(f enlarged by 2)). The weights' names are BasicSR's.
 
     With `upsampling` "pixelshuffle" the second step comes last, as the sub-pixel convolution of ESPCN (Shi et al., CVPR
-    2016): x = shuffle(Conv(a(Conv(u(f))))), where the last Conv has 12 channels. What follows the blocks takes a fifth
-    of the operations, for it stays at half the resolution of x.
+    2016): x = shuffle(Conv(a(Conv(u(f))))), where the last Conv has 12 channels. What follows the blocks takes a
+    quarter of the operations, for it stays at half the resolution of x.
     """
 
     body: nn.Sequential

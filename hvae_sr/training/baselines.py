@@ -99,7 +99,7 @@ class Regression(BaselineObjective):
         if distance is None and (perceptual_weight or critic_weight):
             raise ValueError("`distance` must be given for a `perceptual_weight` or `critic_weight` above 0")
         if distance is not None and critic_weight:
-            self.critic = FeatureCritic(distance.widths[1:])  # the finest tap sees noise, not texture
+            self.critic = FeatureCritic(distance.widths[1:])  # no trial had the finest tap
         if teacher is not None:
             self._check("teacher", teacher)
             teacher.requires_grad_(False)
