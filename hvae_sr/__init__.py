@@ -17,7 +17,9 @@ _PUBLIC = {
     "VDVAE": "models",
     "LREncoder": "models",
     "LRConditioner": "models",
-    **dict.fromkeys(("EDSR", "RRDBNet", "SRVGGNetCompact", "HCFlow", "SR3UNet", "GuidedDiffusionUNet"), "baselines"),
+    **dict.fromkeys(
+        ("EDSR", "RRDBNet", "SRVGGNetCompact", "SPAN", "HCFlow", "SR3UNet", "GuidedDiffusionUNet"), "baselines"
+    ),
     "AncestralScheduler": "baselines",
     "Downsampling": "operators",
     "SuperResolutionPipeline": "pipelines",

@@ -12,7 +12,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hvae_sr.baselines import EDSR, AncestralScheduler, GuidedDiffusionUNet, HCFlow, RRDBNet, SR3UNet, SRVGGNetCompact
+from hvae_sr.baselines import (
+    EDSR,
+    SPAN,
+    AncestralScheduler,
+    GuidedDiffusionUNet,
+    HCFlow,
+    RRDBNet,
+    SR3UNet,
+    SRVGGNetCompact,
+)
 from hvae_sr.baselines.dps import dps_chain, gradient_bytes
 from hvae_sr.baselines.sr3 import activation_bytes, sr3_chain
 from hvae_sr.checkpoints.names import resolve
@@ -29,7 +38,7 @@ from .super_resolution import SuperResolutionPipeline
 
 
 class RegressionPipeline(ComparedPipeline):
-    """One image, no samples: EDSR, RRDBNet (ESRGAN, Real-ESRGAN), SRVGGNetCompact, or Swin2SR of transformers.
+    """One image, no samples: EDSR, RRDBNet (ESRGAN, Real-ESRGAN), SRVGGNetCompact, SPAN, or Swin2SR of transformers.
 
     All samples of a call are the same image. Images of more than a million HR pixels are worked on in windows, whose
     results differ from the whole's as far as the networks see beyond `window_margin`.
@@ -52,13 +61,14 @@ class RegressionPipeline(ComparedPipeline):
             "hvae_sr.EDSR",
             "hvae_sr.RRDBNet",
             "hvae_sr.SRVGGNetCompact",
+            "hvae_sr.SPAN",
             "transformers.Swin2SRForImageSuperResolution",
         )
     }
 
     def __init__(
         self,
-        network: EDSR | RRDBNet | SRVGGNetCompact | Any,
+        network: EDSR | RRDBNet | SRVGGNetCompact | SPAN | Any,
         downsampling_kernel: str = "bicubic",
         enforce_consistency: bool = False,
         default_temperature: float = 1.0,
@@ -88,7 +98,7 @@ class RegressionPipeline(ComparedPipeline):
         network = uncompiled(self.network)
         high = network.config.value_range if isinstance(network, EDSR) else 1.0
         given = (y * high).to(self.network.dtype)
-        if isinstance(network, (EDSR, RRDBNet, SRVGGNetCompact)):
+        if isinstance(network, (EDSR, RRDBNet, SRVGGNetCompact, SPAN)):
             x = self.network(given, return_dict=False)[0]
         else:
             x = self.network(given).reconstruction

@@ -11,7 +11,16 @@ from compared_cases import needs_compared, published
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hvae_sr.baselines import EDSR, AncestralScheduler, GuidedDiffusionUNet, HCFlow, RRDBNet, SR3UNet, SRVGGNetCompact
+from hvae_sr.baselines import (
+    EDSR,
+    SPAN,
+    AncestralScheduler,
+    GuidedDiffusionUNet,
+    HCFlow,
+    RRDBNet,
+    SR3UNet,
+    SRVGGNetCompact,
+)
 from hvae_sr.baselines.guided_diffusion import published_options
 from hvae_sr.checkpoints.compared import (
     ARCHITECTURES,
@@ -32,6 +41,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "EDSR": {"scale_factor": 2, "num_blocks": 2, "width": 8, "residual_scale": 0.1},
     "RRDBNet": {"scale_factor": 2, "num_blocks": 2, "width": 8, "growth": 4},
     "SRVGGNetCompact": {"scale_factor": 3, "num_layers": 2, "width": 8},
+    "SPAN": {"scale_factor": 3, "width": 4},
     "HCFlow": {
         "num_levels": 2,
         "num_steps": 3,
@@ -339,7 +349,7 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
 
 def test_every_preset_builds() -> None:
     classes = {type(Recipe.of_preset(name).build("meta")) for name in PRESETS}
-    assert classes == {EDSR, RRDBNet, SRVGGNetCompact, HCFlow, SR3UNet, GuidedDiffusionUNet}
+    assert classes == {EDSR, RRDBNet, SRVGGNetCompact, SPAN, HCFlow, SR3UNet, GuidedDiffusionUNet}
 
 
 def write_ncnn(

@@ -108,6 +108,7 @@ def test_checkpointed_gradients_are_the_same(name: str, images: Tensor) -> None:
         ("EDSR", lambda m: m(torch.zeros(1, 3, 8, 8, dtype=torch.uint8)), "floating-point tensor .* got torch.uint8"),
         ("RRDBNet", lambda m: m(torch.zeros(1, 3, 9, 8)), r"sides of `sample` must be multiples of 2, got \(9, 8\)"),
         ("SRVGGNetCompact", lambda m: m([1]), "got list"),
+        ("SPAN", lambda m: m(torch.zeros(3, 8, 8)), r"`sample` must be \[B, 3, h, w\], got \(3, 8, 8\)"),
         ("HCFlow", lambda m: m(*[torch.zeros(1, 3, 8, 8)] * 3), r"`low_resolution` must be \(1, 3, 2, 2\)"),
         (
             "HCFlow",
@@ -133,6 +134,7 @@ def test_wrong_inputs_are_named(name: str, call: Callable[[Any], Any], message: 
         ("EDSR", {"scale_factor": 8}, "`scale_factor` must be one of 2, 3, 4; got 8"),
         ("RRDBNet", {"scale_factor": 3}, "`scale_factor` must be one of 1, 2, 4; got 3"),
         ("SRVGGNetCompact", {"num_layers": 0}, "`num_layers` must be a whole number >= 1, got 0"),
+        ("SPAN", {"width": 0}, "`width` must be a whole number >= 1, got 0"),
         ("HCFlow", {"num_steps": 0}, "`num_steps` must be a whole number >= 1, got 0"),
         ("HCFlow", {"feature_blocks": [1]}, "`feature_blocks` must be two numbers"),
         ("SR3UNet", {"norm_groups": 3}, "`norm_groups` must divide `width` 8, got 3"),

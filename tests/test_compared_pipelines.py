@@ -29,7 +29,7 @@ from hvae_sr.pipelines.baselines import enlarge, pipeline_class
 from hvae_sr.pipelines.chaining import samples_at
 from hvae_sr.sampling.sizes import pad_to
 
-KINDS = ["EDSR", "RRDBNet", "SRVGGNetCompact", "Swin2SR", "HCFlow", "SR3", "DPS"]
+KINDS = ["EDSR", "RRDBNet", "SRVGGNetCompact", "SPAN", "Swin2SR", "HCFlow", "SR3", "DPS"]
 STOCHASTIC = ["HCFlow", "SR3", "DPS"]
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..baselines import (
     EDSR,
+    SPAN,
     AncestralScheduler,
     GuidedDiffusionUNet,
     HCFlow,
@@ -32,16 +33,17 @@ from ..operators import cached_downsampling
 from .convert import ConversionError, check_keys, load_checkpoint, new_folder, write_folder
 from .detect import READABLE, Finding, identify
 from .ncnn import load_ncnn
+from .span import merge_convolutions
 
 PRESETS: dict[str, dict[str, Any]] = json.loads(
     importlib.resources.files(__package__).joinpath("compared.json").read_text("utf-8")
 )
 """Published configurations by name: `architecture`, `config` or `published_options`, and `scheduler` of diffusion."""
 ARCHITECTURES: dict[str, type[ModelMixin]] = {
-    cls.__name__: cls for cls in (EDSR, RRDBNet, SRVGGNetCompact, HCFlow, SR3UNet, GuidedDiffusionUNet)
+    cls.__name__: cls for cls in (EDSR, RRDBNet, SRVGGNetCompact, SPAN, HCFlow, SR3UNet, GuidedDiffusionUNet)
 }
 _PIPELINES = {
-    **dict.fromkeys(("EDSR", "RRDBNet", "SRVGGNetCompact"), ("RegressionPipeline", "network")),
+    **dict.fromkeys(("EDSR", "RRDBNet", "SRVGGNetCompact", "SPAN"), ("RegressionPipeline", "network")),
     "HCFlow": ("HCFlowPipeline", "flow"),
     "SR3UNet": ("SR3Pipeline", "unet"),
     "GuidedDiffusionUNet": ("DPSPipeline", "unet"),
@@ -175,7 +177,7 @@ def convert_state_dict(
             that are missing, unexpected or of another shape.
     """
     asked = f"`preset` {preset!r}" if preset is not None else "`config`"
-    state, schedule = _without_schedule(state)
+    state, schedule = _without_schedule(merge_convolutions(state))
     finding, state = _identified(state)
     model = recipe.build("meta")
     _check_finding(finding, recipe, model.config, asked)

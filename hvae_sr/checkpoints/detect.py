@@ -101,6 +101,11 @@ def _srvgg(state: State) -> dict[str, Any]:
     return {"scale_factor": scale_factor, "num_layers": (layers - 3) // 2, "width": last.shape[1]}
 
 
+def _span(state: State) -> dict[str, Any]:
+    last = state["upsampler.0.weight"]
+    return {"scale_factor": round((last.shape[0] / 3) ** 0.5), "width": last.shape[1]}
+
+
 def _hcflow(state: State) -> dict[str, Any]:
     levels = count(state, r"flow\.level(\d+)_condFlow\.")
     conditional = count(state, r"flow\.level0_condFlow\.additional_flow_steps\.(\d+)\.")
@@ -124,7 +129,7 @@ def _guided_diffusion(state: State) -> dict[str, Any]:
     return {"time_embedding_dim": state["time_embed.0.weight"].shape[0], "out_channels": state["out.2.weight"].shape[0]}
 
 
-READABLE = ("EDSR", "RRDBNet", "SRVGGNetCompact", "HCFlow", "SR3UNet", "GuidedDiffusionUNet")
+READABLE = ("EDSR", "RRDBNet", "SRVGGNetCompact", "SPAN", "HCFlow", "SR3UNet", "GuidedDiffusionUNet")
 
 _RULES: tuple[tuple[str, str, tuple[str, ...], Callable[[State], dict[str, Any]]], ...] = (
     # Those that only resemble another one's names come before it.
@@ -172,6 +177,7 @@ _RULES: tuple[tuple[str, str, tuple[str, ...], Callable[[State], dict[str, Any]]
         (r"model\.0\.weight", r"model\.1\.sub\.0\.RDB1\."),
         _rrdb("model.0", r"model\.1\.sub\.(\d+)\.RDB1\.conv1\b", "model.10"),
     ),
+    ("SPAN", "", (r"block_1\.c1_r\.", r"conv_cat\.weight"), _span),
     ("SRVGGNetCompact", "", (r"body\.0\.weight", r"body\.1\.weight", r"body\.2\.bias"), _srvgg),
 )
 """Architecture, variant of names, patterns that must all match some key, and what describes it."""

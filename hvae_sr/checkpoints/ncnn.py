@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..models.span import COLOUR_MEAN, NUM_BLOCKS
 from .convert import ConversionError, check_finite
 
 _MAGIC = "7767517"
 _HALF = 0x01306B47
 _SINGLE = 0
-_WEIGHTLESS = ("Input", "Split", "Concat", "Eltwise", "BinaryOp", "Interp", "PixelShuffle")
+_WEIGHTLESS = ("Input", "Split", "Concat", "Eltwise", "BinaryOp", "Interp", "PixelShuffle", "Swish", "Sigmoid")
 
 
 @dataclass
@@ -32,13 +33,13 @@ class _Layer:
 
 
 def load_ncnn(path: str | Path) -> dict[str, Tensor]:
-    """The weights of an RRDBNet or SRVGGNetCompact, fp32, under BasicSR's names.
+    """The weights of an RRDBNet, SRVGGNetCompact or SPAN, fp32, under their published names.
 
     Args:
         path: the `.bin`; the `.param` of the same name must be beside it.
 
     Raises:
-        ConversionError: no such file, a damaged one, or layers that are not those of one of the two networks.
+        ConversionError: no such file, a damaged one, or layers that are not those of one of these networks.
     """
     path = Path(path)
     where = f"`checkpoint`: {path}"
@@ -53,8 +54,12 @@ def load_ncnn(path: str | Path) -> dict[str, Tensor]:
         tensors = _read_tensors(layers, data)
     except (KeyError, ValueError) as error:
         raise ConversionError(f"{where} does not have what its .param lists: {error}") from error
-    kinds = [layer.kind for layer in layers if layer.kind not in _WEIGHTLESS]
-    if kinds.count("Convolution") == len(kinds) and len(kinds) > 6 and (len(kinds) - 6) % 15 == 0:
+    kinds = [layer.kind for layer in layers if layer.kind not in (*_WEIGHTLESS, "MemoryData")]
+    if any(layer.kind == "MemoryData" for layer in layers):
+        names = _span_names()
+        if kinds != ["Convolution"] * len(names) or not _has_colour_mean(path):
+            raise ConversionError(f"{where} has a constant, but is no SPAN with the mean colour of the published ones")
+    elif kinds.count("Convolution") == len(kinds) and len(kinds) > 6 and (len(kinds) - 6) % 15 == 0:
         names = _rrdb_names((len(kinds) - 6) // 15)
     elif len(kinds) > 3 and kinds == ["Convolution", "PReLU"] * (len(kinds) // 2) + ["Convolution"]:
         if [layer.kind for layer in layers if layer.kind in ("Interp", "BinaryOp")] != ["Interp", "BinaryOp"]:
@@ -62,7 +67,9 @@ def load_ncnn(path: str | Path) -> dict[str, Tensor]:
         names = [f"body.{i}" for i in range(len(kinds))]
     else:
         found = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-        raise ConversionError(f"{where} holds neither an RRDBNet nor an SRVGGNetCompact: its layers are {found}")
+        raise ConversionError(
+            f"{where} holds neither an RRDBNet nor an SRVGGNetCompact nor a SPAN: its layers are {found}"
+        )
     weights = {
         f"{name}.{kind}": value for name, parts in zip(names, tensors, strict=True) for kind, value in parts.items()
     }
@@ -114,11 +121,25 @@ def _read_tensors(layers: list[_Layer], data: np.ndarray) -> list[dict[str, Tens
             tensors.append({"weight": weight, "bias": tensor(take(width, "<f4"), (width,))})
         elif layer.kind == "PReLU":
             tensors.append({"weight": tensor(take(layer.whole(0), "<f4"), (-1,))})
+        elif layer.kind == "MemoryData":
+            take(layer.whole(0) * layer.whole(1, 1) * layer.whole(2, 1), "<f4")
         elif layer.kind not in _WEIGHTLESS:
             raise ValueError(f"a layer of kind {layer.kind} is not read")
     if position != len(data):
         raise ValueError(f"{len(data) - position} bytes are left")
     return tensors
+
+
+def _has_colour_mean(path: Path) -> bool:
+    """Whether the `.bin` of a SPAN begins with the mean colour of the published ones, which ours has in its code."""
+    found = np.fromfile(path, "<f4", len(COLOUR_MEAN))
+    return found.shape == (len(COLOUR_MEAN),) and bool(np.allclose(found, COLOUR_MEAN, atol=1e-6))
+
+
+def _span_names() -> list[str]:
+    """The convolutions of a SPAN in the order of their use."""
+    blocks = [f"block_{i}.c{j}_r" for i in range(1, NUM_BLOCKS + 1) for j in range(1, 4)]
+    return ["conv_1", *blocks, "conv_2", "conv_cat", "upsampler.0"]
 
 
 def _rrdb_names(num_blocks: int) -> list[str]:

@@ -1,12 +1,25 @@
 """What the networks return."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from ..hooks import UNSET, PerGroup
 from .distributions import DiagonalGaussian
+
+
+class Regressed(NamedTuple):
+    """What a network of one image, a restorer or a regression, makes of y.
+
+    Args:
+        features: `[B, width, h, w]`, at y's resolution.
+        image: `[B, 3, s h, s w]` on [-1, 1]: its estimate of x.
+    """
+
+    features: Tensor
+    image: Tensor
 
 
 @dataclass

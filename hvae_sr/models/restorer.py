@@ -1,11 +1,10 @@
 """A frozen restoration network that an LR network reads y through: the layers of Real-ESRGAN, with its weights."""
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .outputs import Regressed
 from .rrdb import RRDBLayers
 
 RESTORER_WIDTH = 64
@@ -35,18 +34,6 @@ def move_towards(
     return x + share * towards
 
 
-class Restored(NamedTuple):
-    """What a restoration network makes of y.
-
-    Args:
-        features: `[B, 64, h, w]`, at y's resolution.
-        image: `[B, 3, 4 h, 4 w]` on [-1, 1]: its estimate of x.
-    """
-
-    features: Tensor
-    image: Tensor
-
-
 class Restorer(RRDBLayers, nn.Module):
     """The layers of a trained `RRDBNet` for x4, which no training changes further.
 
@@ -67,10 +54,10 @@ class Restorer(RRDBLayers, nn.Module):
         self._build_layers(3, num_blocks, RESTORER_WIDTH, upsampling=upsampling)
         self.requires_grad_(False)
 
-    def forward(self, y: Tensor) -> Restored:
+    def forward(self, y: Tensor) -> Regressed:
         """Features and estimate from y, `[B, 3, h, w]` on [-1, 1]."""
         features = self.features((y + 1) / 2)
-        return Restored(features, self.image(features).float().clamp(0, 1) * 2 - 1)
+        return Regressed(features, self.image(features).float().clamp(0, 1) * 2 - 1)
 
     @torch.no_grad()
     def take(self, trained: RRDBLayers) -> None:

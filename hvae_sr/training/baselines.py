@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
-from ..baselines import EDSR, AncestralScheduler, GuidedDiffusionUNet, HCFlow, RRDBNet, SR3UNet, SRVGGNetCompact
+from ..baselines import EDSR, SPAN, AncestralScheduler, GuidedDiffusionUNet, HCFlow, RRDBNet, SR3UNet, SRVGGNetCompact
 from ..baselines.diffusion import variational_bound
 from ..baselines.sr3 import sr3_loss
 from ..noise import CounterNoise
@@ -85,7 +85,7 @@ class Regression(BaselineObjective):
 
     figure = "error"
     method = "regression of x (L1)"
-    architectures = (EDSR, RRDBNet, SRVGGNetCompact)
+    architectures = (EDSR, RRDBNet, SRVGGNetCompact, SPAN)
     pipeline = RegressionPipeline
 
     def __init__(

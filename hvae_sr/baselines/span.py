@@ -1,0 +1,44 @@
+"""SPAN (Wan et al., "Swift Parameter-free Attention Network for Efficient Super-Resolution", CVPR workshops 2024)."""
+
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor
+
+from ..loading import StrictLoading
+from ..models.span import SPANLayers
+from .common import ImageOutput, check_images, check_whole
+
+
+class SPAN(SPANLayers, StrictLoading, ModelMixin, ConfigMixin):
+    """Six attention blocks without parameters and one pixel shuffle: a regression that takes little time.
+
+    The layers are `SPANLayers`.
+
+    Args:
+        scale_factor: s, of the one pixel shuffle; 2 or 4 as published.
+        width: channels; 48 or 52 as published.
+    """
+
+    @register_to_config
+    def __init__(self, scale_factor: int = 4, width: int = 48) -> None:
+        super().__init__()
+        for name, value in (("scale_factor", scale_factor), ("width", width)):
+            check_whole(name, value)
+        self._build_layers(scale_factor, width)
+
+    def forward(self, sample: Tensor, return_dict: bool = True) -> ImageOutput | tuple[Tensor]:
+        """x from y.
+
+        Args:
+            sample: y, `[B, 3, h, w]` on [0, 1].
+            return_dict: False for a tuple.
+
+        Returns:
+            `[B, 3, s h, s w]`, nominally on [0, 1], not clamped.
+
+        Raises:
+            ValueError: a tensor of another type or shape.
+        """
+        check_images("sample", sample)
+        x = self.image(self.features(sample))
+        return ImageOutput(x) if return_dict else (x,)
