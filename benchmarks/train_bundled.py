@@ -1,14 +1,14 @@
 """Trains a bundled model by its recipe, and evaluates it: one command, which goes on where it was interrupted.
 
 python benchmarks/train_bundled.py NAME --train_data_dir DIR [DIR ...] --output_dir OUT [--lpips_weights VGG16]
-    [--restorer FOLDER] [--benchmarks DIR [--lpips ALEXNET]] [further options of train.py]
+    [--restorer FOLDER] [--regression FOLDER] [--benchmarks DIR [--lpips ALEXNET]] [further options of train.py]
 
 `hub_configs/NAME/recipe.yaml` has the model to start from (`start`: a folder of hub_configs; NAME@REVISION, one of an
 earlier revision of this repository; or null for random weights), the files of options for train.py (`parts`, at most
 three, in turn, each from the weights of the last one; a part of stage `regression` trains the restorer of the parts
-after it, with the one in FOLDER as its teacher), and the options of `hvae-sr evaluate` for each table (`evaluate`: name
-of the set, size and so on). Part n is in OUT/n-PART; the trained folder is that of the last part; the reports are
-OUT/evaluation-n.json.
+after it, with the one in `--restorer` as its teacher), and the options of `hvae-sr evaluate` for each table
+(`evaluate`: name of the set, size and so on). Part n is in OUT/n-PART; the trained folder is that of the last part; the
+reports are OUT/evaluation-n.json.
 """
 
 import argparse
@@ -73,19 +73,25 @@ def start_folder(start: str | None, output: Path) -> Path | None:
     return folder
 
 
-def reads_through_a_restorer(part: Path) -> bool:
-    """Whether the part starts an LR network that has a restorer."""
+FROZEN = {"restorer": ("restorer_blocks", "RRDBNet"), "regression": ("regression_width", "SPAN")}
+"""Networks that an LR network reads y through: the option that says it has one, and the class of their weights."""
+
+
+def frozen_networks(part: Path) -> list[str]:
+    """Those of `FROZEN` that the LR network which the part starts has."""
     lr_config = yaml.safe_load(part.read_text()).get("lr_config")
-    return lr_config is not None and bool(json.loads((part.parent / lr_config).read_text()).get("restorer_blocks"))
+    network = {} if lr_config is None else json.loads((part.parent / lr_config).read_text())
+    return [kind for kind, (option, _) in FROZEN.items() if network.get(option)]
 
 
 def training_commands(
-    name: str, recipe: dict, output: Path, options: list[str], restorer: str | None = None
-) -> list[list[str]]:
+    name: str, recipe: dict, output: Path, options: list[str], restorer: str | None = None,
+    regression: str | None = None,
+) -> list[list[str]]:  # fmt: skip
     """The command of each part; the weights of the last part are where the next one starts.
 
     Raises:
-        ValueError: a part needs a restorer's weights, and there is no `restorer`; or the start is not there.
+        ValueError: a part needs the weights of a restorer or a regression that is not given; or the start is not there.
     """
     commands, start = [], start_folder(recipe["start"], output)
     for number, part in enumerate(recipe["parts"], 1):
@@ -105,10 +111,14 @@ def training_commands(
                 "--pretrained_lr_encoder",
                 str(start / "lr_encoder"),
             ]
-        if reads_through_a_restorer(CONFIGS / name / part):
-            if restorer is None:
-                raise ValueError(f"`--restorer` must be given: {part} reads y through a trained RRDBNet, got none")
-            command += ["--pretrained_restorer", restorer]
+        weights = {"restorer": restorer, "regression": regression}
+        for kind in frozen_networks(CONFIGS / name / part):
+            given = weights[kind]
+            if given is None:
+                raise ValueError(
+                    f"`--{kind}` must be given: {part} reads y through a trained {FROZEN[kind][1]}, got none"
+                )
+            command += [f"--pretrained_{kind}", given]
         commands.append([*command, *common])
         start = folder
     return commands
@@ -131,12 +141,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--restorer", help="folder of the trained RRDBNet that the LR network reads y through, or learns"
     )
+    parser.add_argument("--regression", help="folder of the trained SPAN whose estimate the likelihood is centred on")
     parser.add_argument("--benchmarks", type=Path, help="folder of the folders Set5, BSD100, ...; none: no evaluation")
     parser.add_argument("--lpips", help="AlexNet's weights, for LPIPS in the evaluation")
     given, options = parser.parse_known_args(arguments)
     try:
         recipe = read_recipe(given.name)
-        commands = training_commands(given.name, recipe, given.output_dir, options, given.restorer)
+        commands = training_commands(given.name, recipe, given.output_dir, options, given.restorer, given.regression)
     except ValueError as error:
         parser.error(str(error))
     if given.benchmarks is not None:

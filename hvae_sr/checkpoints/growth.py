@@ -81,7 +81,8 @@ _NUMBERED = {
 
 
 _STEM = "network.bottom_up.in_conv.weight"
-"""The one convolution that may read more channels in a network that starts from a trained one: what a restorer adds."""
+"""The one convolution that may read more channels in a network that starts from a trained one: what a restorer
+or a regression adds."""
 _SAME_MEANING = ("activation", "bias_type", "conditioning", "input_shift", "input_scale", "patch_size")
 """Options that weights of the same shape depend on."""
 
@@ -94,7 +95,7 @@ def transfer(trained: VDVAE | LREncoder | LRConditioner, network: VDVAE | LREnco
     Residual blocks without latents that `network` has more than `trained` add nothing at first, and convolutions in the
     place of the nearest neighbour's upsampling start as that, so that a decoder that differs in these alone starts as
     the same function. A group with other latent channels starts as the same function at temperature 0. What a restorer
-    adds to y's own channels is read with zeros at first.
+    or a regression adds to y's own channels is read with zeros at first.
 
     Args:
         trained: the network whose weights are taken.

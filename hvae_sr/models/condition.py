@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,10 +24,23 @@ from .blocks import (
 )
 from .distributions import DiagonalGaussian
 from .outputs import LRFeatures
-from .restorer import RESTORER_WIDTH, Restored
 
 Features = dict[int, Tensor]
 """Maps of y, `{nominal resolution: [B, width, h, w]}`."""
+
+
+class Readings(NamedTuple):
+    """What is made of y before an LR network's own features.
+
+    Args:
+        features: maps at y's resolution that the bottom-up network reads beside y, `[B, width, h, w]` each.
+        location: `[B, 3, H, W]` on [-1, 1], what the likelihood is centred on, or None.
+        estimate: `[B, 3, H, W]` on [-1, 1], what a restorer makes of y, or None.
+    """
+
+    features: tuple[Tensor, ...] = ()
+    location: Tensor | None = None
+    estimate: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -181,13 +194,23 @@ class LRNetwork(GroupConditioning):
 
     set_compute_dtype = set_compute_dtype
 
+    @property
+    def _extra_channels(self) -> int:
+        """Of the features that `_read` gives."""
+        return 0
+
     def _build_network(self) -> None:
         """Makes the feature network from the configuration."""
         c = self.config
         widths = parse_widths(c.width, c.custom_widths)
-        restored = RESTORER_WIDTH if c.get("restorer_blocks") else 0
         self.network = LRFeatureNetwork(
-            c.blocks, c.upsampling_blocks, widths, c.bottleneck_multiple, c.long_skip, c.activation, restored
+            c.blocks,
+            c.upsampling_blocks,
+            widths,
+            c.bottleneck_multiple,
+            c.long_skip,
+            c.activation,
+            self._extra_channels,
         )
         if self.network.bottom_up.resolution != c.image_size:
             raise ValueError(f"`blocks` must start at image_size = {c.image_size}, got {c.blocks!r}")
@@ -229,12 +252,17 @@ class LRNetwork(GroupConditioning):
         """What the sides of y must be multiples of, for every feature map to have a whole size."""
         return self.config.image_size // min(self.network.widths)
 
-    def _features(self, sample: Tensor, restored: Restored | None) -> Features:
-        multiple = self.size_multiple
-        y = network_input(sample, self.config, self.dtype)
+    def _read(self, y: Tensor) -> Readings:
+        """What other networks, or an interpolation, make of y, `[B, 3, h, w]` on [-1, 1]; here nothing."""
+        return Readings()
+
+    def _features(self, sample: Tensor) -> tuple[Features, Readings]:
+        """The features of y, and what was made of y before them."""
+        y, multiple = network_input(sample, self.config, self.dtype), self.size_multiple
         if sample.shape[-2] % multiple or sample.shape[-1] % multiple or not sample.numel():
             raise ValueError(f"`sample` must have sides that are multiples of {multiple}, got {tuple(sample.shape)}")
-        return self.network(y if restored is None else torch.cat([y, restored.features.to(y.dtype)], dim=1))
+        read = self._read(sample)
+        return self.network(torch.cat([y, *(x.to(y.dtype) for x in read.features)], dim=1)), read
 
     @entry_point
     def encode(self, sample: Tensor) -> Condition:
@@ -246,25 +274,16 @@ class LRNetwork(GroupConditioning):
         Raises:
             ValueError: not [B, 3, h, w], or sides that are no multiples of `size_multiple`.
         """
-        restored = self._restored(sample)
-        features = self._for_groups(self._features(sample, restored))
-        return Condition(self, features, self._location(sample.float()), None if restored is None else restored.image)
+        features, read = self._features(sample)
+        return Condition(self, self._for_groups(features), read.location, read.estimate)
 
     def _for_groups(self, features: Features) -> Features:
         """The features as the groups read them."""
         return features
 
-    def _restored(self, y: Tensor) -> Restored | None:
-        """What a restoration network makes of y, where there is one."""
-        return None
-
-    def _location(self, y: Tensor) -> Tensor | None:
-        """What the likelihood is centred on, `[B, 3, H, W]` on [-1, 1], or None."""
-        return None
-
     def forward(self, sample: Tensor, return_dict: bool = True) -> LRFeatures | tuple[Any, ...]:
         """The features of y, `[B, 3, h, w]` on [-1, 1]."""
-        features = self._features(sample, self._restored(sample))
+        features, _ = self._features(sample)
         ordered = per_group(features[resolution] for resolution in sorted(features))
         output = LRFeatures(sample=ordered[-1], features=ordered)
         return output if return_dict else output.to_tuple()

@@ -15,9 +15,10 @@ from ..loading import StrictLoading
 from ..operators import cached_downsampling
 from .blocks import Convolution, check_choice, parse_widths
 from .checks import is_count
-from .condition import Features, LinearFeatures, LRNetwork
+from .condition import Features, LinearFeatures, LRNetwork, Readings
 from .distributions import DiagonalGaussian
-from .restorer import Restored, Restorer, move_towards
+from .restorer import RESTORER_WIDTH, Restorer, move_towards
+from .span import Regression
 
 CONDITIONINGS = ("trivial", "lr_encoder", "posterior", "final")
 """The rows of table 5.1 of the VDVAE-SR thesis, as `LRConditioner` names them."""
@@ -78,21 +79,24 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
             for "trivial" and "lr_encoder" the top group, the only one that they condition.
         gate_init: value the gates of "final" start at; 0 protects a pretrained prior.
         scale_factor: sides of x over sides of y.
-        likelihood_location: None, "bicubic" (the likelihood's means are offsets from y resized), or "projection"
-            (offsets from y resized and projected on the images consistent with y).
+        likelihood_location: what the likelihood's means are offsets from: None (nothing), "bicubic" (y resized),
+            "projection" (y resized and projected on the images consistent with y), or "regression" (a network's
+            estimate of E[x | y], so that the hierarchy is left with what y does not tell).
         downsampling_kernel: H of the projection, see `Downsampling`.
         decoder_blocks, decoder_width, decoder_custom_widths: as in the VDVAE's configuration.
         conditioning: "trivial", "lr_encoder", "posterior" or "final".
         latent_channels: as in the VDVAE's configuration; not used by "final".
         restorer_blocks: None, or how many blocks a `Restorer` has that y is read through, for x4: the bottom-up network
             reads its features beside y, and the finest features that there are its estimate, as an offset from y
-            resized.
+            resized, or from the regression.
         restored_shares: None, or pairs "temperature:share" such as "0:-0.4,0.35:0.4,1:0": at a temperature t the sample
             is moved that share of the way to the restorer's estimate, linear between the pairs. A negative share takes
             out of the sample what it has of the estimate.
         restored_tolerance: None, or tau in grey levels of 0..255: where estimate and sample differ by d at y's own
             resolution, only exp(-(d / tau)^2) of the share is taken. Letters that it makes up do not agree with y.
         restorer_upsampling: of the restorer: "nearest" or "pixelshuffle", see `RRDBLayers`.
+        regression_width: channels of the network of likelihood_location "regression", see `SPANLayers`; the bottom-up
+            network reads its features beside y. None with another location.
     """
 
     _supports_gradient_checkpointing = True
@@ -126,9 +130,10 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         restored_shares: str | None = None,
         restored_tolerance: float | None = None,
         restorer_upsampling: str = "nearest",
+        regression_width: int | None = None,
     ) -> None:
         super().__init__()
-        check_choice("likelihood_location", likelihood_location, (None, "bicubic", "projection"))
+        check_choice("likelihood_location", likelihood_location, (None, "bicubic", "projection", "regression"))
         self._check_conditioning()
         specs = self._conditioned_groups()
         self.resolutions = [spec.resolution for spec in specs]
@@ -157,6 +162,7 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
                 )
             self.top = Convolution(self.network.widths[self.resolutions[0]], 2 * latent_channels, zero_weights=True)
         self._build_restorer()
+        self.regression = None if regression_width is None else Regression(scale_factor, regression_width)
         self.operator = cached_downsampling(scale_factor, downsampling_kernel)
         self.register_to_config(downsampling_kernel=self.operator.kernel)  # as JSON can hold it
 
@@ -170,10 +176,22 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         if c.conditioning in ("trivial", "lr_encoder") and c.num_conditioned_groups not in (None, 1):
             k = c.num_conditioned_groups
             raise ValueError(f"`num_conditioned_groups` must be None or 1 for {given}: the top group alone; got {k}")
+        needed = c.likelihood_location == "regression"
+        if needed != (c.regression_width is not None) or (needed and not is_count(c.regression_width)):
+            raise ValueError(
+                "`regression_width` must be a whole number >= 1 with likelihood_location 'regression', and None with "
+                f"another, got {c.regression_width!r} with {c.likelihood_location!r}"
+            )
+        if needed and c.conditioning == "trivial":
+            raise ValueError(f"`likelihood_location` 'regression' needs features of y, which {given} does not read")
         if c.conditioning == "lr_encoder" and c.upsampling_blocks:
             raise ValueError(
                 f"`upsampling_blocks` must be None for {given}, which reads none; got {c.upsampling_blocks!r}"
             )
+
+    @property
+    def _extra_channels(self) -> int:
+        return (RESTORER_WIDTH if self.config.restorer_blocks else 0) + (self.config.regression_width or 0)
 
     def _build_network(self) -> None:
         if self.config.conditioning != "trivial":
@@ -213,27 +231,29 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         self.stride = side // finest
         self.estimate = Convolution(3 * self.stride**2, self.network.widths[finest], zero_weights=True)
 
-    def _restored(self, y: Tensor) -> Restored | None:
-        return None if self.restorer is None else self.restorer(y.to(self.dtype))
-
     def _enlarged(self, y: Tensor) -> Tensor:
         return F.interpolate(y, scale_factor=self.config.scale_factor, mode="bicubic", align_corners=False)
 
-    def _features(self, sample: Tensor, restored: Restored | None) -> Features:
-        features = super()._features(sample, restored)
-        if restored is not None:
-            offset = F.pixel_unshuffle(restored.image - self._enlarged(sample.float()), self.stride)
+    def _read(self, y: Tensor) -> Readings:
+        restored = None if self.restorer is None else self.restorer(y.to(self.dtype))
+        regressed = None if self.regression is None else self.regression(y.to(self.dtype))
+        location = None if regressed is None else regressed.image
+        if self.config.likelihood_location == "bicubic":
+            location = self._enlarged(y.float())
+        elif self.config.likelihood_location == "projection":
+            location = self.operator.project(self._enlarged(y.float()), y.float())
+        features = tuple(read.features for read in (restored, regressed) if read is not None)
+        return Readings(features, location, None if restored is None else restored.image)
+
+    def _features(self, sample: Tensor) -> tuple[Features, Readings]:
+        features, read = super()._features(sample)
+        if read.estimate is not None:
+            regressed = None if self.regression is None else read.location
+            base = self._enlarged(sample.float()) if regressed is None else regressed
+            offset = F.pixel_unshuffle(read.estimate - base, self.stride)
             finest = max(features)
             features[finest] = features[finest] + self.estimate(offset.to(features[finest].dtype))
-        return features
-
-    def _location(self, y: Tensor) -> Tensor | None:
-        if self.config.likelihood_location is None:
-            return None
-        location = self._enlarged(y)
-        if self.config.likelihood_location == "projection":
-            location = self.operator.project(location, y)
-        return location
+        return features, read
 
     def finish(self, x: Tensor, estimate: Tensor, temperature: Tensor) -> Tensor:
         """Samples of temperature t moved by the share m(t) of `restored_shares` towards the estimate (`move_towards`).

@@ -50,7 +50,7 @@ _RELATIVE = ("vdvae_config", "lr_config", "degradation", "baseline")
 """Files that a recipe names relative to its own folder."""
 _FOLDERS = ("train_data_dir", "validation_data_dir", "train_lr_dir", "validation_lr_dir")
 _PATHS = (*_RELATIVE, "output_dir", "dataset_name", "pretrained_vdvae", "pretrained_lr_encoder", "pretrained_network",
-          "pretrained_restorer", "pretrained_teacher", "lr_from_vdvae", "lpips_weights",
+          "pretrained_restorer", "pretrained_regression", "pretrained_teacher", "lr_from_vdvae", "lpips_weights",
           "resume_from_checkpoint")  # fmt: skip
 """Options that may begin with `~`."""
 _FREEZE = {"train_decoder": ("vdvae-sr", "energy-score"), "train_encoder": ("vdvae-sr",)}
@@ -106,6 +106,9 @@ class TrainingConfig:
     )
     pretrained_restorer: str | None = option(
         None, "A trained RRDBNet that the restorer of a new LR network gets its weights from: its folder."
+    )
+    pretrained_regression: str | None = option(
+        None, "A trained SPAN that the regression of a new LR network starts from: its folder."
     )
     baseline: str | None = option(
         None,

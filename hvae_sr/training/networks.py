@@ -13,7 +13,7 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from safetensors import SafetensorError
 
-from ..baselines import AncestralScheduler, RRDBNet
+from ..baselines import SPAN, AncestralScheduler, RRDBNet
 from ..checkpoints.compared import ARCHITECTURES, PRESETS, Recipe
 from ..checkpoints.growth import grow, transfer
 from ..checkpoints.pruning import take_blocks
@@ -34,7 +34,7 @@ STAGES: dict[str, type[Objective]] = {
 }  # fmt: skip
 """A stage is an objective and its trainable parameters."""
 _NAMES_SHOWN = 5
-_GROWN = ("decoder_blocks", "restorer_blocks", "restorer_upsampling")
+_GROWN = ("decoder_blocks", "restorer_blocks", "restorer_upsampling", "regression_width")
 """Options of an LR network that its larger one shares; of another one it starts from what fits."""
 _CONDITIONED = ("vdvae-sr", "energy-score")
 _Network = TypeVar("_Network", bound=ModelMixin)
@@ -214,6 +214,8 @@ def _lr_network(kind: type[_Network], config: TrainingConfig, load_weights: bool
     network: Any = _started(kind, "pretrained_lr_encoder", "lr_config", config, load_weights)
     if config.pretrained_restorer is not None:
         _restore(network, config, load_weights)
+    if config.pretrained_regression is not None:
+        _center(network, config, load_weights)
     if config.lr_from_vdvae is None:
         return network
     source = _loaded(VDVAE, "lr_from_vdvae", config, load_weights)
@@ -241,13 +243,24 @@ def _restore(network: Any, config: TrainingConfig, load_weights: bool) -> None:
         raise ValueError(f"`pretrained_restorer` {config.pretrained_restorer!r}: {error}") from error
 
 
+def _center(network: Any, config: TrainingConfig, load_weights: bool) -> None:
+    """Gives an LR network's regression the weights of a trained SPAN."""
+    trained = _loaded(SPAN, "pretrained_regression", config, load_weights)
+    if getattr(network, "regression", None) is None:
+        raise ValueError("`pretrained_regression` needs an LRConditioner with likelihood_location 'regression'")
+    try:
+        network.regression.load_state_dict(trained.state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"`pretrained_regression` {config.pretrained_regression!r}: {one_line(error)}") from error
+
+
 def _started(kind: type[_Network], folder: str, file: str, config: TrainingConfig, load_weights: bool) -> _Network:
     """A network: trained, if only the option `folder` is given; new, if only `file` is; or new and started from it."""
     if getattr(config, file) is None:
         return _loaded(kind, folder, config, load_weights)
     network: Any = _new(kind, file, config)
     if getattr(config, folder) is None:
-        _check_restorer(set(network.state_dict()), config)
+        _check_frozen(set(network.state_dict()), config)
         return network
     trained: Any = _loaded(kind, folder, config, load_weights)
     try:
@@ -256,7 +269,7 @@ def _started(kind: type[_Network], folder: str, file: str, config: TrainingConfi
         elif all(trained.config.get(name) == network.config.get(name) for name in _GROWN):
             grow(trained, network)
         else:
-            _check_restorer(transfer(trained, network), config)
+            _check_frozen(transfer(trained, network), config)
     except ValueError as error:
         raise ValueError(f"`{file}` = {getattr(config, file)!r}: {error}") from error
     return network
@@ -274,10 +287,11 @@ def _check_random(random: set[str], config: TrainingConfig) -> None:
         )
 
 
-def _check_restorer(random: set[str], config: TrainingConfig) -> None:
-    """Raises a ValueError if a restorer, which no stage trains, would stay random."""
-    if config.pretrained_restorer is None and any(name.startswith("restorer.") for name in random):
-        raise ValueError("`pretrained_restorer` must be given: the restorer would stay random, as it is not trained")
+def _check_frozen(random: set[str], config: TrainingConfig) -> None:
+    """Raises a ValueError if a restorer or a regression, which no stage trains, would stay random."""
+    for part in ("restorer", "regression"):
+        if getattr(config, f"pretrained_{part}") is None and any(name.startswith(f"{part}.") for name in random):
+            raise ValueError(f"`pretrained_{part}` must be given: the {part} would stay random, as it is not trained")
 
 
 def _loaded(kind: type[_Network], option: str, config: TrainingConfig, load_weights: bool) -> _Network:
