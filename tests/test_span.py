@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hvae_sr import LRConditioner, SuperResolutionPipeline
-from hvae_sr.baselines import SPAN
+from hvae_sr.baselines import SPAN, RRDBNet
 from hvae_sr.checkpoints.compared import convert_baseline
 from hvae_sr.checkpoints.convert import ConversionError
+from hvae_sr.checkpoints.growth import add_restorer
 from hvae_sr.checkpoints.ncnn import load_ncnn
 from hvae_sr.checkpoints.span import merge_convolutions
 from hvae_sr.models.span import COLOUR_MEAN, Regression
@@ -270,3 +271,14 @@ def test_the_margin_of_windows_holds_all_that_a_regression_sees() -> None:
     network(y).image[..., 4 * centre, 4 * centre].sum().backward()
     seen = y.grad.abs().sum((0, 1, 3)).nonzero()
     assert 4 * max(centre - int(seen.min()), int(seen.max()) - centre) <= MARGIN
+
+
+def test_a_restorer_before_a_network_with_a_regression_changes_nothing_at_first(make_centred: Any) -> None:
+    torch.manual_seed(0)
+    network, y = make_centred().eval(), levels(1, 4, seed=1)
+    combined = add_restorer(network, RRDBNet(num_blocks=1), "0:0")
+    assert combined.restorer(y).features.abs().max() > 0.01
+    one, other = network.encode(y), combined.encode(y)
+    torch.testing.assert_close(one.location, other.location)
+    for resolution, x in one.features.items():
+        torch.testing.assert_close(x, other.features[resolution])

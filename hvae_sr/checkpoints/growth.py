@@ -121,11 +121,11 @@ def transfer(trained: VDVAE | LREncoder | LRConditioner, network: VDVAE | LREnco
         if prefix is not None:
             number, rest = name.removeprefix(prefix).split(".", 1)
             name = f"{prefix}{places[prefix].get(int(number))}.{rest}"
-        if name in state and state[name].shape == tensor.shape:
+        if name == _STEM and not isinstance(trained, VDVAE) and not isinstance(network, VDVAE):
+            if state[name].shape[0] == tensor.shape[0]:
+                taken[name] = _stem(tensor, trained.read_channels, network.read_channels)
+        elif name in state and state[name].shape == tensor.shape:
             taken[name] = tensor
-        elif name == _STEM and state[name].shape[0] == tensor.shape[0] and state[name].shape[1] > tensor.shape[1]:
-            taken[name] = torch.zeros_like(state[name])
-            _copy(tensor, taken[name], name)
     count, total = (sum(x.numel() for x in tensors.values()) for tensors in (taken, state))
     if not count:
         raise ValueError(f"no weights of the pretrained {type(trained).__name__} have a place in the new one")
@@ -134,6 +134,14 @@ def transfer(trained: VDVAE | LREncoder | LRConditioner, network: VDVAE | LREnco
         _keep_function(trained, network, places["blocks."], set(state) - set(taken))
     logger.info("%s: %d of %d parameters from the pretrained network", type(network).__name__, count, total)
     return set(state) - set(taken)
+
+
+def _stem(weight: Tensor, old: dict[str, int], new: dict[str, int]) -> Tensor:
+    """A stem's kernel for what it reads in `new`: that of the parts of `old`, and zeros for others."""
+    parts = dict(zip(old, weight.split(list(old.values()), dim=1), strict=True))
+    zeros = {name: weight.new_zeros(weight.shape[0], width, *weight.shape[2:]) for name, width in new.items()}
+    kept = [parts[name] if old.get(name) == width else zeros[name] for name, width in new.items()]
+    return torch.cat(kept, dim=1)
 
 
 def add_restorer(

@@ -195,9 +195,9 @@ class LRNetwork(GroupConditioning):
     set_compute_dtype = set_compute_dtype
 
     @property
-    def _extra_channels(self) -> int:
-        """Of the features that `_read` gives."""
-        return 0
+    def read_channels(self) -> dict[str, int]:
+        """What the stem reads, in its order, and the channels of each: y, and the features that `_read` gives."""
+        return {"y": 3}
 
     def _build_network(self) -> None:
         """Makes the feature network from the configuration."""
@@ -210,7 +210,7 @@ class LRNetwork(GroupConditioning):
             c.bottleneck_multiple,
             c.long_skip,
             c.activation,
-            self._extra_channels,
+            sum(self.read_channels.values()) - 3,
         )
         if self.network.bottom_up.resolution != c.image_size:
             raise ValueError(f"`blocks` must start at image_size = {c.image_size}, got {c.blocks!r}")

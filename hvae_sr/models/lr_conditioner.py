@@ -190,8 +190,9 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
             )
 
     @property
-    def _extra_channels(self) -> int:
-        return (RESTORER_WIDTH if self.config.restorer_blocks else 0) + (self.config.regression_width or 0)
+    def read_channels(self) -> dict[str, int]:
+        found = {"restorer": RESTORER_WIDTH if self.config.restorer_blocks else 0}
+        return super().read_channels | found | {"regression": self.config.regression_width or 0}
 
     def _build_network(self) -> None:
         if self.config.conditioning != "trivial":
