@@ -1,4 +1,4 @@
-"""Weights in ncnn's format, a `.bin` beside a `.param`, as packages ship them for ESRGAN's networks.
+"""Weights in ncnn's format, a `.bin` beside a `.param`, as packages ship them for ESRGAN's networks and SPAN.
 
 The `.param` lists the layers, the `.bin` has their numbers in the same order: of a convolution its weight, after a tag
 that says whether it is stored in half precision, then its bias; of a PReLU its slopes.

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -154,6 +155,19 @@ class Convolution(nn.Conv2d):
             return self._conv_forward(x, weight, bias)
         own, other = weight.split((x.shape[1], beside.shape[1]), dim=1)
         return add_in_place(self._conv_forward(x, own, bias), self._conv_forward(beside.to(x), other, None))
+
+
+class ExactConvolution(Convolution):
+    """A convolution in the dtype of its weights, also where autocast has others in half precision.
+
+    Of what it gives, an image, that would keep whole grey levels alone.
+    """
+
+    def forward(self, x: Tensor, beside: Tensor | None = None) -> Tensor:
+        """As `Convolution`; the dtype is read here, where a hook that stores weights in fewer bits has suited it."""
+        # What is counted on the meta device has no autocast.
+        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype), beside)
 
 
 class Bias(nn.Module):

@@ -1,14 +1,13 @@
 """Residual-in-residual dense blocks: the layers of ESRGAN's network (Wang et al., "ESRGAN: Enhanced Super-Resolution
 Generative Adversarial Networks", ECCV workshops 2018), which `RRDBNet` and a `Restorer` are made of."""
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import Convolution, check_choice
+from .blocks import Convolution, ExactConvolution, check_choice
 
 UPSAMPLINGS = ("nearest", "pixelshuffle")
 RESIDUAL_SCALE = 0.2
@@ -73,19 +72,6 @@ class RRDBLayers:
             x = _activate(layer(F.interpolate(x, scale_factor=2, mode="nearest")))
         x = self.conv_last(_activate(self.conv_hr(x)))
         return F.pixel_shuffle(x, 2) if self.upsampling == "pixelshuffle" else x
-
-
-class ExactConvolution(Convolution):
-    """A convolution in the dtype of its weights, also where autocast has others in half precision.
-
-    Of what it gives, an image, that would keep whole grey levels alone.
-    """
-
-    def forward(self, x: Tensor, beside: Tensor | None = None) -> Tensor:
-        """As `Convolution`; the dtype is read here, where a hook that stores weights in fewer bits has suited it."""
-        # What is counted on the meta device has no autocast.
-        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.to(self.weight.dtype), beside)
 
 
 class RRDB(nn.Module):

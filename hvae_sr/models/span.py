@@ -5,9 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import Convolution
+from .blocks import Convolution, ExactConvolution
 from .outputs import Regressed
-from .rrdb import ExactConvolution
 
 NUM_BLOCKS = 6
 COLOUR_MEAN = (0.4488, 0.4371, 0.4040)
