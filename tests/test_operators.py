@@ -225,16 +225,18 @@ def test_matrices_of_a_large_side_are_never_held_whole() -> None:
     program = (
         "import torch\n"
         "from hvae_sr.operators import Downsampling\n"
+        "torch.set_num_threads(1)  # buffers of the threads are no matrices\n"
         "op = Downsampling(4)\n"
         "def peak():  # `ru_maxrss` would begin at that of the process that runs this test\n"
         "    return int(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])\n"
         "op.project_(torch.rand(3, 32, 32), torch.rand(3, 8, 8))\n"
+        "x, y = torch.rand(8192, 32), torch.rand(2048, 8)\n"
         "before = peak()\n"
-        "op.project_(torch.rand(8192, 32), torch.rand(2048, 8))\n"
+        "op.project_(x, y)\n"
         "print((peak() - before) / 1024)"
     )
     done = run([sys.executable, "-c", program], check=True)
-    assert float(done.stdout) < 100  # MiB; R and R⁺ would take 128 each
+    assert float(done.stdout) < 128  # MiB; R and R⁺ would take so much each, beside what is taken now
 
 
 @pytest.mark.parametrize("kernel", ["bicubic", "matlab-bicubic", "box"])

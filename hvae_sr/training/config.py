@@ -57,7 +57,7 @@ _FREEZE = {"train_decoder": ("vdvae-sr", "energy-score"), "train_encoder": ("vdv
 """Options that freeze weights where they are false, and the stages that read them."""
 _AT_LEAST = {
     0: "regression_pixel_weight regression_perceptual_weight regression_critic_weight flow_pixel_weight vlb_weight "
-    "score_point_weight score_band_weight score_perceptual_weight "
+    "score_point_weight score_band_weight score_perceptual_weight score_distance_fade "
     "seed lr_warmup_steps dataloader_num_workers learning_rate adam_weight_decay adam_epsilon "
     "default_temperature skip_threshold plateau_patience cache_gib validation_images",
     1: "score_samples score_perceptual_taps resolution crops_per_image train_batch_size "
@@ -166,6 +166,9 @@ class TrainingConfig:
     )
     score_low_temperatures: float = option(
         0.0, "energy-score: share of the updates at a temperature drawn from [0, 1), whose spread counts less."
+    )
+    score_distance_fade: float = option(
+        0.0, "energy-score: power of that temperature which the scores of bands and features are multiplied by."
     )
     lpips_weights: str | None = option(
         None, "safetensors file of VGG16's convolutions (torchvision's names) and LPIPS' heads, for that score."

@@ -43,7 +43,9 @@ class EnergyScore(ConditionalObjective):
 
     `low_temperatures` is the share of the updates whose samples are drawn at a temperature t, uniform on [0, 1), with
     the spread weighted by `spread_weight(t)`. Without them, what samples at t < 1 look like is left to chance: the
-    networks never see latents of that size.
+    networks never see latents of that size. The further `distances` then count t^`distance_fade` times: the estimate
+    that is best for features is as sharp as a photograph and far from the one for pixels, so that with them samples at
+    low temperatures would differ nearly as much as at 1.
 
     A finite network that has to spread its samples gives up some of the accuracy of its sample at temperature 0.
     `point_weight` w adds w |x_0 - x|, x_0 that sample, so that low temperatures stay close to the best point estimate.
@@ -59,6 +61,7 @@ class EnergyScore(ConditionalObjective):
         level_pools: side in pixels of the squares that photographs and samples are averaged over there, one for each of
             these shares; None means half the stride of the finest level at temperature 1.
         low_temperatures: share of the updates with all levels at a temperature below 1.
+        distance_fade: power of the temperature that the weights of `distances` are multiplied by in these updates.
         exact: whether y is Hx. If not (y of random degradations), nothing is projected, here as at inference.
     """
 
@@ -70,7 +73,7 @@ class EnergyScore(ConditionalObjective):
         patch_sizes: Sequence[int] = (1, 4), point_weight: float = 0.0,
         distances: Mapping[str, tuple[Distance, float]] | None = None,
         level_dropout: Sequence[float] = (), level_pools: Sequence[int] | None = None, low_temperatures: float = 0.0,
-        exact: bool = True,
+        distance_fade: float = 0.0, exact: bool = True,
     ) -> None:  # fmt: skip
         super().__init__(vdvae, lr_network, operator)
         if num_samples < 1:
@@ -88,13 +91,15 @@ class EnergyScore(ConditionalObjective):
                 f"`low_temperatures` must be a share between 0 and 1, what `level_dropout` leaves of it, got "
                 f"{low_temperatures}"
             )
+        if not 0 <= distance_fade < float("inf"):
+            raise ValueError(f"`distance_fade` must be a finite number >= 0, got {distance_fade}")
         strides = [vdvae.config.image_size // level for level in self.levels[: len(level_dropout)]]
         pools = [max(1, stride // 2) for stride in strides] if level_pools is None else level_pools
         if len(pools) != len(level_dropout) or any(pool < 1 for pool in pools):
             raise ValueError(f"`level_pools` must be {len(level_dropout)} integers above 0, got {level_pools}")
         self.pools = (*pools, *(1 for _ in self.levels[len(pools) :]))
         self.num_samples, self.point_weight, self.level_dropout = num_samples, point_weight, tuple(level_dropout)
-        self.low_temperatures = low_temperatures
+        self.low_temperatures, self.distance_fade = low_temperatures, distance_fade
         self.patches = PatchDistance(patch_sizes)
         self.distances = nn.ModuleDict({name: distance for name, (distance, _) in (distances or {}).items()})
         self.weights = {name: weight for name, (_, weight) in (distances or {}).items()}
@@ -118,7 +123,7 @@ class EnergyScore(ConditionalObjective):
         for name, distance in self.distances.items():
             assert isinstance(distance, Distance)
             far, apart = _error_and_spread(distance, drawn, seen)
-            loss = loss + self.weights[name] * (far - kept * apart)
+            loss = loss + temperature**self.distance_fade * self.weights[name] * (far - kept * apart)
             figures[f"{name}_score"] = (far - kept * apart).detach()
             figures[f"{name}_ratio"] = (apart / far).detach()
         if len(samples) > 1:

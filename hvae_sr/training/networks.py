@@ -72,7 +72,9 @@ def build_objective(config: TrainingConfig, load_weights: bool = True) -> Object
         network = _lr_network(_lr_class(config), config, load_weights)
         score = (config.score_samples, config.score_patch_sizes, config.score_point_weight, _distances(config))
         levels = (config.score_level_dropout, config.score_level_pools or None, config.score_low_temperatures)
-        return EnergyScore(vdvae, network, operator, *score, *levels, config.exact)
+        return EnergyScore(
+            vdvae, network, operator, *score, *levels, distance_fade=config.score_distance_fade, exact=config.exact
+        )
     if vdvae.encoder is not None and not config.train_encoder:
         vdvae.encoder.requires_grad_(False)
     conditioner = _lr_network(LRConditioner, config, load_weights)

@@ -133,17 +133,13 @@ class PerceptualDistance(Distance):
 
     def features(self, x: Tensor) -> list[Tensor]:
         activations = self.network(x.contiguous(memory_format=torch.channels_last))
-        maps = []
-        for h, head in zip(activations, self.network.heads, strict=True):
-            h = h.float()
-            unit = h / (h.square().sum(dim=1, keepdim=True) + _TINY).sqrt()
-            maps.append(unit * head.clamp(min=0).sqrt().view(1, -1, 1, 1))
-        return maps
+        # In the network's precision: these maps are the largest of a step.
+        return [h * (h.float().square().sum(dim=1, keepdim=True) + _TINY).rsqrt().to(h.dtype) for h in activations]
 
     def forward(self, one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
         total = []
-        for a, b in zip(one, other, strict=True):
-            difference = a - b
+        for a, b, head in zip(one, other, self.network.heads, strict=True):
+            difference, weights = a - b, head.clamp(min=0).view(1, -1, 1, 1)
             for d in (difference, F.avg_pool2d(difference, self.pool)):
-                total.append((d.square().sum(dim=1) + _TINY).sqrt().mean())
+                total.append((F.conv2d(d.square(), weights).float() + _TINY).sqrt().mean())
         return torch.stack(total).mean()

@@ -229,12 +229,27 @@ def test_low_temperatures_take_their_share_and_weigh_the_spread():
     assert float(figures["score"]) == pytest.approx(float(expected), rel=1e-4)
 
 
+def test_further_distances_fade_at_low_temperatures():
+    images, bands = photographs(32)[:1], {"band": (BandDistance(windows=[8]), 0.3)}
+    options = {"low_temperatures": 1.0, "distances": bands, "patch_sizes": (1,)}
+    plain, faded = make(**options), make(**options, distance_fade=2.0)
+    for seed in range(3):
+        (temperature,) = set(plain._temperatures([seed]))
+        (loss, figures), (other, faded_figures) = plain(images, [seed]), faded(images, [seed])
+        assert figures["band_score"] == faded_figures["band_score"]
+        patches = float(loss) - 0.3 * float(figures["band_score"])
+        assert float(other) == pytest.approx(patches + temperature**2 * 0.3 * float(figures["band_score"]), rel=1e-5)
+    plain, faded = make(distances=bands), make(distances=bands, distance_fade=2.0)
+    assert float(plain(images, [1])[0]) == float(faded(images, [1])[0])  # at temperature 1
+
+
 @pytest.mark.parametrize("wrong, named", [({"num_samples": 0}, "num_samples"), ({"patch_sizes": ()}, "patch_sizes"),
                                           ({"patch_sizes": (0,)}, "patch_sizes"),
                                           ({"level_dropout": (0.5, 0.5)}, "level_dropout"),
                                           ({"level_dropout": (1.5,)}, "level_dropout"),
                                           ({"level_dropout": (1.0,), "level_pools": (2, 2)}, "level_pools"),
-                                          ({"low_temperatures": 1.1}, "low_temperatures"),
+                                          ({"low_temperatures": 1.1}, "low_temperatures"), ({"distance_fade": -1.0}, "distance_fade"),
+                                          ({"distance_fade": float("nan")}, "distance_fade"),
                                           ({"level_dropout": (0.5,), "low_temperatures": 0.6}, "low_temperatures"),
                                           ({"level_dropout": (1.0,), "level_pools": (0,)}, "level_pools")])  # fmt: skip
 def test_wrong_arguments_are_named(wrong, named):
