@@ -248,7 +248,8 @@ def test_further_distances_fade_at_low_temperatures():
                                           ({"level_dropout": (0.5, 0.5)}, "level_dropout"),
                                           ({"level_dropout": (1.5,)}, "level_dropout"),
                                           ({"level_dropout": (1.0,), "level_pools": (2, 2)}, "level_pools"),
-                                          ({"low_temperatures": 1.1}, "low_temperatures"), ({"distance_fade": -1.0}, "distance_fade"),
+                                          ({"low_temperatures": 1.1}, "low_temperatures"),
+                                          ({"distance_fade": -1.0}, "distance_fade"),
                                           ({"distance_fade": float("nan")}, "distance_fade"),
                                           ({"level_dropout": (0.5,), "low_temperatures": 0.6}, "low_temperatures"),
                                           ({"level_dropout": (1.0,), "level_pools": (0,)}, "level_pools")])  # fmt: skip
