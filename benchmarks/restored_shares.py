@@ -1,9 +1,9 @@
 """What samples gain and lose when they are moved towards a restoration network's image: to choose `restored_shares`.
 
-python benchmarks/restored_shares.py MODEL --data DIR [--every 17] [--restorer FOLDER] [--temperatures 0 0.35 1]
-    [--shares 0 0.25 0.5 0.75] [--tolerances none 20] [--degradations clean mild-jpeg ...] [--lpips DIR]
+python benchmarks/restored_shares.py MODEL --data DIR [--every 17] [--temperatures 0 0.35 1] [--shares 0 0.25 0.5 0.75]
+    [--tolerances none 20] [--degradations clean mild-jpeg ...] [--lpips DIR]
 
-MODEL is a name or folder; the image is that of its own restorer, or of the network in FOLDER (`hvae-sr convert`).
+MODEL is the name or folder of one that has a restorer, whose image it is.
 Pairs of the thesis' protocol at S=256. Two samples at each temperature are drawn once, not moved by the model's own
 shares, then moved by each share (`hvae_sr.models.restorer.move_towards`), and projected again where the model
 projects. For each: PSNR on Y and LPIPS (AlexNet) of the first in 8 bits, and the exchangeability ratios of both, for
@@ -43,10 +43,8 @@ def images(pipeline: Any, y: Image.Image, **options: Any) -> torch.Tensor:
 
 
 @torch.no_grad()
-def estimate(pipeline: Any, restorer: Any, y: Image.Image) -> torch.Tensor:
+def estimate(pipeline: Any, y: Image.Image) -> torch.Tensor:
     """G(y), `[1, 3, H, W]` on [-1, 1]."""
-    if restorer is not None:
-        return images(restorer, y)
     x = to_tensor(y)[None] * 2 - 1
     with torch.autocast("cpu", torch.bfloat16):
         return pipeline.lr_encoder.restorer(x).image
@@ -77,7 +75,6 @@ def main() -> None:
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--data", required=True)
     parser.add_argument("--every", type=int, default=1)
-    parser.add_argument("--restorer")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 0.35, 1.0])
     parser.add_argument("--shares", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75])
     add = parser.add_argument
@@ -85,9 +82,9 @@ def main() -> None:
     parser.add_argument("--degradations", nargs="+", default=["mild-jpeg", "noise", "blur-noise", "second-order"])
     parser.add_argument("--lpips", help="folder of lpips_alexnet.safetensors; default: $HVAE_SR_LPIPS")
     given = parser.parse_args()
-    pipeline, restorer = load(given.model), load(given.restorer) if given.restorer else None
-    if restorer is None and getattr(pipeline.lr_encoder, "restorer", None) is None:
-        parser.error(f"`--restorer` must be given: {given.model} has none of its own")
+    pipeline = load(given.model)
+    if getattr(pipeline.lr_encoder, "restorer", None) is None:
+        parser.error(f"`MODEL` must have a restorer, {given.model} has none")
     pipeline.lr_encoder.shares = []
     choices = [(m, tau) for m in given.shares for tau in (given.tolerances if m else [None])]
     operator = pipeline.operator
@@ -103,7 +100,7 @@ def main() -> None:
             kind = None if degradation == "clean" else load_degradation(degradation)
             y = Image.fromarray(clean if kind is None else degrade(truth, kind, 0, index, operator.scale_factor))
             observed = to_tensor(y)[None] * 2 - 1
-            towards = estimate(pipeline, restorer, y)
+            towards = estimate(pipeline, y)
             for t in given.temperatures:
                 drawn = images(pipeline, y, temperature=t, num_samples=2 if t else 1)
                 for share, tolerance in choices:

@@ -7,7 +7,8 @@ python benchmarks/train_bundled.py NAME --train_data_dir DIR [DIR ...] --output_
 earlier revision of this repository; or null for random weights), the files of options for train.py (`parts`, at most
 three, in turn, each from the weights of the last one; a part of stage `regression` trains the restorer of the parts
 after it, with the one in `--restorer` as its teacher), and the options of `hvae-sr evaluate` for each table
-(`evaluate`: name of the set, size and so on). Part n is in OUT/n-PART; the trained folder is that of the last part; the
+(`evaluate`: name of the set, size and so on). A restorer or a regression that y is read through comes from the folders
+given by these names where the start has none. Part n is in OUT/n-PART; the trained folder is that of the last part; the
 reports are OUT/evaluation-n.json.
 """
 
@@ -77,11 +78,10 @@ FROZEN = {"restorer": ("restorer_blocks", "RRDBNet"), "regression": ("regression
 """Networks that an LR network reads y through: the option that says it has one, and the class of their weights."""
 
 
-def frozen_networks(part: Path) -> list[str]:
-    """Those of `FROZEN` that the LR network which the part starts has."""
-    lr_config = yaml.safe_load(part.read_text()).get("lr_config")
-    network = {} if lr_config is None else json.loads((part.parent / lr_config).read_text())
-    return [kind for kind, (option, _) in FROZEN.items() if network.get(option)]
+def frozen_networks(lr_config: Path) -> set[str]:
+    """Those of `FROZEN` that the LR network of this configuration has: none where there is no such file."""
+    network = json.loads(lr_config.read_text()) if lr_config.is_file() else {}
+    return {kind for kind, (option, _) in FROZEN.items() if network.get(option)}
 
 
 def training_commands(
@@ -91,18 +91,22 @@ def training_commands(
     """The command of each part; the weights of the last part are where the next one starts.
 
     Raises:
-        ValueError: a part needs the weights of a restorer or a regression that is not given; or the start is not there.
+        ValueError: a part needs the weights of a restorer or a regression that its start lacks and that are not given;
+            or the start is not there.
     """
     commands, start = [], start_folder(recipe["start"], output)
+    held = set() if start is None else frozen_networks(start / "lr_encoder" / "config.json")
     for number, part in enumerate(recipe["parts"], 1):
         folder = output / f"{number}-{Path(part).stem}"
         command = [sys.executable, str(ROOT / "train.py"), "--config", str(CONFIGS / name / part)]
         common = ["--output_dir", str(folder), "--resume_from_checkpoint", "latest", *options]
-        if yaml.safe_load((CONFIGS / name / part).read_text()).get("stage") == "regression":
+        own = yaml.safe_load((CONFIGS / name / part).read_text())
+        if own.get("stage") == "regression":
             if restorer is None:
                 raise ValueError(f"`--restorer` must be given: {part} imitates a trained RRDBNet, got none")
             commands.append([*command, "--pretrained_teacher", restorer, "--pretrained_network", restorer, *common])
             restorer = str(folder / "network")
+            held.discard("restorer")
             continue
         if start is not None:
             command += [
@@ -112,13 +116,15 @@ def training_commands(
                 str(start / "lr_encoder"),
             ]
         weights = {"restorer": restorer, "regression": regression}
-        for kind in frozen_networks(CONFIGS / name / part):
+        needed = frozen_networks(CONFIGS / name / own["lr_config"]) if "lr_config" in own else set()
+        for kind in sorted(needed - held):
             given = weights[kind]
             if given is None:
                 raise ValueError(
                     f"`--{kind}` must be given: {part} reads y through a trained {FROZEN[kind][1]}, got none"
                 )
             command += [f"--pretrained_{kind}", given]
+        held |= needed
         commands.append([*command, *common])
         start = folder
     return commands

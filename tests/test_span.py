@@ -17,7 +17,7 @@ from hvae_sr import LRConditioner, SuperResolutionPipeline
 from hvae_sr.baselines import SPAN, RRDBNet
 from hvae_sr.checkpoints.compared import convert_baseline
 from hvae_sr.checkpoints.convert import ConversionError
-from hvae_sr.checkpoints.growth import add_restorer
+from hvae_sr.checkpoints.growth import transfer
 from hvae_sr.checkpoints.ncnn import load_ncnn
 from hvae_sr.checkpoints.span import merge_convolutions
 from hvae_sr.models.span import COLOUR_MEAN, Regression
@@ -276,7 +276,10 @@ def test_the_margin_of_windows_holds_all_that_a_regression_sees() -> None:
 def test_a_restorer_before_a_network_with_a_regression_changes_nothing_at_first(make_centred: Any) -> None:
     torch.manual_seed(0)
     network, y = make_centred().eval(), levels(1, 4, seed=1)
-    combined = add_restorer(network, RRDBNet(num_blocks=1), "0:0")
+    own = {name: value for name, value in network.config.items() if not name.startswith("_")}
+    combined = LRConditioner(**own | {"restorer_blocks": 1}).eval()
+    transfer(network, combined)
+    combined.restorer.take(RRDBNet(num_blocks=1))
     assert combined.restorer(y).features.abs().max() > 0.01
     one, other = network.encode(y), combined.encode(y)
     torch.testing.assert_close(one.location, other.location)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from ..models import VDVAE, LRConditioner, LREncoder
 from ..models.blocks import BlockSpec, Upsampler, parse_blocks
 from ..models.group import TopDownBlock
-from ..models.rrdb import RRDBLayers
 
 logger = logging.getLogger(__name__)
 
@@ -142,36 +141,6 @@ def _stem(weight: Tensor, old: dict[str, int], new: dict[str, int]) -> Tensor:
     zeros = {name: weight.new_zeros(weight.shape[0], width, *weight.shape[2:]) for name, width in new.items()}
     kept = [parts[name] if old.get(name) == width else zeros[name] for name, width in new.items()]
     return torch.cat(kept, dim=1)
-
-
-def add_restorer(
-    network: LRConditioner, trained: RRDBLayers, shares: str, tolerance: float | None = None
-) -> LRConditioner:
-    """A trained LR network with a trained restoration network before it, whose image its samples are moved towards.
-
-    Nothing is trained: what the restorer adds to y's own channels is read with zeros, so that with shares of 0 the
-    samples are those of before.
-
-    Args:
-        network: without a restorer, for x4.
-        trained: the restoration network; most of its kernels are rounded to float8 (`Restorer.take`).
-        shares, tolerance: `restored_shares` and `restored_tolerance` of `LRConditioner`.
-
-    Raises:
-        ValueError: a network of another kind or factor, or with a restorer; or shares or a tolerance that are none.
-    """
-    if not isinstance(network, LRConditioner):
-        raise ValueError(f"`network` must be an LRConditioner without a restorer, got {type(network).__name__}")
-    if network.restorer is not None:
-        raise ValueError("`network` must be an LRConditioner without a restorer, got one that has a restorer")
-    own = {name: value for name, value in network.config.items() if not name.startswith("_")}
-    own |= {"restorer_blocks": len(trained.body), "restorer_upsampling": trained.upsampling}
-    own |= {"restored_shares": shares, "restored_tolerance": tolerance}
-    combined = LRConditioner(**own)
-    transfer(network, combined)
-    assert combined.restorer is not None
-    combined.restorer.take(trained)
-    return combined.eval()
 
 
 @torch.no_grad()

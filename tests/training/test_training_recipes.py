@@ -32,14 +32,16 @@ def test_the_parts_of_a_recipe_are_there_and_follow_each_other(name, command, tm
     if earlier:  # a shallow clone, or none, lacks it
         monkeypatch.setattr(command, "start_folder", lambda start, output: output / start)
     folders: list[Path] = []
-    restorer = "restorer"
+    restorer, held = "restorer", set()
     given = ["--train_data_dir", "photos", "--lpips_weights", "vgg16.safetensors"]
     for arguments in command.training_commands(name, recipe, tmp_path, given, "restorer", "regression"):
         options = dict(zip(arguments[2::2], arguments[3::2], strict=True))
         options_of_part = read_recipe(Path(options["--config"]))
         network = json.loads(Path(options_of_part["lr_config"]).read_text()) if "lr_config" in options_of_part else {}
-        assert options.get("--pretrained_restorer") == (restorer if network.get("restorer_blocks") else None)
-        assert options.get("--pretrained_regression") == ("regression" if network.get("regression_width") else None)
+        for kind, folder in {"restorer": restorer, "regression": "regression"}.items():
+            needed = bool(network.get({"restorer": "restorer_blocks", "regression": "regression_width"}[kind]))
+            assert options.get(f"--pretrained_{kind}") == (folder if needed and kind not in held else None)
+            held |= {kind} if needed else set()
         named = {name: options.get(f"--{name}") for name in ("output_dir", "lpips_weights", "pretrained_network")}
         config = TrainingConfig(**options_of_part | named, train_data_dir=[options["--train_data_dir"]])
         if config.stage == "regression":
@@ -63,10 +65,14 @@ def test_a_recipe_with_a_restorer_needs_its_weights(command, tmp_path, monkeypat
         command.training_commands("photo-x4", command.read_recipe("photo-x4"), tmp_path, [])
     with pytest.raises(ValueError, match="`--restorer` must be given: train.yaml imitates a trained RRDBNet"):
         command.training_commands("realsr-small", command.read_recipe("realsr-small"), tmp_path, [])
-    with pytest.raises(
-        ValueError, match="`--regression` must be given: train_point.yaml reads y through a trained SPAN"
-    ):
-        command.training_commands("natural-x4-next", command.read_recipe("natural-x4-next"), tmp_path, [], "restorer")
+    recipe = command.read_recipe("natural-x4")
+    with pytest.raises(ValueError, match="`--regression` must be given: train.yaml reads y through a trained SPAN"):
+        command.training_commands("natural-x4", recipe, tmp_path, [], "restorer")
+    network = tmp_path / recipe["start"] / "lr_encoder" / "config.json"
+    network.parent.mkdir(parents=True)
+    network.write_text(json.dumps({"restorer_blocks": 8, "regression_width": 48}))  # which has them
+    (arguments,) = command.training_commands("natural-x4", recipe, tmp_path, [])
+    assert not {"--pretrained_restorer", "--pretrained_regression"} & set(arguments)
 
 
 def test_weights_of_an_earlier_revision_are_taken_out_of_the_history(command, monkeypatch, tmp_path):
