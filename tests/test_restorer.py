@@ -58,6 +58,18 @@ def test_a_restorer_gives_what_the_network_gives_and_what_its_last_layers_read(t
     torch.testing.assert_close(trained.image(features), expected)
 
 
+def test_a_restorer_with_padding_sees_the_borders_repeated(trained: RRDBNet) -> None:
+    plain, padded = Restorer(1), Restorer(1, padding=3)
+    for restorer in (plain, padded):
+        restorer.take(trained)
+    y = levels(2, SIDE, seed=1)
+    frame = torch.nn.functional.pad(y, (3, 3, 3, 3), mode="replicate")
+    whole, found = plain(frame), padded(y)
+    torch.testing.assert_close(found.image, whole.image[..., 12:-12, 12:-12])
+    torch.testing.assert_close(found.features, whole.features[..., 3:-3, 3:-3])
+    assert (found.image - plain(y).image).abs().max() > 1e-3
+
+
 def test_taken_weights_are_those_of_the_network_with_rounded_kernels(trained: RRDBNet) -> None:
     restorer = Restorer(1)
     restorer.take(trained)
@@ -111,6 +123,9 @@ def test_convolutions_of_the_restorer_follow_the_compute_dtype(make_restored: An
         ({"restored_tolerance": 10.0}, "`restored_tolerance` must be .* with `restored_shares`"),
         ({"upsampling_blocks": "12m4"}, "`upsampling_blocks` must end at a resolution that divides 16"),
         ({"restorer_blocks": 0}, "`restorer_blocks` must be None or a whole number >= 1"),
+        ({"restorer_padding": -1}, "`restorer_padding` must be a whole number >= 0"),
+        ({"restorer_padding": 1.5}, "`restorer_padding` must be"),
+        ({"restorer_blocks": None, "restorer_padding": 1}, "`restorer_padding` needs `restorer_blocks`"),
         ({"restorer_blocks": "two"}, "`restorer_blocks` must be"),
         ({"conditioning": "lr_encoder", "upsampling_blocks": None, "gate_init": 0.0}, "conditioning 'final'"),
         ({"scale_factor": 2}, "scale_factor 4"),

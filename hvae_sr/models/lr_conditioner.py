@@ -95,6 +95,7 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         restored_tolerance: None, or tau in grey levels of 0..255: where estimate and sample differ by d at y's own
             resolution, only exp(-(d / tau)^2) of the share is taken. Letters that it makes up do not agree with y.
         restorer_upsampling: of the restorer: "nearest" or "pixelshuffle", see `RRDBLayers`.
+        restorer_padding: pixels by which the borders of y are repeated outwards for it, see `Restorer`.
         regression_width: channels of the network of likelihood_location "regression", see `SPANLayers`; the bottom-up
             network reads its features beside y. None with another location.
     """
@@ -130,6 +131,7 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         restored_shares: str | None = None,
         restored_tolerance: float | None = None,
         restorer_upsampling: str = "nearest",
+        restorer_padding: int = 0,
         regression_width: int | None = None,
     ) -> None:
         super().__init__()
@@ -205,8 +207,8 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         self.restorer: Restorer | None = None
         self.shares = _parse_shares(c.restored_shares)
         if c.restorer_blocks is None:
-            none = {"restored_shares": None, "restored_tolerance": None, "restorer_upsampling": "nearest"}
-            for name, value in none.items():
+            none = {"restored_shares": None, "restored_tolerance": None}
+            for name, value in (none | {"restorer_upsampling": "nearest", "restorer_padding": 0}).items():
                 if c[name] != value:
                     raise ValueError(f"`{name}` needs `restorer_blocks`, got {c[name]!r} without them")
             return
@@ -221,7 +223,9 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
                 f"`restorer_blocks` must be None or a whole number >= 1, with scale_factor 4 and conditioning 'final', "
                 f"got {c.restorer_blocks!r}, {c.scale_factor} and {c.conditioning!r}"
             )
-        self.restorer = Restorer(c.restorer_blocks, c.restorer_upsampling)
+        if c.restorer_padding != 0 and not is_count(c.restorer_padding):
+            raise ValueError(f"`restorer_padding` must be a whole number >= 0, got {c.restorer_padding!r}")
+        self.restorer = Restorer(c.restorer_blocks, c.restorer_upsampling, c.restorer_padding)
         finest = max(self.network.widths)
         side = c.scale_factor * c.image_size
         if side % finest:

@@ -47,17 +47,22 @@ class Restorer(RRDBLayers, nn.Module):
     Args:
         num_blocks: n.
         upsampling: "nearest" or "pixelshuffle", see `RRDBLayers`.
+        padding: pixels by which the borders of y are repeated outwards before, and taken off again after it. Its
+            convolutions read zeros beyond them, which are a black frame: on flat ground it answers with bright corners.
     """
 
-    def __init__(self, num_blocks: int, upsampling: str = "nearest") -> None:
+    def __init__(self, num_blocks: int, upsampling: str = "nearest", padding: int = 0) -> None:
         super().__init__()
+        self.padding = padding
         self._build_layers(3, num_blocks, RESTORER_WIDTH, upsampling=upsampling)
         self.requires_grad_(False)
 
     def forward(self, y: Tensor) -> Regressed:
         """Features and estimate from y, `[B, 3, h, w]` on [-1, 1]."""
-        features = self.features((y + 1) / 2)
-        return Regressed(features, self.image(features).float().clamp(0, 1) * 2 - 1)
+        p = self.padding
+        features = self.features(F.pad((y + 1) / 2, (p, p, p, p), mode="replicate"))
+        image = self.image(features).float().clamp(0, 1) * 2 - 1
+        return Regressed(F.pad(features, (-p,) * 4), F.pad(image, (-4 * p,) * 4))
 
     @torch.no_grad()
     def take(self, trained: RRDBLayers) -> None:
