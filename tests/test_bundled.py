@@ -131,7 +131,8 @@ def test_windows_leave_no_trace(pipeline):
         whole, windowed = (pipeline(photo, window_size=side, **options).images[0] for side in (10 * unit, 4 * unit))
         return 255 * np.abs(whole - windowed).max()
 
-    assert difference() <= 1
+    restored = getattr(pipeline.lr_encoder, "restorer", None) is not None
+    assert difference() <= (4 if restored else 1)  # single pixels, by roundings
     pipeline.disable_fast_inference()
     try:
         assert difference() <= 0.25  # what the margin cuts off, in the worst of all pixels

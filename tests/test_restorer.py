@@ -185,9 +185,10 @@ def test_shares_need_a_restorer(make_restored: Any) -> None:
 
 def test_windows_see_further_where_a_restorer_does_in_any_memory(make_vdvae: Any, make_restored: Any) -> None:
     vdvae, y = make_vdvae(), torch.zeros(3, 400, 400)
-    networks = Networks(vdvae, make_restored(), 4)
+    networks = Networks(vdvae, make_restored(restorer_blocks=9), 4)
     plain = Networks(vdvae, make_restored(restorer_blocks=None), 4)
     assert WindowSampler(plain, y).margin == 96 and WindowSampler(networks, y).margin == 256
+    assert WindowSampler(Networks(vdvae, make_restored(), 4), y).margin == 128  # one block
     assert WindowSampler(networks, y, margin=16).margin == 16
     little = WindowSampler(networks, y, budget=Budget(256**2, 0))
     sides = {(bottom - top, right - left) for top, left, bottom, right in (w.outer for w in little.windows)}
