@@ -81,8 +81,8 @@ def test_single_places_of_the_perceptual_distance_are_those_of_lpips(weights):
     """The square of each place, averaged over places, is what the tap adds to LPIPS."""
     distance, network = PerceptualDistance(weights, 2), LPIPS.from_file(weights, num_taps=2)
     one, other = images(0)[:1], images(1)[:1]
-    pairs = zip(distance.features(one), distance.features(other), strict=True)
-    found = [float((a - b).square().sum(dim=1).mean()) for a, b in pairs]
+    taps = zip(distance.features(one), distance.features(other), distance.network.heads, strict=True)
+    found = [float(((a - b).square() * head.clamp(min=0).view(1, -1, 1, 1)).sum(dim=1).mean()) for a, b, head in taps]
     assert found == pytest.approx(network.taps(network.maps(network(one), network(other))), rel=1e-3)
 
 
