@@ -20,10 +20,10 @@ MARGIN = 96
 differ by less than 0.001 grey levels in the mean in float32, single pixels by some tenths (`python
 benchmarks/windows.py NAME float32`)."""
 
-RESTORER_MARGINS = {8: 128, 10**6: 256}
-"""The same where y is read through a restorer of so many blocks at the most, which see further: in float32 natural-x4's
-eight leave differences of 0.004 grey levels at the most, photo-x4's 23 of 0.01 in the mean and 1.6 at the most (`python
-benchmarks/windows.py NAME float32`)."""
+SMALL_RESTORER, SMALL_RESTORER_MARGIN, RESTORER_MARGIN = 8, 128, 256
+"""The same where y is read through a restorer, which sees further: of up to 8 blocks, and of more. In float32
+natural-x4's eight leave differences of 0.004 grey levels at the most, photo-x4's 23 of 0.01 in the mean and 1.6 at the
+most (`python benchmarks/windows.py NAME float32`)."""
 
 BLEND = 4
 """Tiles of a model of one size are blended over a quarter of their side."""
@@ -57,7 +57,7 @@ class Networks:
         restorer = getattr(self.lr_encoder, "restorer", None)
         self.margin, self.min_pixels = MARGIN, 0
         if restorer is not None:
-            self.margin = next(margin for most, margin in RESTORER_MARGINS.items() if len(restorer.body) <= most)
+            self.margin = SMALL_RESTORER_MARGIN if len(restorer.body) <= SMALL_RESTORER else RESTORER_MARGIN
             # HR pixels of the smallest evaluation: a wide margin would leave nothing of a smaller one to keep.
             self.min_pixels = (5 * self.margin // 2) ** 2
 
