@@ -5,11 +5,11 @@ python benchmarks/train_bundled.py NAME --train_data_dir DIR [DIR ...] --output_
 
 `hub_configs/NAME/recipe.yaml` has the model to start from (`start`: a folder of hub_configs; NAME@REVISION, one of an
 earlier revision of this repository; or null for random weights), the files of options for train.py (`parts`, at most
-three, in turn, each from the weights of the last one; a part of stage `regression` trains the restorer of the parts
-after it, with the one in `--restorer` as its teacher), and the options of `hvae-sr evaluate` for each table
+three, in turn, each from the weights of the last one), and the options of `hvae-sr evaluate` for each table
 (`evaluate`: name of the set, size and so on). A restorer or a regression that y is read through comes from the folders
-given by these names where the start has none. Part n is in OUT/n-PART; the trained folder is that of the last part; the
-reports are OUT/evaluation-n.json.
+given by these names where the start has none for its scale factor. A part of stage `regression` trains the restorer of
+the parts after it, with the one in `--restorer` as its teacher, or their regression, from the one in `--regression`.
+Part n is in OUT/n-PART; the trained folder is that of the last part; the reports are OUT/evaluation-n.json.
 """
 
 import argparse
@@ -78,10 +78,16 @@ FROZEN = {"restorer": ("restorer_blocks", "RRDBNet"), "regression": ("regression
 """Networks that an LR network reads y through: the option that says it has one, and the class of their weights."""
 
 
-def frozen_networks(lr_config: Path) -> set[str]:
-    """Those of `FROZEN` that the LR network of this configuration has: none where there is no such file."""
+def frozen_networks(lr_config: Path) -> set[tuple[str, int]]:
+    """Those of `FROZEN` that the LR network of this configuration has, and for which scale factor: none without it."""
     network = json.loads(lr_config.read_text()) if lr_config.is_file() else {}
-    return {kind for kind, (option, _) in FROZEN.items() if network.get(option)}
+    return {(kind, network["scale_factor"]) for kind, (option, _) in FROZEN.items() if network.get(option)}
+
+
+def trained_kind(baseline: Path) -> str:
+    """The one of `FROZEN` that a part of stage `regression` trains, by the class that its `baseline` names."""
+    architecture = json.loads(baseline.read_text())["architecture"]
+    return next(kind for kind, (_, name) in FROZEN.items() if name == architecture)
 
 
 def training_commands(
@@ -95,6 +101,7 @@ def training_commands(
             or the start is not there.
     """
     commands, start = [], start_folder(recipe["start"], output)
+    weights = {"restorer": restorer, "regression": regression}
     held = set() if start is None else frozen_networks(start / "lr_encoder" / "config.json")
     for number, part in enumerate(recipe["parts"], 1):
         folder = output / f"{number}-{Path(part).stem}"
@@ -102,11 +109,14 @@ def training_commands(
         common = ["--output_dir", str(folder), "--resume_from_checkpoint", "latest", *options]
         own = yaml.safe_load((CONFIGS / name / part).read_text())
         if own.get("stage") == "regression":
-            if restorer is None:
-                raise ValueError(f"`--restorer` must be given: {part} imitates a trained RRDBNet, got none")
-            commands.append([*command, "--pretrained_teacher", restorer, "--pretrained_network", restorer, *common])
-            restorer = str(folder / "network")
-            held.discard("restorer")
+            kind = trained_kind(CONFIGS / name / own["baseline"])
+            given = weights[kind]
+            if given is None:
+                raise ValueError(f"`--{kind}` must be given: {part} starts from a trained {FROZEN[kind][1]}, got none")
+            teacher = ["--pretrained_teacher", given] if kind == "restorer" else []
+            commands.append([*command, *teacher, "--pretrained_network", given, *common])
+            weights[kind] = str(folder / "network")
+            held = {(other, scale) for other, scale in held if other != kind}
             continue
         if start is not None:
             command += [
@@ -115,9 +125,8 @@ def training_commands(
                 "--pretrained_lr_encoder",
                 str(start / "lr_encoder"),
             ]
-        weights = {"restorer": restorer, "regression": regression}
         needed = frozen_networks(CONFIGS / name / own["lr_config"]) if "lr_config" in own else set()
-        for kind in sorted(needed - held):
+        for kind, _ in sorted(needed - held):
             given = weights[kind]
             if given is None:
                 raise ValueError(

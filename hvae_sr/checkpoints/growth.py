@@ -169,10 +169,11 @@ def _keep_residual(before: TopDownBlock, after: TopDownBlock) -> None:
     old, new, c = before.prior_head.c4, after.prior_head.c4, before.latent_channels
     if before.width != after.width or old.in_channels != new.in_channels:
         return
+    assert old.bias is not None and new.bias is not None
     matrix = before.z_projection.weight.flatten(1)
-    weight, bias = (matrix @ part[:c].flatten(1) for part in (old.weight, old.bias[:, None]))  # type: ignore[index]
+    weight, bias = (matrix @ part[:c].flatten(1) for part in (old.weight, old.bias[:, None]))
     new.weight[-after.width :] = old.weight[2 * c :] + weight[..., None, None]
-    new.bias[-after.width :] = old.bias[2 * c :] + bias[:, 0]  # type: ignore[index]
+    new.bias[-after.width :] = old.bias[2 * c :] + bias[:, 0]
 
 
 def _same_resolution(blocks: str | None, others: str | None) -> Iterator[tuple[int, int]]:

@@ -71,8 +71,9 @@ class Restorer(RRDBLayers, nn.Module):
         Raises:
             ValueError: a network of another shape.
         """
+        assert isinstance(trained, nn.Module)
         try:
-            self.load_state_dict(trained.state_dict())  # type: ignore[attr-defined]
+            self.load_state_dict(trained.state_dict())
         except RuntimeError as error:
             raise ValueError(
                 f"an RRDBNet for x4 of {len(self.body)} blocks, {RESTORER_WIDTH} channels and upsampling "

@@ -85,7 +85,7 @@ class RRDB(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """The block's output."""
-        return h + RESIDUAL_SCALE * self.rdb3(self.rdb2(self.rdb1(h)))
+        return torch.add(h, self.rdb3(self.rdb2(self.rdb1(h))), alpha=RESIDUAL_SCALE)
 
 
 class DenseBlock(nn.Module):
@@ -109,7 +109,7 @@ class DenseBlock(nn.Module):
         features = [h.to(getattr(self.conv1, "compute_dtype", None) or h.dtype)]  # a LoRA in its place has none
         for layer in (self.conv1, self.conv2, self.conv3, self.conv4):
             features.append(_activate(layer(torch.cat(features, 1))))
-        return h + RESIDUAL_SCALE * self.conv5(torch.cat(features, 1))
+        return torch.add(h, self.conv5(torch.cat(features, 1)), alpha=RESIDUAL_SCALE)
 
 
 def _activate(x: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ def _baseline(config: TrainingConfig, load_weights: bool) -> BaselineObjective:
             if config.pretrained_blocks:
                 take_blocks(network, trained, config.pretrained_blocks)
             else:
-                network.load_state_dict(trained.state_dict())
+                _start_baseline(network, trained)
     except _UNREADABLE as error:
         named = "baseline" if folder is None else "pretrained_network"
         raise ValueError(f"`{named}` {folder or config.baseline!r}: {one_line(error)}") from error
@@ -134,6 +134,21 @@ def _baseline(config: TrainingConfig, load_weights: bool) -> BaselineObjective:
         return cast(Any, kind)(network, operator, *own.get(kind, ()))
     except ValueError as error:
         raise ValueError(f"`baseline` {config.baseline!r} does not go with stage {config.stage}: {error}") from error
+
+
+def _start_baseline(network: Any, trained: Any) -> None:
+    """All weights of a trained network; of one for another scale factor all but those that enlarge (EDSR, section 3.2).
+
+    Raises:
+        RuntimeError: it differs in anything else.
+    """
+    state, own = trained.state_dict(), network.state_dict()
+    differing = {name for name, value in network.config.items() if trained.config.get(name) != value and name[0] != "_"}
+    if differing == {"scale_factor"}:
+        state = {name: x for name, x in state.items() if name in own and own[name].shape == x.shape}
+        logger.info("%d of %d weights from the network for another scale factor", len(state), len(own))
+        state = own | state
+    network.load_state_dict(state)
 
 
 def _regression(config: TrainingConfig, load_weights: bool) -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ from torch.testing import assert_close
 
 import train
 from hvae_sr import AncestralScheduler, Downsampling, HCFlow
-from hvae_sr.baselines import RRDBNet
+from hvae_sr.baselines import SPAN, RRDBNet
 from hvae_sr.baselines.diffusion import variational_bound
 from hvae_sr.noise import CounterNoise
 from hvae_sr.pipelines.baselines import enlarge, pipeline_class
@@ -62,6 +62,19 @@ def test_a_trained_network_is_where_another_run_starts(options, tmp_path):
     assert train.main(options("hcflow", first)) == 0
     assert train.main(options("hcflow", second, pretrained_network=first / "flow", skip_threshold=0)) == 0
     assert_same(weights(first), weights(second))
+
+
+def test_a_regression_starts_from_one_for_another_scale_factor_but_for_what_enlarges(options, tmp_path):
+    trained = SPAN(scale_factor=2, width=8)
+    trained.save_pretrained(tmp_path / "x2")
+    own = {"baseline": tmp_path / "span.json", "pretrained_network": tmp_path / "x2"}
+    own["baseline"].write_text(json.dumps({"architecture": "SPAN", "scale_factor": 4, "width": 8}))
+    started = make("regression", options, tmp_path / "out", **own).network.state_dict()
+    for name, value in trained.state_dict().items():
+        assert name.startswith("upsampler.") or torch.equal(started[name], value)
+    own["baseline"].write_text(json.dumps({"architecture": "SPAN", "scale_factor": 4, "width": 12}))
+    with pytest.raises(ValueError, match="`pretrained_network` .*x2"):
+        make("regression", options, tmp_path / "out", **own)
 
 
 def test_a_regression_is_the_mean_error_in_grey_levels(options, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from runs import LR_CONFIGS, VDVAE_CONFIG, log, weights
 
+from hvae_sr.baselines import SPAN, RRDBNet
 from hvae_sr.training import TrainingConfig
 from hvae_sr.training.config import read_recipe
 from hvae_sr.training.networks import baseline_recipe
@@ -32,23 +33,25 @@ def test_the_parts_of_a_recipe_are_there_and_follow_each_other(name, command, tm
     if earlier:  # a shallow clone, or none, lacks it
         monkeypatch.setattr(command, "start_folder", lambda start, output: output / start)
     folders: list[Path] = []
-    restorer, held = "restorer", set()
+    frozen, held = {"restorer": "restorer", "regression": "regression"}, set()
     given = ["--train_data_dir", "photos", "--lpips_weights", "vgg16.safetensors"]
     for arguments in command.training_commands(name, recipe, tmp_path, given, "restorer", "regression"):
         options = dict(zip(arguments[2::2], arguments[3::2], strict=True))
         options_of_part = read_recipe(Path(options["--config"]))
         network = json.loads(Path(options_of_part["lr_config"]).read_text()) if "lr_config" in options_of_part else {}
-        for kind, folder in {"restorer": restorer, "regression": "regression"}.items():
+        for kind, folder in frozen.items():
             needed = bool(network.get({"restorer": "restorer_blocks", "regression": "regression_width"}[kind]))
             assert options.get(f"--pretrained_{kind}") == (folder if needed and kind not in held else None)
             held |= {kind} if needed else set()
         named = {name: options.get(f"--{name}") for name in ("output_dir", "lpips_weights", "pretrained_network")}
         config = TrainingConfig(**options_of_part | named, train_data_dir=[options["--train_data_dir"]])
         if config.stage == "regression":
-            assert options["--pretrained_teacher"] == options["--pretrained_network"] == "restorer"
-            restorer = str(Path(config.output_dir) / "network")
             network = baseline_recipe(config).build("meta")
-            assert len(config.pretrained_blocks) == len(network.body)
+            kind = {RRDBNet: "restorer", SPAN: "regression"}[type(network)]
+            assert options["--pretrained_network"] == kind
+            assert options.get("--pretrained_teacher") == (kind if kind == "restorer" else None)
+            assert kind == "regression" or len(config.pretrained_blocks) == len(network.body)
+            frozen[kind] = str(Path(config.output_dir) / "network")
             folders.append(Path(config.output_dir))
             continue
         start = options.get("--pretrained_vdvae")
@@ -63,16 +66,20 @@ def test_a_recipe_with_a_restorer_needs_its_weights(command, tmp_path, monkeypat
     monkeypatch.setattr(command, "start_folder", lambda start, output: output / str(start))
     with pytest.raises(ValueError, match="`--restorer` must be given: train_point.yaml reads y through"):
         command.training_commands("photo-x4", command.read_recipe("photo-x4"), tmp_path, [])
-    with pytest.raises(ValueError, match="`--restorer` must be given: train.yaml imitates a trained RRDBNet"):
+    with pytest.raises(ValueError, match="`--restorer` must be given: train.yaml starts from a trained RRDBNet"):
         command.training_commands("realsr-small", command.read_recipe("realsr-small"), tmp_path, [])
     recipe = command.read_recipe("natural-x4")
     with pytest.raises(ValueError, match="`--regression` must be given: train.yaml reads y through a trained SPAN"):
         command.training_commands("natural-x4", recipe, tmp_path, [], "restorer")
     network = tmp_path / recipe["start"] / "lr_encoder" / "config.json"
     network.parent.mkdir(parents=True)
-    network.write_text(json.dumps({"restorer_blocks": 8, "regression_width": 48}))  # which has them
+    had = {"restorer_blocks": 8, "regression_width": 48, "scale_factor": 4}
+    network.write_text(json.dumps(had))
     (arguments,) = command.training_commands("natural-x4", recipe, tmp_path, [])
     assert not {"--pretrained_restorer", "--pretrained_regression"} & set(arguments)
+    network.write_text(json.dumps(had | {"scale_factor": 2}))  # a network of another scale factor is none
+    with pytest.raises(ValueError, match="`--regression` must be given"):
+        command.training_commands("natural-x4", recipe, tmp_path, [], "restorer")
 
 
 def test_weights_of_an_earlier_revision_are_taken_out_of_the_history(command, monkeypatch, tmp_path):
