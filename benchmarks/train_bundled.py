@@ -5,11 +5,11 @@ python benchmarks/train_bundled.py NAME --train_data_dir DIR [DIR ...] --output_
 
 `hub_configs/NAME/recipe.yaml` has the model to start from (`start`: a folder of hub_configs; NAME@REVISION, one of an
 earlier revision of this repository; or null for random weights), the files of options for train.py (`parts`, at most
-three, in turn, each from the weights of the last one), and the options of `hvae-sr evaluate` for each table
+three, in turn, each from the weights of the last one; a part of stage `regression` trains the restorer of the parts
+after it, with the one in `--restorer` as its teacher), and the options of `hvae-sr evaluate` for each table
 (`evaluate`: name of the set, size and so on). A restorer or a regression that y is read through comes from the folders
-given by these names where the start has none for its scale factor. A part of stage `regression` trains the restorer of
-the parts after it, with the one in `--restorer` as its teacher, or their regression, from the one in `--regression`.
-Part n is in OUT/n-PART; the trained folder is that of the last part; the reports are OUT/evaluation-n.json.
+given by these names where the start has none for its scale factor. Part n is in OUT/n-PART; the trained folder is that
+of the last part; the reports are OUT/evaluation-n.json.
 """
 
 import argparse
@@ -84,12 +84,6 @@ def frozen_networks(lr_config: Path) -> set[tuple[str, int]]:
     return {(kind, network["scale_factor"]) for kind, (option, _) in FROZEN.items() if network.get(option)}
 
 
-def trained_kind(baseline: Path) -> str:
-    """The one of `FROZEN` that a part of stage `regression` trains, by the class that its `baseline` names."""
-    architecture = json.loads(baseline.read_text())["architecture"]
-    return next(kind for kind, (_, name) in FROZEN.items() if name == architecture)
-
-
 def training_commands(
     name: str, recipe: dict, output: Path, options: list[str], restorer: str | None = None,
     regression: str | None = None,
@@ -109,14 +103,12 @@ def training_commands(
         common = ["--output_dir", str(folder), "--resume_from_checkpoint", "latest", *options]
         own = yaml.safe_load((CONFIGS / name / part).read_text())
         if own.get("stage") == "regression":
-            kind = trained_kind(CONFIGS / name / own["baseline"])
-            given = weights[kind]
+            given = weights["restorer"]
             if given is None:
-                raise ValueError(f"`--{kind}` must be given: {part} starts from a trained {FROZEN[kind][1]}, got none")
-            teacher = ["--pretrained_teacher", given] if kind == "restorer" else []
-            commands.append([*command, *teacher, "--pretrained_network", given, *common])
-            weights[kind] = str(folder / "network")
-            held = {(other, scale) for other, scale in held if other != kind}
+                raise ValueError(f"`--restorer` must be given: {part} imitates a trained RRDBNet, got none")
+            commands.append([*command, "--pretrained_teacher", given, "--pretrained_network", given, *common])
+            weights["restorer"] = str(folder / "network")
+            held = {(kind, scale) for kind, scale in held if kind != "restorer"}
             continue
         if start is not None:
             command += [

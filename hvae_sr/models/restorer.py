@@ -8,13 +8,6 @@ from .outputs import Regressed
 from .rrdb import RRDBLayers
 
 RESTORER_WIDTH = 64
-
-
-def restorer_channels(scale_factor: int) -> int:
-    """Channels of a restorer's features at the resolution of y."""
-    return RESTORER_WIDTH // max(1, 4 // scale_factor) ** 2
-
-
 _EXACT = ("conv_first", "conv_body", "conv_last")
 """Convolutions whose kernels are not rounded."""
 
@@ -42,7 +35,7 @@ def move_towards(
 
 
 class Restorer(RRDBLayers, nn.Module):
-    """The layers of a trained `RRDBNet` for x2, x4 or x8, which no training changes further.
+    """The layers of a trained `RRDBNet` for x4, which no training changes further.
 
     Long training on degraded photographs has taught them to tell noise and blocks from texture. What they give is one
     image; the decoder's samples spread around it, and correct it.
@@ -56,29 +49,20 @@ class Restorer(RRDBLayers, nn.Module):
         upsampling: "nearest" or "pixelshuffle", see `RRDBLayers`.
         padding: pixels by which the borders of y are repeated outwards before, and taken off again after it. Its
             convolutions read zeros beyond them, which are a black frame: on flat ground it answers with bright corners.
-            For x2 an even number.
-        scale_factor: s. For x2 its layers see squares of 2x2 pixels of y as one.
     """
 
-    def __init__(self, num_blocks: int, upsampling: str = "nearest", padding: int = 0, scale_factor: int = 4) -> None:
+    def __init__(self, num_blocks: int, upsampling: str = "nearest", padding: int = 0) -> None:
         super().__init__()
-        self.padding, self.scale_factor = padding, scale_factor
-        self.unshuffle = max(1, 4 // scale_factor)
-        channels = 3 * self.unshuffle**2
-        self._build_layers(
-            channels, num_blocks, RESTORER_WIDTH, upsampling=upsampling, enlargement=max(4, scale_factor)
-        )
+        self.padding = padding
+        self._build_layers(3, num_blocks, RESTORER_WIDTH, upsampling=upsampling)
         self.requires_grad_(False)
 
     def forward(self, y: Tensor) -> Regressed:
-        """Features, `[B, restorer_channels(s), h, w]`, and estimate from y, `[B, 3, h, w]` on [-1, 1]."""
-        h, w = y.shape[-2:]
-        k, p, s = self.unshuffle, self.padding, self.scale_factor
-        framed = F.pad((y + 1) / 2, (p, p + -w % k, p, p + -h % k), mode="replicate")
-        features = self.features(F.pixel_unshuffle(framed, k))
+        """Features and estimate from y, `[B, 3, h, w]` on [-1, 1]."""
+        p = self.padding
+        features = self.features(F.pad((y + 1) / 2, (p, p, p, p), mode="replicate"))
         image = self.image(features).float().clamp(0, 1) * 2 - 1
-        features = F.pixel_shuffle(features, k)
-        return Regressed(features[..., p : p + h, p : p + w], image[..., s * p : s * (p + h), s * p : s * (p + w)])
+        return Regressed(F.pad(features, (-p,) * 4), F.pad(image, (-4 * p,) * 4))
 
     @torch.no_grad()
     def take(self, trained: RRDBLayers) -> None:
@@ -92,9 +76,9 @@ class Restorer(RRDBLayers, nn.Module):
             self.load_state_dict(trained.state_dict())
         except RuntimeError as error:
             raise ValueError(
-                f"an RRDBNet for x{self.scale_factor} of {len(self.body)} blocks, {RESTORER_WIDTH} channels and "
-                f"upsampling {self.upsampling!r} is needed, this one has {len(trained.body)} blocks and "
-                f"{trained.upsampling!r}: {' '.join(str(error).split())[:200]}"
+                f"an RRDBNet for x4 of {len(self.body)} blocks, {RESTORER_WIDTH} channels and upsampling "
+                f"{self.upsampling!r} is needed, this one has {len(trained.body)} blocks and {trained.upsampling!r}: "
+                f"{' '.join(str(error).split())[:200]}"
             ) from error
         for name, parameter in self.named_parameters():
             if parameter.ndim == 4 and not name.startswith(_EXACT):

@@ -146,9 +146,6 @@ def _start_baseline(network: Any, trained: Any) -> None:
     differing = {name for name, value in network.config.items() if trained.config.get(name) != value and name[0] != "_"}
     if differing == {"scale_factor"}:
         state = {name: x for name, x in state.items() if name in own and own[name].shape == x.shape}
-        if isinstance(network, RRDBNet) and trained.unshuffle == 1:  # it sees squares of y, and starts from their means
-            area = network.unshuffle**2
-            state["conv_first.weight"] = trained.conv_first.weight.detach().repeat_interleave(area, dim=1) / area
         logger.info("%d of %d weights from the network for another scale factor", len(state), len(own))
         state = own | state
     network.load_state_dict(state)

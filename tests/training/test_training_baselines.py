@@ -75,19 +75,6 @@ def test_a_regression_starts_from_one_for_another_scale_factor_but_for_what_enla
     own["baseline"].write_text(json.dumps({"architecture": "SPAN", "scale_factor": 4, "width": 12}))
     with pytest.raises(ValueError, match="`pretrained_network` .*x2"):
         make("regression", options, tmp_path / "out", **own)
-    RRDBNet(num_blocks=1, width=8, growth=4).save_pretrained(tmp_path / "x2")  # for x4
-    own["baseline"].write_text(
-        json.dumps({"architecture": "RRDBNet", "scale_factor": 2, "num_blocks": 1, "width": 8, "growth": 4})
-    )
-    own |= {"scale_factor": 2}
-    network = make("regression", options, tmp_path / "out", **own).network
-    blocky = IMAGES[..., ::2, ::2].repeat_interleave(2, -2).repeat_interleave(2, -1)[..., :16, :16] / 255
-    small = blocky[..., ::2, ::2]
-    assert_close(network(blocky).sample, RRDBNet.from_pretrained(tmp_path / "x2")(small).sample)
-    own["baseline"].write_text(json.dumps({"architecture": "SPAN", "scale_factor": 4, "width": 12}))
-    own |= {"scale_factor": 4}
-    with pytest.raises(ValueError, match="`pretrained_network` .*x2"):
-        make("regression", options, tmp_path / "out", **own)
 
 
 def test_a_regression_is_the_mean_error_in_grey_levels(options, tmp_path):
