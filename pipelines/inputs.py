@@ -51,8 +51,8 @@ class SamplingOptions:
             whole, and the projection is that of the whole.
         window_margin: HR pixels around a window that the networks see and that are not kept; None: 96, with which
             windows and whole of the bundled models differ by less than 0.001 grey levels in the mean in float32, single
-            pixels by some tenths, or 256 for a model that reads y through a restorer (0.01 in the mean, single pixels
-            more than 1).
+            pixels by some tenths; 128 for a model that reads y through a restorer of up to eight blocks, 256 for one of
+            more (0.01 in the mean, single pixels more than 1).
         max_memory: bytes that the process (on a GPU: the device) may take, for which windows and chunks are made small
             enough; None means half of what is available beyond what is used already.
         tile: lets a model of one image size work on images of any other, in blended tiles of its size.
