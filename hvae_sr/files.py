@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -29,6 +30,15 @@ WEIGHTS = re.compile(r"(diffusion_pytorch_)?model([.-][\w.-]+)?\.safetensors(\.i
 """Names that diffusers and transformers give to weights and to the indices of their parts, of any variant."""
 _AGE_OF_STRANGERS = 24 * 3600.0
 """Seconds after which a file that a process of another machine has not written to is given up: one takes seconds."""
+
+
+def strict(value: Any) -> Any:
+    """JSON has no infinity: non-finite floats become strings, which `float` reads."""
+    if isinstance(value, dict):
+        return {key: strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def temporary_path(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from itertools import zip_longest
 from numbers import Real
 from typing import Any
 
@@ -20,6 +21,16 @@ from hvae_sr.sampling.memory import KEPT_FEATURES
 from .common import Call
 from .inputs import SamplingOptions, base_seeds, check_flag, single_photo
 from .sampling_pipeline import SamplingPipeline
+
+
+def _paired(images: Iterable[Any], low: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """Images and their y; a ValueError where one of them ends before the other."""
+    missing = object()
+    for number, pair in enumerate(zip_longest(images, low, fillvalue=missing)):
+        if any(one is missing for one in pair):
+            fewer, more = ("images", "low") if pair[0] is missing else ("low", "images")
+            raise ValueError(f"`low` must be as many as `images`, got {number} of `{fewer}` and more of `{more}`")
+        yield pair
 
 
 class IntervalPipeline(SamplingPipeline):
@@ -134,6 +145,8 @@ class IntervalPipeline(SamplingPipeline):
         for name, value in (("images", images), ("low", low)):
             if isinstance(value, (str, os.PathLike, Image.Image, Photo)) or getattr(value, "ndim", 4) < 4:
                 raise ValueError(f"`{name}` must be several images, got one: {type(value).__name__}")
+            if not isinstance(value, Iterable) and (name == "images" or value is not None):
+                raise ValueError(f"`{name}` must be several images, got {value!r}")
         if isinstance(images, Sized) and isinstance(low, Sized) and len(images) != len(low):
             raise ValueError(f"`low` must be as many as `images`, {len(images)}, got {len(low)}")
         check_coverage(coverage, len(images) if isinstance(images, Sized) else None)
@@ -144,7 +157,7 @@ class IntervalPipeline(SamplingPipeline):
         if low is None and self.config.consistency != "exact":
             raise ValueError("`low` must be given: this model is for images whose degradation is not known")
         q, scale, seeds = quantiles_of(coverage), self.operator.scale_factor, range(base, base + num_samples)
-        pairs: Iterable[Any] = ((image, None) for image in images) if low is None else zip(images, low, strict=True)
+        pairs: Iterable[Any] = ((image, None) for image in images) if low is None else _paired(images, low)
         if isinstance(images, Sized):
             pairs = list(pairs)  # so that the progress bar knows where it ends
 

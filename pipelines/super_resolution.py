@@ -194,6 +194,8 @@ class SuperResolutionPipeline(IntervalPipeline):
         Raises:
             ValueError: `output` holds no latents or samples of several images, or `by` is something else.
         """
+        if not isinstance(output, SuperResolutionOutput):
+            raise ValueError(f"`output` must be what a call returned, got {type(output).__name__}")
         if output.mean is not None and len(output.mean) != 1:
             raise ValueError(f"`output` must be of one image, it holds samples of {len(output.mean)}")
         if output.latents is None or output.lr_psnr_unprojected is None:

@@ -131,6 +131,13 @@ def test_pairs_may_be_given_and_must_fit(make_pipeline):
         pipe.calibrate(high, [np.zeros((5, 4, 3), np.float32)] * 9)
     with pytest.raises(ValueError, match="`low` must be as many as `images`"):
         pipe.calibrate(high, low[:8])
+    with pytest.raises(ValueError, match="`low` must be as many as `images`, got 8 of `low` and more of `images`"):
+        pipe.calibrate(iter(high), iter(low[:8]), **arguments)
+    with pytest.raises(ValueError, match="got 8 of `images` and more of `low`"):
+        pipe.calibrate(iter(high[:8]), iter(low), coverage=0.5, **arguments)
+    for name, wrong in (("images", [None]), ("low", [high, 2])):
+        with pytest.raises(ValueError, match=f"`{name}` must be several images, got"):
+            pipe.calibrate(*wrong)
 
 
 def test_a_model_that_does_not_know_h_needs_pairs(make_pipeline):

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -19,7 +20,9 @@ from hvae_sr.images import (
     read_photo,
     reading,
     save_image,
+    to_pil,
     to_tensor,
+    uncertainty_to_pil,
 )
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -220,6 +223,23 @@ def test_chunks_of_colour_go_into_pngs_and_are_missed_elsewhere(tmp_path, caplog
     assert not caplog.messages
     save_image(photo.finish(torch.zeros(3, 8, 8)), tmp_path / "a.webp")
     assert "cICP" in caplog.messages[0]
+
+
+def test_settings_are_strict_json(tmp_path):
+    save_image(torch.zeros(3, 4, 4), tmp_path / "a.png", {"lr_psnr": float("inf"), "std": np.array([0.5, np.nan])})
+    text = Image.open(tmp_path / "a.png").text["hvae-sr"]
+    assert json.loads(text, parse_constant=pytest.fail) == {"lr_psnr": "inf", "std": [0.5, "nan"]}
+
+
+@pytest.mark.parametrize("wrong", [None, np.zeros((4, 4, 3), np.float32), [1]])
+def test_what_is_no_picture_is_named(tmp_path, wrong):
+    with pytest.raises(ImageError, match=f"`image` must be .* got {type(wrong).__name__}"):
+        save_image(wrong, tmp_path / "a.png")
+    with pytest.raises(ImageError, match=f"must be a float tensor .* got {type(wrong).__name__}"):
+        to_pil(wrong)
+    if not isinstance(wrong, np.ndarray):
+        with pytest.raises(ImageError, match="std must be a tensor or an array"):
+            uncertainty_to_pil(wrong)
 
 
 def test_large_deep_pngs_are_whole_across_the_strips_they_are_written_in(tmp_path):

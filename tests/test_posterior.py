@@ -1,5 +1,7 @@
 """Keep, mix, redraw, rank; quantiles."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from PIL import Image
 from hvae_sr import Downsampling
 from hvae_sr.cli import main
 from hvae_sr.posterior import Recipe, log_density, mix, read_mask, unseen_change
+from hvae_sr.posterior.density import LOG_SIGMA_FLOOR, rank
 from hvae_sr.sampling import Budget, WindowSampler
 
 PHOTO = np.random.default_rng(0).random((14, 17, 3), dtype=np.float32) * 0.6 + 0.2
@@ -209,6 +212,26 @@ def test_ranks_order_by_density_or_faithfulness(pipe):
         pipe.rank(PHOTO, pipe(PHOTO, seed=0))
     with pytest.raises(ValueError, match="`output` must be of one image, it holds samples of 2"):
         pipe.rank(PHOTO, pipe([PHOTO, PHOTO], seed=0, return_latents=True))
+    for wrong in (None, torch.tensor(1), out.images):
+        with pytest.raises(ValueError, match="`output` must be what a call returned"):
+            pipe.rank(PHOTO, wrong)
+    with pytest.raises(ValueError, match="`densities` must be finite"):
+        rank([0.0, float("nan")], [50.0, 50.0], "log_density")
+
+
+def test_densities_of_deviations_below_the_precision_of_latents_are_finite(pipe, monkeypatch):
+    out = pipe(PHOTO, seed=0, num_samples=2, return_latents=True)
+    statistics = WindowSampler.statistics
+
+    def narrow(self, window, latents):  # as energy-score models have them on black and white
+        for group in statistics(self, window, latents):
+            found = group.lr_posterior or group.prior
+            narrow = found._replace(log_sigma=torch.full_like(found.log_sigma, -1000.0))
+            yield replace(group, z=found.mean, **{"lr_posterior" if group.lr_posterior else "prior": narrow})
+
+    monkeypatch.setattr(WindowSampler, "statistics", narrow)
+    expected = -LOG_SIGMA_FLOOR - 0.5 * np.log(2 * np.pi)
+    np.testing.assert_allclose(pipe.log_density(PHOTO, out.latents).numpy(), expected, rtol=1e-6)
 
 
 def test_the_density_is_highest_at_the_mean_and_the_same_in_windows(pipe, monkeypatch):

@@ -247,6 +247,8 @@ def test_pictures_of_other_modes_are_what_they_look_like():
     [
         (torch.zeros(8, 8, dtype=torch.uint8), 0.5, "`seed` must be a whole number"),
         (torch.zeros(3, 8, 8), 0, "`image` must be a PIL image"),
+        (torch.zeros(3, 8, 8, dtype=torch.bfloat16), 0, "`image` must be a PIL image.*bfloat16"),
+        (torch.zeros(3, 8, 8, requires_grad=True), 0, "`image` must be a PIL image"),
     ],
 )
 def test_wrong_images_and_seeds_are_named(image, seed, message):

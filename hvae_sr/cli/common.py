@@ -79,8 +79,7 @@ class Output:
         print_line(str(self.folder / f"{name}.png"))
 
     def write(self, name: str, content: str | dict[str, Any]) -> None:
-        from ..evaluation.storage import strict
-        from ..files import write_atomically
+        from ..files import strict, write_atomically
 
         text = content if isinstance(content, str) else json.dumps(strict(content), indent=1) + "\n"
         write_atomically(text, self.folder / name)

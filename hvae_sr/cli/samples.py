@@ -137,7 +137,7 @@ def _print_ranks_of_files(job: Job, seeds: range, options: argparse.Namespace) -
     from ..images import read_metadata
 
     told = {seed: read_metadata(job.path(f"seed{seed}", options.outscale)).get("lr_psnr_unprojected") for seed in seeds}
-    faithful = {seed: value for seed, value in told.items() if isinstance(value, (int, float))}
+    faithful = {seed: float(value) for seed, value in told.items() if isinstance(value, (int, float)) or value == "inf"}
     if options.rank == "lr_psnr_unprojected" and len(faithful) == len(told):
         _print_ranks(faithful, options)
     else:

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..checks import check_count
+
 DEFAULT_SCALES = (1.0, 0.75, 0.5, 0.33, 0.25)
 MAX_SCALE = 4.0
 """A larger image has no detail of its own left at the scale of an LR image's pixels."""
@@ -36,8 +38,7 @@ class Augmentation:
     scales: Sequence[float] = DEFAULT_SCALES
 
     def __post_init__(self) -> None:
-        if self.crop_size < 1:
-            raise ValueError(f"crop_size must be at least 1, got {self.crop_size}")
+        check_count("crop_size", self.crop_size, 1)
         if not self.scales or not all(0 < scale <= MAX_SCALE for scale in self.scales):
             raise ValueError(f"scales must hold factors in (0, {MAX_SCALE:g}], got {self.scales}")
 

@@ -16,6 +16,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from ..checks import check_count
 from ..images import ImageError, PathLike, find_images, image_size, load_image
 from .augmentation import DEFAULT_SCALES, Augmentation, draw, resize
 
@@ -68,10 +69,11 @@ class ImageCrops(Dataset[dict[str, torch.Tensor]]):
         cache_bytes: int = 2 * 2**30,
         factor: int = 1,
     ) -> None:
-        if crops_per_image < 1:
-            raise ValueError(f"crops_per_image must be at least 1, got {crops_per_image}")
-        if seed < 0:
-            raise ValueError(f"seed must not be negative, got {seed}")
+        check_count("crops_per_image", crops_per_image, 1)
+        check_count("seed", seed, 0)
+        check_count("factor", factor, 1)
+        if not cache_bytes >= 0:
+            raise ValueError(f"`cache_bytes` must be at least 0, got {cache_bytes!r}")
         self.augmentation = augmentation
         self.seed = seed
         self.crops_per_image = crops_per_image

@@ -30,6 +30,7 @@ from ..images import load_image
 from .degradation_steps import STEPS, Planes, Step, choose, resize, to_levels
 
 _FOLDER = "degradations"
+_MAX_SCALE_FACTOR = 2**16
 _SUFFIXES = (".yaml", ".yml", ".json")
 _Picture = TypeVar("_Picture", Image.Image, NDArray[np.uint8], torch.Tensor)
 
@@ -119,25 +120,26 @@ def degrade(
     chosen = degradation if isinstance(degradation, Degradation) else load_degradation(degradation)
     check_count("seed", seed, 0, 2**64 - 1)
     check_count("index", index, 0, 2**64 - 1)
-    check_count("scale_factor", scale_factor, 1)
+    check_count("scale_factor", scale_factor, 1, _MAX_SCALE_FACTOR)
     if isinstance(image, Image.Image):
         levels = np.asarray(load_image(image))
+    elif isinstance(image, torch.Tensor):
+        byte = image.detach().cpu() if image.dtype == torch.uint8 else torch.empty(0)  # of others numpy may have none
+        levels = np.asarray(byte.movedim(0, -1) if byte.ndim == 3 else byte)
     else:
         levels = np.asarray(image)
-        if isinstance(image, torch.Tensor) and image.ndim == 3:
-            levels = levels.transpose(1, 2, 0)
-        levels = np.repeat(levels[..., None], 3, axis=2) if levels.ndim == 2 else levels
+    levels = np.repeat(levels[..., None], 3, axis=2) if levels.ndim == 2 else levels
     if levels.dtype != np.uint8 or levels.ndim != 3 or levels.shape[2] != 3 or not levels.size:
+        kind, shape = getattr(image, "dtype", type(image).__name__), tuple(getattr(image, "shape", levels.shape))
         raise ValueError(
-            f"`image` must be a PIL image, a uint8 array [H, W, 3] or a uint8 tensor [3, H, W], got "
-            f"{levels.dtype} of {tuple(levels.shape)}"
+            f"`image` must be a PIL image, a uint8 array [H, W, 3] or a uint8 tensor [3, H, W], got {kind} of {shape}"
         )
     grey = bool((levels == levels[..., :1]).all())
     planes = (levels[..., :1] if grey else levels).transpose(2, 0, 1).astype(np.float32)
     y = chosen(planes, seed, index, scale_factor)
     y = np.repeat(y, 3, axis=0) if len(y) == 1 else y
     if isinstance(image, torch.Tensor):
-        return torch.from_numpy(y)
+        return torch.from_numpy(y).to(image.device)
     y = np.ascontiguousarray(y.transpose(1, 2, 0))
     return Image.fromarray(y) if isinstance(image, Image.Image) else y  # type: ignore[return-value]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 import re
 from base64 import b64decode, b64encode
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..files import write_atomically
+from ..files import strict, write_atomically
 from ..processes import process_state
 
 logger = logging.getLogger(__name__)
@@ -26,15 +25,6 @@ Features = dict[str, NDArray[np.float32]]
 
 _RESULTS = ("num_images", "num_images_available", "rows", "images")
 """What a report holds beside the settings that it was made with."""
-
-
-def strict(value: Any) -> Any:
-    """JSON has no infinity: non-finite floats become strings, which `float` reads."""
-    if isinstance(value, dict):
-        return {key: strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [strict(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_report(report: dict[str, Any], path: str | os.PathLike[str]) -> None:

@@ -44,6 +44,8 @@ def level_strips(tensor: torch.Tensor, most: int) -> Iterator[tuple[slice, torch
     Raises:
         ImageError: Not a float tensor [3, H, W], or it holds NaN.
     """
+    if not isinstance(tensor, torch.Tensor):
+        raise ImageError(f"tensor must be a float tensor [3, H, W], got {type(tensor).__name__}")
     if tensor.ndim != 3 or tensor.shape[0] != 3 or tensor.numel() == 0 or not tensor.is_floating_point():
         raise ImageError(f"tensor must be float [3, H, W], got {tensor.dtype} {tuple(tensor.shape)}")
     if torch.isnan(tensor.detach().min()):
@@ -83,6 +85,8 @@ def uncertainty_to_pil(std: torch.Tensor | np.ndarray, max_std: float = 0.1) -> 
     """
     if not (max_std > 0 and math.isfinite(max_std)):
         raise ImageError(f"max_std must be positive and finite, got {max_std}")
+    if not isinstance(std, (torch.Tensor, np.ndarray)):
+        raise ImageError(f"std must be a tensor or an array, got {type(std).__name__}")
     values = torch.as_tensor(std).detach()
     if values.ndim == 3 and values.shape[2] == 3 and isinstance(std, np.ndarray):
         values = values.permute(2, 0, 1)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image, PngImagePlugin
 
-from ..files import replacing
+from ..files import replacing, strict
 from . import colour, png, tiff
 from .arrays import to_pil
 from .errors import ImageError, PathLike
@@ -55,17 +55,21 @@ def save_image(
         image: A PIL image, or a float tensor [3, H, W] in [0, 1]; a `WideImage` for PNG and TIFF. What `Photo.finish`
             keeps in its `info` is written: profile, resolution, chunks of a PNG.
         path: `.png`, `.jpg`, `.jpeg`, `.webp`, `.tif` or `.tiff`, in a folder that exists.
-        metadata: Settings to keep in the file as JSON (arrays as lists, what JSON lacks as str): in a PNG's
-            text chunk "hvae-sr", elsewhere in the EXIF or TIFF tag ImageDescription, on a line after the caption that
-            `exif` may have there. See `read_metadata`.
+        metadata: Settings to keep in the file as JSON (arrays as lists, what JSON lacks as str, such as infinity): in a
+            PNG's text chunk "hvae-sr", elsewhere in the EXIF or TIFF tag ImageDescription, on a line after the caption
+            that `exif` may have there. See `read_metadata`.
         exif: EXIF to keep beside them, as in `Photo.exif`; of size and resolution it is made to tell those of `image`.
         quality: Of a JPEG, or of a WebP that may lose, 1 to 100; others ignore it.
 
     Raises:
-        ImageError: Unknown suffix, 16 bits in a format that does not hold them, or settings that a JPEG has no room
-            for.
+        ImageError: Another kind of image, unknown suffix, 16 bits in a format that does not hold them, or settings that
+            a JPEG has no room for.
         OSError: The file cannot be written.
     """
+    if not isinstance(image, (Image.Image, torch.Tensor, WideImage)):
+        raise ImageError(
+            f"`image` must be a PIL image, a float tensor [3, H, W] or a WideImage, got {type(image).__name__}"
+        )
     path = Path(path)
     if path.suffix.lower() not in _SAVE_OPTIONS:
         raise ImageError(f"{path}: unknown suffix {path.suffix!r}, use one of {', '.join(_SAVE_OPTIONS)}")
@@ -87,7 +91,8 @@ def save_image(
     describe(tags, image.size, dpi if exif or file_format == "WEBP" else None)
     info = PngImagePlugin.PngInfo()
     if metadata is not None:
-        text = json.dumps(metadata, default=lambda v: v.tolist() if hasattr(v, "tolist") else str(v))
+        plain = json.loads(json.dumps(metadata, default=lambda v: v.tolist() if hasattr(v, "tolist") else str(v)))
+        text = json.dumps(strict(plain), allow_nan=False)
         if file_format == "PNG":
             info.add_text(METADATA_KEY, text)
         else:

@@ -1,5 +1,6 @@
 """How likely samples are: log p(z|y) of their latents, and the order it gives."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,9 @@ import torch
 from torch import Tensor
 
 from ..sampling import WindowSampler
+
+LOG_SIGMA_FLOOR = -16.0
+"""About the logarithm of float32's precision: no latent of a narrower Gaussian can be told from its mean."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,10 @@ def rank(densities: Sequence[float], lr_psnr_unprojected: Sequence[float], by: s
         by: "log_density" (the most likely first) or "lr_psnr_unprojected" (the most faithful first).
 
     Raises:
-        ValueError: `by` is something else.
+        ValueError: `by` is something else, or a density is not finite.
     """
+    if not all(map(math.isfinite, densities)):
+        raise ValueError(f"`densities` must be finite, got {list(densities)}")
     if by not in ("log_density", "lr_psnr_unprojected"):
         raise ValueError(f"`by` must be 'log_density' or 'lr_psnr_unprojected', got {by!r}")
     ranks = [Rank(index, *values) for index, values in enumerate(zip(densities, lr_psnr_unprojected, strict=True))]
@@ -43,7 +49,8 @@ def rank(densities: Sequence[float], lr_psnr_unprojected: Sequence[float], by: s
 def log_density(sampler: WindowSampler, latents: Sequence[Tensor]) -> Tensor:
     """log p(z|y) of latents at temperature 1, in nats per latent: sum_l log p(z_l | z_<l, y) over their number.
 
-    p(z_l | z_<l, y) is q_psi where the model has one, else the (conditioned) prior.
+    p(z_l | z_<l, y) is q_psi where the model has one, else the (conditioned) prior; a log_sigma below `LOG_SIGMA_FLOOR`
+    counts as that.
 
     Args:
         sampler: of the image.
@@ -66,6 +73,7 @@ def log_density(sampler: WindowSampler, latents: Sequence[Tensor]) -> Tensor:
         for row in range(count):
             for group, statistics in enumerate(sampler.statistics(window, [z[row : row + 1] for z in latents])):
                 distribution = statistics.lr_posterior or statistics.prior
+                distribution = distribution._replace(log_sigma=distribution.log_sigma.clamp(min=LOG_SIGMA_FLOOR))
                 terms = distribution.log_prob(statistics.z)
                 terms = window.kept(terms, sampler.scale, sampler.vdvae.stride(group))
                 total[row] += terms.double().sum().cpu()

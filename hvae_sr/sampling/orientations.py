@@ -60,7 +60,7 @@ class SelfEnsemble:
         """
         orientations = [seed % NUM_ORIENTATIONS for seed in seeds]
         height, width = (side * self._sampler.scale for side in self._y.shape[-2:])
-        whole = torch.empty(len(seeds), 3, height, width, device=self._y.device)
+        whole = torch.empty(len(seeds), 3, height, width, dtype=torch.float32, device=self._y.device)
         for orientation in dict.fromkeys(orientations):
             chosen = [row for row, own in enumerate(orientations) if own == orientation]
             if self._orientation != orientation:  # one at a time: each holds features of y

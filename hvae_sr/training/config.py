@@ -43,9 +43,9 @@ _CHOICES = {
 }
 _RESUMED = (
     "learning_rate", "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon", "use_ema", "ema_decay",
-    "plateau_patience", "plateau_factor",
+    "plateau_patience", "plateau_factor", "seed",
 )  # fmt: skip
-"""Options that a checkpoint holds: a run that goes on from it cannot have others."""
+"""Options that a checkpoint holds, and the seed of its crops and noise: a run that goes on from it has the same."""
 _RELATIVE = ("vdvae_config", "lr_config", "degradation", "baseline")
 """Files that a recipe names relative to its own folder."""
 _FOLDERS = ("train_data_dir", "validation_data_dir", "train_lr_dir", "validation_lr_dir")

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checks import check_count
 from ..models import VDVAE, Condition, LRConditioner, LREncoder
 from ..noise import CounterNoise
 from ..operators import Downsampling
@@ -76,8 +77,7 @@ class EnergyScore(ConditionalObjective):
         distance_fade: float = 0.0, exact: bool = True,
     ) -> None:  # fmt: skip
         super().__init__(vdvae, lr_network, operator)
-        if num_samples < 1:
-            raise ValueError(f"`num_samples` must be at least 1, got {num_samples}")
+        check_count("num_samples", num_samples, 1)
         if not 0 <= point_weight < float("inf"):
             raise ValueError(f"`point_weight` must be a finite number >= 0, got {point_weight}")
         self.levels = sorted(set(vdvae.resolutions))
