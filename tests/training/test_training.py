@@ -636,6 +636,7 @@ REFUSED = {  # how a command that goes on differs from the first, and what the e
     "another rate": ({"learning_rate": 1e-4}, "`learning_rate` is 0.0001"),
     "another moment": ({"adam_beta1": 0.5}, "`adam_beta1` is 0.5"),
     "another average": ({"ema_decay": 0.5}, "`ema_decay` is 0.5"),
+    "other crops": ({"seed": 5}, "`seed` is 5"),
     "a schedule of another kind": ({"lr_scheduler": "plateau"}, "`lr_scheduler` 'plateau'"),
     "another model": ({"vdvae_config": WIDE}, "`resume_from_checkpoint`"),
     "a checkpoint of another run": ({"resume_from_checkpoint": "ELSEWHERE"}, "`resume_from_checkpoint`"),
