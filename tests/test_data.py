@@ -252,8 +252,13 @@ def test_a_folder_without_usable_images_is_refused(tmp_path, cache_bytes):
     "wrong",
     [
         {"crop_size": 0},
+        {"crop_size": 2.5},
         {"crops_per_image": 0},
+        {"crops_per_image": 2.5},
         {"seed": -1},
+        {"seed": 2.5},
+        {"scale_factor": "x"},
+        {"cache_bytes": float("nan")},
         {"scales": ()},
         {"scales": (4.5,)},
         {"scales": (0.0,)},

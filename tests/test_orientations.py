@@ -102,3 +102,15 @@ def test_the_copies_of_samples_are_counted_in_the_bound_of_memory(make_pipeline:
     assert least["turned"] - least["plain"] == 12 * 2048**2
     assert least["four"] - least["plain"] == 36 * 2048**2
     assert least["plain"] > MIN_PIXELS * bytes_per_pixel(vdvae)
+
+
+def test_orientations_do_not_depend_on_the_default_dtype(make_pipeline):
+    pipe, y = make_pipeline(), np.random.default_rng(3).random((9, 7, 3), dtype=np.float32)
+    expected = pipe(y, seed=0, num_samples=3, self_ensemble=True, output_type="pt").images
+    try:
+        torch.set_default_dtype(torch.float64)
+        found = pipe(y, seed=0, num_samples=3, self_ensemble=True, output_type="pt").images
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)

@@ -311,6 +311,8 @@ class ImageFolder(ImageCrops):
         folders, low_folders = _folders("train_data_dir", train_data_dir), _folders("train_lr_dir", train_lr_dir)
         if low_folders and len(low_folders) != len(folders):
             raise ValueError(f"train_lr_dir must name one folder for each of train_data_dir, got {len(low_folders)}")
+        check_count("crop_size", crop_size, 1)
+        check_count("scale_factor", scale_factor, 1)
         if low_folders and crop_size % scale_factor:
             raise ValueError(f"crop_size must be a multiple of scale_factor={scale_factor}, got {crop_size}")
         self._files: list[Path] = []
