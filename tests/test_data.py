@@ -259,6 +259,7 @@ def test_a_folder_without_usable_images_is_refused(tmp_path, cache_bytes):
         {"seed": 2.5},
         {"scale_factor": "x"},
         {"cache_bytes": float("nan")},
+        {"cache_bytes": "2 GB"},
         {"scales": ()},
         {"scales": (4.5,)},
         {"scales": (0.0,)},

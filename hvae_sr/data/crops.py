@@ -72,7 +72,7 @@ class ImageCrops(Dataset[dict[str, torch.Tensor]]):
         check_count("crops_per_image", crops_per_image, 1)
         check_count("seed", seed, 0)
         check_count("factor", factor, 1)
-        if not cache_bytes >= 0:
+        if not isinstance(cache_bytes, (int, float)) or not cache_bytes >= 0:
             raise ValueError(f"`cache_bytes` must be at least 0, got {cache_bytes!r}")
         self.augmentation = augmentation
         self.seed = seed
