@@ -22,6 +22,7 @@ from hvae_sr.baselines import (
     SR3UNet,
     SRVGGNetCompact,
 )
+from hvae_sr.baselines.common import RegressionNetwork
 from hvae_sr.baselines.dps import dps_chain, gradient_bytes
 from hvae_sr.baselines.sr3 import activation_bytes, sr3_chain
 from hvae_sr.checkpoints.names import resolve
@@ -98,7 +99,7 @@ class RegressionPipeline(ComparedPipeline):
         network = uncompiled(self.network)
         high = network.config.value_range if isinstance(network, EDSR) else 1.0
         given = (y * high).to(self.network.dtype)
-        if isinstance(network, (EDSR, RRDBNet, SRVGGNetCompact, SPAN)):
+        if isinstance(network, RegressionNetwork):
             x = self.network(given, return_dict=False)[0]
         else:
             x = self.network(given).reconstruction

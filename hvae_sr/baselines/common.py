@@ -21,6 +21,34 @@ class ImageOutput(BaseOutput):
     sample: Tensor
 
 
+class RegressionNetwork:
+    """`forward` of the networks whose output is one image: a mixin."""
+
+    unshuffle = 1
+    """What the sides of y must be multiples of."""
+
+    def forward(self, sample: Tensor, return_dict: bool = True) -> ImageOutput | tuple[Tensor]:
+        """x from y.
+
+        Args:
+            sample: y, `[B, 3, h, w]` on [0, 1] (EDSR: [0, value_range]); sides multiples of `unshuffle`, which is above
+                1 for an `RRDBNet` of a scale factor below 4 alone.
+            return_dict: False for a tuple.
+
+        Returns:
+            `[B, 3, s h, s w]`, nominally on the same range, not clamped.
+
+        Raises:
+            ValueError: a tensor of another type or shape.
+        """
+        check_images("sample", sample, multiple=self.unshuffle)
+        x = self._image(sample)
+        return ImageOutput(x) if return_dict else (x,)
+
+    def _image(self, sample: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
 def check_images(name: str, value: Any, channels: int = 3, multiple: int = 1) -> None:
     """Raises a ValueError unless `value` is floating-point `[B, channels, h, w]`, sides divisible by `multiple`."""
     if not isinstance(value, Tensor) or not value.is_floating_point():

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from ..loading import StrictLoading
 from ..models.blocks import check_choice
-from .common import ImageOutput, check_images, check_whole
+from .common import RegressionNetwork, check_whole
 
 DIV2K_MEAN = (0.4488, 0.4371, 0.404)
 """Mean colour of DIV2K's training images, on [0, 1]."""
 
 
-class EDSR(StrictLoading, ModelMixin, ConfigMixin):
+class EDSR(RegressionNetwork, StrictLoading, ModelMixin, ConfigMixin):
     """A residual network without normalisation at the resolution of y, then pixel shuffles.
 
     With m the mean colour, h = Head(y - m) and residual blocks f_i(h) = h + r Conv(ReLU(Conv(h))),
@@ -63,28 +63,14 @@ class EDSR(StrictLoading, ModelMixin, ConfigMixin):
         self.tail = nn.Sequential(Upsampler(scale_factor, width), _conv(width, 3))
         self.gradient_checkpointing = False
 
-    def forward(self, sample: Tensor, return_dict: bool = True) -> ImageOutput | tuple[Tensor]:
-        """x from y.
-
-        Args:
-            sample: y, `[B, 3, h, w]` on [0, value_range].
-            return_dict: False for a tuple.
-
-        Returns:
-            `[B, 3, s h, s w]` on the same range, not clamped.
-
-        Raises:
-            ValueError: a tensor of another type or shape.
-        """
-        check_images("sample", sample)
+    def _image(self, sample: Tensor) -> Tensor:
         h = x = self.head(self.sub_mean(sample))
         for block in self.body:
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = self._gradient_checkpointing_func(block, x)
             else:
                 x = block(x)
-        x = self.add_mean(self.tail(h + x))
-        return ImageOutput(x) if return_dict else (x,)
+        return self.add_mean(self.tail(h + x))
 
 
 class ResidualBlock(nn.Module):

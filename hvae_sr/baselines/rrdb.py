@@ -9,10 +9,10 @@ from torch import Tensor
 from ..loading import StrictLoading
 from ..models.blocks import check_choice
 from ..models.rrdb import RRDBLayers
-from .common import ImageOutput, check_images, check_whole
+from .common import RegressionNetwork, check_whole
 
 
-class RRDBNet(RRDBLayers, StrictLoading, ModelMixin, ConfigMixin):
+class RRDBNet(RRDBLayers, RegressionNetwork, StrictLoading, ModelMixin, ConfigMixin):
     """Dense residual blocks at the resolution of y, then two steps of nearest neighbours and convolution.
 
     The layers are `RRDBLayers`, for either `upsampling`. For scale factors below 4 the input is pixel-unshuffled by
@@ -46,19 +46,5 @@ class RRDBNet(RRDBLayers, StrictLoading, ModelMixin, ConfigMixin):
         self.unshuffle = 4 // scale_factor
         self._build_layers(3 * self.unshuffle**2, num_blocks, width, growth, upsampling)
 
-    def forward(self, sample: Tensor, return_dict: bool = True) -> ImageOutput | tuple[Tensor]:
-        """x from y.
-
-        Args:
-            sample: y, `[B, 3, h, w]` on [0, 1]; sides multiples of 4 / scale_factor.
-            return_dict: False for a tuple.
-
-        Returns:
-            `[B, 3, s h, s w]`, nominally on [0, 1], not clamped.
-
-        Raises:
-            ValueError: a tensor of another type or shape.
-        """
-        check_images("sample", sample, multiple=self.unshuffle)
-        x = self.image(self.features(F.pixel_unshuffle(sample, self.unshuffle)))
-        return ImageOutput(x) if return_dict else (x,)
+    def _image(self, sample: Tensor) -> Tensor:
+        return self.image(self.features(F.pixel_unshuffle(sample, self.unshuffle)))

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from ..loading import StrictLoading
 from ..models.span import SPANLayers
-from .common import ImageOutput, check_images, check_whole
+from .common import RegressionNetwork, check_whole
 
 
-class SPAN(SPANLayers, StrictLoading, ModelMixin, ConfigMixin):
+class SPAN(SPANLayers, RegressionNetwork, StrictLoading, ModelMixin, ConfigMixin):
     """Six attention blocks without parameters and one pixel shuffle: a regression that takes little time.
 
     The layers are `SPANLayers`.
@@ -26,19 +26,5 @@ class SPAN(SPANLayers, StrictLoading, ModelMixin, ConfigMixin):
             check_whole(name, value)
         self._build_layers(scale_factor, width)
 
-    def forward(self, sample: Tensor, return_dict: bool = True) -> ImageOutput | tuple[Tensor]:
-        """x from y.
-
-        Args:
-            sample: y, `[B, 3, h, w]` on [0, 1].
-            return_dict: False for a tuple.
-
-        Returns:
-            `[B, 3, s h, s w]`, nominally on [0, 1], not clamped.
-
-        Raises:
-            ValueError: a tensor of another type or shape.
-        """
-        check_images("sample", sample)
-        x = self.image(self.features(sample))
-        return ImageOutput(x) if return_dict else (x,)
+    def _image(self, sample: Tensor) -> Tensor:
+        return self.image(self.features(sample))

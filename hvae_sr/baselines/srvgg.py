@@ -7,10 +7,10 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from ..loading import StrictLoading
-from .common import ImageOutput, check_images, check_whole
+from .common import RegressionNetwork, check_whole
 
 
-class SRVGGNetCompact(StrictLoading, ModelMixin, ConfigMixin):
+class SRVGGNetCompact(RegressionNetwork, StrictLoading, ModelMixin, ConfigMixin):
     """Convolutions and PReLUs in a row, one pixel shuffle, and y enlarged by nearest neighbours added.
 
     The weights' names are those of the published code: `body` alternates convolutions and activations.
@@ -32,20 +32,6 @@ class SRVGGNetCompact(StrictLoading, ModelMixin, ConfigMixin):
         layers.append(nn.Conv2d(width, 3 * scale_factor**2, 3, padding=1))
         self.body = nn.Sequential(*layers)
 
-    def forward(self, sample: Tensor, return_dict: bool = True) -> ImageOutput | tuple[Tensor]:
-        """x from y.
-
-        Args:
-            sample: y, `[B, 3, h, w]` on [0, 1].
-            return_dict: False for a tuple.
-
-        Returns:
-            `[B, 3, s h, s w]`, nominally on [0, 1], not clamped.
-
-        Raises:
-            ValueError: a tensor of another type or shape.
-        """
-        check_images("sample", sample)
+    def _image(self, sample: Tensor) -> Tensor:
         s = self.config.scale_factor
-        x = F.pixel_shuffle(self.body(sample), s) + F.interpolate(sample, scale_factor=s, mode="nearest")
-        return ImageOutput(x) if return_dict else (x,)
+        return F.pixel_shuffle(self.body(sample), s) + F.interpolate(sample, scale_factor=s, mode="nearest")
