@@ -27,7 +27,7 @@ from .blocks import (
     set_channels,
     set_compute_dtype,
 )
-from .checks import check_maps, is_count, tensors_of_groups
+from .checks import check_maps, is_count
 from .condition import Condition
 from .distributions import DiscretizedLogisticMixture, group_temperatures, half_bin_shift, quantise
 from .group import TopDownBlock
@@ -369,8 +369,24 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         Raises:
             ValueError: too many, or another shape; the message names the argument and the group.
         """
-        shapes = [self.latent_shape(group, 1, size)[1:] for group in range(self.num_groups)]
-        return tensors_of_groups(name, values, shapes, rows)
+        given: list[Tensor | None] = list(values) if isinstance(values, (list, tuple)) else []
+        if len(given) > self.num_groups or not isinstance(values, (list, tuple, type(None))):
+            found = len(given) or type(values).__name__
+            raise ValueError(
+                f"`{name}` must be a list of at most {self.num_groups} tensors, one for each group; got {found}"
+            )
+        for group, z in enumerate(given):
+            if z is None:
+                continue
+            shape = list(self.latent_shape(group, 1, size)[1:])
+            if not isinstance(z, Tensor) or z.ndim != 4 or list(z.shape[1:]) != shape or len(z) not in rows:
+                counts = " or ".join(str(count) for count in dict.fromkeys(rows))
+                got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+                raise ValueError(
+                    f"`{name}[{group}]` must have shape [N, {', '.join(map(str, shape))}] with N = {counts}, got {got}"
+                )
+            given[group] = z.float()
+        return [*given, *[None] * (self.num_groups - len(given))]
 
     @entry_point
     def likelihood(self, stream: Tensor, condition: Condition | None = None) -> DiscretizedLogisticMixture:
