@@ -317,19 +317,6 @@ def _renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str,
     return {ours: state[name].to(torch.float32, copy=True).contiguous() for ours, name in names.items()}
 
 
-def convert_vdvae_state_dict(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The state dict of `VDVAE(**config)` from one of openai/vdvae (see `load_checkpoint`).
-
-    Raises:
-        ConversionError: keys that are missing, unexpected or of another shape, by their published names.
-    """
-    with torch.device("meta"):
-        model = VDVAE(**config)
-    names = _published_names(model)
-    check_keys(state, _published_shapes([(model, names)]))
-    return _renamed(state, names)
-
-
 def convert(
     checkpoint: StrPath, output_dir: StrPath, preset: str | None = None, hparams: Mapping[str, Any] | None = None
 ) -> Path:
