@@ -82,7 +82,6 @@ def dps_chain(
     size: Sequence[int],
     noise: NoiseSource,
     guidance_scale: float = 0.3,
-    x: Tensor | None = None,
 ) -> Iterator[DPSStep]:
     """Samples x given y (DPS, algorithm 1), one step at a time; the last `previous` is the sample, not clamped.
 
@@ -99,14 +98,12 @@ def dps_chain(
         size: (H, W).
         noise: of the batch; group 0 is the first x, group 1 + t the draw of step t of the *training* chain.
         guidance_scale: 0.3 in the published configuration for super-resolution.
-        x: the first x; None to draw it.
 
     Yields:
         Every step, from the noisiest.
     """
     shape = (y.shape[0], 3, int(size[0]), int(size[1]))
-    if x is None:
-        x = noise(0, 1, shape, y.device).to(y.dtype)
+    x = noise(0, 1, shape, y.device).to(y.dtype)
     for index in reversed(range(scheduler.num_steps)):
         draw = None if index == 0 else noise(1 + scheduler.timestep(index), 1, shape, x.device).to(x.dtype)
         step = dps_step(unet, scheduler, index, x, y, operator, draw, guidance_scale)

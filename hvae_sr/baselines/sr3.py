@@ -283,9 +283,7 @@ def sr3_step(
     return SR3Step(index, level, x, prediction, out.pred_original_sample, out.prev_sample)
 
 
-def sr3_chain(
-    unet: SR3UNet, scheduler: AncestralScheduler, condition: Tensor, noise: NoiseSource, x: Tensor | None = None
-) -> Iterator[SR3Step]:
+def sr3_chain(unet: SR3UNet, scheduler: AncestralScheduler, condition: Tensor, noise: NoiseSource) -> Iterator[SR3Step]:
     """Samples x given y (SR3, algorithm 2), one step at a time; the last `previous` is the sample.
 
     Args:
@@ -294,14 +292,12 @@ def sr3_chain(
         condition: y enlarged, `[B, 3, H, W]` on [-1, 1].
         noise: of the batch. Group 0 is the first x, group 1 + t the draw of step t of the *training* chain, so that a
             sample depends on its seed and its steps alone.
-        x: the first x; None to draw it.
 
     Yields:
         Every step, from the noisiest.
     """
     shape = (condition.shape[0], 3, condition.shape[2], condition.shape[3])
-    if x is None:
-        x = noise(0, 1, shape, condition.device).to(condition.dtype)
+    x = noise(0, 1, shape, condition.device).to(condition.dtype)
     for index in reversed(range(scheduler.num_steps)):
         draw = None if index == 0 else noise(1 + scheduler.timestep(index), 1, shape, x.device).to(x.dtype)
         step = sr3_step(unet, scheduler, index, x, condition, draw)
