@@ -13,17 +13,7 @@ from .output import Sample, SuperResolutionOutput
 from .super_resolution import SuperResolutionPipeline
 
 # diffusers writes and finds ["hvae_sr", "VDVAE"] in model_index.json only for libraries registered with its loader.
-_COMPARED = (
-    "EDSR",
-    "RRDBNet",
-    "SRVGGNetCompact",
-    "SPAN",
-    "HCFlow",
-    "SR3UNet",
-    "GuidedDiffusionUNet",
-    "AncestralScheduler",
-)
-_NAMES = ("VDVAE", "LREncoder", "LRConditioner", *_COMPARED)
+_NAMES = [name for name, room in hvae_sr._PUBLIC.items() if room in ("models", "baselines")]
 _CLASSES = {name: ["save_pretrained", "from_pretrained"] for name in _NAMES}
 _from_diffusers("diffusers.pipelines.pipeline_loading_utils", "LOADABLE_CLASSES")["hvae_sr"] = _CLASSES
 _from_diffusers("diffusers.pipelines.pipeline_loading_utils", "ALL_IMPORTABLE_CLASSES").update(_CLASSES)

@@ -49,13 +49,13 @@ class RegressionNetwork:
         raise NotImplementedError
 
 
-def check_images(name: str, value: Any, channels: int = 3, multiple: int = 1) -> None:
-    """Raises a ValueError unless `value` is floating-point `[B, channels, h, w]`, sides divisible by `multiple`."""
+def check_images(name: str, value: Any, multiple: int = 1) -> None:
+    """Raises a ValueError unless `value` is floating-point `[B, 3, h, w]`, sides divisible by `multiple`."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         found = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"`{name}` must be a floating-point tensor [B, {channels}, h, w], got {found}")
-    if value.ndim != 4 or value.shape[1] != channels or 0 in value.shape:
-        raise ValueError(f"`{name}` must be [B, {channels}, h, w], got {tuple(value.shape)}")
+        raise ValueError(f"`{name}` must be a floating-point tensor [B, 3, h, w], got {found}")
+    if value.ndim != 4 or value.shape[1] != 3 or 0 in value.shape:
+        raise ValueError(f"`{name}` must be [B, 3, h, w], got {tuple(value.shape)}")
     if value.shape[2] % multiple or value.shape[3] % multiple:
         raise ValueError(f"the sides of `{name}` must be multiples of {multiple}, got {tuple(value.shape[2:])}")
 
