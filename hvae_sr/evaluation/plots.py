@@ -121,17 +121,17 @@ def distance_figure(
 
 
 @_styled
-def temperature_figure(report: Mapping[str, Any], projected: bool = True) -> Figure:
+def temperature_figure(report: Mapping[str, Any]) -> Figure:
     """Metrics of one sample, and of the mean of its samples, against the temperature (table 2 of the CVDVAE paper).
 
     Raises ValueError: the report has fewer than two temperatures.
     """
-    rows = sample_rows(report, projected)
+    rows = sample_rows(report)
     if len(rows) < 2:
         raise ValueError(f"`report` must have at least two temperatures, got {report['temperatures']}.")
     by_name = {row["name"]: row for row in report["rows"]}
     means = [by_name[str(row["name"]).replace("sample", "mean", 1)] for row in rows]
-    bicubic = by_name["bicubic projected" if projected and has_projected(report) else "bicubic"]
+    bicubic = by_name["bicubic projected" if has_projected(report) else "bicubic"]
     wanted = ["psnr", "ssim", "lpips", "lpips_vgg", "brisque", "fid", "lr_psnr", "apd_mse", "apd_lpips", "crps"]
     keys = [key for key in (*wanted, "diversity_score_lpips", "mse_ratio_true", *_OF_ONE) if key in rows[0]]
     taus = [row["temperature"] for row in rows]
@@ -159,7 +159,7 @@ def temperature_figure(report: Mapping[str, Any], projected: bool = True) -> Fig
 
 
 @_styled
-def plane_figure(reports: Sequence[Mapping[str, Any]], perception: str | None = None, projected: bool = True) -> Figure:
+def plane_figure(reports: Sequence[Mapping[str, Any]], perception: str | None = None) -> Figure:
     """The plane of distortion and perception (Blau & Michaeli 2018), marked by diversity.
 
     A point for each temperature; the area of a marker is proportional to APD-MSE, and bicubic, which has none, is a
@@ -168,7 +168,6 @@ def plane_figure(reports: Sequence[Mapping[str, Any]], perception: str | None = 
     Args:
         reports: of the same data, protocol and perceptual metrics: of pipelines, or of predictions.
         perception: one of `PERCEPTION`; None means the first of these that all reports have.
-        projected: whether a pipeline's samples are the projected ones.
 
     Raises ValueError: there is no such metric in all reports.
     """
@@ -183,7 +182,7 @@ def plane_figure(reports: Sequence[Mapping[str, Any]], perception: str | None = 
     ax.plot(bicubic["psnr"], bicubic[key], color="black", marker="x", linestyle="none", label="bicubic")
     for index, report in enumerate(reports):
         others = [row for row in report["rows"] if not row["name"].startswith(("bicubic", "mean "))]
-        rows: Sequence[Mapping[str, Any]] = sample_rows(report, projected) if report["temperatures"] else others
+        rows: Sequence[Mapping[str, Any]] = sample_rows(report) if report["temperatures"] else others
         xs, ys = [row["psnr"] for row in rows], [row[key] for row in rows]
         style = line_style(index)
         ax.plot(xs, ys, label=method_name(report), **style)
@@ -226,10 +225,10 @@ def calibration_figure(reports: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 @_styled
-def samples_figure(report: Mapping[str, Any], projected: bool = True) -> Figure:
+def samples_figure(report: Mapping[str, Any]) -> Figure:
     """PSNR of the mean of n samples and of the best of n, against n, for each temperature."""
     by_name = {row["name"]: row for row in report["rows"]}
-    rows = sample_rows(report, projected)
+    rows = sample_rows(report)
     numbers = sorted({n for row in rows for n in curve(row, "best_psnr@")[0]})
     if not numbers:
         raise ValueError(f"`report` must be of at least two samples, got {report['num_samples']}.")

@@ -196,9 +196,9 @@ def markdown_table(report: Mapping[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def temperature_table(report: Mapping[str, Any], projected: bool = True) -> str:
+def temperature_table(report: Mapping[str, Any]) -> str:
     """Effect of the sampling temperature (table 2 of the CVDVAE paper) as Markdown: metrics of one sample by tau."""
-    rows = [dict(row, name=f"tau = {row['temperature']:g}") for row in sample_rows(report, projected)]
+    rows = [dict(row, name=f"tau = {row['temperature']:g}") for row in sample_rows(report)]
     return "\n".join([*table(rows, {**QUALITY, **SPREAD}), ""])
 
 
@@ -211,12 +211,12 @@ def projection_table(report: Mapping[str, Any]) -> str:
     return "\n".join([*table([row for pair in pairs if pair[1] for row in pair if row], columns), ""])
 
 
-def sample_rows(report: Mapping[str, Any], projected: bool = True) -> list[Mapping[str, Any]]:
-    """The rows of samples of a report, by ascending temperature.
+def sample_rows(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The rows of samples of a report, by ascending temperature; of the projected ones, where there are any.
 
     Raises ValueError: the report is not of a pipeline.
     """
-    suffix = " projected" if projected and has_projected(report) else ""
+    suffix = " projected" if has_projected(report) else ""
     by_name = {row["name"]: row for row in report["rows"]}
     names = [f"sample t={temperature:g}{suffix}" for temperature in sorted(report["temperatures"])]
     rows = [by_name[name] for name in names if name in by_name]
