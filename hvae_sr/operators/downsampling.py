@@ -13,6 +13,7 @@ from itertools import accumulate
 import torch
 from scipy import sparse
 
+from ..checks import check_count
 from ..hooks import outside_graphs
 from .resizers import KERNELS, BandedMatrix, PseudoInverse, resizing_matrix, row_tiles
 
@@ -56,7 +57,7 @@ class Downsampling:
               be odd or even as s is.
 
     Raises:
-        ValueError: if `scale_factor` is not an integer >= 1 or `kernel` is none of the above.
+        ValueError: if `scale_factor` is not a whole number >= 1 or `kernel` is none of the above.
 
     Example:
         >>> import torch
@@ -69,7 +70,8 @@ class Downsampling:
     """
 
     def __init__(self, scale_factor: int = 4, kernel: str | Sequence[float] | torch.Tensor = "bicubic") -> None:
-        self.scale_factor: int = _check_scale_factor(scale_factor)
+        check_count("scale_factor", scale_factor, 1)
+        self.scale_factor = int(scale_factor)
         self.kernel: str | tuple[float, ...] = _check_kernel(kernel, self.scale_factor)
         self._cache: OrderedDict[tuple[object, ...], BandedMatrix] = OrderedDict()
         self._lock = threading.Lock()
@@ -325,8 +327,8 @@ def cached_downsampling(scale_factor: int, kernel: str | Sequence[float] | torch
     Raises:
         ValueError: as `Downsampling`.
     """
-    scale_factor = _check_scale_factor(scale_factor)
-    return _shared(scale_factor, _check_kernel(kernel, scale_factor))
+    check_count("scale_factor", scale_factor, 1)
+    return _shared(int(scale_factor), _check_kernel(kernel, scale_factor))
 
 
 @lru_cache(maxsize=8)
@@ -354,16 +356,6 @@ def _product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     else:
         exact = all(setting in ("none", "ieee") for setting in settings)
     return torch.float32 if exact else torch.float64
-
-
-def _check_scale_factor(scale_factor: int) -> int:
-    try:
-        value = operator.index(scale_factor)
-    except TypeError:
-        value = 0
-    if value < 1 or isinstance(scale_factor, bool):
-        raise ValueError(f"`scale_factor` must be an integer >= 1, but is {scale_factor!r}")
-    return value
 
 
 def _check_kernel(kernel: str | Sequence[float] | torch.Tensor, s: int) -> str | tuple[float, ...]:
