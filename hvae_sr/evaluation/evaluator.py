@@ -22,10 +22,11 @@ from tqdm.auto import tqdm
 
 from ..data import Degradation, load_degradation
 from ..images import ImageError
+from ..operators import cached_downsampling
 from ..processes import bar_options, process_state
 from . import metrics, posterior
 from .perceptual import LPIPS, PerceptualMetrics, frechet_distance
-from .protocols import EvaluationProtocol, degraded, operator, protocol_named
+from .protocols import EvaluationProtocol, degraded, protocol_named
 from .samples import Float, draw, level_temperatures, quiet, vdvae_of
 from .sources import PathLike, Predictions, SourceImage, open_source
 from .storage import Features, Key, Partial, Rows
@@ -78,7 +79,7 @@ class Scorer:
             least = protocol.ssim_window + (2 * scale if protocol.full_images else 0)  # these are without their border
             if min(self.hr.shape[:2]) < least:
                 raise ValueError(f"must be at least {least}x{least} pixels for SSIM, got {self.hr.shape[:2]}")
-            self.operator, self.y = operator(protocol.kernel, scale), metrics.to_planes(self.lr / 255)
+            self.operator, self.y = cached_downsampling(scale, protocol.kernel), metrics.to_planes(self.lr / 255)
             self._keep_features("truth", self.hr)
             bicubic = protocol.upsample(self.lr, scale) / 255
             self._add("bicubic", bicubic)

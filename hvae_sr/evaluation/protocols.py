@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
 
 import numpy as np
 from PIL import Image
@@ -17,20 +16,14 @@ from PIL import Image
 from ..checks import check_count
 from ..data import Degradation, degrade
 from ..images import load_image
-from ..operators import Downsampling
+from ..operators import cached_downsampling
 from . import metrics
 from .metrics import Uint8
 
 
-@cache
-def operator(kernel: str, scale_factor: int) -> Downsampling:
-    """The downsampling of a protocol."""
-    return Downsampling(scale_factor, kernel=kernel)
-
-
 def downsample(kernel: str, hr: Uint8, scale_factor: int) -> Uint8:
     """LR of an 8-bit image ``[H, W, 3]`` by `Downsampling`, rounded to 8 bits."""
-    return metrics.to_uint8(operator(kernel, scale_factor)(metrics.to_planes(hr / 255)).permute(1, 2, 0))
+    return metrics.to_uint8(cached_downsampling(scale_factor, kernel)(metrics.to_planes(hr / 255)).permute(1, 2, 0))
 
 
 def _check(image: Image.Image, size: int, scale_factor: int) -> Image.Image:
@@ -112,7 +105,9 @@ def upsample_matlab(lr: Uint8, scale_factor: int = 4) -> Uint8:
     """
     lr = _check_low(lr, scale_factor)
     size = (lr.shape[0] * scale_factor, lr.shape[1] * scale_factor)
-    upsampled = scale_factor**2 * operator("matlab-bicubic", scale_factor).adjoint(metrics.to_planes(lr / 255), size)
+    upsampled = scale_factor**2 * cached_downsampling(scale_factor, "matlab-bicubic").adjoint(
+        metrics.to_planes(lr / 255), size
+    )
     return metrics.to_uint8(upsampled.permute(1, 2, 0))
 
 
