@@ -64,9 +64,7 @@ class StrictLoading:
                 no numbers (the message names them); a configuration or an argument that is none.
             OSError: no weights, or none that can be read.
         """
-        dtype = given_dtype(kwargs)
-        if dtype is not None:
-            kwargs["dtype"] = dtype
+        given_dtype(kwargs)
         if kwargs.get("use_safetensors") is False:
             raise ValueError("`use_safetensors=False`: pickled weights are not read, they could run any code")
         _refuse_pickles(pretrained_model_name_or_path, kwargs.get("subfolder"))
@@ -172,7 +170,7 @@ def saving(
 
 
 def given_dtype(kwargs: dict[str, Any]) -> Any:
-    """Takes `dtype`, or `torch_dtype`, out of arguments: what diffusers knows, also where it was given by name.
+    """`dtype`, or `torch_dtype`, of arguments, which keep it as the `dtype` that diffusers knows, unless it is None.
 
     Returns:
         None, where the arguments leave it open, a dtype, or a dictionary of dtypes for the components of a pipeline.
@@ -182,7 +180,10 @@ def given_dtype(kwargs: dict[str, Any]) -> Any:
     """
     given = [kwargs.pop(name, None) for name in ("dtype", "torch_dtype")]
     value = next((one for one in given if one not in (None, "auto")), None)
-    return {name: _dtype(one) for name, one in value.items()} if isinstance(value, dict) else _dtype(value)
+    found = {name: _dtype(one) for name, one in value.items()} if isinstance(value, dict) else _dtype(value)
+    if found is not None:
+        kwargs["dtype"] = found
+    return found
 
 
 def _dtype(value: Any) -> torch.dtype | None:

@@ -77,9 +77,7 @@ class PhotoPipeline(DiffusionPipeline):
         folder = resolve(pretrained_model_name_or_path)
         if os.path.isdir(folder) and not os.path.isfile(os.path.join(folder, "model_index.json")):
             raise ValueError(f"cannot load {folder!r}: it holds no model_index.json, so no pipeline")
-        dtype = given_dtype(kwargs)
-        if dtype is not None:
-            kwargs["dtype"] = dtype
+        given_dtype(kwargs)
         try:
             with without_warning("You have passed a non-standard module"):  # ours, and checked
                 return super().from_pretrained(folder, **cls._loading_options(folder, kwargs))
@@ -119,11 +117,10 @@ class PhotoPipeline(DiffusionPipeline):
         Raises:
             ValueError: anything but a floating-point dtype.
         """
-        dtype = given_dtype(kwargs)
-        if dtype is None:  # where diffusers casts to float32
+        if given_dtype(kwargs) is None:  # where diffusers casts to float32
             custom = kwargs.get("custom_pipeline") is not None  # may be of any class, whose `to` is not the one below
-            dtype = pipeline.dtype if custom else _AS_THEY_ARE
-        return super().from_pipe(pipeline, dtype=dtype, **kwargs)
+            kwargs["dtype"] = pipeline.dtype if custom else _AS_THEY_ARE
+        return super().from_pipe(pipeline, **kwargs)
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
         """`DiffusionPipeline.to`."""

@@ -235,7 +235,7 @@ class Computing:
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
         """`DiffusionPipeline.from_pipe`; the new pipeline computes in what `pipeline` does, unless a dtype is given."""
         dtype = given_dtype(kwargs)
-        new = super().from_pipe(pipeline, dtype=dtype, **kwargs)  # type: ignore[misc]  # with a dtype, by `to`
+        new = super().from_pipe(pipeline, **kwargs)  # type: ignore[misc]  # with a dtype, by `to`
         if dtype is None:
             own = "auto" if new.config.fast_inference else None
             inherits = isinstance(pipeline, Computing) and "fast_inference" not in kwargs

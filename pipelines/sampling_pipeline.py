@@ -114,8 +114,6 @@ class SamplingPipeline(Computing, PhotoPipeline):
             OSError: what the Hub answers.
         """
         dtype = given_dtype(kwargs)
-        if dtype is not None:
-            kwargs["dtype"] = dtype
         loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         pipe = loaded[0] if isinstance(loaded, tuple) else loaded
         if dtype is not None:
