@@ -1,7 +1,6 @@
 """The whole sampler as one graph, y, temperature and noise in and images out: for `torch.export` and ONNX."""
 
 import json
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from hvae_sr.files import remove_abandoned, replacing
 from hvae_sr.images import LUMA
 from hvae_sr.noise import CounterNoise
+from hvae_sr.sampling.sizes import SizeRequirements
 
 from .super_resolution import SuperResolutionPipeline
 
@@ -42,8 +42,7 @@ class Sampler(nn.Module):
         if self.vdvae.config.bias_type == "spatial":
             self.vdvae.check_size(self.size, "size")
         else:
-            coarsest = self.vdvae.size_multiple
-            multiple = math.lcm(self.lr_encoder.size_multiple, coarsest // math.gcd(coarsest, scale))
+            multiple = SizeRequirements.of(self.vdvae, self.lr_encoder, scale).multiple
             if size[0] % multiple or size[1] % multiple:
                 fits = "x".join(str(max(1, round(side / multiple)) * multiple) for side in size)
                 raise ValueError(f"`size` must be multiples of {multiple} (such as {fits}), got {size[0]}x{size[1]}")

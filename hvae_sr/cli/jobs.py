@@ -240,11 +240,8 @@ def _sha256(path: Path) -> str:
     """Of a file, hexadecimal."""
     from ..images import open_file
 
-    digest = hashlib.sha256()
     with open_file(path) as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def state(

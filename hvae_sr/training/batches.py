@@ -144,18 +144,17 @@ def build_training_set(config: TrainingConfig, rank: int, num_processes: int) ->
         scales = (1.0,)
     augmentation = Augmentation(config.resolution, config.horizontal_flip, False, config.rotate, scales)
     found: ImageCrops | ImageStream
-    if not config.streaming:
+    if config.streaming:
+        with _options_named("train"):
+            found = ImageStream(
+                **_dataset(config, config.dataset_split),
+                augmentation=augmentation,
+                batch_size=config.train_batch_size,
+                rank=rank,
+                world_size=num_processes,
+            )
+    else:
         found = _images(config, "train", config.dataset_split, augmentation, config.crops_per_image)
-        found.degrade = _degrader(config)
-        return found
-    with _options_named("train"):
-        found = ImageStream(
-            **_dataset(config, config.dataset_split),
-            augmentation=augmentation,
-            batch_size=config.train_batch_size,
-            rank=rank,
-            world_size=num_processes,
-        )
     found.degrade = _degrader(config)
     return found
 

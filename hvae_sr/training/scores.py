@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..features import FeatureNetwork
+from ..images import LUMA
 
 _TINY = 1e-6
 """Keeps the gradient of a root finite where two samples agree."""
-_LUMA = (0.299, 0.587, 0.114)
 
 
 class Distance(nn.Module):
@@ -92,7 +92,7 @@ class BandDistance(Distance):
                 kernel = kernel - kernel.mean()
                 filters.append(kernel / kernel.norm())
         self.register_buffer("filters", torch.stack(filters)[:, None], persistent=False)
-        self.register_buffer("luma", torch.tensor(_LUMA).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("luma", torch.tensor(LUMA).view(1, 3, 1, 1), persistent=False)
 
     def features(self, x: Tensor) -> list[Tensor]:
         with torch.autocast(x.device.type, enabled=False):
