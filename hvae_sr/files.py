@@ -154,6 +154,13 @@ def check_writable(folder: Path, argument: str) -> None:
         raise ValueError(f"`{argument}`: cannot write to {folder}")
 
 
+def check_file(path: Path, argument: str) -> None:
+    """Raises a ValueError that names `argument` where a file can neither be written nor be made."""
+    if path.is_dir():
+        raise ValueError(f"`{argument}` must be a file, got the folder {path}")
+    check_writable(path.parent, argument)
+
+
 def remove_abandoned(folder: Path) -> int:
     """Removes files and folders of `temporary_path` in `folder` (not below it) whose process was killed.
 

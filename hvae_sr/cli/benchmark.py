@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import check_writable
+from ..files import check_file
 from .common import add_model, load_pipeline
 from .terminal import print_line
 
@@ -45,9 +45,7 @@ def run(options: argparse.Namespace) -> int:
         if min(value if isinstance(value, list) else [value], default=1) < 1:
             raise ValueError(f"`--{name}` must be at least 1, got {value}")
     if options.json:  # before minutes are spent on what could not be kept
-        if Path(options.json).is_dir():
-            raise ValueError(f"`--json` must be a file, got the folder {options.json}")
-        check_writable(Path(options.json).parent, "--json")
+        check_file(Path(options.json), "--json")
     pipe = load_pipeline(options, fast=True)
     import torch
 

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from ..checkpoints.names import resolve
-from ..files import check_writable
+from ..files import check_file
 from .common import add_model
 from .terminal import print_line
 
@@ -29,11 +29,9 @@ def run(options: argparse.Namespace) -> int:
     path = Path(options.output)
     if path.suffix != ".onnx":
         raise ValueError(f"`FILE.onnx` must end in .onnx, got {options.output!r}")
-    if path.is_dir():
-        raise ValueError(f"`FILE.onnx` must be a file, got the folder {path}")
     if options.device not in ("auto", "cpu"):
         raise ValueError(f"`--device` must be cpu, where ONNX files are made, got {options.device!r}")
-    check_writable(path.parent, "FILE.onnx")
+    check_file(path, "FILE.onnx")
     resolve(options.model)  # a typo should not wait for torch
     from diffusers.utils import logging
 

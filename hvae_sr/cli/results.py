@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ..files import check_writable
+from ..files import check_file
 from .terminal import print_line
 
 
@@ -16,9 +16,7 @@ def run(options: argparse.Namespace) -> int:
     from ..evaluation import read_report, results_document
     from ..files import write_atomically
 
-    if Path(options.output).is_dir():
-        raise ValueError(f"`--output` must be a file, got the folder {options.output}")
-    check_writable(Path(options.output).parent, "--output")
+    check_file(Path(options.output), "--output")
     reports = [read_report(path) for path in options.reports]
     write_atomically(results_document(reports, [Path(path).name for path in options.reports]), Path(options.output))
     print_line(f"wrote {options.output}")
