@@ -22,7 +22,6 @@ from tqdm.auto import tqdm
 from ..models import VDVAE, Condition, LRConditioner
 from ..noise import CounterNoise
 from ..operators import Downsampling
-from ..processes import bar_options
 from .metrics import psnr, ratio, to_planes, to_uint8
 from .perceptual import LPIPS
 from .samples import level_temperatures, quiet, vdvae_of
@@ -34,6 +33,10 @@ if TYPE_CHECKING:
     from ..pipelines import SuperResolutionPipeline
 
     Model: TypeAlias = VDVAE | SuperResolutionPipeline
+
+
+PIXELS_PER_BATCH = 2**19
+"""Of the images of `low_resolution_distance` that are computed at a time."""
 
 
 def code_seed(base: int, code: int, image: int = 0) -> int:
@@ -54,8 +57,6 @@ def low_resolution_distance(
     kernel: str = "bicubic",
     sample_pixels: bool = False,
     seed: int = 0,
-    progress_bar: bool = True,
-    pixels_per_batch: int = 2**19,
 ) -> dict[str, Any]:
     """U_k^s, how far apart images with the same first k groups are at 1/s of the resolution (paper, eq. 15-18).
 
@@ -70,8 +71,6 @@ def low_resolution_distance(
         kernel: of H_s, see `Downsampling`.
         sample_pixels: draws x from p(x|z) instead of taking E[x|z]; then U_L^1 is that of the pixels' white noise.
         seed: of the codes; the same images' noise serves every k.
-        progress_bar: show one.
-        pixels_per_batch: of the images that are computed at a time.
 
     Returns:
         ``groups`` (k = 0..L), ``scales``, ``distance`` (U_k^s by str(s)), its ``standard_error`` over the codes, and
@@ -92,9 +91,9 @@ def low_resolution_distance(
     operators = {scale: Downsampling(scale, kernel=kernel) for scale in scales}
     groups = list(range(vdvae.num_groups + 1))
     found = {scale: np.zeros((len(groups), num_codes)) for scale in scales}
-    step = max(1, pixels_per_batch // (size[0] * size[1] * num_images))
+    step = max(1, PIXELS_PER_BATCH // (size[0] * size[1] * num_images))
     pairs = list(combinations(range(num_images), 2))
-    for start in tqdm(range(0, num_codes, step), desc="latent codes", **bar_options(progress_bar)):
+    for start in tqdm(range(0, num_codes, step), desc="latent codes"):
         codes = range(start, min(start + step, num_codes))
         fixed = vdvae.sample(len(codes), size, CounterNoise([code_seed(seed, code) for code in codes])).latents
         noise = CounterNoise([code_seed(seed, code, 1 + j) for code in codes for j in range(num_images)])
@@ -145,11 +144,8 @@ def choose_num_groups(analysis: Mapping[str, Any], scale: int, threshold: float 
 def expected_consistency(
     pipeline: SuperResolutionPipeline,
     images: Iterable[Any],
-    groups: Sequence[int] | None = None,
     num_samples: int = 5,
-    temperature: float = 1.0,
     seed: int = 0,
-    progress_bar: bool = True,
 ) -> dict[str, Any]:
     """CE(k) = E |H x - y| / sqrt(m), x from p_SR(x|y) with k conditioned groups, unprojected (slides, eq. 12).
 
@@ -159,33 +155,31 @@ def expected_consistency(
     Args:
         pipeline: a `SuperResolutionPipeline`.
         images: LR images y, as the pipeline takes them.
-        groups: values of k; None means 0..L.
-        num_samples: of each image.
-        temperature, seed: of the samples.
-        progress_bar: show one.
+        num_samples: of each image, at temperature 1.
+        seed: of the samples.
 
     Raises ValueError: no images, or a pipeline without a VD-VAE.
     """
     vdvae, inputs = vdvae_of(pipeline), list(images)
     if not inputs:
         raise ValueError("`images` must hold at least one image, got none.")
-    chosen = list(range(vdvae.num_groups + 1)) if groups is None else list(groups)
-    options: dict[str, Any] = {"temperature": temperature, "num_samples": num_samples, "seed": seed}
+    groups = list(range(vdvae.num_groups + 1))
+    options: dict[str, Any] = {"temperature": 1.0, "num_samples": num_samples, "seed": seed}
     options |= {"enforce_consistency": False, "output_type": "np"}
     values = []
     with quiet(pipeline):
-        for k in tqdm(chosen, desc="conditioned groups", **bar_options(progress_bar)):
+        for k in tqdm(groups, desc="conditioned groups"):
             outs = [pipeline(image, num_conditioned_groups=k, **options) for image in inputs]
             decibels = np.concatenate([out.lr_psnr_unprojected for out in outs])
             values.append(float(np.mean(255 * 10 ** (-decibels / 20))))
     return {
         "analysis": "expected consistency",
-        "groups": chosen,
+        "groups": groups,
         "consistency": values,
         "scale_factor": pipeline.config.scale_factor,
         "num_images": len(inputs),
         "num_samples": num_samples,
-        "temperature": temperature,
+        "temperature": 1.0,
         "seed": seed,
     }
 
@@ -257,30 +251,24 @@ def group_information(model: Model, images: Iterable[Image.Image], seed: int = 0
 
 
 @torch.no_grad()
-def reconstructions(
-    model: Model, image: Image.Image, groups: Sequence[int] | None = None
-) -> tuple[list[NDArray[np.uint8]], NDArray[np.uint8], list[float]]:
-    """E[x|z] with the first k groups at the mean of q(z_l|z_<l, x) and the others at the prior's mean, for each k.
+def reconstructions(model: Model, image: Image.Image) -> tuple[list[NDArray[np.uint8]], NDArray[np.uint8], list[float]]:
+    """E[x|z] with the first k groups at the mean of q(z_l|z_<l, x) and the others at the prior's mean, for k = 0..L.
 
     Args:
         model: a VD-VAE with its encoder, or a pipeline with such a VD-VAE (VDVAE-SR: all groups see y).
         image: x; the centre that the networks can work on is used.
-        groups: values of k; None means 0..L.
 
     Returns:
         8-bit images ``[H, W, 3]`` for each k, x itself, and the PSNRs in dB (RGB).
 
-    Raises ValueError: the model has no VD-VAE, was made without an encoder, or k is not between 0 and L.
+    Raises ValueError: the model has no VD-VAE, or was made without an encoder.
     """
     vdvae, x, condition, _ = _prepare(model, image)
-    chosen = list(range(vdvae.num_groups + 1)) if groups is None else list(groups)
-    if not all(0 <= k <= vdvae.num_groups for k in chosen):
-        raise ValueError(f"`groups` must lie between 0 and {vdvae.num_groups}, got {chosen}.")
     size = (x.shape[-2], x.shape[-1])
     activations = vdvae.encode(x)
     means = vdvae.top_down(1, size, _no_noise, activations=activations, condition=condition).groups
     images = []
-    for k in chosen:
+    for k in range(vdvae.num_groups + 1):
         latents = [group.z for group in means[:k]]
         drawn = vdvae.sample(1, size, _no_noise, condition=condition, latents=latents, temperature=0.0).sample.float()
         drawn = drawn if condition is None else condition.finish(drawn, 0.0)
@@ -300,7 +288,6 @@ def level_spread(
     temperature: float = 1.0,
     seed: int = 0,
     lpips: LPIPS | None = None,
-    progress_bar: bool = True,
 ) -> dict[str, Any]:
     """How far samples differ when one level of the hierarchy is open, and when all up to one are.
 
@@ -314,7 +301,6 @@ def level_spread(
         temperature: of the open groups; the others have 0.
         seed: of the first sample.
         lpips: measures the distance of samples, too.
-        progress_bar: show one.
 
     Returns:
         ``levels`` (names, of `level_temperatures`), for each of them ``std`` (grey levels, unbiased, mean over pixels
@@ -330,7 +316,7 @@ def level_spread(
     opened = level_temperatures([vdvae.stride(group) for group in range(vdvae.num_groups)], temperature)
     std, distance = [], []
     with quiet(pipeline):
-        for temperatures in tqdm(opened.values(), desc="levels", **bar_options(progress_bar)):
+        for temperatures in tqdm(opened.values(), desc="levels"):
             stds: list[float] = []
             distances: list[float] = []
             for image in inputs:
