@@ -206,8 +206,9 @@ def test_floats_beyond_their_range_are_clipped_with_a_warning_and_slight_excesse
     for most, expected in ((1.0, 65535), (1.25, 65535), (255.0, 65535), (1000.0, 65535)):
         values = np.full((4, 4, 1), most, "f4")
         values[0, 0] = -0.1 if most == 1.25 else 0
+        values[0, 1] = 0.2 if most < 2 else 51
         photo = read_photo(written(tmp_path, tiff(page(values))))
-        assert photo.pixels[1, 1, 0] == expected and photo.pixels[0, 0, 0] == 0
+        assert photo.pixels[1, 1, 0] == expected and photo.pixels[0, :2, 0].tolist() == [0, 13107]
         assert bool(photo.warnings) == (most != 1.0)
 
 
@@ -264,6 +265,7 @@ def test_pngs_of_16_bits_are_read_with_all_of_them(tmp_path, channels, colour_ty
         assert np.array_equal(photo.pixels, np.broadcast_to(colours, photo.pixels.shape))
         if channels in (2, 4):
             assert np.array_equal(photo.wide[..., 3], values[..., -1])
+            assert np.abs(np.asarray(photo.alpha) - values[..., -1] / 257).max() <= 1
         assert np.array_equal(to_tensor(photo).numpy(), np.moveaxis(photo.pixels, -1, 0) / np.float32(65535))
     if channels == 3:
         assert np.array_equal(to_tensor(path), to_tensor(photo))
@@ -290,9 +292,11 @@ def test_one_transparent_colour_is_alpha_where_all_its_bits_agree(tmp_path, dept
     for channel in range(3):  # each one apart in one bit
         values[1, channel] = key
         values[1, channel, channel] ^= 1
-    photo = read_photo(written(tmp_path, png(values, depth, 2, (b"tRNS", struct.pack(">3H", *key))), "a.png"))
-    alpha = np.asarray(photo.alpha)
-    assert alpha[0, 0] == 0 and (np.delete(alpha.ravel(), 0) == 255).all() and not photo.grey
+    path = written(tmp_path, png(values, depth, 2, (b"tRNS", struct.pack(">3H", *key))), "a.png")
+    for source in (path, Image.open(path)):
+        photo = read_photo(source)
+        alpha = np.asarray(photo.alpha)
+        assert alpha[0, 0] == 0 and (np.delete(alpha.ravel(), 0) == 255).all() and not photo.grey
 
 
 CHUNKS = {

@@ -3,7 +3,6 @@
 import io
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,19 +51,6 @@ def cmyk_profile() -> bytes:
     return header + struct.pack(">I", len(tags)) + entries + body
 
 
-def write_16_bit_png(path: Path, levels: np.ndarray, colour_type: int, transparency: bytes = b"") -> None:
-    """`levels` [H, W, C]; Pillow writes no PNG of several 16-bit channels."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    height, width = levels.shape[:2]
-    parts = chunk(b"IHDR", struct.pack(">2I5B", width, height, 16, colour_type, 0, 0, 0))
-    parts += chunk(b"tRNS", transparency) if transparency else b""
-    parts += chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts + chunk(b"IEND", b""))
-
-
 def test_a_cmyk_photograph_is_converted_by_its_profile(tmp_path):
     path = tmp_path / "press.jpg"
     Image.new("CMYK", (16, 16), (255, 0, 0, 0)).save(path, quality=100, subsampling=0, icc_profile=cmyk_profile())
@@ -91,35 +77,6 @@ def test_alpha_is_kept_apart_and_hidden_colours_are_those_of_the_nearest_visible
     assert np.array_equal(np.asarray(load_image(image))[:, 4:8], colours[:, 4:8])
 
 
-def test_transparency_of_a_grey_or_colour_png_is_alpha(tmp_path):
-    Image.fromarray(np.array([[9, 200]], dtype=np.uint8)).save(tmp_path / "g.png", transparency=9)
-    photo = read_photo(tmp_path / "g.png")
-    assert np.asarray(photo.alpha).tolist() == [[0, 255]] and photo.grey
-    assert np.asarray(photo.image)[0, 0].tolist() == [200] * 3
-
-
-@pytest.mark.parametrize("opened", [False, True])
-def test_transparency_of_a_colour_png_is_alpha(tmp_path, opened):
-    levels = np.array([[[9, 8, 7], [9, 8, 6]]], dtype=np.uint8)
-    Image.fromarray(levels).save(tmp_path / "c.png", transparency=(9, 8, 7))
-    photo = read_photo(Image.open(tmp_path / "c.png") if opened else tmp_path / "c.png")
-    assert np.asarray(photo.alpha).tolist() == [[0, 255]] and not photo.grey
-    assert np.asarray(photo.image)[0, 0].tolist() == [9, 8, 6]
-
-
-def test_a_transparent_colour_of_16_bits_is_compared_as_it_is_read(tmp_path):
-    levels = np.array([[[0x1234, 0x2000, 5], [40000, 0x2000, 5]]])
-    write_16_bit_png(tmp_path / "c.png", levels, 2, struct.pack(">3H", 0x1234, 0x2000, 5))
-    assert np.asarray(read_photo(tmp_path / "c.png").alpha).tolist() == [[0, 255]]
-
-
-def test_transparency_of_16_bit_grey_is_alpha(tmp_path):
-    write_16_bit_png(tmp_path / "g.png", np.array([[[9], [10], [51400]]]), 0, struct.pack(">H", 9))
-    photo = read_photo(tmp_path / "g.png")
-    assert np.asarray(photo.alpha).tolist() == [[0, 255, 255]] and photo.grey
-    assert np.asarray(photo.image)[0, 2].tolist() == [200] * 3
-
-
 def test_transparency_that_names_no_colour_of_the_mode_is_none():
     image = Image.new("RGB", (2, 2))
     image.info["transparency"] = 3  # of the palette it was made from
@@ -141,15 +98,6 @@ def test_an_opaque_or_wholly_transparent_image_keeps_its_colours():
         levels = np.random.default_rng(0).integers(0, 256, (5, 6, 4), dtype=np.uint8)
         levels[..., 3] = alpha
         assert np.array_equal(np.asarray(read_photo(Image.fromarray(levels)).image), levels[..., :3])
-
-
-def test_16_bit_grey_with_alpha_stays_one_channel(tmp_path):
-    levels = np.zeros((3, 4, 2))
-    levels[..., 0], levels[..., 1] = 200 * 257, 100 * 257
-    write_16_bit_png(tmp_path / "a.png", levels, 4)
-    photo = read_photo(tmp_path / "a.png")
-    finished = photo.finish(photo.image, keep_grey=True)
-    assert finished.mode == "LA" and finished.getpixel((0, 0)) == (200, 100)
 
 
 def test_integers_beyond_16_bits_are_refused_not_garbled(tmp_path):
@@ -230,18 +178,6 @@ def test_the_exif_of_a_given_image_is_left_as_it_is(tmp_path):
     assert read_photo(image).exif and image.getexif()[0x0112] == 6 and image.size == (4, 6)
 
 
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        (np.array([0.0, 0.5, 1.0], dtype=np.float32), [0, 128, 255]),
-        (np.array([-9.0, 40.4, 300.0], dtype=np.float64), [0, 40, 255]),
-    ],
-)
-def test_a_float_tiff_in_colour_is_read(tmp_path, values, expected):
-    tifffile.imwrite(tmp_path / "a.tif", np.tile(values[:, None], (4, 1, 3)).reshape(4, 3, 3), photometric="rgb")
-    assert np.asarray(read_photo(tmp_path / "a.tif").image)[0, :, 0].tolist() == expected
-
-
 def test_orientation_profile_and_exif_of_a_float_tiff_are_kept(tmp_path):
     levels = np.zeros((4, 6, 3), dtype=np.float32)
     levels[0, 0] = 1
@@ -258,24 +194,17 @@ def test_orientation_profile_and_exif_of_a_float_tiff_are_kept(tmp_path):
         assert exif[271] == "Maker" and 274 not in exif
 
 
-def test_a_16_bit_tiff_in_colour_is_read_to_within_a_level(tmp_path):
-    levels = np.random.default_rng(0).integers(0, 65536, (5, 7, 3), dtype=np.uint16)
-    tifffile.imwrite(tmp_path / "a.tif", levels, photometric="rgb")
-    assert np.abs(np.asarray(read_photo(tmp_path / "a.tif").image) - levels / 257).max() <= 1
-
-
 def test_frames_of_an_animation_are_counted_and_read_one_by_one(tmp_path):
     colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
     frames = [Image.new("RGB", (8, 6), colour) for colour in colours]
     for suffix, options in (("gif", {}), ("png", {}), ("webp", {"lossless": True})):
         path = tmp_path / f"a.{suffix}"
         frames[0].save(path, save_all=True, append_images=frames[1:], **options)
-        assert len(list_frames(path)) == 3
+        assert len(list_frames(path)) == 3 and load_image(path).getpixel((3, 3)) == colours[0]
         for number, colour in enumerate(colours):
             assert read_photo(path, number).image.getpixel((3, 3)) == colour
         with pytest.raises(ImageError, match="a\\."):
             read_photo(path, 3)
-    assert len(list_frames(tmp_path / "a.gif")) == 3
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif", "bmp", "avif", "gif"])
@@ -283,12 +212,6 @@ def test_every_format_is_read(tmp_path, suffix):
     smooth = Image.fromarray(np.linspace(0, 255, 24 * 32).reshape(24, 32).astype(np.uint8)).convert("RGB")
     smooth.save(tmp_path / f"a.{suffix}")
     assert np.abs(np.asarray(load_image(tmp_path / f"a.{suffix}")).astype(int) - np.asarray(smooth)).mean() < 3
-
-
-def test_a_file_that_would_start_a_program_is_no_image(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
-    with pytest.raises(ImageError, match="not an image"):
-        load_image(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("name", ["turned.jpg", "turned.tif", "float.tif", "grey and alpha.tif", "plain.png", "a.webp"])
@@ -311,10 +234,12 @@ def test_the_size_is_that_of_the_upright_image_of_a_file_or_its_bytes(tmp_path, 
 
 
 @pytest.mark.parametrize("read", [load_image, image_size])
-def test_bytes_that_would_start_a_program_or_are_none_are_no_image(read):
+def test_what_would_start_a_program_or_is_empty_is_no_image(tmp_path, read):
     for data, message in ((b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"), (b"", "empty")):
-        with pytest.raises(ImageError, match=message):
-            read(io.BytesIO(data))
+        (tmp_path / "a.png").write_bytes(data)
+        for source in (tmp_path / "a.png", io.BytesIO(data)):
+            with pytest.raises(ImageError, match=message):
+                read(source)
 
 
 def test_more_pixels_than_are_read_are_refused_by_their_header(tmp_path, monkeypatch):
