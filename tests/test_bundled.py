@@ -11,7 +11,7 @@ from PIL import Image
 
 import hvae_sr
 from hvae_sr import SuperResolutionPipeline
-from hvae_sr.checkpoints.names import bundled_checkpoints, resolve
+from hvae_sr.checkpoints.names import bundled_checkpoints
 from hvae_sr.cli.settings import default_model
 from hvae_sr.data import degrade
 from hvae_sr.evaluation.metrics import psnr_y
@@ -166,11 +166,6 @@ def test_photo_x4_takes_blocks_and_noise_away_where_a_projection_would_bring_the
     assert psnr_y(hr, point) > psnr_y(hr, np.rint(projected * 255).astype(np.uint8)) + 0.5
     with pytest.raises(ValueError, match="degradation is not known"):
         pipe(Image.fromarray(lr), enforce_consistency=True)
-
-
-def test_an_unknown_name_is_refused_with_the_names_there_are():
-    with pytest.raises(ValueError, match="natural-x4"):
-        resolve("natural-x5")
 
 
 def test_the_default_model_is_that_of_the_next_larger_factor():

@@ -116,16 +116,6 @@ def test_y_reaches_what_the_table_says_and_nothing_else(make_vdvae: Any, make_ro
     assert torch.equal(one.stream, other.stream) == (conditioning != "final")
 
 
-@over_rows
-def test_samples_depend_on_y_through_the_prior(make_vdvae: Any, make_row: Any, conditioning: str) -> None:
-    vdvae, network = make_vdvae(), make_row(conditioning)
-    first, second = (
-        vdvae.sample(1, SIZE, noise=CounterNoise([0]), condition=network.encode(levels(1, 4, seed))) for seed in (3, 4)
-    )
-    assert not torch.equal(first.sample, second.sample)
-    assert not torch.equal(first.latents[0], second.latents[0])
-
-
 def test_the_posterior_row_samples_as_the_lr_encoder_row_with_the_same_weights(make_vdvae: Any, make_row: Any) -> None:
     # What is added to the posteriors is not there when there is no x.
     vdvae, posterior, top = make_vdvae(), make_row("posterior", upsampling_blocks=None), make_row("lr_encoder")

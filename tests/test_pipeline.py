@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import math
@@ -161,12 +160,6 @@ def test_a_sample_does_not_depend_on_its_batch_or_chunk(make_pipeline: MakePipel
         for j in (0, 3):
             alone = pipe(image, seed=10 + j, output_type="pt").images[0]
             torch.testing.assert_close(own[j], alone, rtol=1e-5, atol=1e-5)
-
-
-def test_samples_differ_and_repeat(make_pipeline: MakePipeline) -> None:
-    pipe = make_pipeline()
-    a, b = (pipe(photo(), seed=0, num_samples=2, output_type="pt").images for _ in range(2))
-    assert torch.equal(a, b) and not torch.equal(a[0], a[1])
 
 
 def test_a_list_gives_one_base_seed_per_image(make_pipeline: MakePipeline) -> None:
@@ -387,13 +380,6 @@ def test_noise_and_latents_need_images_of_one_size(make_pipeline: MakePipeline) 
         make_pipeline()([photo(4, 4), photo(5, 6)], latents=[None])
 
 
-def test_a_prior_of_fixed_size_refuses_other_sizes(make_pipeline: MakePipeline) -> None:
-    pipe = make_pipeline(bias_type="spatial")
-    assert pipe(photo(4, 4), seed=0).images[0].size == (16, 16)
-    with pytest.raises(ValueError, match="`image` must be 4x4 pixels.*got 6x5"):
-        pipe(photo(5, 6))
-
-
 def test_networks_of_different_scales_are_refused(make_vdvae: Any, make_lr_network: Any) -> None:
     with pytest.raises(ValueError, match="`scale_factor` = 2 does not fit"):
         SuperResolutionPipeline(make_vdvae(), make_lr_network("cvdvae"), scale_factor=2)
@@ -549,13 +535,6 @@ def test_an_argument_overrides_the_index(make_pipeline: MakePipeline, tmp_path: 
     make_pipeline().save_pretrained(tmp_path)
     loaded = SuperResolutionPipeline.from_pretrained(tmp_path, default_temperature=0.5)
     assert loaded.config.default_temperature == 0.5
-
-
-def test_call_has_the_arguments_that_users_of_diffusers_expect() -> None:
-    parameters = inspect.signature(SuperResolutionPipeline.__call__).parameters
-    for name in ("generator", "output_type", "return_dict", "latents", "num_samples", "temperature", "seed"):
-        assert parameters[name].default is not inspect.Parameter.empty
-    assert parameters["image"].default is inspect.Parameter.empty
 
 
 def test_the_progress_bar_counts_samples_and_can_be_turned_off(
