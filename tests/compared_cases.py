@@ -86,7 +86,7 @@ def configuration(case: str) -> dict[str, Any]:
 class Comparison:
     """Compares our tensors with the recorded ones by name, and knows which were never asked for."""
 
-    def __init__(self, case: str) -> None:
+    def __init__(self, case: str | Path) -> None:
         self.config: dict[str, Any] = json.loads((COMPARED / case / "config.json").read_text())
         self.recorded = load_file(COMPARED / case / "case.safetensors")
         self.used: set[str] = set()
