@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,11 @@ def _randomise(model: nn.Module, seed: int) -> None:
 def same_draws() -> None:
     """What a test draws depends on no other test, and so on no order of files and processes."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
 
 
 @pytest.fixture

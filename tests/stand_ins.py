@@ -1,5 +1,6 @@
 """What stands in for large things in tests."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -71,3 +72,65 @@ def random_weights(trunk: str) -> dict[str, torch.Tensor]:
         weights[f"features.{place}.weight"] = spread * torch.randn(out, into, side, side, generator=generator)
         weights[f"features.{place}.bias"] = 0.1 * torch.randn(out, generator=generator)
     return weights
+
+
+def write_ncnn(
+    state: dict[str, torch.Tensor], layers: list[tuple[str, str]], folder: Path, half: bool = True, end: str = ""
+) -> Path:
+    """A `.bin` and its `.param` of layers (kind, name) in ncnn's format; `end` are lines of layers without weights."""
+    lines, data = ["Input input 0 1 data"], b""
+    for kind, name in layers:
+        if kind == "MemoryData":
+            lines.append(f"MemoryData {name} 0 1 a 0=1 1=1 2=3")
+            data += state[name].numpy().tobytes()
+            continue
+        weight = state[f"{name}.weight"]
+        if kind == "PReLU":
+            lines.append(f"PReLU {name} 1 1 a b 0={len(weight)}")
+            data += weight.numpy().tobytes()
+            continue
+        lines.append(f"Convolution {name} 1 1 a b 0={len(weight)} 1={weight.shape[2]} 4=1 5=1 6={weight.numel()}")
+        stored = weight.half().numpy().tobytes() if half else weight.numpy().tobytes()
+        tag = 0x01306B47 if half else 0
+        data += (
+            tag.to_bytes(4, "little") + stored + b"\0" * (-len(stored) % 4) + state[f"{name}.bias"].numpy().tobytes()
+        )
+    lines += ["Interp up 1 1 a b 0=1 1=4.0", "BinaryOp add 2 1 a b c", end]
+    (folder / "x.param").write_text("\n".join(["7767517", f"{len(lines)} 9", *lines]))
+    (folder / "x.bin").write_bytes(data)
+    return folder / "x.bin"
+
+
+def levels(batch_size: int, side: int, seed: int) -> torch.Tensor:
+    """Random images `[B, 3, side, side]` of 8 bits on [-1, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (batch_size, 3, side, side), generator=generator) / 127.5 - 1
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """A random image of 8 bits."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def objective_of(folder: Path, **options: Any) -> tuple[Any, Any]:
+    """The objective of a stage, for the prior and the LR network in a folder, as the trainer checks it; its options."""
+    from hvae_sr.training import parse_arguments
+    from hvae_sr.training.networks import build_objective, check_objective
+
+    values = {
+        "train_data_dir": folder, "output_dir": folder / "out", "resolution": 16, "pretrained_vdvae": folder / "prior",
+        "lr_config": folder / "lr.json", **options,
+    }  # fmt: skip
+    config = parse_arguments([f"--{key}={value}" for key, value in values.items()])
+    objective = build_objective(config)
+    check_objective(objective, config, torch.device("cpu"))
+    return objective, config
+
+
+def write_table(path: Path, images: Iterable[tuple[str | None, bytes]], **columns: list[int]) -> None:
+    """A parquet file of files of images and their names, and other columns."""
+    import datasets
+
+    features = {"image": datasets.Image(), **dict.fromkeys(columns, datasets.Value("int64"))}
+    table = {"image": [{"bytes": data, "path": name} for name, data in images], **columns}
+    datasets.Dataset.from_dict(table, features=datasets.Features(features)).to_parquet(path)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from compared_cases import needs_compared, published
 from safetensors.torch import save_file
+from stand_ins import write_ncnn
 from torch import Tensor
 
 from hvae_sr.baselines import (
@@ -350,29 +351,6 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
 def test_every_preset_builds() -> None:
     classes = {type(Recipe.of_preset(name).build("meta")) for name in PRESETS}
     assert classes == {EDSR, RRDBNet, SRVGGNetCompact, SPAN, HCFlow, SR3UNet, GuidedDiffusionUNet}
-
-
-def write_ncnn(
-    state: dict[str, Tensor], layers: list[tuple[str, str]], folder: Path, half: bool, end: str = ""
-) -> Path:
-    """A `.bin` and its `.param` of layers (kind, name)."""
-    lines, data = ["Input input 0 1 data"], b""
-    for kind, name in layers:
-        weight = state[f"{name}.weight"]
-        if kind == "PReLU":
-            lines.append(f"PReLU {name} 1 1 a b 0={len(weight)}")
-            data += weight.numpy().tobytes()
-            continue
-        lines.append(f"Convolution {name} 1 1 a b 0={len(weight)} 1={weight.shape[2]} 4=1 5=1 6={weight.numel()}")
-        stored = weight.half().numpy().tobytes() if half else weight.numpy().tobytes()
-        tag = 0x01306B47 if half else 0
-        data += (
-            tag.to_bytes(4, "little") + stored + b"\0" * (-len(stored) % 4) + state[f"{name}.bias"].numpy().tobytes()
-        )
-    lines += ["Interp up 1 1 a b 0=1 1=4.0", "BinaryOp add 2 1 a b c", end]
-    (folder / "x.param").write_text("\n".join(["7767517", f"{len(lines)} 9", *lines]))
-    (folder / "x.bin").write_bytes(data)
-    return folder / "x.bin"
 
 
 @pytest.mark.parametrize("half", [True, False])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
 from PIL import Image
+from stand_ins import photo_folder
 from test_compared_conversion import CONFIGS, published_state, write
 from test_compared_networks import make
 from torch import Tensor
@@ -127,11 +128,7 @@ def test_a_converted_file_is_a_pipeline(tmp_path: Path) -> None:
 
 def test_the_commands_evaluate_and_upscale_by_a_compared_system(tmp_path: Path) -> None:
     make_pipeline("HCFlow").save_pretrained(tmp_path / "model")
-    (tmp_path / "data").mkdir()
-    generator = np.random.default_rng(0)
-    for name in ("a", "b"):
-        levels = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-        Image.fromarray(levels).save(tmp_path / "data" / f"{name}.png")
+    photo_folder(tmp_path / "data", dict.fromkeys("ab", (32, 32)))
     report = tmp_path / "report.json"
     arguments = ["--data", str(tmp_path / "data"), "--protocol", "standard", "--temperatures", "0.9"]
     arguments += ["--num_samples", "2", "-o", str(report)]
@@ -148,8 +145,7 @@ def test_the_commands_evaluate_and_upscale_by_a_compared_system(tmp_path: Path) 
 
 def test_a_system_without_temperature_is_evaluated_at_1(tmp_path: Path) -> None:
     make_pipeline("EDSR").save_pretrained(tmp_path / "model")
-    (tmp_path / "data").mkdir()
-    Image.new("RGB", (32, 32)).save(tmp_path / "data" / "a.png")
+    photo_folder(tmp_path / "data", {"a": (32, 32)})
     report = tmp_path / "report.json"
     arguments = ["--data", str(tmp_path / "data"), "--size", "32", "--num_samples", "1", "-o", str(report)]
     assert main(["evaluate", "--model", str(tmp_path / "model"), *arguments]) == 0
@@ -161,8 +157,7 @@ def test_what_needs_a_vdvae_says_that_a_compared_system_has_none(
 ) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra `figures`)")
     make_pipeline("EDSR").save_pretrained(tmp_path / "model")
-    (tmp_path / "data").mkdir()
-    Image.new("RGB", (32, 32)).save(tmp_path / "data" / "a.png")
+    photo_folder(tmp_path / "data", {"a": (32, 32)})
     model, made = ["--model", str(tmp_path / "model")], ["-o", str(tmp_path / "made")]
     data = ["--data", str(tmp_path / "data"), "--size", "32"]
     for command in (

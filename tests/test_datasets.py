@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stand_ins import noise, write_table
 from torch.utils.data import DataLoader, get_worker_info
 
 from hvae_sr.data import Augmentation, ImageFolder, ImageStream, ImageTable, open_dataset
@@ -19,10 +20,6 @@ from hvae_sr.images import WideImage, save_image
 datasets = pytest.importorskip("datasets")
 
 PLAIN = Augmentation(16, horizontal_flip=False, scales=(1.0,))
-
-
-def noise(height, width, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def png(array):
@@ -52,11 +49,9 @@ def photos(tmp_path_factory):
     content[2], content[7] = content[2][:200], png(noise(8, 90))
     for i, each in enumerate(content):
         (folder / "plain" / f"{i:02d}.png").write_bytes(each)
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     for shard in range(3):
         rows = range(4 * shard, 4 * shard + 4)
-        table = {"image": [{"bytes": content[i], "path": f"{i:02d}.png"} for i in rows], "label": list(rows)}
-        datasets.Dataset.from_dict(table, features=features).to_parquet(folder / f"train-{shard}.parquet")
+        write_table(folder / f"train-{shard}.parquet", [(f"{i:02d}.png", content[i]) for i in rows], label=list(rows))
         (folder / "tar").mkdir(exist_ok=True)
         with tarfile.open(folder / "tar" / f"shard-{shard}.tar", "w") as tar:
             for i in rows:
@@ -90,10 +85,7 @@ def test_a_table_gives_the_crops_of_a_folder(kind, cache_bytes, photos, caplog):
 def test_rows_are_read_as_files_are_and_start_no_program(tmp_path, caplog):
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n"
     save_image(WideImage(np.full((20, 24, 2), 65535, np.uint16)), tmp_path / "deep.tif")
-    rows = [(tmp_path / "deep.tif").read_bytes(), eps]
-    table = {"image": [{"bytes": data, "path": f"{i}.png"} for i, data in enumerate(rows)]}
-    features = datasets.Features({"image": datasets.Image()})
-    datasets.Dataset.from_dict(table, features=features).to_parquet(tmp_path / "train.parquet")
+    write_table(tmp_path / "train.parquet", [("0.png", (tmp_path / "deep.tif").read_bytes()), ("1.png", eps)])
     table = ImageTable(str(tmp_path), PLAIN)
     assert table.skipped == {"row 1 (1.png)": "not an image, or of an unknown format"}
     assert len(table) == 1 and table[0]["image"].min() == 255

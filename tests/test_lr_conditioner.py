@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from stand_ins import levels, objective_of
 from torch import Tensor
 
 from hvae_sr import VDVAE, LRConditioner, SuperResolutionPipeline
@@ -18,19 +19,13 @@ from hvae_sr.models import DiagonalGaussian
 from hvae_sr.models.lr_conditioner import CONDITIONINGS
 from hvae_sr.noise import CounterNoise
 from hvae_sr.publishing.card import model_card
-from hvae_sr.training import parse_arguments
 from hvae_sr.training.energy_score import EnergyScore
-from hvae_sr.training.networks import build_objective, check_objective
+from hvae_sr.training.networks import check_objective
 from hvae_sr.training.objectives import GROUPS
 
 over_rows = pytest.mark.parametrize("conditioning", CONDITIONINGS)
 ONLY_THE_TOP = ("trivial", "lr_encoder")
 SIZE = (16, 16)
-
-
-def levels(batch_size: int, side: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (batch_size, 3, side, side), generator=generator) / 127.5 - 1
 
 
 def options(conditioning: str) -> dict[str, Any]:
@@ -327,14 +322,7 @@ def training(make_vdvae: Any, make_row: Any, tmp_path: Path) -> Any:
         if decoder_width is not None:
             network.register_to_config(decoder_width=decoder_width)
         (tmp_path / "lr.json").write_text(network.to_json_string())
-        values = {
-            "stage": stage, "train_data_dir": tmp_path, "output_dir": tmp_path / "out", "resolution": 16,
-            "pretrained_vdvae": tmp_path / "prior", "lr_config": tmp_path / "lr.json", **more,
-        }  # fmt: skip
-        config = parse_arguments([f"--{key}={value}" for key, value in values.items()])
-        objective = build_objective(config)
-        check_objective(objective, config, torch.device("cpu"))
-        return objective, config
+        return objective_of(tmp_path, stage=stage, **more)
 
     return make
 

@@ -17,11 +17,6 @@ from hvae_sr.operators import Downsampling
 
 
 @pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
-@pytest.fixture
 def images(rng):
     a = rng.integers(0, 256, (24, 20, 3), dtype=np.uint8)
     b = np.clip(a + rng.normal(0, 12, a.shape), 0, 255).astype(np.uint8)

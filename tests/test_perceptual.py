@@ -21,11 +21,6 @@ NETWORKS = Path(os.environ.get("HVAE_SR_LPIPS", REFERENCE.parent / "networks"))
 
 
 @pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
-@pytest.fixture
 def images(rng):
     a = rng.integers(0, 256, (72, 80, 3), dtype=np.uint8)
     return a, np.clip(a + rng.normal(0, 12, a.shape), 0, 255).astype(np.uint8)

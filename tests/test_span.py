@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from stand_ins import levels, objective_of, write_ncnn
 from torch import Tensor
 
 from hvae_sr import LRConditioner, SuperResolutionPipeline
@@ -22,17 +24,10 @@ from hvae_sr.checkpoints.ncnn import load_ncnn
 from hvae_sr.checkpoints.span import merge_convolutions
 from hvae_sr.models.span import COLOUR_MEAN, Regression
 from hvae_sr.sampling.sampler import MARGIN
-from hvae_sr.training import parse_arguments
-from hvae_sr.training.networks import build_objective, check_objective
 from hvae_sr.training.publish import write_folder
 
 CENTRED = {"likelihood_location": "regression", "regression_width": 4}
 ROWS = ["conv_1", *(f"block_{i}.c{j}_r" for i in range(1, 7) for j in range(1, 4)), "conv_2"]
-
-
-def levels(batch_size: int, side: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (batch_size, 3, side, side), generator=generator) / 127.5 - 1
 
 
 def published_row(name: str, inputs: int, outputs: int) -> dict[str, Tensor]:
@@ -108,27 +103,16 @@ def test_a_published_file_becomes_the_published_network(scale_factor: int, tmp_p
         convert_baseline(tmp_path / "damaged.safetensors", tmp_path / "no", config=config)
 
 
-def write_ncnn(model: SPAN, folder: Path, mean: tuple[float, ...] = COLOUR_MEAN) -> Path:
-    """ncnn's two files, which begin with the mean colour."""
-    lines, data = ["Input in 0 1 data", "MemoryData mean 0 1 mean 0=1 1=1 2=3"], torch.tensor(mean).numpy().tobytes()
-    for name in (*ROWS, "conv_cat", "upsampler.0"):
-        weight, bias = (model.get_parameter(f"{name}.{kind}").detach() for kind in ("weight", "bias"))
-        lines.append(f"Convolution {name} 1 1 a b 0={len(weight)} 1={weight.shape[2]} 5=1 6={weight.numel()}")
-        stored = weight.half().numpy().tobytes()
-        data += (0x01306B47).to_bytes(4, "little") + stored + b"\0" * (-len(stored) % 4) + bias.numpy().tobytes()
-        lines += [f"Swish act{name} 1 1 a b", f"Sigmoid att{name} 1 1 a b"]
-    (folder / "x.param").write_text("\n".join(["7767517", f"{len(lines)} 9", *lines]))
-    (folder / "x.bin").write_bytes(data)
-    return folder / "x.bin"
-
-
 def test_weights_of_ncnn_are_read_and_another_mean_colour_is_refused(tmp_path: Path) -> None:
     model = SPAN(4, 4)
-    found = load_ncnn(write_ncnn(model, tmp_path))
+    state = {**model.state_dict(), "mean": torch.tensor(COLOUR_MEAN)}
+    layers = [("MemoryData", "mean"), *(("Convolution", name) for name in (*ROWS, "conv_cat", "upsampler.0"))]
+    end = "Swish act 1 1 a b\nSigmoid att 1 1 a b"
+    found = load_ncnn(write_ncnn(state, layers, tmp_path, end=end))
     assert set(found) == set(model.state_dict())
     assert all(torch.allclose(found[name], value, atol=1e-3) for name, value in model.state_dict().items())
     with pytest.raises(ConversionError, match="no SPAN with the mean colour"):
-        load_ncnn(write_ncnn(model, tmp_path, (0.5, 0.5, 0.5)))
+        load_ncnn(write_ncnn({**state, "mean": torch.full((3,), 0.5)}, layers, tmp_path, end=end))
 
 
 @pytest.fixture
@@ -207,17 +191,7 @@ def training(make_vdvae: Any, make_centred: Any, tmp_path: Path) -> Any:
     SPAN(4, 4).save_pretrained(tmp_path / "span")
     (tmp_path / "lr.json").write_text(make_centred().to_json_string())
 
-    def make(**more: Any) -> tuple[Any, Any]:
-        values = {
-            "stage": "energy-score", "train_data_dir": tmp_path, "output_dir": tmp_path / "out", "resolution": 16,
-            "pretrained_vdvae": tmp_path / "prior", "lr_config": tmp_path / "lr.json", "saved_dtype": "float8", **more,
-        }  # fmt: skip
-        config = parse_arguments([f"--{key}={value}" for key, value in values.items()])
-        objective = build_objective(config)
-        check_objective(objective, config, torch.device("cpu"))
-        return objective, config
-
-    return make
+    return partial(objective_of, tmp_path, stage="energy-score", saved_dtype="float8")
 
 
 def test_a_run_takes_a_trained_regression_leaves_it_as_it_is_and_saves_it_exactly(
