@@ -5,6 +5,7 @@ import sys
 import diffusers
 
 import hvae_sr
+from hvae_sr import baselines as _networks
 from hvae_sr.loading import from_diffusers as _from_diffusers
 
 from .baselines import PIPELINES, DPSPipeline, HCFlowPipeline, RegressionPipeline, SR3Pipeline
@@ -13,7 +14,7 @@ from .output import Sample, SuperResolutionOutput
 from .super_resolution import SuperResolutionPipeline
 
 # diffusers writes and finds ["hvae_sr", "VDVAE"] in model_index.json only for libraries registered with its loader.
-_NAMES = [name for name, room in hvae_sr._PUBLIC.items() if room in ("models", "baselines")]
+_NAMES = ("VDVAE", "LREncoder", "LRConditioner", *_networks.__all__)
 _CLASSES = {name: ["save_pretrained", "from_pretrained"] for name in _NAMES}
 _from_diffusers("diffusers.pipelines.pipeline_loading_utils", "LOADABLE_CLASSES")["hvae_sr"] = _CLASSES
 _from_diffusers("diffusers.pipelines.pipeline_loading_utils", "ALL_IMPORTABLE_CLASSES").update(_CLASSES)
