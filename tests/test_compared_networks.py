@@ -132,7 +132,7 @@ def test_wrong_inputs_are_named(name: str, call: Callable[[Any], Any], message: 
     ("name", "changes", "message"),
     [
         ("EDSR", {"scale_factor": 8}, "`scale_factor` must be one of 2, 3, 4; got 8"),
-        ("RRDBNet", {"scale_factor": 3}, "`scale_factor` must be one of 1, 2, 4, 8; got 3"),
+        ("RRDBNet", {"scale_factor": 3}, "`scale_factor` must be one of 1, 2, 4; got 3"),
         ("SRVGGNetCompact", {"num_layers": 0}, "`num_layers` must be a whole number >= 1, got 0"),
         ("SPAN", {"width": 0}, "`width` must be a whole number >= 1, got 0"),
         ("HCFlow", {"num_steps": 0}, "`num_steps` must be a whole number >= 1, got 0"),

@@ -58,24 +58,6 @@ def test_a_restorer_gives_what_the_network_gives_and_what_its_last_layers_read(t
     torch.testing.assert_close(trained.image(features), expected)
 
 
-def test_a_restorer_for_x8_shuffles_by_four_at_twice_the_resolution_of_y() -> None:
-    torch.manual_seed(3)
-    trained, restorer = (
-        RRDBNet(scale_factor=8, num_blocks=1, upsampling="pixelshuffle"),
-        Restorer(1, "pixelshuffle", padding=2, scale_factor=8),
-    )
-    restorer.load_state_dict(trained.state_dict())
-    y = levels(2, SIDE, seed=1)
-    frame = torch.nn.functional.pad(y, (2, 2, 2, 2), mode="replicate")
-    expected = trained((frame + 1) / 2).sample[..., 16:-16, 16:-16]
-    assert expected.shape == (2, 3, 8 * SIDE, 8 * SIDE)
-    torch.testing.assert_close(restorer(y).image, expected.clamp(0, 1) * 2 - 1)
-    with pytest.raises(ValueError, match="`upsampling` must be one of pixelshuffle; got 'nearest'"):
-        RRDBNet(scale_factor=8)
-    with pytest.raises(ValueError, match="an RRDBNet for x8 of 1 blocks"):
-        restorer.take(RRDBNet(num_blocks=1, upsampling="pixelshuffle"))
-
-
 def test_a_restorer_with_padding_sees_the_borders_repeated(trained: RRDBNet) -> None:
     plain, padded = Restorer(1), Restorer(1, padding=3)
     for restorer in (plain, padded):

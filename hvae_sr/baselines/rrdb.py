@@ -21,7 +21,7 @@ class RRDBNet(RRDBLayers, RegressionNetwork, StrictLoading, ModelMixin, ConfigMi
     The weights' names are BasicSR's; `hvae-sr convert` also reads those of the ESRGAN repository, old and new.
 
     Args:
-        scale_factor: 4, 2 (unshuffled by 2) or 1 (by 4); 8, with "pixelshuffle", is not among the published ones.
+        scale_factor: 4, 2 (unshuffled by 2) or 1 (by 4).
         num_blocks: n; 23 as published, 6 in the network for drawings.
         width: channels; 64.
         growth: channels that each layer of a dense block adds; 32.
@@ -40,11 +40,11 @@ class RRDBNet(RRDBLayers, RegressionNetwork, StrictLoading, ModelMixin, ConfigMi
         upsampling: str = "nearest",
     ) -> None:
         super().__init__()
-        check_choice("scale_factor", scale_factor, (1, 2, 4, 8))
+        check_choice("scale_factor", scale_factor, (1, 2, 4))
         for name, value in (("num_blocks", num_blocks), ("width", width), ("growth", growth)):
             check_whole(name, value)
-        self.unshuffle = max(1, 4 // scale_factor)
-        self._build_layers(3 * self.unshuffle**2, num_blocks, width, growth, upsampling, max(4, scale_factor))
+        self.unshuffle = 4 // scale_factor
+        self._build_layers(3 * self.unshuffle**2, num_blocks, width, growth, upsampling)
 
     def _image(self, sample: Tensor) -> Tensor:
         return self.image(self.features(F.pixel_unshuffle(sample, self.unshuffle)))

@@ -86,9 +86,9 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         decoder_blocks, decoder_width, decoder_custom_widths: as in the VDVAE's configuration.
         conditioning: "trivial", "lr_encoder", "posterior" or "final".
         latent_channels: as in the VDVAE's configuration; not used by "final".
-        restorer_blocks: None, or how many blocks a `Restorer` has that y is read through, for x4 or x8: the bottom-up
-            network reads its features beside y, and the finest features that there are its estimate, as an offset from
-            y resized, or from the regression.
+        restorer_blocks: None, or how many blocks a `Restorer` has that y is read through, for x4: the bottom-up network
+            reads its features beside y, and the finest features that there are its estimate, as an offset from y
+            resized, or from the regression.
         restored_shares: None, or pairs "temperature:share" such as "0:-0.4,0.35:0.4,1:0": at a temperature t the sample
             is moved that share of the way to the restorer's estimate, linear between the pairs. A negative share takes
             out of the sample what it has of the estimate.
@@ -218,14 +218,14 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
                 f"`restored_tolerance` must be None or at least {_LEAST_TOLERANCE} grey levels with `restored_shares`, "
                 f"got {tau!r} with {c.restored_shares!r}"
             )
-        if not is_count(c.restorer_blocks) or c.scale_factor not in (4, 8) or c.conditioning != "final":
+        if not is_count(c.restorer_blocks) or c.scale_factor != 4 or c.conditioning != "final":
             raise ValueError(
-                "`restorer_blocks` must be None or a whole number >= 1, with scale_factor 4 or 8 and conditioning "
-                f"'final', got {c.restorer_blocks!r}, {c.scale_factor} and {c.conditioning!r}"
+                f"`restorer_blocks` must be None or a whole number >= 1, with scale_factor 4 and conditioning 'final', "
+                f"got {c.restorer_blocks!r}, {c.scale_factor} and {c.conditioning!r}"
             )
         if c.restorer_padding != 0 and not is_count(c.restorer_padding):
             raise ValueError(f"`restorer_padding` must be a whole number >= 0, got {c.restorer_padding!r}")
-        self.restorer = Restorer(c.restorer_blocks, c.restorer_upsampling, c.restorer_padding, c.scale_factor)
+        self.restorer = Restorer(c.restorer_blocks, c.restorer_upsampling, c.restorer_padding)
         finest = max(self.network.widths)
         side = c.scale_factor * c.image_size
         if side % finest:

@@ -35,7 +35,7 @@ def move_towards(
 
 
 class Restorer(RRDBLayers, nn.Module):
-    """The layers of a trained `RRDBNet` for x4 or x8, which no training changes further.
+    """The layers of a trained `RRDBNet` for x4, which no training changes further.
 
     Long training on degraded photographs has taught them to tell noise and blocks from texture. What they give is one
     image; the decoder's samples spread around it, and correct it.
@@ -49,13 +49,12 @@ class Restorer(RRDBLayers, nn.Module):
         upsampling: "nearest" or "pixelshuffle", see `RRDBLayers`.
         padding: pixels by which the borders of y are repeated outwards before, and taken off again after it. Its
             convolutions read zeros beyond them, which are a black frame: on flat ground it answers with bright corners.
-        scale_factor: s, 4 or 8.
     """
 
-    def __init__(self, num_blocks: int, upsampling: str = "nearest", padding: int = 0, scale_factor: int = 4) -> None:
+    def __init__(self, num_blocks: int, upsampling: str = "nearest", padding: int = 0) -> None:
         super().__init__()
         self.padding = padding
-        self._build_layers(3, num_blocks, RESTORER_WIDTH, upsampling=upsampling, enlargement=scale_factor)
+        self._build_layers(3, num_blocks, RESTORER_WIDTH, upsampling=upsampling)
         self.requires_grad_(False)
 
     def forward(self, y: Tensor) -> Regressed:
@@ -63,7 +62,7 @@ class Restorer(RRDBLayers, nn.Module):
         p = self.padding
         features = self.features(F.pad((y + 1) / 2, (p, p, p, p), mode="replicate"))
         image = self.image(features).float().clamp(0, 1) * 2 - 1
-        return Regressed(F.pad(features, (-p,) * 4), F.pad(image, (-self.enlargement * p,) * 4))
+        return Regressed(F.pad(features, (-p,) * 4), F.pad(image, (-4 * p,) * 4))
 
     @torch.no_grad()
     def take(self, trained: RRDBLayers) -> None:
@@ -77,9 +76,9 @@ class Restorer(RRDBLayers, nn.Module):
             self.load_state_dict(trained.state_dict())
         except RuntimeError as error:
             raise ValueError(
-                f"an RRDBNet for x{self.enlargement} of {len(self.body)} blocks, {RESTORER_WIDTH} channels and "
-                f"upsampling {self.upsampling!r} is needed, this one has {len(trained.body)} blocks and "
-                f"{trained.upsampling!r}: {' '.join(str(error).split())[:200]}"
+                f"an RRDBNet for x4 of {len(self.body)} blocks, {RESTORER_WIDTH} channels and upsampling "
+                f"{self.upsampling!r} is needed, this one has {len(trained.body)} blocks and {trained.upsampling!r}: "
+                f"{' '.join(str(error).split())[:200]}"
             ) from error
         for name, parameter in self.named_parameters():
             if parameter.ndim == 4 and not name.startswith(_EXACT):

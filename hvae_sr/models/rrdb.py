@@ -22,22 +22,19 @@ class RRDBLayers:
 
     With `upsampling` "pixelshuffle" the second step comes last, as the sub-pixel convolution of ESPCN (Shi et al., CVPR
     2016): x = shuffle(Conv(a(Conv(u(f))))), where the last Conv has 12 channels. What follows the blocks takes a
-    quarter of the operations, for it stays at half the resolution of x. An `enlargement` of 8 instead of 4 shuffles by
-    4 there, from 48 channels.
+    quarter of the operations, for it stays at half the resolution of x.
     """
 
     body: nn.Sequential
     upsampling: str
-    enlargement: int
     gradient_checkpointing = False
     _gradient_checkpointing_func: Any
 
     def _build_layers(
-        self, in_channels: int, num_blocks: int, width: int = 64, growth: int = 32, upsampling: str = "nearest",
-        enlargement: int = 4,
-    ) -> None:  # fmt: skip
-        check_choice("upsampling", upsampling, UPSAMPLINGS if enlargement == 4 else UPSAMPLINGS[1:])
-        self.upsampling, self.enlargement = upsampling, enlargement
+        self, in_channels: int, num_blocks: int, width: int = 64, growth: int = 32, upsampling: str = "nearest"
+    ) -> None:
+        check_choice("upsampling", upsampling, UPSAMPLINGS)
+        self.upsampling = upsampling
         shuffled = upsampling == "pixelshuffle"
         self.conv_first = _conv(in_channels, width)
         self.body = nn.Sequential(*(RRDB(width, growth) for _ in range(num_blocks)))
@@ -46,7 +43,7 @@ class RRDBLayers:
         if not shuffled:
             self.conv_up2 = _conv(width, width)
         self.conv_hr = _conv(width, width)
-        self.conv_last = ExactConvolution(width, 3 * (enlargement // 2) ** 2 if shuffled else 3, 3)
+        self.conv_last = ExactConvolution(width, 12 if shuffled else 3, 3)
 
     @property
     def reducible(self) -> tuple[nn.Module, ...]:
@@ -69,12 +66,12 @@ class RRDBLayers:
         return h + self.conv_body(x)
 
     def image(self, features: Tensor) -> Tensor:
-        """x, `[B, 3, e h, e w]` with e = `enlargement`, nominally on [0, 1], from f."""
+        """x, `[B, 3, 4 h, 4 w]`, nominally on [0, 1], from f."""
         x = features
         for layer in self._enlarging:
             x = _activate(layer(F.interpolate(x, scale_factor=2, mode="nearest")))
         x = self.conv_last(_activate(self.conv_hr(x)))
-        return F.pixel_shuffle(x, self.enlargement // 2) if self.upsampling == "pixelshuffle" else x
+        return F.pixel_shuffle(x, 2) if self.upsampling == "pixelshuffle" else x
 
 
 class RRDB(nn.Module):
