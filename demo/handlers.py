@@ -138,7 +138,7 @@ class Handlers(Views):
 
         stage = markup.waiting(f"Drawing sample 1 of {total}") if fresh else gr.skip()  # until there is a picture
         yield visit, progress(0), gr.skip(), gr.skip(), stage, *SAME_VIEWS[1:]
-        self.engine.stopped = lambda: number <= visit.stopped
+        self.engine.stopped = stopped = lambda: number <= visit.stopped
         try:
             for done, (recipe, (image, lr_psnr)) in enumerate(
                 zip(recipes, self._draw(drawn.image, drawn.settings, recipes), strict=True), start=1
@@ -160,7 +160,8 @@ class Handlers(Views):
         except Stopped:
             pass
         finally:
-            self.engine.stopped = lambda: False
+            if self.engine.stopped is stopped:  # a page that is closed is told late, when another run may be drawn
+                self.engine.stopped = lambda: False
         if number <= visit.stopped:
             pictures = selected(visit.shown) if visit.shown else []
             yield (

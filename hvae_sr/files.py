@@ -128,7 +128,7 @@ def replacing_in(folder: Path, index: str, outdated: re.Pattern[str]) -> Iterato
         give_usual_permissions(temporary)
         files = [path for path in temporary.rglob("*") if path.is_file()]
         for path in files:
-            with open(path, "rb") as file:
+            with open(path, "r+b") as file:  # Windows synchronises what may be written alone
                 os.fsync(file.fileno())
         files.sort(key=lambda path: (path.name in (index, CONFIG), path == temporary / index))
         for path in reversed(files):  # the index before the others

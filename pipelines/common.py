@@ -48,6 +48,12 @@ class PhotoPipeline(DiffusionPipeline):
         """H, as the configuration says; its matrices are shared by all who use the same."""
         return cached_downsampling(self.config.scale_factor, self.config.downsampling_kernel)
 
+    @property
+    def projects(self) -> bool:
+        """Whether samples are projected on {x : Hx = y} where a call does not say."""
+        config = self.config
+        return bool(config.get("enforce_consistency", config.get("consistency") == "exact"))
+
     @contextmanager
     def _releasing(self) -> Iterator[None]:
         """Offloaded networks leave the device at the end, also after an error."""

@@ -116,7 +116,7 @@ class ComparedPipeline(PhotoPipeline):
             value = getattr(options, option.name)
             if option.name not in effective and value is not option.default:
                 raise ValueError(f"`{option.name}` has no effect on {type(self).__name__}, got {value!r}")
-        enforce = self.config.enforce_consistency if enforce_consistency is None else enforce_consistency
+        enforce = self.projects if enforce_consistency is None else enforce_consistency
         check_flag("enforce_consistency", enforce)
         check_count("num_samples", num_samples, 1)
         check_count("batch_size", batch_size, 1, optional=True)

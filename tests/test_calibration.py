@@ -1,11 +1,16 @@
 """Intervals that keep their promise: split conformal prediction, its factor in the pipeline, the command."""
 
+import hashlib
 import json
+import os
 import shutil
+import sys
 
 import numpy as np
+import processes
 import pytest
 import torch
+from fake_hub import FakeHub, Repository
 from PIL import Image
 
 from hvae_sr import Downsampling, SuperResolutionPipeline
@@ -315,6 +320,30 @@ def test_pairs_of_other_sizes_are_refused_before_they_are_cut_to_fit(make_pipeli
         assert main([*map(str, ["calibrate", *options, "--low", tmp_path / name]), "--device", "cpu"]) == 2
         assert "which is not 32x24 over 4" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_model_of_the_hub_is_calibrated_whole(make_pipeline, tmp_path):
+    """With what is not loaded for it, such as the encoder of x. In a process of its own: see `test_evaluation`."""
+    make_pipeline("vdvae-sr").save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "README.md").write_text("---\nlicense: mit\n---\n")
+    (tmp_path / "high").mkdir()
+    for number in range(9):
+        Image.effect_noise((16, 16), 30).convert("RGB").save(tmp_path / "high" / f"{number}.png")
+    held = {str(path.relative_to(tmp_path / "model")): path for path in (tmp_path / "model").rglob("*.*")}
+    options = ["--data", "high", "--num-samples", "2", "--size", "16", "-o", "out", "--device", "cpu"]
+    with FakeHub() as hub:
+        hub.repositories["ada/model"] = Repository()
+        files = {name: path.read_bytes() for name, path in held.items()}
+        hub.repositories["ada/model"].commit("main", files)
+        hub.objects = {hashlib.sha256(data).hexdigest(): data for data in files.values()}
+        environment = {**os.environ, **hub.environment(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "hvae_sr.cli", "calibrate", "--model", "ada/model", *options]
+        processes.run(command, check=True, cwd=tmp_path, env=environment)
+    found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
+    assert held.keys() <= found and any(name.endswith(".safetensors") for name in held)
+    for name in held.keys() - {"model_index.json", "README.md"}:
+        assert (tmp_path / "out" / name).read_bytes() == held[name].read_bytes()
 
 
 def test_a_folder_of_another_system_is_left_as_it_is(make_pipeline, tmp_path, capsys):

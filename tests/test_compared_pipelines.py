@@ -22,7 +22,8 @@ from hvae_sr.baselines.dps import dps_chain, gradient_bytes
 from hvae_sr.baselines.sr3 import activation_bytes, sr3_chain
 from hvae_sr.checkpoints.compared import convert_baseline
 from hvae_sr.cli import main
-from hvae_sr.evaluation import analyses
+from hvae_sr.evaluation import analyses, evaluate
+from hvae_sr.evaluation.tables import kept_rows
 from hvae_sr.noise import CounterNoise
 from hvae_sr.operators import Downsampling
 from hvae_sr.pipelines import DPSPipeline, HCFlowPipeline, RegressionPipeline, SR3Pipeline
@@ -139,8 +140,13 @@ def test_the_commands_evaluate_and_upscale_by_a_compared_system(tmp_path: Path) 
     assert any("t=0.9" in method and "projected" in method for method in methods)
     image, folder = str(tmp_path / "data" / "a.png"), tmp_path / "out"
     assert main(["upscale", image, "--model", str(tmp_path / "model"), "-o", str(folder), "--num_samples", "2"]) == 0
-    with Image.open(folder / "a_x4_seed1.png") as result:
-        assert result.size == (128, 128)
+    pipe = HCFlowPipeline.from_pretrained(tmp_path / "model")
+    with Image.open(folder / "a_x4_seed1.png") as result:  # not projected, as its configuration says
+        assert np.array_equal(np.asarray(result), np.asarray(pipe(image, seed=1).images[0]))
+    table = {row["name"]: row for row in kept_rows(found)}
+    assert table["sample t=0.9"]["lr_psnr"] < table["sample t=0.9 projected"]["lr_psnr"]
+    degraded = evaluate(pipe, tmp_path / "data", "standard", temperatures=[0.9], num_samples=1, degradation="noise")
+    assert not [row["name"] for row in degraded["rows"] if "projected" in row["name"]]
 
 
 def test_a_system_without_temperature_is_evaluated_at_1(tmp_path: Path) -> None:

@@ -120,6 +120,15 @@ def page(gr, engine, drawn):
     return Handlers(engine), eng.Visit(rounds=[drawn])
 
 
+def test_a_run_that_ends_late_leaves_the_stop_of_another_one(page):
+    page, visit = page
+    late = run_of(page, visit, page.on_redraw, [], 10, 10, 50, 50, 0)
+    next(late)
+    other = page.engine.stopped = lambda: True
+    late.close()
+    assert page.engine.stopped is other
+
+
 def test_views_are_those_of_the_sample_before_while_a_part_is_redrawn(page):
     page, visit = page
     visit.shown.selected = 1

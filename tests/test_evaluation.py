@@ -64,11 +64,21 @@ def test_an_image_without_detail_is_left_out_of_means_and_named(tmp_path, caplog
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
     report = run(tmp_path, NoisyBicubic(), size=32, temperatures=(0.5,), num_samples=2)
     alone = {row["name"]: row for row in mean_rows([image["rows"] for image in report["images"][:1]], 2)}
-    for row in report["rows"]:
-        assert math.isfinite(row["psnr"]) and math.isfinite(row["psnr_gain"]), row["name"]
-    bicubic = report["rows"][0]
-    assert bicubic["psnr"] == alone["bicubic"]["psnr"] and "flat.png" in caplog.text
+    assert "flat.png" in caplog.text
+    for row in report["rows"]:  # also of rows in which it is finite: others are compared with them
+        for name in ("psnr", "psnr_gain", "detail"):
+            assert row[name] == alone[row["name"]][name] and math.isfinite(row[name]), (row["name"], name)
+        assert row["ssim"] != alone[row["name"]]["ssim"]
     assert math.isinf(mean_rows([image["rows"] for image in report["images"][1:]], 2)[0]["psnr"])  # of none is finite
+
+
+def test_a_black_image_leaves_consistency_finite(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    for name, pixels in (("a", noise), ("black", np.zeros((32, 32, 3), np.uint8))):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    report = run(tmp_path, NoisyBicubic(), size=32, temperatures=(0.5,), num_samples=2)
+    assert math.isinf(report["images"][1]["rows"]["bicubic"]["lr_psnr"])
+    assert all(math.isfinite(row["lr_psnr"]) and math.isfinite(row["lr_psnr_float"]) for row in report["rows"])
 
 
 def test_another_methods_images_are_scored_as_samples(folder, predictions):

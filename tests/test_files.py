@@ -1,5 +1,6 @@
 """What a killed process was writing is removed by the next one, and nothing else is."""
 
+import fcntl
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ from processes import run
 from hvae_sr.cli import main
 from hvae_sr.files import remove_abandoned, replacing_in, temporary_path
 from hvae_sr.images import save_image
+from hvae_sr.training import checkpoints
 
 WRITER = """
 import sys, time
@@ -142,3 +144,22 @@ def test_what_loads_is_of_one_writer_wherever_the_other_was_killed(index, tmp_pa
             assert found.get(f"{part}/config.json", found[f"{part}/weights"]) == found[f"{part}/weights"]
     write("new")
     assert {(tmp_path / "model" / name).read_text() for name in names} == {"new"}
+
+
+def test_what_is_synchronised_may_be_written(tmp_path, monkeypatch):
+    """Windows refuses to synchronise what is open for reading alone."""
+    synchronise = os.fsync
+
+    def windows(descriptor):
+        if os.path.isfile(f"/proc/self/fd/{descriptor}"):
+            assert fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+        synchronise(descriptor)
+
+    monkeypatch.setattr(os, "fsync", windows)
+    with replacing_in(tmp_path / "out", "index.json", re.compile(r"none")) as temporary:
+        (temporary / "index.json").write_text("{}")
+    partial = tmp_path / "checkpoint-1.partial"
+    partial.mkdir()
+    (partial / "state").write_text("a")
+    checkpoints._finish(partial, tmp_path / "checkpoint-1")
+    checkpoints.check_checkpoint(tmp_path / "checkpoint-1")

@@ -1,7 +1,9 @@
 """Images are read from any mode and format, checked with clear messages, and written whole or not at all."""
 
+import errno
 import os
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -486,6 +488,21 @@ def test_files_keep_their_order_and_are_listed_once(tmp_path):
     touch(tmp_path, "b.png", "a.png", "odd.dat")
     given = [tmp_path / "odd.dat", tmp_path / "b.png", tmp_path, str(tmp_path / "a.png")]
     assert [p.name for p in find_images(given)] == ["odd.dat", "b.png", "a.png"]
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    list_folder = os.scandir
+
+    def refusing(path):  # as of a user, or of a share that is gone; root may list every folder
+        if Path(path).name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+        return list_folder(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert find_images(tmp_path) == []
+    with pytest.raises(ImageError, match=r"closed: the folder cannot be listed: Permission denied"):
+        find_images(tmp_path, recursive=True)
 
 
 def test_a_missing_path_is_refused(tmp_path):

@@ -275,6 +275,23 @@ def test_a_picture_of_any_mode_is_written_as_it_is_read(tmp_path, mode, suffix):
     assert np.abs(written - np.asarray(load_image(image))).max() <= 1 and image.mode == mode
 
 
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+@pytest.mark.parametrize(
+    ("levels", "bits"),
+    [
+        (_RAMP, 16),
+        (_RAMP.astype(np.int32), 16),
+        ((_RAMP >> 8).astype(np.int32), 8),
+        ((_RAMP >> 8).astype(np.uint16), 16),
+    ],
+)
+def test_wide_integers_are_written_in_the_bits_that_they_are_read_in(tmp_path, suffix, levels, bits):
+    image = Image.fromarray(levels)
+    save_image(image, tmp_path / f"a.{suffix}")
+    written, read = read_photo(tmp_path / f"a.{suffix}"), read_photo(image)
+    assert (written.wide is not None) == (bits == 16) and np.array_equal(written.pixels, read.pixels)
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tiff"])
 def test_a_caption_and_text_that_is_not_ascii_stay_as_they_are(tmp_path, suffix):
     """Also of a result that is upscaled again, whose own settings go."""

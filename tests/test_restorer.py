@@ -104,6 +104,14 @@ def test_the_finest_features_hold_the_estimate_and_the_stem_reads_the_restorers(
     assert not any(torch.equal(one[r], other[r]) for r in one)
 
 
+def test_shares_are_found_whatever_the_default_device(make_restored: Any, make_vdvae: Any) -> None:
+    pipe = SuperResolutionPipeline(make_vdvae(), make_restored(restored_shares="0:0.1,1:0.5"))
+    image = Image.effect_noise((8, 8), 30)
+    expected = pipe(image, seed=0, output_type="pt").images
+    with torch.device("meta"):
+        assert torch.equal(pipe(image, seed=0, output_type="pt").images, expected)
+
+
 def test_convolutions_of_the_restorer_follow_the_compute_dtype(make_restored: Any) -> None:
     network, y = make_restored(), levels(1, SIDE, seed=1)
     exact = network.restorer(y)

@@ -42,6 +42,8 @@ def run(options: argparse.Namespace) -> int:
     import json
     import shutil
 
+    from huggingface_hub import snapshot_download
+
     from ..checkpoints.names import resolve
     from ..evaluation.sources import open_source
     from ..files import WEIGHTS, check_writable, replacing_in, write_atomically
@@ -64,6 +66,8 @@ def run(options: argparse.Namespace) -> int:
     pipeline = load_pipeline(options, fast=True)
     if not isinstance(pipeline, SuperResolutionPipeline):
         raise ValueError(f"`model`: {type(pipeline).__name__} is not calibrated: intervals are made for VD-VAE models")
+    if not folder.is_dir():
+        folder = Path(snapshot_download(options.model))  # also what was not loaded, such as the encoder of x
     scale = pipeline.operator.scale_factor
     if options.size < 0 or options.size % scale:
         raise ValueError(f"`size` must be a multiple of {scale}, or 0, got {options.size}")
@@ -83,22 +87,20 @@ def run(options: argparse.Namespace) -> int:
     found = pipeline.calibrate(
         images, low or None, options.coverage, options.num_samples, options.temperature, seed=options.seed
     )
-    if folder.is_dir():  # weights bit by bit, with their licence and card
-        index = json.loads((folder / INDEX).read_text("utf-8"))
-        text = json.dumps({**index, "calibration": found.to_dict()}, indent=2) + "\n"
-        if folder.resolve() == output.resolve():
-            write_atomically(text, output / INDEX)
-        else:
-            with replacing_in(output, INDEX, WEIGHTS) as temporary:
-                for name, file in files_to_push(folder).items():
-                    (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-                    if isinstance(file, Path):
-                        shutil.copyfile(file, temporary / name)
-                    elif name == CARD:  # that of another model may be in its place
-                        (temporary / name).write_bytes(file)
-                (temporary / INDEX).write_text(text, "utf-8")
+    # Weights bit by bit, with their licence and card.
+    index = json.loads((folder / INDEX).read_text("utf-8"))
+    text = json.dumps({**index, "calibration": found.to_dict()}, indent=2) + "\n"
+    if folder.resolve() == output.resolve():
+        write_atomically(text, output / INDEX)
     else:
-        pipeline.save_pretrained(output)
+        with replacing_in(output, INDEX, WEIGHTS) as temporary:
+            for name, file in files_to_push(folder).items():
+                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                if isinstance(file, Path):
+                    shutil.copyfile(file, temporary / name)
+                elif name == CARD:  # that of another model may be in its place
+                    (temporary / name).write_bytes(file)
+            (temporary / INDEX).write_text(text, "utf-8")
     part = f"the middle {options.size}x{options.size} of further ones" if options.size else "further ones"
     print_line(
         f"intervals of {found.coverage:g} at temperature {found.temperature:g}, {found.num_samples} samples: "

@@ -120,8 +120,7 @@ def run(options: argparse.Namespace) -> int:
             photo, statistics = found or read(job, options)
             if why:
                 print_line(f"{job.name}: {why}")
-            exact = pipeline.config.get("consistency") != "none"
-            about = statistics.warnings() if statistics is not None and exact else []
+            about = statistics.warnings() if statistics is not None and pipeline.projects else []
             write_results(pipeline, job, photo, about, settings, completed)
             done += 1
         except (ValueError, OSError, MemoryError, RuntimeError) as error:
@@ -150,7 +149,7 @@ def _complete(options: argparse.Namespace, pipeline: "SuperResolutionPipeline") 
     options.dtype = str(pipeline.inference_dtype).removeprefix("torch.")
     options.num_samples = 5 if options.num_samples is None else options.num_samples
     options.seed = options.seed or 0
-    options.no_consistency = bool(options.no_consistency) or pipeline.config.get("consistency") == "none"
+    options.no_consistency = bool(options.no_consistency) or not pipeline.projects
     if options.bits == 16 and f".{options.format}" not in WIDE_SUFFIXES:
         raise ValueError(
             f"`--bits` 16, as given or as `--like` has it, goes with `--format` png or tiff; {options.format} holds 8"

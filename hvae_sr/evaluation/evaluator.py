@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import platform
 import sys
@@ -30,7 +29,7 @@ from .protocols import EvaluationProtocol, degraded, protocol_named
 from .samples import Float, draw, level_temperatures, quiet, vdvae_of
 from .sources import PathLike, Predictions, SourceImage, open_source
 from .storage import Features, Key, Partial, Rows
-from .tables import INFINITE, mean_rows
+from .tables import infinite, mean_rows
 
 if TYPE_CHECKING:
     from ..pipelines import SuperResolutionPipeline
@@ -342,7 +341,9 @@ def evaluate(
     settings |= {"predictions": None, "metrics": perceptual.names, "absent": perceptual.absent, "versions": _versions()}
     settings |= {"metric_identities": perceptual.identities, **({"source": source.options} if source.options else {})}
     made = degradation if isinstance(degradation, Degradation) or degradation is None else load_degradation(degradation)
-    exact = pipeline.config.get("consistency", "exact") == "exact" if pipeline is not None else made is None
+    exact = made is None  # y is Hx, for whoever wants it
+    if pipeline is not None:
+        exact = pipeline.projects or exact and pipeline.config.get("consistency") != "none"
     if made is not None:
         settings["degradation"] = {"name": made.name, "seed": seed, **made.as_dict()}
     others: Predictions | None = None
@@ -435,14 +436,10 @@ def _score_all(
 
 def _name_infinite(images: Sequence[Any], metrics: Sequence[Mapping[str, Mapping[str, float]]]) -> None:
     """Says which images have infinite metrics, which their means leave out."""
-    named = [
-        image.name
-        for image, rows in zip(images, metrics, strict=True)
-        if any(math.isinf(x) for row in rows.values() for key, x in row.items() if key.startswith(INFINITE))
-    ]
+    named = [image.name for image, rows in zip(images, metrics, strict=True) if infinite(rows)]
     if named:
         logger.warning(
-            "Without detail, and left out of some means of PSNR and detail: %s%s",
+            "With infinite PSNR, LR-PSNR or detail, and left out of means of these: %s%s",
             ", ".join(named[:5]), ", ..." if len(named) > 5 else "",
         )  # fmt: skip
 

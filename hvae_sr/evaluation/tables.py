@@ -61,21 +61,24 @@ SAME_BICUBIC = {"psnr": 0.15, "lr_psnr": 0.5}
 most. The faces of the paper have no published PSNR of bicubic."""
 
 
-INFINITE = ("psnr", "best_psnr@", "detail")
-"""What the names of metrics begin with that are infinite for images without detail."""
+_INFINITE = (("psnr", "best_psnr@"), ("lr_psnr_float",), ("lr_psnr",), ("detail",))
+"""What the names of metrics begin with that may be infinite, as for images without detail; by kind."""
 
 
-def _mean(key: str, values: Sequence[float]) -> float:
-    """Over images; of a metric of `INFINITE` over those for which it is finite, if there are any."""
-    finite = [value for value in values if math.isfinite(value)] if key.startswith(INFINITE) else []
-    return float(np.mean(finite or values))
+def infinite(rows: Mapping[str, Mapping[str, float]]) -> set[tuple[str, ...]]:
+    """The kinds of metrics that are infinite in a row of an image: of these it is left out of the means of all rows."""
+    return {_kind(key) for row in rows.values() for key, value in row.items() if math.isinf(value)} - {()}
+
+
+def _kind(key: str) -> tuple[str, ...]:
+    return next((kind for kind in _INFINITE if key.startswith(kind)), ())
 
 
 def mean_rows(images: Sequence[Mapping[str, Mapping[str, float]]], num_samples: int = 1) -> list[dict[str, Any]]:
     """Means over images of rows of metrics, their gains in PSNR and SSIM over the first row, and ratios of MSEs.
 
     Of an image without detail, as of plain sky, PSNR and what is related to detail may be infinite. It is left out of
-    the means of these, unless all are, and of gains in PSNR.
+    the means of these in all rows, so that they can be compared, unless all images are.
 
     The ratios are of the means over images: a mean of ratios is not what a calibrated sampler has an expectation of.
     `exchangeability_` d is E d(x_1, x_2) / E d(x_1, x), for samples x_1, x_2 and the truth x: 1 if they follow p(x|y).
@@ -86,13 +89,19 @@ def mean_rows(images: Sequence[Mapping[str, Mapping[str, float]]], num_samples: 
     {'name': 'ours', 'psnr': 21.5, 'ssim': 0.75, 'psnr_gain': 1.5, 'ssim_gain': 0.25}
     """
     rows: list[dict[str, Any]] = []
+    of_images = [infinite(image) for image in images]
+    kept = {kind: [i for i, found in enumerate(of_images) if kind not in found] for kind in (*_INFINITE, ())}
+
+    def mean(key: str, values: Sequence[float]) -> float:
+        return float(np.mean([values[i] for i in kept[_kind(key)]] or values))
+
     for name, first in images[0].items():
         row: dict[str, Any] = {"name": name}
-        row |= {key: _mean(key, [image[name][key] for image in images]) for key in first}
+        row |= {key: mean(key, [image[name][key] for image in images]) for key in first}
         base = rows[0]["name"] if rows else name
         for key in ("psnr", "ssim"):
             pairs = [(image[name][key], image[base][key]) for image in images]  # two infinite ones do not differ
-            row[f"{key}_gain"] = _mean(key, [0.0 if own == other else own - other for own, other in pairs])
+            row[f"{key}_gain"] = mean(key, [0.0 if own == other else own - other for own, other in pairs])
         for distance in [key.removeprefix("apd_") for key in row if key.startswith("apd_")]:
             row[f"exchangeability_{distance}"] = ratio(row[f"apd_{distance}"], row[distance])
         if "mse" in row:
@@ -292,7 +301,13 @@ def _dtype_of(report: Mapping[str, Any]) -> str:
 
 
 def kept_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of what users get: the projected ones, under the plain name, where there are both; bicubic as it is."""
+    """The rows of what users get: the projected ones, under the plain name, where there are both; bicubic as it is.
+
+    Of a compared system that does not project by itself, all under their own names.
+    """
+    config = (report.get("pipeline") or {}).get("config", {})
+    if config.get("enforce_consistency") == "False":
+        return [dict(row) for row in report["rows"] if row["name"] != "bicubic projected"]
     names = {str(row["name"]) for row in report["rows"]}
     chosen = [row for row in report["rows"] if row["name"] == "bicubic" or f"{row['name']} projected" not in names]
     return [

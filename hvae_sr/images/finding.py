@@ -29,7 +29,7 @@ def find_images(
     Arguments keep their order, a folder's files are in natural order ("img2" before "img10"), and a file met
     twice is listed once. Folders in folders are searched if `recursive`, also through links; hidden ones and
     hidden files are not, nor are the folders of `leave_out`, such as one that results go to. Raises ImageError for a
-    path that does not exist.
+    path that does not exist, or a folder that cannot be listed.
     """
     found: list[Path] = []
     for given in map(Path, [paths] if isinstance(paths, (str, os.PathLike)) else paths):
@@ -41,7 +41,7 @@ def find_images(
 
 def _walk(folder: Path, recursive: bool, leave_out: Iterable[PathLike]) -> Iterator[Path]:
     visited = set(map(os.path.realpath, leave_out))  # a link may lead back up
-    for root, folders, names in os.walk(folder, followlinks=True):
+    for root, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         real = os.path.realpath(root)
         if real in visited:
             folders.clear()
@@ -51,3 +51,7 @@ def _walk(folder: Path, recursive: bool, leave_out: Iterable[PathLike]) -> Itera
         for name in names:
             if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
                 yield Path(root, name)
+
+
+def _refuse(error: OSError) -> None:
+    raise ImageError(f"{error.filename}: the folder cannot be listed: {error.strerror}") from error

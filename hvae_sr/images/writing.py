@@ -18,7 +18,7 @@ from .arrays import to_pil
 from .errors import ImageError, PathLike
 from .metadata import LONGEST_EXIF, METADATA_KEY, add_settings, as_stored, describe, fit_into_jpeg
 from .photo import WideImage
-from .reading import load_image
+from .reading import grey_levels, load_image
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +32,6 @@ _SAVE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 SUFFIXES = tuple(_SAVE_OPTIONS)
 LOSSY_SUFFIXES = (".jpg", ".jpeg")
-_WIDE = ("I", "I;16")
-"""Modes of 16 bits that PNG holds."""
 WIDE_SUFFIXES = (".png", ".tif", ".tiff")
 """Of formats that hold 16 bits a channel."""
 
@@ -81,6 +79,9 @@ def save_image(
         options = {"quality": quality}
     if isinstance(image, torch.Tensor):
         image = to_pil(image)
+    elif isinstance(image, Image.Image) and image.mode.startswith("I") and path.suffix.lower() in WIDE_SUFFIXES:
+        levels = grey_levels(image)  # whose range decides, as where they are read, for 8 bits or 16
+        image = Image.fromarray(levels) if levels.dtype == np.uint8 else WideImage(levels[..., None], image.info)
     profile, dpi, chunks = (image.info.get(name) for name in ("icc_profile", "dpi", "png_chunks"))
     profile = profile or b""
     if isinstance(image, Image.Image):
@@ -125,7 +126,7 @@ def _in_a_mode_of(file_format: str, image: Image.Image, profile: bytes) -> tuple
     """The image, and its profile, in a mode that the format holds."""
     if image.mode in ("RGBa", "PA", "La"):
         image = image.convert("LA" if image.mode == "La" else "RGBA")
-    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA") and not (file_format == "PNG" and image.mode in _WIDE):
+    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
         image = _as_read(image)
         profile = image.info.get("icc_profile", b"")
     if file_format == "JPEG" and image.mode not in ("L", "RGB"):

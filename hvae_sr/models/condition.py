@@ -74,7 +74,7 @@ class Condition:
         if self.estimate is None:
             return x
         highest = temperature if isinstance(temperature, Tensor) else max(np.atleast_1d(temperature))
-        return self.network.finish(x, self.estimate, torch.as_tensor(highest))
+        return self.network.finish(x, self.estimate, torch.as_tensor(highest, device="cpu"))
 
     def select(self, index: Tensor) -> "Condition":
         """The condition of the batch rows `index` (int64, may repeat): many samples share one bottom-up pass."""

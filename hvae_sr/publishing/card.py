@@ -176,7 +176,9 @@ def _describe(root: Path) -> dict[str, Any]:
     try:
         system = settings.get("_class_name")
         if system in PIPELINES and system != "SuperResolutionPipeline":
-            raise ValueError(f"`folder`: {root} is of a compared system ({system}), of which no card is made.")
+            raise ValueError(
+                f"`folder`: {root} is of a compared system ({system}), of which no card is made: write its README.md"
+            )
         models = {}
         for name in ("vdvae", "lr_encoder") if is_pipeline else ("",):
             config = read_object(root / name / "config.json", "folder")

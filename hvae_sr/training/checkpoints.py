@@ -26,14 +26,15 @@ class Progress:
 
     Args:
         crops_per_update: of all processes together; the place in an epoch is counted in such updates.
+        updates_per_epoch: as many as the photographs are enough for.
     """
 
-    def __init__(self, crops_per_update: int) -> None:
+    def __init__(self, crops_per_update: int, updates_per_epoch: int) -> None:
         self.step = 0
         self.skipped = 0
         self.skipped_in_a_row = 0
         self.unsound_in_a_row = 0
-        self.crops_per_update = crops_per_update
+        self.crops_per_update, self.updates_per_epoch = crops_per_update, updates_per_epoch
 
     def count(self, skipped: bool, sound: bool) -> None:
         """Counts an update that was left out or not, with a finite gradient (`sound`) or not."""
@@ -45,7 +46,7 @@ class Progress:
         return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Checkpoints of earlier versions do not tell `crops_per_update` and what was left out in a row."""
+        """Checkpoints of earlier versions do not tell what is per update or epoch, and was left out in a row."""
         vars(self).update(state)
 
 
@@ -212,7 +213,9 @@ def _checksum(path: Path) -> int:
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folders
+    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -130,7 +130,7 @@ class Trainer:
         if self.average is not None:
             self.average.to(device)
             self.accelerator.register_for_checkpointing(self.average)
-        self.progress = Progress(self.batches.crops_per_update)
+        self.progress = Progress(self.batches.crops_per_update, self.batches.updates_per_epoch)
         self.accelerator.register_for_checkpointing(self.scheduler, self.progress)
         self.log = Log(config, self.accelerator)
         self.saved_step: int | None = None
@@ -296,6 +296,13 @@ class Trainer:
                 f"must be the {self.progress.crops_per_update} crops an update of {found}: its place in the epoch is "
                 "counted in these"
             )
+        before, self.progress.updates_per_epoch = self.progress.updates_per_epoch, self.batches.updates_per_epoch
+        if before != self.batches.updates_per_epoch and self.accelerator.is_main_process:
+            logger.warning(
+                "an epoch has %d updates, and had %d up to %s: with other photographs or `crops_per_image` the run "
+                "goes on at another place of it, and crops of before may come again",
+                self.batches.updates_per_epoch, before, found,
+            )  # fmt: skip
         if found is not None and found.parent.resolve() == self.output_dir.resolve():
             self.saved_step = self.progress.step
         if self.accelerator.is_main_process:

@@ -669,6 +669,16 @@ def test_what_changes_nothing_of_a_run_may_change(changes, begun, options, tmp_p
         assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3)
 
 
+def test_another_number_of_crops_is_told_where_a_run_goes_on(options, tmp_path, caplog):
+    out = tmp_path / "out"
+    assert train.main(options("vdvae", out, max_train_steps=1)) == 0
+    again = {"resume_from_checkpoint": "latest"}
+    assert train.main(options("vdvae", out, max_train_steps=2, **again)) == 0
+    assert "an epoch has" not in caplog.text
+    assert train.main(options("vdvae", out, max_train_steps=3, crops_per_image=3, **again)) == 0
+    assert "goes on at another place" in caplog.text
+
+
 def test_accumulation_of_the_environment_is_refused(options, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     assert train.main(options("vdvae", tmp_path / "out")) == 2
