@@ -221,7 +221,7 @@ def projection_table(report: Mapping[str, Any]) -> str:
 
 
 def sample_rows(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The rows of samples of a report, by ascending temperature; of the projected ones, where there are any.
+    """The rows of samples of a report, by ascending temperature; of the projected ones, where users get these.
 
     Raises ValueError: the report is not of a pipeline.
     """
@@ -235,8 +235,13 @@ def sample_rows(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def has_projected(report: Mapping[str, Any]) -> bool:
-    """Whether a report has rows of projections: without a known H there are none."""
-    return any(str(row["name"]).endswith(" projected") for row in report["rows"])
+    """Whether a report's rows of projections are what users get.
+
+    Without a known H there are none, and compared systems may be measured with them and not project by themselves.
+    """
+    config = (report.get("pipeline") or {}).get("config", {})
+    own = config.get("enforce_consistency") != "False"
+    return own and any(str(row["name"]).endswith(" projected") for row in report["rows"])
 
 
 def command_line(report: Mapping[str, Any], output: str = "report.json") -> str:
@@ -301,18 +306,14 @@ def _dtype_of(report: Mapping[str, Any]) -> str:
 
 
 def kept_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of what users get: the projected ones, under the plain name, where there are both; bicubic as it is.
-
-    Of a compared system that does not project by itself, all under their own names.
-    """
-    config = (report.get("pipeline") or {}).get("config", {})
-    if config.get("enforce_consistency") == "False":
-        return [dict(row) for row in report["rows"] if row["name"] != "bicubic projected"]
-    names = {str(row["name"]) for row in report["rows"]}
-    chosen = [row for row in report["rows"] if row["name"] == "bicubic" or f"{row['name']} projected" not in names]
+    """The rows of what users get: the projected ones, under the plain name, where `has_projected`; bicubic as it is."""
+    rows = [dict(row, name=str(row["name"])) for row in report["rows"]]
+    if not has_projected(report):
+        return rows
+    names = {row["name"] for row in rows}
+    chosen = [row for row in rows if row["name"] == "bicubic" or f"{row['name']} projected" not in names]
     return [
-        {**row, "name": str(row["name"]) if "bicubic" in row["name"] else str(row["name"]).removesuffix(" projected")}
-        for row in chosen
+        row if "bicubic" in row["name"] else dict(row, name=row["name"].removesuffix(" projected")) for row in chosen
     ]
 
 
