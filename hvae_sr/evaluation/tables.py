@@ -61,7 +61,7 @@ SAME_BICUBIC = {"psnr": 0.15, "lr_psnr": 0.5}
 most. The faces of the paper have no published PSNR of bicubic."""
 
 
-_INFINITE = (("psnr", "best_psnr@"), ("lr_psnr_float",), ("lr_psnr",), ("detail",))
+_INFINITE: tuple[tuple[str, ...], ...] = (("psnr", "best_psnr@"), ("lr_psnr_float",), ("lr_psnr",), ("detail",))
 """What the names of metrics begin with that may be infinite, as for images without detail; by kind."""
 
 
@@ -90,7 +90,9 @@ def mean_rows(images: Sequence[Mapping[str, Mapping[str, float]]], num_samples: 
     """
     rows: list[dict[str, Any]] = []
     of_images = [infinite(image) for image in images]
-    kept = {kind: [i for i, found in enumerate(of_images) if kind not in found] for kind in (*_INFINITE, ())}
+    kept: dict[tuple[str, ...], list[int]] = {
+        kind: [i for i, found in enumerate(of_images) if kind not in found] for kind in (*_INFINITE, ())
+    }
 
     def mean(key: str, values: Sequence[float]) -> float:
         return float(np.mean([values[i] for i in kept[_kind(key)]] or values))

@@ -81,7 +81,11 @@ def save_image(
         image = to_pil(image)
     elif isinstance(image, Image.Image) and image.mode.startswith("I") and path.suffix.lower() in WIDE_SUFFIXES:
         levels = grey_levels(image)  # whose range decides, as where they are read, for 8 bits or 16
-        image = Image.fromarray(levels) if levels.dtype == np.uint8 else WideImage(levels[..., None], image.info)
+        image = (
+            Image.fromarray(levels)
+            if levels.dtype == np.uint8
+            else WideImage(levels[..., None], {str(name): value for name, value in image.info.items()})
+        )
     profile, dpi, chunks = (image.info.get(name) for name in ("icc_profile", "dpi", "png_chunks"))
     profile = profile or b""
     if isinstance(image, Image.Image):
