@@ -21,7 +21,7 @@ from PIL import Image
 
 from hvae_sr.cli.common import load_pipeline
 from hvae_sr.evaluation import evaluate, load_perceptual, read_report, write_report
-from hvae_sr.evaluation.tables import markdown_lines, mean_rows
+from hvae_sr.evaluation.tables import has_projected, markdown_lines, mean_rows
 
 BANDS = ("mild-jpeg", "noise", "blur-noise", "second-order")
 OPTIONS = ("every", "num_images", "num_samples", "temperatures", "coverage_samples", "seed")
@@ -106,7 +106,7 @@ def rows(reports: list[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, A
     """(label, means over all images of the reports) of what users get: projected where the system does that."""
     images = [image["rows"] for report in reports for image in report["images"]]
     found = {row["name"]: row for row in mean_rows(images, reports[0]["num_samples"])}
-    ours = reports[0]["pipeline"]["class"] == "SuperResolutionPipeline"
+    ours = has_projected(reports[0]) or reports[0]["pipeline"]["class"] == "SuperResolutionPipeline"
     for name, row in found.items():
         if name.startswith("bicubic") or name.endswith(" projected") and not ours:
             continue

@@ -5,11 +5,11 @@ python benchmarks/train_bundled.py NAME --train_data_dir DIR [DIR ...] --output_
 
 `hub_configs/NAME/recipe.yaml` has the model to start from (`start`: a folder of hub_configs; NAME@REVISION, one of an
 earlier revision of this repository; or null for random weights), the files of options for train.py (`parts`, at most
-three, in turn, each from the weights of the last one), and the options of `hvae-sr evaluate` for each table
+three, in turn, each from the weights of the last one; a part of stage `regression` trains the restorer of the parts
+after it, with the one in `--restorer` as its teacher), and the options of `hvae-sr evaluate` for each table
 (`evaluate`: name of the set, size and so on). A restorer or a regression that y is read through comes from the folders
-given by these names where the start has none for its scale factor. A part of stage `regression` trains that of the
-parts after it, from the one that is given: on photographs, or, with some of its blocks (`pretrained_blocks`), on its
-images. Part n is in OUT/n-PART; the trained folder is that of the last part; the reports are OUT/evaluation-n.json.
+given by these names where the start has none for its scale factor. Part n is in OUT/n-PART; the trained folder is that
+of the last part; the reports are OUT/evaluation-n.json.
 """
 
 import argparse
@@ -103,15 +103,12 @@ def training_commands(
         common = ["--output_dir", str(folder), "--resume_from_checkpoint", "latest", *options]
         own = yaml.safe_load((CONFIGS / name / part).read_text())
         if own.get("stage") == "regression":
-            network = json.loads((CONFIGS / name / own["baseline"]).read_text())["architecture"]
-            kind = next(kind for kind, (_, kept) in FROZEN.items() if kept == network)
-            given = weights[kind]
+            given = weights["restorer"]
             if given is None:
-                raise ValueError(f"`--{kind}` must be given: {part} starts from a trained {network}, got none")
-            teacher = ["--pretrained_teacher", given] if "pretrained_blocks" in own else []
-            commands.append([*command, *teacher, "--pretrained_network", given, *common])
-            weights[kind] = str(folder / "network")
-            held = {(other, scale) for other, scale in held if other != kind}
+                raise ValueError(f"`--restorer` must be given: {part} imitates a trained RRDBNet, got none")
+            commands.append([*command, "--pretrained_teacher", given, "--pretrained_network", given, *common])
+            weights["restorer"] = str(folder / "network")
+            held = {(kind, scale) for kind, scale in held if kind != "restorer"}
             continue
         if start is not None:
             command += [
@@ -149,11 +146,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("name", metavar="NAME", help="folder of hub_configs with a recipe.yaml")
     parser.add_argument("--output_dir", required=True, type=Path, help="of the parts and the reports")
     parser.add_argument(
-        "--restorer", help="folder of the trained RRDBNet that y is read through, or that a part starts from"
+        "--restorer", help="folder of the trained RRDBNet that the LR network reads y through, or learns"
     )
-    parser.add_argument(
-        "--regression", help="folder of the trained SPAN whose estimate the likelihood is centred on, or so"
-    )
+    parser.add_argument("--regression", help="folder of the trained SPAN whose estimate the likelihood is centred on")
     parser.add_argument("--benchmarks", type=Path, help="folder of the folders Set5, BSD100, ...; none: no evaluation")
     parser.add_argument("--lpips", help="AlexNet's weights, for LPIPS in the evaluation")
     given, options = parser.parse_known_args(arguments)

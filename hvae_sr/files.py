@@ -147,6 +147,20 @@ def replacing_in(folder: Path, index: str, outdated: re.Pattern[str]) -> Iterato
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files in a folder and in folders in it, where `Path.rglob` passes over what cannot be listed.
+
+    Raises:
+        OSError: a folder cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for root, _, names in os.walk(folder, onerror=refuse):
+        yield from (Path(root, name) for name in names)
+
+
 def check_writable(folder: Path, argument: str) -> None:
     """Raises a ValueError that names `argument` where a folder can neither be written to nor be made."""
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())

@@ -16,8 +16,6 @@ from hvae_sr.operators import Downsampling
 class NoisyBicubic:
     """The interface of a pipeline: bicubic interpolation plus noise, sample j from the seed `seed + j`."""
 
-    projects = True
-
     def __init__(self, kernel: str = "bicubic", noise: float = 0.03):
         self.operator, self.noise, self.calls = Downsampling(4, kernel=kernel), noise, []
         self.config = {"noise": noise, "_name_or_path": "somewhere"}

@@ -503,6 +503,11 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
     assert find_images(tmp_path) == []
     with pytest.raises(ImageError, match=r"closed: the folder cannot be listed: Permission denied"):
         find_images(tmp_path, recursive=True)
+    assert find_images(tmp_path, True, leave_out=[tmp_path / "closed"], errors=(errors := [])) == [] == errors
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    assert find_images(tmp_path, True, errors=errors) == [tmp_path / "a.png"] and len(errors) == 1
+    with pytest.raises(PermissionError):
+        list(files.files_below(tmp_path))
 
 
 def test_a_missing_path_is_refused(tmp_path):

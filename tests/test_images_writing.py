@@ -287,9 +287,14 @@ def test_a_picture_of_any_mode_is_written_as_it_is_read(tmp_path, mode, suffix):
 )
 def test_wide_integers_are_written_in_the_bits_that_they_are_read_in(tmp_path, suffix, levels, bits):
     image = Image.fromarray(levels)
+    image.info |= {"dpi": (300, 300), "transparency": int(levels[0, 3])}
     save_image(image, tmp_path / f"a.{suffix}")
     written, read = read_photo(tmp_path / f"a.{suffix}"), read_photo(image)
     assert (written.wide is not None) == (bits == 16) and np.array_equal(written.pixels, read.pixels)
+    assert written.alpha is not None and np.array_equal(np.asarray(written.alpha), np.asarray(read.alpha))
+    assert written.dpi == pytest.approx((300, 300), abs=0.1)
+    with pytest.raises(ImageError, match="32-bit integers"):
+        save_image(Image.fromarray(np.full((8, 8), 2**20, np.int32)), tmp_path / f"b.{suffix}")
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tiff"])

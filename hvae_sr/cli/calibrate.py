@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     from ..images import load_image
     from ..pipelines import SuperResolutionPipeline
     from ..posterior.conformal import check_coverage
-    from ..publishing.push import files_to_push
+    from ..publishing.push import PUBLISHED, files_to_push
 
     output = Path(options.output_dir)
     check_writable(output, "output_dir")
@@ -63,11 +63,12 @@ def run(options: argparse.Namespace) -> int:
         check_coverage(options.coverage, len(source.images))
     except ValueError as error:  # of the pipeline's `images`, which are those of `--data` here
         raise ValueError(str(error).replace("`images`", "`data`: images")) from None
+    if not folder.is_dir():  # also what is not loaded, such as the encoder of x
+        folder = Path(snapshot_download(options.model, allow_patterns=list(PUBLISHED)))
+        options.model = str(folder)
     pipeline = load_pipeline(options, fast=True)
     if not isinstance(pipeline, SuperResolutionPipeline):
         raise ValueError(f"`model`: {type(pipeline).__name__} is not calibrated: intervals are made for VD-VAE models")
-    if not folder.is_dir():
-        folder = Path(snapshot_download(options.model))  # also what was not loaded, such as the encoder of x
     scale = pipeline.operator.scale_factor
     if options.size < 0 or options.size % scale:
         raise ValueError(f"`size` must be a multiple of {scale}, or 0, got {options.size}")

@@ -106,7 +106,7 @@ def plan(options: argparse.Namespace) -> Plan:
     errors: list[Exception] = []
     for source in map(Path, options.inputs):
         try:
-            paths = find_images(source, recursive=options.recursive)
+            paths = find_images(source, recursive=options.recursive, errors=errors)
         except ImageError as error:
             errors.append(error)
             continue

@@ -149,7 +149,8 @@ def _complete(options: argparse.Namespace, pipeline: "SuperResolutionPipeline") 
     options.dtype = str(pipeline.inference_dtype).removeprefix("torch.")
     options.num_samples = 5 if options.num_samples is None else options.num_samples
     options.seed = options.seed or 0
-    options.no_consistency = bool(options.no_consistency) or not pipeline.projects
+    if options.no_consistency is None:
+        options.no_consistency = not pipeline.projects
     if options.bits == 16 and f".{options.format}" not in WIDE_SUFFIXES:
         raise ValueError(
             f"`--bits` 16, as given or as `--like` has it, goes with `--format` png or tiff; {options.format} holds 8"

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
+from ..files import files_below
 from ..images import load_image
 from .augmentation import Augmentation, draw, resize
 from .crops import NAMES_LOGGED, Degrader, ImageCrops, one_line
@@ -89,7 +90,7 @@ def _local_files(name: str, split: str) -> tuple[str | None, list[str]]:
     """The library's name of the kind of local files that `name` means, and those of the split; None for the Hub's."""
     path = Path(name)
     if path.is_dir():
-        every = sorted(str(file) for suffix in _BUILDERS for file in path.rglob(f"*{suffix}"))
+        every = sorted(str(file) for file in files_below(path) if file.name.endswith(tuple(_BUILDERS)))
 
         def called(word: str) -> list[str]:
             pattern = re.compile(rf"(?<![a-z0-9]){re.escape(word)}(?![a-z0-9])", re.IGNORECASE)

@@ -239,8 +239,8 @@ def group_information(model: Model, images: Iterable[Image.Image], seed: int = 0
             found["from_x"].append([float(kl.sum()) / bit for kl in group_kl])
         if condition is not None:
             groups = vdvae.top_down(1, size, noise, condition=condition).groups
-            kls = [group.lr_posterior.kl(group.prior) if group.lr_posterior else torch.zeros(1) for group in groups]
-            found["from_y"].append([float(kl.sum()) / bit for kl in kls])
+            kls = [group.lr_posterior.kl(group.prior).sum() if group.lr_posterior else 0 for group in groups]
+            found["from_y"].append([float(kl) / bit for kl in kls])
     return {
         "analysis": "group information",
         "strides": [vdvae.stride(group) for group in range(vdvae.num_groups)],

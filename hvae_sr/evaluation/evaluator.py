@@ -62,14 +62,16 @@ class Scorer:
         image: HR, as it is in the data.
         perceptual: further metrics.
         exact: whether y is H of the HR image, so that estimates are projected on {x : Hx = y} too.
+        projects: whether the projected ones are what users get.
     """
 
     def __init__(
         self, protocol: EvaluationProtocol, image: SourceImage, size: int, scale: int, perceptual: PerceptualMetrics,
         exact: bool = True,
+        projects: bool = True,
     ):  # fmt: skip
         self.name, self.protocol, self.scale, self.perceptual = image.name, protocol, scale, perceptual
-        self.exact = exact
+        self.exact, self.projects = exact, projects
         self.rows: Rows = {}
         self.features: Features = {}
         self.truth: dict[str, list[Tensor]] = {}
@@ -137,17 +139,18 @@ class Scorer:
     ) -> None:
         """Rows of samples ``[N, H, W, 3]`` as they are, and projected if y is Hx; those of one temperature tell it.
 
-        Those of a pipeline tell their temperature. Rows are of the first `kept`, and of their mean image. All N of the
-        last kind serve curves over their number and, if `calibrate`, the calibration. A method of one image has one
-        row: its sample is its mean.
+        Those of a pipeline tell their temperature. Rows are of the first `kept`, and of their mean image. All N of
+        what users get serve curves over their number and, if `calibrate`, the calibration. A method of one image has
+        one row: its sample is its mean.
         """
         with _naming(self.name):
             more = {} if temperature is None else {"temperature": temperature}
+            last, sets = samples, [(samples, label)]
             if self.exact:
-                last = np.stack([self._project(sample) for sample in samples])
-                sets = [(samples[:kept], label), (last, f"{label} projected")]
-            else:
-                last, sets = samples, [(samples, label)]
+                projected = np.stack([self._project(sample) for sample in samples])
+                if self.projects:
+                    last, sets = projected, [(samples[:kept], label)]
+                sets.append((projected if self.projects else projected[:kept], f"{label} projected"))
             for images, name in sets:
                 alone = kept == 1 and temperature is None
                 each = [self._quality(image) for image in images[:kept]]
@@ -341,9 +344,10 @@ def evaluate(
     settings |= {"predictions": None, "metrics": perceptual.names, "absent": perceptual.absent, "versions": _versions()}
     settings |= {"metric_identities": perceptual.identities, **({"source": source.options} if source.options else {})}
     made = degradation if isinstance(degradation, Degradation) or degradation is None else load_degradation(degradation)
-    exact = made is None  # y is Hx, for whoever wants it
-    if pipeline is not None:
-        exact = pipeline.projects or exact and pipeline.config.get("consistency") != "none"
+    projects = pipeline is not None and bool(getattr(pipeline, "projects", True))
+    exact = projects or made is None  # then y is Hx, for whoever wants it
+    if pipeline is not None and pipeline.config.get("consistency") == "none":
+        exact = False
     if made is not None:
         settings["degradation"] = {"name": made.name, "seed": seed, **made.as_dict()}
     others: Predictions | None = None
@@ -370,7 +374,7 @@ def evaluate(
         scorers = []
         for image in images:
             own = chosen if made is None else degraded(chosen, made, seed, image.number)
-            scorers.append(Scorer(own, image, settings["size"] or 0, scale_factor, perceptual, exact))
+            scorers.append(Scorer(own, image, settings["size"] or 0, scale_factor, perceptual, exact, projects))
         for tau in settings["temperatures"] if pipeline is not None else ():
             covered = (coverage_samples or 0) if tau == 1 else 0
             drawn = draw(pipeline, [scorer.lr for scorer in scorers], tau, max(kept, covered), seed, **options)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..files import files_below
 from ..images import IMAGE_SUFFIXES, find_images, load_image, open_file, read_metadata
 from ..images.errors import image_errors
 
@@ -109,7 +110,7 @@ def open_source(
         raise ValueError(f"`every` must be at least 1, got {every}.")
     folder = Path(data)
     holds_images = folder.is_dir() and len(find_images(folder)) > 0
-    holds_data = folder.is_dir() and not holds_images and any(folder.rglob("*.parquet"))
+    holds_data = folder.is_dir() and not holds_images and any(file.suffix == ".parquet" for file in files_below(folder))
     is_hub_id = not folder.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", os.fspath(data)) is not None
     if is_hub_id and folder.parent.is_dir():  # rather a typing error, which should not wait for the Hub
         raise ValueError(f"`data`: there is no {folder.name!r} in the folder {os.fspath(folder.parent)!r}.")

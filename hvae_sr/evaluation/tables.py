@@ -95,7 +95,8 @@ def mean_rows(images: Sequence[Mapping[str, Mapping[str, float]]], num_samples: 
     }
 
     def mean(key: str, values: Sequence[float]) -> float:
-        return float(np.mean([values[i] for i in kept[_kind(key)]] or values))
+        finite = [value for value in values if math.isfinite(value)]  # where no image is so in all rows
+        return float(np.mean([values[i] for i in kept[_kind(key)]] or finite or values))
 
     for name, first in images[0].items():
         row: dict[str, Any] = {"name": name}
@@ -239,10 +240,10 @@ def sample_rows(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def has_projected(report: Mapping[str, Any]) -> bool:
     """Whether a report's rows of projections are what users get.
 
-    Without a known H there are none, and compared systems may be measured with them and not project by themselves.
+    Without a known H there are none; images of other methods, and of compared systems, are measured with them too.
     """
     config = (report.get("pipeline") or {}).get("config", {})
-    own = config.get("enforce_consistency") != "False"
+    own = report.get("predictions") is None and config.get("enforce_consistency") != "False"
     return own and any(str(row["name"]).endswith(" projected") for row in report["rows"])
 
 

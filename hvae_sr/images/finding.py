@@ -22,36 +22,45 @@ def _natural_key(path: Path) -> tuple[Any, ...]:
 
 
 def find_images(
-    paths: PathLike | Iterable[PathLike], recursive: bool = False, leave_out: Iterable[PathLike] = ()
-) -> list[Path]:
+    paths: PathLike | Iterable[PathLike], recursive: bool = False, leave_out: Iterable[PathLike] = (),
+    errors: list[Exception] | None = None,
+) -> list[Path]:  # fmt: skip
     """List image files: files are taken as given, folders are searched for known suffixes.
 
     Arguments keep their order, a folder's files are in natural order ("img2" before "img10"), and a file met
     twice is listed once. Folders in folders are searched if `recursive`, also through links; hidden ones and
     hidden files are not, nor are the folders of `leave_out`, such as one that results go to. Raises ImageError for a
-    path that does not exist, or a folder that cannot be listed.
+    path that does not exist, and for a folder that cannot be listed unless there is a list of `errors` to add it to.
     """
     found: list[Path] = []
     for given in map(Path, [paths] if isinstance(paths, (str, os.PathLike)) else paths):
         if not given.exists():
             raise ImageError(f"{given}: no such file or folder")
-        found.extend(sorted(_walk(given, recursive, leave_out), key=_natural_key) if given.is_dir() else [given])
+        found.extend(
+            sorted(_walk(given, recursive, leave_out, errors), key=_natural_key) if given.is_dir() else [given]
+        )
     return list(dict.fromkeys(found))
 
 
-def _walk(folder: Path, recursive: bool, leave_out: Iterable[PathLike]) -> Iterator[Path]:
-    visited = set(map(os.path.realpath, leave_out))  # a link may lead back up
-    for root, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+def _walk(
+    folder: Path, recursive: bool, leave_out: Iterable[PathLike], errors: list[Exception] | None
+) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        found = ImageError(f"{error.filename}: the folder cannot be listed: {error.strerror}")
+        if errors is None:
+            raise found from error
+        errors.append(found)
+
+    left_out = set(map(os.path.realpath, leave_out))
+    visited = set(left_out)  # a link may lead back up
+    for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(root)
         if real in visited:
             folders.clear()
             continue
         visited.add(real)
-        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+        below = [name for name in folders if recursive and not name.startswith(".")]
+        folders[:] = [name for name in below if os.path.realpath(os.path.join(root, name)) not in left_out]
         for name in names:
             if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
                 yield Path(root, name)
-
-
-def _refuse(error: OSError) -> None:
-    raise ImageError(f"{error.filename}: the folder cannot be listed: {error.strerror}") from error

@@ -429,22 +429,15 @@ def _from_heif(file: IO[bytes], frame: int | None) -> _Decoded:
     return _Decoded(pixels, picture.info, exif)
 
 
-def grey_levels(image: Image.Image) -> np.ndarray:
-    """`[H, W]`, uint8 or uint16, of a mode of integers wider than 8 bits.
-
-    Raises:
-        ValueError: levels beyond 17 bits.
-    """
-    if image.mode.startswith("I;16") or image.format == "PPM":  # this of more than 8 bits, which Pillow scales to 16
-        return np.asarray(image).astype(np.uint16)
-    return tiff.integer_levels(np.asarray(image))
-
-
 def _channels(image: Image.Image, profile: bytes, warnings: list[str]) -> np.ndarray:
     """`[H, W, 1 to 4]`, uint8 or uint16, of a decoded image of any mode."""
     mode = image.mode
-    if mode.startswith("I"):
-        return grey_levels(image)[..., None]
+    if mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16)[..., None]
+    if mode == "I" and image.format == "PPM":  # of more than 8 bits, which Pillow scales to 16
+        return np.asarray(image).astype(np.uint16)[..., None]
+    if mode == "I":
+        return tiff.integer_levels(np.asarray(image))[..., None]
     if mode == "F":
         return tiff.float_levels(np.asarray(image), warnings)[..., None]
     if mode == "CMYK" and profile:

@@ -18,7 +18,7 @@ from .arrays import to_pil
 from .errors import ImageError, PathLike
 from .metadata import LONGEST_EXIF, METADATA_KEY, add_settings, as_stored, describe, fit_into_jpeg
 from .photo import WideImage
-from .reading import grey_levels, load_image
+from .reading import load_image, read_photo
 
 logger = logging.getLogger(__name__)
 
@@ -80,12 +80,7 @@ def save_image(
     if isinstance(image, torch.Tensor):
         image = to_pil(image)
     elif isinstance(image, Image.Image) and image.mode.startswith("I") and path.suffix.lower() in WIDE_SUFFIXES:
-        levels = grey_levels(image)  # whose range decides, as where they are read, for 8 bits or 16
-        image = (
-            Image.fromarray(levels)
-            if levels.dtype == np.uint8
-            else WideImage(levels[..., None], {str(name): value for name, value in image.info.items()})
-        )
+        image = _as_wide(image)
     profile, dpi, chunks = (image.info.get(name) for name in ("icc_profile", "dpi", "png_chunks"))
     profile = profile or b""
     if isinstance(image, Image.Image):
@@ -146,11 +141,28 @@ def _in_a_mode_of(file_format: str, image: Image.Image, profile: bytes) -> tuple
     return image, profile
 
 
+def _as_wide(image: Image.Image) -> Image.Image | WideImage:
+    """Grey levels of integers wider than 8 bits, as they are read: in 8 bits where none exceeds 255, else in 16."""
+    photo = read_photo(_bare(image))
+    info = {str(name): value for name, value in image.info.items() if name != "transparency"}
+    if photo.wide is not None:
+        return WideImage(np.ascontiguousarray(photo.wide[..., [0, *range(3, photo.wide.shape[-1])]]), info)
+    narrow = photo.image.getchannel(0)
+    narrow = narrow if photo.alpha is None else Image.merge("LA", (narrow, photo.alpha))
+    narrow.info = dict(info)
+    return narrow
+
+
 def _as_read(image: Image.Image) -> Image.Image:
-    """`load_image` of the pixels as they stand: what else its `info` says was applied, or is written beside them."""
+    """`load_image` of the pixels as they stand."""
+    return load_image(_bare(image), limited=False)
+
+
+def _bare(image: Image.Image) -> Image.Image:
+    """Without what else `info` says, which was applied, or is written beside the pixels."""
     bare = image.copy()
     bare.info = {name: image.info[name] for name in ("icc_profile", "transparency") if name in image.info}
-    return load_image(bare, limited=False)
+    return bare
 
 
 @functools.lru_cache(maxsize=16)

@@ -10,6 +10,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id
 
+from ..files import files_below
 from ..pipelines.baselines import pipeline_class
 from ..pipelines.inputs import check_components
 from .card import model_card, read_index
@@ -27,6 +28,8 @@ from hvae_sr import {name} as {name}
 """
 
 _SUFFIXES = {".json", ".md", ".png", ".safetensors", ".svg", ".webp", ".weights"}
+PUBLISHED = ("LICENSE*", "train.yaml", "degradation.yaml", *(f"*{suffix}" for suffix in sorted(_SUFFIXES)))
+"""Patterns of what a repository may hold of a model."""
 _TOP = {"model_index.json", "config.json", "train.yaml", "degradation.yaml"}
 """Of the configurations at the top, those of these weights: not the recipes and networks of earlier parts of training,
 nor `training_config.json`, which names the folders of the machine that trained."""
@@ -54,7 +57,7 @@ def files_to_push(folder: str | os.PathLike[str]) -> dict[str, Path | bytes]:
     if index is not None:
         check_components(index, pipeline_class(root).component_classes)
     found: dict[str, Path | bytes] = {}
-    for path in sorted(root.rglob("*")):
+    for path in sorted(files_below(root)):
         relative = path.relative_to(root)
         if any(part.startswith(_SKIPPED_FOLDERS) for part in relative.parts[:-1]) or not path.is_file():
             continue

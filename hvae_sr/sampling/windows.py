@@ -70,12 +70,12 @@ class Tile(Window):
 
 def _weights(length: int, before: int, after: int, blend: int) -> Tensor:
     """Of a tile along one axis: 0, a rise in the middle of the first `before`, 1, a fall in the last `after`, 0."""
-    weights = torch.ones(length)
-    ramp = (torch.arange(blend) + 0.5) / blend
+    weights = torch.ones(length, device="cpu")
+    ramp = (torch.arange(blend, device="cpu") + 0.5) / blend
 
     def fall(shared: int) -> Tensor:
         lead = (shared - blend) // 2
-        return torch.cat((torch.ones(lead), 1 - ramp, torch.zeros(shared - blend - lead)))
+        return torch.cat((ramp.new_ones(lead), 1 - ramp, ramp.new_zeros(shared - blend - lead)))
 
     if before:
         weights[:before] *= 1 - fall(before)

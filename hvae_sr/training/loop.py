@@ -296,13 +296,12 @@ class Trainer:
                 f"must be the {self.progress.crops_per_update} crops an update of {found}: its place in the epoch is "
                 "counted in these"
             )
-        before, self.progress.updates_per_epoch = self.progress.updates_per_epoch, self.batches.updates_per_epoch
-        if before != self.batches.updates_per_epoch and self.accelerator.is_main_process:
+        if self.progress.updates_per_epoch != self.batches.updates_per_epoch and self.accelerator.is_main_process:
             logger.warning(
-                "an epoch has %d updates, and had %d up to %s: with other photographs or `crops_per_image` the run "
-                "goes on at another place of it, and crops of before may come again",
-                self.batches.updates_per_epoch, before, found,
+                "an epoch is of another length than up to %s: with other photographs or `crops_per_image` the run goes "
+                "on at another place of it, and crops of before may come again", found,
             )  # fmt: skip
+        self.progress.updates_per_epoch = self.batches.updates_per_epoch
         if found is not None and found.parent.resolve() == self.output_dir.resolve():
             self.saved_step = self.progress.step
         if self.accelerator.is_main_process:

@@ -3,7 +3,6 @@
 import inspect
 import json
 import logging
-import math
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ from typing import Any, TypeVar, cast
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 from safetensors import SafetensorError
-from torch import Tensor
 
 from ..baselines import SPAN, AncestralScheduler, RRDBNet
 from ..checkpoints.compared import ARCHITECTURES, PRESETS, Recipe
@@ -141,28 +139,16 @@ def _baseline(config: TrainingConfig, load_weights: bool) -> BaselineObjective:
 def _start_baseline(network: Any, trained: Any) -> None:
     """All weights of a trained network; of one for another scale factor all but those that enlarge (EDSR, section 3.2).
 
-    The end of a sub-pixel convolution for a multiple of its factor starts as its image, each pixel repeated.
-
     Raises:
         RuntimeError: it differs in anything else.
     """
     state, own = trained.state_dict(), network.state_dict()
     differing = {name for name, value in network.config.items() if trained.config.get(name) != value and name[0] != "_"}
     if differing == {"scale_factor"}:
-        state = {name: _repeated(x, own[name]) for name, x in state.items() if name in own}
-        state = {name: x for name, x in state.items() if own[name].shape == x.shape}
+        state = {name: x for name, x in state.items() if name in own and own[name].shape == x.shape}
         logger.info("%d of %d weights from the network for another scale factor", len(state), len(own))
         state = own | state
     network.load_state_dict(state)
-
-
-def _repeated(x: Tensor, own: Tensor) -> Tensor:
-    """Weights `[3 r^2, ...]` before a shuffle by r as `[3 (k r)^2, ...]` for one by k r; other weights as they are."""
-    r, s = (math.isqrt(len(each) // 3) if each.ndim else 0 for each in (x, own))
-    if not r or s % r or (len(x), len(own)) != (3 * r**2, 3 * s**2) or x.shape[1:] != own.shape[1:]:
-        return x
-    squares = x.unflatten(0, (3, r, r))
-    return squares.repeat_interleave(s // r, 1).repeat_interleave(s // r, 2).flatten(0, 2)
 
 
 def _regression(config: TrainingConfig, load_weights: bool) -> tuple[Any, ...]:

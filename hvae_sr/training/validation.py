@@ -75,7 +75,9 @@ class Validator:
                     error = ((columns[name].astype(float) - columns["HR"]) ** 2).mean(axis=(1, 2, 3))
                     psnr = 10 * np.log10(255**2 / np.maximum(error, 1e-10))
                     measured[f"validation_psnr_t{temperature:g}"] = float(psnr.mean())
-                    measured[f"validation_lr_psnr_t{temperature:g}"] = float(np.mean(out.lr_psnr))
+                    measured[f"validation_lr_psnr_t{temperature:g}"] = float(
+                        np.minimum(out.lr_psnr, 150).mean()
+                    )  # black is infinite
             elif isinstance(objective, ELBO):
                 x, noise = images.float() / 127.5 - 1, CounterNoise(range(count))
                 columns["reconstruction"] = _pixels((objective.vdvae(x, noise=noise).sample + 1) / 2)

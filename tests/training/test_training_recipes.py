@@ -9,7 +9,6 @@ import pytest
 import yaml
 from runs import LR_CONFIGS, VDVAE_CONFIG, log, weights
 
-from hvae_sr.baselines import SPAN, RRDBNet
 from hvae_sr.training import TrainingConfig
 from hvae_sr.training.config import read_recipe
 from hvae_sr.training.networks import baseline_recipe
@@ -46,12 +45,10 @@ def test_the_parts_of_a_recipe_are_there_and_follow_each_other(name, command, tm
         named = {name: options.get(f"--{name}") for name in ("output_dir", "lpips_weights", "pretrained_network")}
         config = TrainingConfig(**options_of_part | named, train_data_dir=[options["--train_data_dir"]])
         if config.stage == "regression":
+            assert options["--pretrained_teacher"] == options["--pretrained_network"] == "restorer"
+            frozen["restorer"] = str(Path(config.output_dir) / "network")
             network = baseline_recipe(config).build("meta")
-            kind = {RRDBNet: "restorer", SPAN: "regression"}[type(network)]
-            assert options["--pretrained_network"] == kind
-            assert options.get("--pretrained_teacher") == (kind if config.pretrained_blocks else None)
-            assert not config.pretrained_blocks or len(config.pretrained_blocks) == len(network.body)
-            frozen[kind] = str(Path(config.output_dir) / "network")
+            assert len(config.pretrained_blocks) == len(network.body)
             folders.append(Path(config.output_dir))
             continue
         start = options.get("--pretrained_vdvae")
@@ -66,7 +63,7 @@ def test_a_recipe_with_a_restorer_needs_its_weights(command, tmp_path, monkeypat
     monkeypatch.setattr(command, "start_folder", lambda start, output: output / str(start))
     with pytest.raises(ValueError, match="`--restorer` must be given: train_point.yaml reads y through"):
         command.training_commands("photo-x4", command.read_recipe("photo-x4"), tmp_path, [])
-    with pytest.raises(ValueError, match="`--restorer` must be given: train.yaml starts from a trained RRDBNet"):
+    with pytest.raises(ValueError, match="`--restorer` must be given: train.yaml imitates a trained RRDBNet"):
         command.training_commands("realsr-small", command.read_recipe("realsr-small"), tmp_path, [])
     recipe = command.read_recipe("natural-x4")
     with pytest.raises(ValueError, match="`--regression` must be given: train.yaml reads y through a trained SPAN"):
