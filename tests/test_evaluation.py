@@ -34,7 +34,7 @@ from hvae_sr.evaluation import (
 from hvae_sr.evaluation.perceptual import LPIPS
 from hvae_sr.evaluation.samples import draw
 from hvae_sr.evaluation.sources import open_source
-from hvae_sr.evaluation.tables import command_line, mean_rows
+from hvae_sr.evaluation.tables import command_line, kept_rows, mean_rows
 from hvae_sr.images import ImageError, WideImage, save_image
 
 
@@ -96,6 +96,9 @@ def test_another_methods_images_are_scored_as_samples(folder, predictions):
     assert rows["sample Ours"]["lr_psnr_float"] < 60 < 100 < rows["sample Ours projected"]["lr_psnr_float"]
     assert rows["mean Ours"]["psnr"] > rows["sample Ours"]["psnr"] and rows["sample Ours"]["apd_mse"] > 0
     assert "--predictions Ours" in command_line(report)
+    kept = {row["name"]: row["psnr"] for row in kept_rows(report)}  # under their own names: nobody has projected them
+    assert kept == {name: row["psnr"] for name, row in rows.items()}
+    assert "best_psnr@2" in rows["sample Ours"] and "Ours projected" in results_document([report])
 
 
 def test_one_image_of_each_is_one_row_without_diversity(folder, predictions):

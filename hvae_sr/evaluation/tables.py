@@ -363,9 +363,9 @@ def results_document(reports: Sequence[Mapping[str, Any]], names: Sequence[str] 
 
 _HOW_TO_READ = [
     "`docs/evaluation.md` says what the figures are. A cell is PSNR in dB (gain over bicubic of the same source) /",
-    "SSIM / LPIPS, where it was measured; samples are projected. MSE ratio: the squared error of a sample over that of",
-    "the posterior's mean, and what a calibrated sampler has; coverage: of central 90 % intervals. What two reports",
-    "have is that of the one in float32 (no `--dtype`).",
+    "SSIM / LPIPS, where it was measured; samples are as a call returns them, projected where the model does that. MSE",
+    "ratio: the squared error of a sample over that of the posterior's mean, and what a calibrated sampler has;",
+    "coverage: of central 90 % intervals. What two reports have is that of the one in float32 (no `--dtype`).",
 ]
 _SETS = {
     "std": ("std, grey levels", ".1f"),
