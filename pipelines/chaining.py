@@ -71,6 +71,8 @@ def samples_at(
     y, photo = single_photo(image)
     size = (max(round(y.shape[-2] * outscale), 1), max(round(y.shape[-1] * outscale), 1))
     options = SamplingOptions.gather(named.pop("options", None), {})
+    if passes > 1 and named.get("return_latents", options.return_latents):
+        raise ValueError(f"`return_latents`: latents are of one pass, and `outscale` {outscale:g} takes {passes}")
     given = named.get("max_memory", options.max_memory)
     named["options"] = options
     check_count("max_memory", given, 1, optional=True)

@@ -56,9 +56,9 @@ class ComparedPipeline(PhotoPipeline):
         self._checked_temperature(default_temperature, "default_temperature")
         operator = cached_downsampling(scale_factor, downsampling_kernel)
         self.register_to_config(
-            scale_factor=scale_factor,
+            scale_factor=operator.scale_factor,
             downsampling_kernel=operator.kernel,
-            default_temperature=default_temperature,
+            default_temperature=float(default_temperature),
             enforce_consistency=enforce_consistency,
             **own,
         )

@@ -65,10 +65,9 @@ class SuperResolutionImageProcessor(ImageProcessingMixin):
         super().__init__(**kwargs)
         check_count("size_multiple", size_multiple, 1)
         check_consistency(consistency)
-        downsampling_kernel = cached_downsampling(scale_factor, downsampling_kernel).kernel  # as JSON can hold it
-        self.scale_factor = scale_factor
-        self.downsampling_kernel = downsampling_kernel
-        self.size_multiple = size_multiple
+        operator = cached_downsampling(scale_factor, downsampling_kernel)
+        self.scale_factor, self.downsampling_kernel = operator.scale_factor, operator.kernel  # as JSON can hold them
+        self.size_multiple = int(size_multiple)
         self.consistency = consistency
 
     @classmethod

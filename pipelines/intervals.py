@@ -187,6 +187,8 @@ class IntervalPipeline(SamplingPipeline):
 
         with self._releasing():
             factor, count = smallest_factor(curves(), coverage)
-        found = Calibration(coverage, factor, count, num_samples, float(temperature), call.enforce_consistency)
+        found = Calibration(
+            float(coverage), factor, count, int(num_samples), float(temperature), call.enforce_consistency
+        )
         self.register_to_config(calibration=found.to_dict())
         return found

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +57,15 @@ class SamplingPipeline(Computing, PhotoPipeline):
         check_network("lr_encoder", lr_encoder, LREncoder, LRConditioner)
         check_flag("fast_inference", fast_inference)
         check_consistency(consistency)
+        if not isinstance(default_temperature, Real):
+            raise ValueError(f"`default_temperature` must be a number, got {default_temperature!r}")
         group_temperatures(default_temperature, vdvae.num_groups, "default_temperature")
         operator = cached_downsampling(scale_factor, downsampling_kernel)
         self.register_modules(vdvae=vdvae, lr_encoder=lr_encoder)
         self.register_to_config(
-            scale_factor=scale_factor,
+            scale_factor=operator.scale_factor,
             downsampling_kernel=operator.kernel,
-            default_temperature=default_temperature,
+            default_temperature=float(default_temperature),
             input_description=input_description,
             fast_inference=fast_inference,
             consistency=consistency,

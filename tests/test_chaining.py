@@ -30,3 +30,8 @@ def test_a_resampled_result_of_width_1_is_that_of_the_sample(make_pipeline):
     expected = by_rows(pipe(photo, seed=3, output_type="pt").images[0], (6, 1)).clamp(0, 1).permute(1, 2, 0) * 255
     assert samples[0].image.size == (1, 6)
     assert np.abs(np.asarray(samples[0].image) - expected.numpy()).max() < 0.51
+
+
+def test_latents_are_of_one_pass(make_pipeline):
+    with pytest.raises(ValueError, match="`return_latents`: latents are of one pass, and `outscale` 16 takes 2"):
+        samples_at(make_pipeline(), np.zeros((4, 4, 3), np.float32), [3], outscale=16, return_latents=True)

@@ -101,6 +101,14 @@ def test_another_methods_images_are_scored_as_samples(folder, predictions):
     assert "best_psnr@2" in rows["sample Ours"] and "Ours projected" in results_document([report])
 
 
+def test_a_file_is_of_the_longest_name_also_of_images_that_are_not_asked_for(folder, tmp_path):
+    Image.effect_noise((40, 36), 30).convert("RGB").save(folder / "img_1_left.png")
+    made = tmp_path / "Copies"
+    shutil.copytree(folder, made)
+    report = run(folder, predictions=made, protocol="standard", size=None, num_images=1)
+    assert report["num_samples"] == 1 and math.isinf(by_name(report)["Copies"]["psnr"])
+
+
 def test_one_image_of_each_is_one_row_without_diversity(folder, predictions):
     for file in predictions.glob("*_seed1.png"):
         file.unlink()
@@ -210,7 +218,7 @@ def test_data_are_a_folder_of_images_whatever_lies_below_it_or_an_error(folder, 
 
 
 def test_every_second_image_has_the_place_and_the_degradation_that_it_has_among_all(folder):
-    with pytest.raises(ValueError, match="`every` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`every` must be a whole number >= 1, got 0"):
         open_source(folder, every=0)
     some, whole = (run(folder, degradation="noise", **given) for given in ({"every": 2}, {}))
     assert [(image["name"], image["rows"]) for image in some["images"]] == [

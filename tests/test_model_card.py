@@ -219,6 +219,14 @@ def test_costs_that_are_none_are_named(folder, training, said):
         model_card(folder)
 
 
+@pytest.mark.parametrize(
+    "notes", ["\ufeff---\nlicense: mit\n---\n", "--- \nlicense: mit\n--- \nText.\n", "---\nlicense: mit\n---"]
+)
+def test_notes_of_any_editor_keep_their_metadata(folder, notes):
+    (folder / "card_notes.md").write_text(notes, encoding="utf-8")
+    assert "license: mit" in model_card(folder)
+
+
 @pytest.mark.parametrize("tags", ["3", "faces", "{a: 1}"])
 def test_tags_that_are_no_list_are_named(folder, tags):
     (folder / "card_notes.md").write_text(f"---\ntags: {tags}\n---\n")

@@ -829,3 +829,12 @@ def test_a_picture_whose_file_was_closed_says_so(make_pipeline: MakePipeline, tm
         pass
     with pytest.raises(ValueError, match="^image: its file was closed before its pixels were read$"):
         make_pipeline()(image)
+
+
+def test_scalars_of_numpy_are_saved_as_numbers(make_pipeline, tmp_path):
+    pipe = make_pipeline()
+    given = {"scale_factor": np.int64(4), "default_temperature": np.float32(0.5)}
+    SuperResolutionPipeline(pipe.vdvae, pipe.lr_encoder, **given).save_pretrained(tmp_path)
+    assert SuperResolutionPipeline.from_pretrained(tmp_path).config.default_temperature == 0.5
+    with pytest.raises(ValueError, match="`default_temperature` must be a number"):
+        SuperResolutionPipeline(pipe.vdvae, pipe.lr_encoder, default_temperature=[0.5] * pipe.vdvae.num_groups)

@@ -155,6 +155,7 @@ def test_a_mask_may_be_of_any_kind_of_array(pipe):
         torch.from_numpy(mask).bfloat16(),
         Image.fromarray(mask),
         Image.fromarray(mask.astype(np.uint16) * 65535),
+        Image.fromarray(mask.astype(np.float32) * 0.6),
     ]
     expected = read_mask(mask, (56, 68), 4)
     assert all(torch.equal(read_mask(kind, (56, 68), 4), expected) for kind in kinds)

@@ -13,7 +13,7 @@ import torch
 from hvae_sr import SuperResolutionPipeline
 
 LARGEST_SEED = 2**64 - 1
-"""ComfyUI's own; larger sums wrap around, as the noise of a seed does."""
+"""ComfyUI's own."""
 
 
 @lru_cache(maxsize=1)

@@ -106,7 +106,7 @@ def load_checkpoint(path: StrPath) -> dict[str, Tensor]:
         raise ConversionError(f"{where} is damaged or of an unknown format ({str(error)[:200]!r})") from error
 
     for wrapper in ("state_dict", "params_ema", "params"):  # Lightning's, and BasicSR's: averages before the last
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping) and content[wrapper]:
             content = content[wrapper]
     if isinstance(content, Mapping) and not any(isinstance(value, Tensor) for value in content.values()):
         inner = [value for value in content.values() if _is_state(value)]

@@ -1,6 +1,6 @@
 """Random crops: the same rules for every source of images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +39,8 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         check_count("crop_size", self.crop_size, 1)
-        if not self.scales or not all(0 < scale <= MAX_SCALE for scale in self.scales):
+        found = list(self.scales) if isinstance(self.scales, Iterable) else []
+        if not found or not all(0 < scale <= MAX_SCALE for scale in found):
             raise ValueError(f"scales must hold factors in (0, {MAX_SCALE:g}], got {self.scales}")
 
     def levels(self, size: tuple[int, int]) -> list[tuple[int, int]]:

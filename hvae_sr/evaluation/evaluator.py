@@ -359,7 +359,7 @@ def evaluate(
             logger.warning("The pipeline projects for %r, the protocol's is %r.", kernel, chosen.kernel)
         settings["pipeline"] = _describe_pipeline(pipeline)
     elif predictions is not None:
-        others = Predictions(predictions, source.images)
+        others = Predictions(predictions, source)
         settings |= {"predictions": {"name": others.name, "sha256": others.sha256}, "num_samples": others.num_samples}
     kept = settings["num_samples"]
     opened_levels: dict[str, list[float]] = {}

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..checks import check_count
 from ..files import files_below
 from ..images import IMAGE_SUFFIXES, find_images, load_image, open_file, read_metadata
 from ..images.errors import image_errors
@@ -41,8 +42,7 @@ class SourceImage:
     @property
     def stem(self) -> str:
         """The name without the suffix of an image file."""
-        path = Path(self.name)
-        return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else self.name
+        return _stem(self.name)
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,24 @@ class ImageSource:
     Args:
         name: of the set.
         images: those of them that are asked for.
-        available: how many there are in all.
+        names: of all that there are.
         options: those of `hvae-sr evaluate` that name a data set of the Hub or of parquet files.
     """
 
     name: str
     images: list[SourceImage]
-    available: int
+    names: list[str]
     options: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def available(self) -> int:
+        """How many there are in all."""
+        return len(self.names)
+
+
+def _stem(name: str) -> str:
+    path = Path(name)
+    return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else name
 
 
 def _digest(data: bytes | Path) -> str:
@@ -104,10 +114,8 @@ def open_source(
     Raises ValueError: neither (of "folder/name" where such a folder is here: at once, without a look at the Hub), no
     such split or column, no images, or the extra `data` is not installed.
     """
-    if num_images is not None and num_images < 1:
-        raise ValueError(f"`num_images` must be at least 1, got {num_images}.")
-    if every < 1:
-        raise ValueError(f"`every` must be at least 1, got {every}.")
+    check_count("num_images", num_images, 1, optional=True)
+    check_count("every", every, 1)
     folder = Path(data)
     holds_images = folder.is_dir() and len(find_images(folder)) > 0
     holds_data = folder.is_dir() and not holds_images and any(file.suffix == ".parquet" for file in files_below(folder))
@@ -121,7 +129,7 @@ def open_source(
         SourceImage(file.name, _digest(file), partial(load_image, file), number)
         for number, file in list(enumerate(files))[::every][:num_images]
     ]
-    return ImageSource(folder.resolve().name, images, len(files))
+    return ImageSource(folder.resolve().name, images, [file.name for file in files])
 
 
 def _open_dataset(data: PathLike, split: str, column: str, num_images: int | None, every: int) -> ImageSource:
@@ -147,11 +155,12 @@ def _open_dataset(data: PathLike, split: str, column: str, num_images: int | Non
         with image_errors(name):
             return load_image(BytesIO(read(index)))
 
-    names = {index: f"{split}-{index:06d}" for index in range(0, len(table), every)[:num_images]}
-    images = [SourceImage(name, _digest(read(i)), partial(load, i, name), i) for i, name in names.items()]
+    names = [f"{split}-{index:06d}" for index in range(len(table))]
+    chosen = list(enumerate(names))[::every][:num_images]
+    images = [SourceImage(name, _digest(read(i)), partial(load, i, name), i) for i, name in chosen]
     known = Path(data).name if Path(data).exists() else os.fspath(data)  # a folder by its name, as everywhere
     options = {"data": known, "split": split, "image_column": column}
-    return ImageSource(Path(data).name, images, len(table), options)
+    return ImageSource(Path(data).name, images, names, options)
 
 
 class Predictions:
@@ -159,23 +168,24 @@ class Predictions:
 
     The samples of ``img_001.png`` are ``img_001.png`` itself, or ``img_001_0.png``, ``img_001-seed7.jpg`` and the
     like: the name, a separator (one of ``_ - . space``) and anything, in the order of their names. A file belongs to
-    the longest name that fits. Means and uncertainty maps that `hvae-sr upscale` wrote are left out.
+    the longest name in the data set that fits, of an image that is asked for or not. Means and uncertainty maps that
+    `hvae-sr upscale` wrote are left out.
 
     Raises ValueError: not a folder of images, or one with the name of another row, an image without a sample, numbers
     of samples that differ, or images of one name.
     """
 
-    def __init__(self, folder: PathLike, images: list[SourceImage]):
+    def __init__(self, folder: PathLike, source: ImageSource):
         self.name = Path(folder).resolve().name
         if self.name in ("bicubic", "bicubic projected", "truth"):
             raise ValueError(f"`predictions`: {self.name!r} is taken; rename the folder, which the rows are named by.")
-        check_stems(images)
-        stems = sorted({image.stem for image in images}, key=len, reverse=True)
-        self.files: dict[str, list[Path]] = {stem: [] for stem in stems}
+        check_stems(source.images)
+        stems = sorted({_stem(name) for name in source.names}, key=len, reverse=True)
+        self.files: dict[str, list[Path]] = {image.stem: [] for image in source.images}
         for file in list_images(folder, "predictions"):
             own = (stem for stem in stems if file.stem == stem or file.stem.startswith(tuple(stem + c for c in "_-. ")))
             owner = next(own, None)
-            if owner is not None and "what" not in read_metadata(file):
+            if owner in self.files and "what" not in read_metadata(file):
                 self.files[owner].append(file)
         missing = [stem for stem, files in self.files.items() if not files]
         if missing:

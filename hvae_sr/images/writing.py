@@ -149,7 +149,7 @@ def _as_wide(image: Image.Image) -> Image.Image | WideImage:
         return WideImage(np.ascontiguousarray(photo.wide[..., [0, *range(3, photo.wide.shape[-1])]]), info)
     narrow = photo.image.getchannel(0)
     narrow = narrow if photo.alpha is None else Image.merge("LA", (narrow, photo.alpha))
-    narrow.info = dict(info)
+    narrow.info.update(info)
     return narrow
 
 

@@ -95,7 +95,7 @@ def read_mask(mask: Image.Image | np.ndarray | Tensor, size: tuple[int, int], sc
         ValueError: another size, empty, no numbers, or floats beyond 1.
     """
     if isinstance(mask, Image.Image):
-        mask = np.asarray(mask if mask.mode.startswith(("1", "I")) else mask.convert("L"))
+        mask = np.asarray(mask if mask.mode.startswith(("1", "I", "F")) else mask.convert("L"))
     if isinstance(mask, Tensor):
         mask = (mask.float() if mask.is_floating_point() else mask).detach().cpu().numpy()
     given = np.asarray(mask)

@@ -225,8 +225,8 @@ def _read_notes(path: Path | None) -> tuple[dict[str, Any], dict[str, str]]:
     if path is None:
         return {}, {}
     try:
-        text = path.read_text(encoding="utf-8")
-        match = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+        text = path.read_text(encoding="utf-8-sig")  # also of editors that begin a file with a mark
+        match = re.match(r"---[ \t]*\n(.*?)^---[ \t]*(?:\n|\Z)", text, re.DOTALL | re.MULTILINE)
         metadata = (yaml.safe_load(match[1]) or {}) if match else {}
         if not isinstance(metadata, dict):
             raise ValueError("the metadata is no mapping")

@@ -251,11 +251,13 @@ def _dataset(config: TrainingConfig, split: str) -> dict[str, Any]:
 def _left_out(config: TrainingConfig, folders: Sequence[str]) -> list[Path]:
     """What below the folders of photographs is none of their images.
 
-    That is what this run and others have left, and images held out below those to train on, or the other way round.
+    That is what this run and others have left, and images held out below those to train on, or the other way round, and
+    LR images of either.
     """
     roots = {Path(folder).resolve() for folder in folders}
     others = {found.parent for folder in roots for found in folder.rglob(OPTIONS_FILE)}
-    parts = {Path(folder).resolve() for folder in (*config.train_data_dir, *config.validation_data_dir)}
+    high, low = (*config.train_data_dir, *config.validation_data_dir), (*config.train_lr_dir, *config.validation_lr_dir)
+    parts = {Path(folder).resolve() for folder in (*high, *low)}
     return [config.output_path, *((others | parts) - roots)]
 
 

@@ -438,10 +438,10 @@ def _check_rules(rules: str | None) -> None:
     """Raises a ValueError unless diffusers can read them: "factor:update,...,factor"."""
     try:
         *steps, last = (rules or "").split(",")
-        updates = [int(step.split(":")[1]) for step in steps]
-        factors = [float(last), *(float(step.split(":")[0]) for step in steps)]
+        pairs = [(float(factor), int(update)) for factor, update in (step.split(":") for step in steps)]
+        updates, factors = [update for _, update in pairs], [float(last), *(factor for factor, _ in pairs)]
         sound = updates == sorted(updates) and all(0 <= factor < math.inf for factor in factors)
-    except (ValueError, IndexError):
+    except ValueError:
         sound = False
     _check(sound, "lr_step_rules", "must be factors and ascending updates, such as 1:200000,0.5; got", rules)
 

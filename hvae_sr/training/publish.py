@@ -3,6 +3,7 @@
 import copy
 import logging
 import os
+import re
 import shlex
 import tempfile
 import textwrap
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 from diffusers.configuration_utils import FrozenDict
-from huggingface_hub import HfApi, ModelCard, ModelCardData
+from huggingface_hub import HfApi, ModelCard, ModelCardData, get_token
 from torch import nn
 
 from ..checkpoints.names import is_hub_id
@@ -20,6 +21,7 @@ from ..files import write_atomically
 from ..images import save_image
 from ..pipelines import SuperResolutionPipeline
 from ..publishing.card import IMAGES_FOLDER, NOTES_FILE, write_model_card
+from ..publishing.push import check_repo_id
 from .baselines import BaselineObjective
 from .checkpoints import Progress
 from .config import BASELINE_STAGES, TrainingConfig
@@ -111,8 +113,10 @@ def write_card(config: TrainingConfig, folder: Path, records: list[dict[str, Any
     own = folder / NOTES_FILE
     with tempfile.TemporaryDirectory() as temporary:
         notes = Path(temporary) / NOTES_FILE
-        text = own.read_text(encoding="utf-8") if own.is_file() else f"---\n{yaml.safe_dump(_metadata(config))}---\n"
-        if "\n## Training" not in text:  # what people wrote about it stands instead
+        text = (
+            own.read_text(encoding="utf-8-sig") if own.is_file() else f"---\n{yaml.safe_dump(_metadata(config))}---\n"
+        )
+        if not re.search(r"^## +Training *$", text, re.MULTILINE):  # what people wrote about it stands instead
             text += f"\n## Training\n\n{_summary(config, records, progress)}\n"
         else:
             text += f"\n<!-- {_SIGNATURE} written again at the end of each run -->\n"
@@ -142,16 +146,21 @@ def repository(config: TrainingConfig) -> str:
     """`hub_model_id`, or the user's repository with the name of `output_dir`.
 
     Raises:
-        ValueError: nobody is logged in, so that there is no owner to name.
+        ValueError: the Hub would not take the name, or nobody is logged in.
     """
     name = config.hub_model_id or config.output_path.resolve().name
-    if "/" in name:
-        return name
+    if "/" in name and get_token() is None:
+        raise ValueError(f"`hub_model_id` {name!r}: nobody is logged in (hf auth login, or HF_TOKEN)")
     try:
-        return f"{HfApi().whoami()['name']}/{name}"
+        name = name if "/" in name else f"{HfApi().whoami()['name']}/{name}"
     except Exception as error:  # not logged in, no network, or a server's answer
         reason = " ".join(str(error).split())
         raise ValueError(f"`hub_model_id` {name!r} has no owner, and the Hub does not name you: {reason}") from error
+    try:
+        check_repo_id(name)
+    except ValueError as error:
+        raise ValueError(str(error).replace("`repo_id`", "`hub_model_id`")) from None
+    return name
 
 
 def _metadata(config: TrainingConfig) -> dict[str, Any]:
@@ -181,7 +190,9 @@ def _summary(config: TrainingConfig, records: list[dict[str, Any]], progress: Pr
 
 def _command(config: TrainingConfig) -> str:
     """The run's options as a command line, with the last part of paths only: cards are published."""
-    parts = [part.rpartition("=") for part in ("train.py", *config.arguments)]
+    parts = [
+        part.partition("=") if part.startswith("--") else ("", "", part) for part in ("train.py", *config.arguments)
+    ]
     return shlex.join([head + sign + (Path(last).name if os.path.isabs(last) else last) for head, sign, last in parts])
 
 

@@ -557,6 +557,10 @@ BAD = {  # what is changed, and what the error must name; the folder of photogra
         {"lr_scheduler": "piecewise_constant", "lr_step_rules": "1:9,0.5:3,0.1"},
         ["lr_step_rules", "1:9"],
     ),
+    "steps of a schedule with more than a factor and an update": (
+        {"lr_scheduler": "piecewise_constant", "lr_step_rules": "1:2:3,0.5"},
+        ["lr_step_rules", "1:2:3"],
+    ),
     "a tracker that does not exist": ({"report_to": "paper"}, ["report_to", "paper"]),
 }
 
@@ -701,6 +705,12 @@ def test_images_held_out_below_those_to_train_on_are_not_trained_on(options, pho
     number = len(list(photos.iterdir()))
     assert len(build_training_set(config, 0, 1)) == number * config.crops_per_image
     assert len(build_validation_set(config)) == number and "trained on too" not in caplog.text
+    low = both / "held out, small"
+    shutil.copytree(photos, low)
+    assert (
+        len(build_training_set(replace(config, validation_lr_dir=[str(low)]), 0, 1)) == number * config.crops_per_image
+    )
+    shutil.rmtree(low)
     build_validation_set(replace(config, validation_data_dir=[str(both)]))
     assert "its images are trained on too" in caplog.text
 

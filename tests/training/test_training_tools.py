@@ -23,7 +23,7 @@ from stand_ins import random_weights
 
 import train
 from hvae_sr import VDVAE, SuperResolutionPipeline
-from hvae_sr.training import Joint, Trainer, parse_arguments
+from hvae_sr.training import Joint, Trainer, parse_arguments, publish
 from hvae_sr.training.batches import build_training_set, build_validation_set
 from hvae_sr.training.checkpoints import list_checkpoints
 from hvae_sr.training.cost import plan
@@ -283,9 +283,19 @@ def test_the_finished_folder_says_how_it_was_made_and_not_where(options, prior, 
     assert (out / "README.md").read_text() == "my own card\n"
     (out / "README.md").unlink()
     for steps, words in ((5, "One night."), (6, "Two nights.")):  # the card keeps up with own notes
-        (out / "card_notes.md").write_text(f"---\nlicense: mit\n---\n\n## Training\n\n{words}\n")
+        notes = f"---\nlicense: mit\n---\n\n## Training\n\n{words}\n\n## Training data\n\nMine.\n"
+        (out / "card_notes.md").write_text(notes, encoding="utf-8-sig")
         assert train.main(options("lr-encoder", out, max_train_steps=steps, resume_from_checkpoint="latest")) == 0
-        assert words in (out / "README.md").read_text()
+        assert words in (out / "README.md").read_text() and "license: mit" in (out / "README.md").read_text()
+    (out / "card_notes.md").write_text("---\nlicense: mit\n---\n\n## Training data\n\nMine.\n")
+    assert train.main(options("lr-encoder", out, max_train_steps=7, resume_from_checkpoint="latest")) == 0
+    assert "7 updates of" in (out / "README.md").read_text()
+
+
+def test_the_command_on_a_card_names_no_folders_of_this_machine(options, tmp_path):
+    config = parse_arguments(options("lr-encoder", tmp_path / "a=b" / "out", train_data_dir=tmp_path / "c=d"))
+    command = publish._command(config)
+    assert str(tmp_path) not in command and "--train_data_dir c=d" in command.replace("'", "")
 
 
 def test_weights_saved_in_half_precision_are_the_rounded_ones_and_load_as_float32(options, tmp_path):
@@ -317,6 +327,12 @@ def test_the_finished_folder_is_uploaded_without_paths_of_this_machine(options, 
         # Without an owner, and nobody whom the Hub knows: an error before anything is trained.
         assert train.main(options("lr-encoder", tmp_path / "other", push_to_hub="true")) == 2
         assert "`hub_model_id`" in capsys.readouterr().err and not (tmp_path / "other").exists()
+        for name in ("ada/my portraits", "ada/b/c"):
+            assert train.main(options("lr-encoder", tmp_path / "other", push_to_hub="true", hub_model_id=name)) == 2
+            assert "`hub_model_id`" in capsys.readouterr().err and not (tmp_path / "other").exists()
+        monkeypatch.setattr(publish, "get_token", lambda: None)
+        assert train.main(options("lr-encoder", tmp_path / "other", push_to_hub="true", hub_model_id="ada/b")) == 2
+        assert "nobody is logged in" in capsys.readouterr().err
 
 
 # Damage
