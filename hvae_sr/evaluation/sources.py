@@ -198,7 +198,7 @@ class Predictions:
                 f"`predictions` must hold as many samples of each image, got {counts[least]} of {least!r} and "
                 f"{counts[most]} of {most!r}."
             )
-        content = "".join(_digest(file) for stem in sorted(stems) for file in self.files[stem])
+        content = "".join(_digest(file) for stem in sorted(self.files) for file in self.files[stem])
         self.sha256 = _digest(content.encode())
 
     def load(self, image: SourceImage, height: int, width: int) -> NDArray[np.float32]:
