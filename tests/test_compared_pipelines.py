@@ -142,7 +142,8 @@ def test_the_commands_evaluate_and_upscale_by_a_compared_system(tmp_path: Path) 
     assert main(["upscale", image, "--model", str(tmp_path / "model"), "-o", str(folder), "--num_samples", "2"]) == 0
     pipe = HCFlowPipeline.from_pretrained(tmp_path / "model")
     with Image.open(folder / "a_x4_seed1.png") as result:  # not projected, as its configuration says
-        assert np.array_equal(np.asarray(result), np.asarray(pipe(image, seed=1).images[0]))
+        difference = np.asarray(result).astype(float) - np.asarray(pipe(image, seed=1).images[0])
+    assert np.abs(difference).mean() < 0.1  # processors add up in another order at another place in memory
     table = {row["name"]: row for row in kept_rows(found)}
     assert table["sample t=0.9"]["lr_psnr"] < table["sample t=0.9 projected"]["lr_psnr"]
     degraded = evaluate(pipe, tmp_path / "data", "standard", temperatures=[0.9], num_samples=1, degradation="noise")

@@ -51,7 +51,7 @@ def _walk(
             raise found from error
         errors.append(found)
 
-    left_out = set(map(os.path.realpath, leave_out))
+    left_out = set(map(os.path.realpath, leave_out)) - {os.path.realpath(folder)}
     visited = set(left_out)  # a link may lead back up
     for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(root)
