@@ -21,7 +21,7 @@ from hvae_sr import VDVAE, Downsampling, LRConditioner, SuperResolutionPipeline,
 from hvae_sr.cli import main, parse
 from hvae_sr.cli.jobs import plan
 from hvae_sr.cli.settings import _settings_in
-from hvae_sr.cli.terminal import print_line, progress
+from hvae_sr.cli.terminal import print_line, progress, warn
 from hvae_sr.cli.timing import announce, duration, evaluated_pixels
 from hvae_sr.files import write_atomically
 from hvae_sr.images import WideImage, read_metadata, read_photo, save_image, to_tensor
@@ -913,6 +913,7 @@ def images(tmp_path):
         (["analyse", "reconstruction", "--num-images", "0", "-o", "out"], "`--num-images` must be at least 1, got 0"),
         (["analyse", "distance", "--images-per-code", "1", "-o", "out"], "`--images-per-code` must be at least 2"),
         (["analyse", "distance", "--threshold", "nan", "-o", "out"], "`--threshold` must be a number"),
+        (["demo", "--port", "65536"], "`--port` must be between 0 and 65535, got 65536"),
         (["analyse", "samples", "--size", "0", "-o", "out"], "`--size` must be at least 1"),
         (["analyse", "distance", "-o", "photo.png/out"], "`--output-dir`: cannot write"),
         (["analyse", "levels", "--lpips-weights", "photo.png", "-o", "out"], "`--lpips-weights`: photo.png is no"),
@@ -962,3 +963,21 @@ def test_every_command_goes_on_where_nobody_reads_what_it_prints(model, images, 
 def test_names_of_files_that_a_c_locale_does_not_know_are_written_as_they_are(tmp_path):
     write_atomically("# odd \udcc3\udcbc\n", tmp_path / "r.md")
     assert (tmp_path / "r.md").read_text("utf-8") == "# odd ü\n"
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_work_goes_on_where_nobody_reads(stream, monkeypatch, tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as closed:
+        monkeypatch.setattr(sys, stream, closed)
+        for _ in range(2):
+            (print_line if stream == "stdout" else warn)("words")
+
+
+def test_distances_of_a_model_with_taps_are_of_bicubic_interpolation(make_pipeline, tmp_path, capsys):
+    pipe = make_pipeline()
+    SuperResolutionPipeline(pipe.vdvae, pipe.lr_encoder, downsampling_kernel=[0.25] * 4).save_pretrained(tmp_path / "m")
+    command = ["analyse", "distance", "--model", str(tmp_path / "m"), "--scales", "1", "4", "8", "--num-codes", "1"]
+    assert main([*command, "--images-per-code", "2", "-o", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    assert "small by bicubic interpolation" in capsys.readouterr().err

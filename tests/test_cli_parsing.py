@@ -37,6 +37,8 @@ def test_habits_of_related_programs_mean_the_same(typed):
         ("evaluate --dta x", "no option --dta; did you mean --data?", "hvae-sr evaluate"),
         ("evaluate", "required: --data", "hvae-sr evaluate"),
         ("upscale a.png --num-samples x", "invalid int value: 'x'", "hvae-sr upscale"),
+        ("upscale a.png --like=", "`--like` is empty", "hvae-sr upscale"),
+        ("evaluate --data x -o y --model=", "`--model` is empty", "hvae-sr evaluate"),
     ],
 )
 def test_typing_errors_name_what_may_have_been_meant_with_the_usage_of_the_command(typed, said, usage, capsys):

@@ -256,6 +256,11 @@ def test_a_configuration_without_a_row_is_the_final_model(make_row: Any) -> None
             {"image_size": 8, "blocks": "8x1", "upsampling_blocks": None},
             "`blocks`: no features of y at resolution 4.*'8x1'",
         ),
+        (
+            "final",
+            {"image_size": 8, "blocks": "8x1", "upsampling_blocks": None, "num_conditioned_groups": 1},
+            r"`blocks`: no features of y where groups are conditioned, \[4\], in '8x1'",
+        ),
         ("posterior", {"width": 12}, "`custom_widths`: 12 channels at resolution 4, where the decoder has 8"),
         ("posterior", {"num_conditioned_groups": 5}, "`num_conditioned_groups` must be between 1 and 4, got 5"),
     ],

@@ -75,6 +75,7 @@ _NUMBERED = {
     "network.up_blocks.": "upsampling_blocks",
     "gates.": "decoder_blocks",
     "heads.": "decoder_blocks",
+    "upsamplers.": "decoder_blocks",
 }
 """Names of parameters that a block's number follows, and the option that says what the blocks are."""
 
@@ -91,10 +92,10 @@ def transfer(trained: VDVAE | LREncoder | LRConditioner, network: VDVAE | LREnco
 
     A block's place is that of its number among the blocks of the same nominal resolution; a parameter of another shape
     has none. With nominal sizes such that y has the same in both, blocks keep their distance from y's resolution.
-    Residual blocks without latents that `network` has more than `trained` add nothing at first, and convolutions in the
-    place of the nearest neighbour's upsampling start as that, so that a decoder that differs in these alone starts as
-    the same function. A group with other latent channels starts as the same function at temperature 0. What a restorer
-    or a regression adds to y's own channels is read with zeros at first.
+    Residual blocks without latents that `network` has more than `trained` add nothing at first, and convolutions that
+    are new before a pixel shuffle start as the nearest neighbour's upsampling, so that a decoder that differs in these
+    alone starts as the same function. A group with other latent channels starts as the same function at temperature 0.
+    What a restorer or a regression adds to y's own channels is read with zeros at first.
 
     Args:
         trained: the network whose weights are taken.
@@ -155,7 +156,7 @@ def _keep_function(trained: VDVAE, network: VDVAE, places: dict[int, int], new: 
         if ".residual_blocks." in name and ".c4." in name:
             nn.init.zeros_(network.get_parameter(name))
     for group_name, upsampler in network.upsamplers.items():
-        if f"upsamplers.{group_name}.conv.weight" in new and trained.config.mixin_upsampling == "nearest":
+        if f"upsamplers.{group_name}.conv.weight" in new:
             assert isinstance(upsampler, Upsampler)
             for parameter in upsampler.parameters():
                 nn.init.zeros_(parameter)

@@ -23,7 +23,7 @@ from . import (
     upscale,
 )
 from .parsing import Parser, UsageError, as_typed
-from .terminal import any_characters, fail
+from .terminal import any_characters, fail, note
 
 _MODULES = (
     upscale,
@@ -54,12 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return fail(error)
         except (ValueError, OSError) as error:
             return fail(error, options)
-        except RuntimeError as error:
-            if "out of memory" not in str(error).lower() and "can't allocate memory" not in str(error):
+        except (RuntimeError, MemoryError) as error:
+            said = str(error).lower()
+            if isinstance(error, RuntimeError) and "out of memory" not in said and "can't allocate memory" not in said:
                 raise
             return fail(ValueError("out of memory: try a smaller `--batch-size`, or `--dtype` bfloat16"))
         except KeyboardInterrupt:
-            print("hvae-sr: interrupted", file=sys.stderr)
+            note("interrupted")
             return 130
 
 
@@ -87,5 +88,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options, unknown = parser.parse_known_args(typed)
     if unknown:
         command.error(f"{unknown[0]!r} has no place here: inputs stand together, before the options or after `-i`")
+    for action in command._actions:
+        if action.option_strings and getattr(options, action.dest, None) == "":  # as of a variable that is not set
+            command.error(f"`{action.option_strings[0]}` is empty")
     options.named = {action.dest for action in command._actions if action.option_strings}  # not what has no dashes
     return options

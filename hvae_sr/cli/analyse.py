@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..checkpoints.names import resolve
 from .common import Output, add_data, add_lpips, add_model, load_pipeline
+from .terminal import note
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -94,13 +95,17 @@ def _distance(job: Job) -> None:
     from ..pictures import references
 
     options, pipeline = job.options, job.pipeline
+    kernel = pipeline.config.downsampling_kernel
+    if not isinstance(kernel, str):  # taps are of one factor
+        note("images are made small by bicubic interpolation: the model's own kernel is of its factor alone")
+        kernel = "bicubic"
     analysis = analyses.low_resolution_distance(
         pipeline.vdvae,
         options.scales,
         options.num_codes,
         options.images_per_code,
         size=(options.size, options.size) if options.size else None,
-        kernel=pipeline.config.downsampling_kernel,
+        kernel=kernel,
         sample_pixels=options.sample_pixels,
         seed=options.seed,
     )

@@ -27,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.port is not None and not 0 <= options.port <= 65535:
+        raise ValueError(f"`--port` must be between 0 and 65535, got {options.port}")
     for name in options.model:
         resolve(name)  # a typo should not wait for gradio and torch
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")

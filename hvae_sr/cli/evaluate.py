@@ -118,12 +118,11 @@ def _write_pairs(options: argparse.Namespace) -> int:
     check_writable(Path(options.write_pairs), "--write-pairs")
     folders = [Path(options.write_pairs) / kind for kind in ("HR", "LR")]
     check_stems(source.images)
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
     for image in source.images:
         own = protocol if made is None else degraded(protocol, made, options.seed, image.number)
         pair = own.prepare(image.load(), options.size, scale_factor)
         for folder, pixels in zip(folders, pair, strict=True):
+            folder.mkdir(parents=True, exist_ok=True)
             path = folder / f"{image.stem}.png"
             if not os.path.lexists(path):
                 save_image(Image.fromarray(pixels), path)

@@ -29,12 +29,8 @@ def any_characters() -> Iterator[None]:
 
 
 def print_line(line: str) -> None:
-    """Prints a result on stdout. Where nobody reads on (`| head -1`), the work goes on without words."""
-    try:
-        _write(line, sys.stdout)
-    except BrokenPipeError:
-        # What is still in the buffer would be written, and fail, once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Prints a result on stdout."""
+    _write(line, sys.stdout)
 
 
 def note(line: str) -> None:
@@ -78,8 +74,13 @@ def _with_options(line: str, options: argparse.Namespace | None) -> str:
 
 
 def _write(line: str, stream: Any) -> None:
+    """A line on a stream. Where nobody reads on (`| head -1`), the work goes on without words."""
     from tqdm import tqdm
 
-    with tqdm.external_write_mode(file=stream):  # progress bars make way
-        # Names of files may hold what breaks a line, or commands to the terminal.
-        print(re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", line), file=stream, flush=True)
+    try:
+        with tqdm.external_write_mode(file=stream):  # progress bars make way
+            # Names of files may hold what breaks a line, or commands to the terminal.
+            print(re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", line), file=stream, flush=True)
+    except BrokenPipeError:
+        # What is still in the buffer would be written, and fail, once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -88,7 +88,7 @@ def low_resolution_distance(
     vdvae.check_size(size, "size")
     if max(scales) > min(size):
         raise ValueError(f"`scales` must not exceed the images' sides {size}, got {max(scales)}.")
-    operators = {scale: Downsampling(scale, kernel=kernel) for scale in scales}
+    operators = {scale: Downsampling(scale, kernel=kernel) if scale > 1 else None for scale in scales}
     groups = list(range(vdvae.num_groups + 1))
     found = {scale: np.zeros((len(groups), num_codes)) for scale in scales}
     step = max(1, PIXELS_PER_BATCH // (size[0] * size[1] * num_images))
@@ -103,7 +103,7 @@ def low_resolution_distance(
             out = vdvae.sample(len(codes) * num_images, size, noise, **options)
             images = (out.sample.float().clamp(-1, 1) + 1) * 127.5
             for scale, operator in operators.items():
-                low = (operator(images) if scale > 1 else images).double().unflatten(0, (len(codes), num_images))
+                low = (images if operator is None else operator(images)).double().unflatten(0, (len(codes), num_images))
                 errors = [(low[:, i] - low[:, j]).square().mean(dim=(1, 2, 3)).sqrt() for i, j in pairs]
                 found[scale][k, start : codes.stop] = torch.stack(errors).mean(dim=0).cpu().numpy()
     root, ddof = math.sqrt(num_codes), min(1, num_codes - 1)

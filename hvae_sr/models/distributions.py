@@ -66,8 +66,9 @@ class DiscretizedLogisticMixture:
     """Mixture of discretized logistics over RGB pixels, with linear coupling of the colours.
 
     p(x|z) = sum_k pi_k prod_c [F((x_c + h - m_kc) / s_kc) - F((x_c - h - m_kc) / s_kc)], F the logistic function,
-    with m_k = (mu_r, mu_g + a x_r, mu_b + b x_r + c x_g), the end bins open, h half a bin (PixelCNN++, eq. 2-3;
-    VD-VAE's code). Where a bin's mass is below 1e-5, it is the density at its centre times the bin width.
+    with m_k = (mu_r, mu_g + a x_r, mu_b + b x_r + c x_g), the bins of 0 and 255 open, h half a bin (PixelCNN++, eq.
+    2-3; VD-VAE's code; of 5 bits the highest level is 248, whose bin is closed). Where a bin's mass is below 1e-5, it
+    is the density at its centre times the bin width.
 
     Args:
         parameters: `[B, 10 * num_mixtures * s^2, H / s, W / s]`; VD-VAE's order: the logits of pi, then for each of

@@ -155,6 +155,11 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
             self.added.add(index)
             if conditioning == "final":
                 self.gates[str(index)] = Gate(widths[resolution], gate_init)
+        if conditioning == "final" and not self.gates:
+            found = sorted(set(self.resolutions))
+            raise ValueError(
+                f"`blocks`: no features of y where groups are conditioned, {found}, in {self.config.blocks!r}"
+            )
         self.top: nn.Module | None = None
         if conditioning in ("lr_encoder", "posterior"):
             if self.resolutions[0] not in self.network.widths:

@@ -217,3 +217,16 @@ def test_another_decoder_starts_as_the_same_function(options, temperature):
     noise = CounterNoise([3, 4])
     expected, found = (vdvae.sample(2, (32, 64), noise, temperature=temperature).sample for vdvae in (plain, other))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_upsampling_goes_where_its_group_goes():
+    torch.manual_seed(0)
+    options = {**VDVAE_CONFIG, "mixin_upsampling": "pixel_shuffle", "encoder_blocks": None}
+    old = VDVAE(**options | {"decoder_blocks": "8x1,16m8"})
+    with torch.no_grad():
+        for parameter in old.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    new = VDVAE(**options | {"decoder_blocks": "8x3,16m8"})
+    left = transfer(old, new)
+    assert torch.equal(new.upsamplers["3"].conv.weight, old.upsamplers["1"].conv.weight)
+    assert not [name for name in left if name.startswith("upsamplers.")]
