@@ -90,6 +90,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         command.error(f"{unknown[0]!r} has no place here: inputs stand together, before the options or after `-i`")
     for action in command._actions:
         if action.option_strings and getattr(options, action.dest, None) == "":  # as of a variable that is not set
-            command.error(f"`{action.option_strings[0]}` is empty")
+            command.error(f"`--{action.dest.replace('_', '-')}` is empty")
     options.named = {action.dest for action in command._actions if action.option_strings}  # not what has no dashes
     return options

@@ -63,8 +63,8 @@ def run(options: argparse.Namespace) -> int:
         0, or 1 if any image failed; one line tells how many at the end.
     """
     # What can be seen without torch comes first: a typo should not wait.
-    if "" in options.inputs or options.output_dir == "":
-        raise ValueError(f"`{'--output-dir' if options.output_dir == '' else 'INPUT'}` is empty")
+    if "" in options.inputs:
+        raise ValueError("`INPUT` is empty")
     if not any(Path(source).exists() for source in options.inputs):
         raise ValueError(f"`INPUT`: no such file or folder: {', '.join(options.inputs)}")
     if options.model and options.model.isdecimal():
