@@ -75,9 +75,8 @@ class Validator:
                     error = ((columns[name].astype(float) - columns["HR"]) ** 2).mean(axis=(1, 2, 3))
                     psnr = 10 * np.log10(255**2 / np.maximum(error, 1e-10))
                     measured[f"validation_psnr_t{temperature:g}"] = float(psnr.mean())
-                    measured[f"validation_lr_psnr_t{temperature:g}"] = float(
-                        np.minimum(out.lr_psnr, 150).mean()
-                    )  # black is infinite
+                    lr_psnr = np.minimum(out.lr_psnr, 150)  # that of a black image is infinite
+                    measured[f"validation_lr_psnr_t{temperature:g}"] = float(lr_psnr.mean())
             elif isinstance(objective, ELBO):
                 x, noise = images.float() / 127.5 - 1, CounterNoise(range(count))
                 columns["reconstruction"] = _pixels((objective.vdvae(x, noise=noise).sample + 1) / 2)
