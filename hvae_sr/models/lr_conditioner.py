@@ -23,6 +23,12 @@ from .span import Regression
 CONDITIONINGS = ("trivial", "lr_encoder", "posterior", "final")
 """The rows of table 5.1 of the VDVAE-SR thesis, as `LRConditioner` names them."""
 
+LOCATIONS = (None, "bicubic", "projection", "regression", "gated")
+"""What an `LRConditioner` centres the likelihood on."""
+
+_CLOSED = -3.0
+"""Where the gates of a location start, before the sigmoid: 1/20 of the regression, so that they can learn either way."""
+
 _LEAST_TOLERANCE = 0.1
 """Grey levels: less than the rounding of an image."""
 
@@ -80,15 +86,17 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         gate_init: value the gates of "final" start at; 0 protects a pretrained prior.
         scale_factor: sides of x over sides of y.
         likelihood_location: what the likelihood's means are offsets from: None (nothing), "bicubic" (y resized),
-            "projection" (y resized and projected on the images consistent with y), or "regression" (a network's
-            estimate of E[x | y], so that the hierarchy is left with what y does not tell).
+            "projection" (y resized and projected on the images consistent with y), "regression" (a network's
+            estimate of E[x | y], so that the hierarchy is left with what y does not tell), or "gated" (y resized, moved
+            towards that estimate by a share between 0 and 1 that is learned for each place: a regression of clean
+            images, where y is one).
         downsampling_kernel: H of the projection, see `Downsampling`.
         decoder_blocks, decoder_width, decoder_custom_widths: as in the VDVAE's configuration.
         conditioning: "trivial", "lr_encoder", "posterior" or "final".
         latent_channels: as in the VDVAE's configuration; not used by "final".
         restorer_blocks: None, or how many blocks a `Restorer` has that y is read through, for x4: the bottom-up network
             reads its features beside y, and the finest features that there are its estimate, as an offset from y
-            resized, or from the regression.
+            resized, or from the regression where the likelihood is centred on that.
         restored_shares: None, or pairs "temperature:share" such as "0:-0.4,0.35:0.4,1:0": at a temperature t the sample
             is moved that share of the way to the restorer's estimate, linear between the pairs. A negative share takes
             out of the sample what it has of the estimate.
@@ -96,8 +104,8 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
             resolution, only exp(-(d / tau)^2) of the share is taken. Letters that it makes up do not agree with y.
         restorer_upsampling: of the restorer: "nearest" or "pixelshuffle", see `RRDBLayers`.
         restorer_padding: pixels by which the borders of y are repeated outwards for it, see `Restorer`.
-        regression_width: channels of the network of likelihood_location "regression", see `SPANLayers`; the bottom-up
-            network reads its features beside y. None with another location.
+        regression_width: channels of the network of likelihood_location "regression" or "gated", see `SPANLayers`; the
+            bottom-up network reads its features beside y. None with another location.
     """
 
     _supports_gradient_checkpointing = True
@@ -135,7 +143,7 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         regression_width: int | None = None,
     ) -> None:
         super().__init__()
-        check_choice("likelihood_location", likelihood_location, (None, "bicubic", "projection", "regression"))
+        check_choice("likelihood_location", likelihood_location, LOCATIONS)
         self._check_conditioning()
         specs = self._conditioned_groups()
         self.resolutions = [spec.resolution for spec in specs]
@@ -170,6 +178,10 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
             self.top = Convolution(self.network.widths[self.resolutions[0]], 2 * latent_channels, zero_weights=True)
         self._build_restorer()
         self.regression = None if regression_width is None else Regression(scale_factor, regression_width)
+        self.location_gate: nn.Module | None = None
+        if likelihood_location == "gated":
+            self.location_gate = Convolution(self.network.widths[image_size], 1, zero_weights=True)
+            nn.init.constant_(self.location_gate.bias, _CLOSED)
         self.operator = cached_downsampling(scale_factor, downsampling_kernel)
         self.register_to_config(downsampling_kernel=self.operator.kernel)  # as JSON can hold it
 
@@ -183,14 +195,16 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         if c.conditioning in ("trivial", "lr_encoder") and c.num_conditioned_groups not in (None, 1):
             k = c.num_conditioned_groups
             raise ValueError(f"`num_conditioned_groups` must be None or 1 for {given}: the top group alone; got {k}")
-        needed = c.likelihood_location == "regression"
+        needed = c.likelihood_location in ("regression", "gated")
         if needed != (c.regression_width is not None) or (needed and not is_count(c.regression_width)):
             raise ValueError(
-                "`regression_width` must be a whole number >= 1 with likelihood_location 'regression', and None with "
-                f"another, got {c.regression_width!r} with {c.likelihood_location!r}"
+                "`regression_width` must be a whole number >= 1 with likelihood_location 'regression' or 'gated', and "
+                f"None with another, got {c.regression_width!r} with {c.likelihood_location!r}"
             )
         if needed and c.conditioning == "trivial":
-            raise ValueError(f"`likelihood_location` 'regression' needs features of y, which {given} does not read")
+            raise ValueError(
+                f"`likelihood_location` {c.likelihood_location!r} needs features of y, which {given} does not read"
+            )
         if c.conditioning == "lr_encoder" and c.upsampling_blocks:
             raise ValueError(
                 f"`upsampling_blocks` must be None for {given}, which reads none; got {c.upsampling_blocks!r}"
@@ -257,9 +271,14 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
 
     def _features(self, sample: Tensor) -> tuple[Features, Readings]:
         features, read = super()._features(sample)
+        if self.location_gate is None and read.estimate is None:
+            return features, read
+        base = read.location if self.config.likelihood_location == "regression" else self._enlarged(sample.float())
+        if self.location_gate is not None:
+            gate = self.location_gate(features[self.config.image_size]).float().sigmoid()
+            share = F.interpolate(gate, scale_factor=self.config.scale_factor, mode="bilinear", align_corners=False)
+            read = read._replace(location=torch.lerp(base, read.location, share))
         if read.estimate is not None:
-            regressed = None if self.regression is None else read.location
-            base = self._enlarged(sample.float()) if regressed is None else regressed
             offset = F.pixel_unshuffle(read.estimate - base, self.stride)
             finest = max(features)
             features[finest] = features[finest] + self.estimate(offset.to(features[finest].dtype))

@@ -264,7 +264,9 @@ def _center(network: Any, config: TrainingConfig, load_weights: bool) -> None:
     """Gives an LR network's regression the weights of a trained SPAN."""
     trained = _loaded(SPAN, "pretrained_regression", config, load_weights)
     if getattr(network, "regression", None) is None:
-        raise ValueError("`pretrained_regression` needs an LRConditioner with likelihood_location 'regression'")
+        raise ValueError(
+            "`pretrained_regression` needs an LRConditioner with likelihood_location 'regression' or 'gated'"
+        )
     try:
         network.regression.load_state_dict(trained.state_dict())
     except RuntimeError as error:
