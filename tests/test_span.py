@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from stand_ins import levels, objective_of, write_ncnn
-from torch import Tensor
+from torch import Tensor, nn
 
 from hvae_sr import LRConditioner, SuperResolutionPipeline
 from hvae_sr.baselines import SPAN, RRDBNet
@@ -159,6 +159,48 @@ def test_a_restorers_offset_is_from_the_regression(make_centred: Any) -> None:
     assert torch.equal(before.estimate, after.estimate)
 
 
+def test_a_gated_location_lies_between_y_resized_and_the_regression(make_centred: Any) -> None:
+    network, y = make_centred(likelihood_location="gated"), levels(1, 4, seed=1)
+    resized = F.interpolate(y, scale_factor=4, mode="bicubic", align_corners=False)
+    regressed = network.regression(y).image
+    gate = network.location_gate
+    # It starts next to y resized, the same share everywhere: sigmoid(-3).
+    torch.testing.assert_close(network.encode(y).location, torch.lerp(resized, regressed, 0.047426), atol=1e-4, rtol=0)
+    for bias, expected in ((-40.0, resized), (40.0, regressed)):
+        nn.init.constant_(gate.bias, bias)
+        torch.testing.assert_close(network.encode(y).location, expected)
+    nn.init.zeros_(gate.bias)
+    nn.init.normal_(gate.weight)
+    share = (network.encode(y).location - resized) / (regressed - resized)
+    assert (share > -1e-3).all() and (share < 1.001).all() and share.std() > 0.05
+    torch.testing.assert_close(share[:, 0], share[:, 2], atol=1e-2, rtol=0)  # one share for the colours of a place
+
+
+def test_a_gated_location_keeps_the_restorers_offset_from_y_resized(make_centred: Any) -> None:
+    network, y = make_centred(likelihood_location="gated", restorer_blocks=1), levels(1, 4, seed=1)
+    twin = make_centred(likelihood_location="bicubic", regression_width=None, restorer_blocks=1)
+    transfer(twin, network)
+    with torch.no_grad():
+        for conditioner in (twin, network):
+            nn.init.ones_(conditioner.estimate.weight)
+            conditioner.restorer.load_state_dict(twin.restorer.state_dict())
+    one, other = twin.encode(y), network.encode(y)
+    for resolution, x in one.features.items():  # the regression's features are read with zeros at first
+        torch.testing.assert_close(x, other.features[resolution])
+    assert not torch.equal(one.location, other.location)
+
+
+def test_gates_of_a_location_are_trained(training: Any, make_centred: Any, tmp_path: Path) -> None:
+    (tmp_path / "lr.json").write_text(make_centred(likelihood_location="gated").to_json_string())
+    objective, _ = training(pretrained_regression=tmp_path / "span")
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    loss, _ = objective(images, [0, 1])
+    loss.backward()
+    gate = objective.lr_network.location_gate
+    assert gate.weight.grad.abs().max() > 0 and gate.bias.grad.abs().max() > 0
+    assert all(p.grad is None for p in objective.lr_network.regression.parameters())
+
+
 def test_all_but_the_last_convolution_follow_the_compute_dtype(make_centred: Any) -> None:
     network, y = make_centred(), levels(1, 8, seed=1)
     exact = network.regression(y).image
@@ -176,6 +218,11 @@ def test_all_but_the_last_convolution_follow_the_compute_dtype(make_centred: Any
         ({"regression_width": 0}, "got 0 with 'regression'"),
         ({"likelihood_location": "bicubic"}, "None with another, got 4 with 'bicubic'"),
         ({"conditioning": "trivial", "gate_init": 0.0}, "`likelihood_location` 'regression' needs features of y"),
+        ({"likelihood_location": "gated", "regression_width": None}, "got None with 'gated'"),
+        (
+            {"likelihood_location": "gated", "conditioning": "trivial", "gate_init": 0.0},
+            "`likelihood_location` 'gated' needs features of y",
+        ),
     ],
 )
 def test_options_that_do_not_go_together_are_named(make_centred: Any, changes: dict[str, Any], message: str) -> None:

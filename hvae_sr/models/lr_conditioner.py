@@ -27,7 +27,7 @@ LOCATIONS = (None, "bicubic", "projection", "regression", "gated")
 """What an `LRConditioner` centres the likelihood on."""
 
 _CLOSED = -3.0
-"""Where the gates of a location start, before the sigmoid: 1/20 of the regression, so that they can learn either way."""
+"""Where the gates of a location start, before the sigmoid: at 1/20 of the regression, so that they learn either way."""
 
 _LEAST_TOLERANCE = 0.1
 """Grey levels: less than the rounding of an image."""
@@ -178,10 +178,10 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
             self.top = Convolution(self.network.widths[self.resolutions[0]], 2 * latent_channels, zero_weights=True)
         self._build_restorer()
         self.regression = None if regression_width is None else Regression(scale_factor, regression_width)
-        self.location_gate: nn.Module | None = None
+        self.location_gate: Convolution | None = None
         if likelihood_location == "gated":
             self.location_gate = Convolution(self.network.widths[image_size], 1, zero_weights=True)
-            nn.init.constant_(self.location_gate.bias, _CLOSED)
+            nn.init.constant_(self.location_gate.get_parameter("bias"), _CLOSED)
         self.operator = cached_downsampling(scale_factor, downsampling_kernel)
         self.register_to_config(downsampling_kernel=self.operator.kernel)  # as JSON can hold it
 
@@ -271,12 +271,15 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
 
     def _features(self, sample: Tensor) -> tuple[Features, Readings]:
         features, read = super()._features(sample)
+        c = self.config
         if self.location_gate is None and read.estimate is None:
             return features, read
-        base = read.location if self.config.likelihood_location == "regression" else self._enlarged(sample.float())
-        if self.location_gate is not None:
-            gate = self.location_gate(features[self.config.image_size]).float().sigmoid()
-            share = F.interpolate(gate, scale_factor=self.config.scale_factor, mode="bilinear", align_corners=False)
+        base = self._enlarged(sample.float())
+        if read.location is not None and c.likelihood_location == "regression":
+            base = read.location
+        elif read.location is not None and self.location_gate is not None:
+            gate = self.location_gate(features[c.image_size]).float().sigmoid()
+            share = F.interpolate(gate, scale_factor=c.scale_factor, mode="bilinear", align_corners=False)
             read = read._replace(location=torch.lerp(base, read.location, share))
         if read.estimate is not None:
             offset = F.pixel_unshuffle(read.estimate - base, self.stride)
