@@ -165,12 +165,24 @@ def eight_times() -> dict[str, Tensor]:
 
 def not_unshuffled(variant: str) -> Callable[[], dict[str, Tensor]]:
     """An RRDBNet that reads y itself and enlarges it less than four times."""
-    lost = {"BasicSR": "conv_up2", "ESRGAN": "upconv2", "old ESRGAN": "model.10"}[variant]
+    lost = {"BasicSR": "conv_up2", "ESRGAN": "upconv2", "old ESRGAN": "model.6"}[variant]
 
     def make() -> dict[str, Tensor]:
         model = Recipe("RRDBNet", CONFIGS["RRDBNet"] | {"scale_factor": 4}).build()
         names = published_keys(model, variant)
         return {name: model.state_dict()[key] for key, name in names.items() if not name.startswith(f"{lost}.")}
+
+    return make
+
+
+def old_esrgan(*layers: int) -> Callable[[], dict[str, Tensor]]:
+    """The old names of one that enlarges another number of times: these numbers of layers after the blocks."""
+
+    def make() -> dict[str, Tensor]:
+        model = Recipe("RRDBNet", CONFIGS["RRDBNet"] | {"scale_factor": 4}).build()
+        names = published_keys(model, "old ESRGAN").items()
+        state = {name: model.state_dict()[key] for key, name in names if name.startswith(("model.0.", "model.1."))}
+        return state | {f"model.{number}.weight": torch.ones(1) for number in layers}
 
     return make
 
@@ -185,9 +197,12 @@ def not_unshuffled(variant: str) -> Callable[[], dict[str, Tensor]]:
         ("edsr-x4", lambda: dict.fromkeys(("body.0.weight", "body.2.weight"), torch.ones(1)), "'relu' or 'leakyrelu'"),
         ("edsr-x4", lambda: dict.fromkeys(HAT, torch.ones(1)), "the file holds an HAT"),
         ("edsr-baseline-x4", eight_times, r"scale_factor=8 \(not 4\)"),
-        ("realesrgan-x2plus", not_unshuffled("BasicSR"), r"scale_factor=1 or 2, without unshuffling \(not 2\)"),
-        ("esrgan-x4", not_unshuffled("ESRGAN"), r"scale_factor=1 or 2, without unshuffling \(not 4\)"),
-        ("esrgan-x4", not_unshuffled("old ESRGAN"), r"scale_factor=1 or 2, without unshuffling \(not 4\)"),
+        ("realesrgan-x2plus", not_unshuffled("BasicSR"), r"scale_factor=2 or 3, without unshuffling \(not 2\)"),
+        ("esrgan-x4", not_unshuffled("ESRGAN"), r"scale_factor=2 or 3, without unshuffling \(not 4\)"),
+        ("esrgan-x4", not_unshuffled("old ESRGAN"), r"scale_factor=2 or 3, without unshuffling \(not 4\)"),
+        ("esrgan-x4", old_esrgan(3, 6, 9, 11, 13), r"scale_factor=8 \(not 4\)"),
+        ("esrgan-x4", old_esrgan(2, 4), r"scale_factor=1, without unshuffling \(not 4\)"),
+        ("span-x4", lambda: published_state("SPAN") | {"no_norm": torch.ones(1)}, "a SPAN that reads y as it is"),
         ("dps-ffhq256", lambda: {"model.diffusion_model.a": torch.ones(1)}, "the file holds a latent diffusion model"),
         ("edsr-x4", resized("EDSR", width=256, num_blocks=32), r"holds an EDSR with scale_factor=2 \(not 4\)"),
         ("edsr-x2", resized("EDSR"), r"num_blocks=2 \(not 32\), width=8 \(not 256\)"),
@@ -272,6 +287,49 @@ def test_other_wrappers_and_prefixes_are_taken_off(wrapper: str, prefix: str, tm
     config = {"architecture": "HCFlow", **CONFIGS["HCFlow"]}
     folder = convert_baseline(tmp_path / "w.pth", tmp_path / "out", config=config)
     assert HCFlow.from_pretrained(folder / "flow").config.num_steps == 3
+
+
+def test_an_sr3_file_of_a_whole_model_has_its_network_and_its_schedule() -> None:
+    state = {f"netG.denoise_fn.{key}": value for key, value in published_state("SR3UNet").items()}
+    _, scheduler = convert_state_dict(state | {"netG.betas": torch.linspace(1e-4, 0.5, 8)}, recipe("SR3UNet"))
+    assert scheduler is not None and scheduler.num_steps == 8
+
+
+def test_of_several_sets_of_weights_the_averages_are_taken_or_all_are_named(tmp_path: Path) -> None:
+    state = published_state("SRVGGNetCompact")
+    averages = {key: value + 1 for key, value in state.items()}
+    config = {"architecture": "SRVGGNetCompact", **CONFIGS["SRVGGNetCompact"]}
+    torch.save({"model": state, "model_ema": averages, "epoch": 3}, tmp_path / "w.pth")
+    folder = convert_baseline(tmp_path / "w.pth", tmp_path / "out", config=config)
+    found = SRVGGNetCompact.from_pretrained(folder / "network").state_dict()
+    assert all(torch.equal(found[key], value) for key, value in averages.items())
+    torch.save({"netG": state, "netD": averages}, tmp_path / "w.pth")
+    with pytest.raises(ConversionError, match="holds several sets of weights, netG, netD: save the one"):
+        convert_baseline(tmp_path / "w.pth", tmp_path / "no", config=config)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["layers.0.residual_group.blocks.0.attn.relative_position_index"], "holds a SwinIR, which is not read"),
+        (["model.diffusion_model.a", "model_ema.num_updates"], "holds a latent diffusion model, which is not read"),
+        (["head.0.weight", "body.0.body.0.weight", "tail.0.0.weight"], "holds no weights"),  # an EDSR, damaged
+    ],
+)
+def test_indices_in_a_file_do_not_hide_what_it_holds(keys: list[str], message: str, tmp_path: Path) -> None:
+    path = write({key: torch.zeros(2, 2, dtype=torch.long) for key in keys}, tmp_path)
+    with pytest.raises(ConversionError, match=message):
+        convert_baseline(path, tmp_path / "out", preset="edsr-x4")
+
+
+def test_guided_diffusion_may_have_its_published_options(tmp_path: Path) -> None:
+    path = write(published_state("GuidedDiffusionUNet"), tmp_path)
+    config: dict[str, Any] = {"architecture": "GuidedDiffusionUNet"}
+    given = config | {"published_options": {**GUIDED, "num_head_channels": 16}}
+    folder = convert_baseline(path, tmp_path / "out", config=given)
+    assert GuidedDiffusionUNet.from_pretrained(folder / "unet").config.sample_size == GUIDED["image_size"]
+    with pytest.raises(ConversionError, match="published_options: .*num_channel'"):
+        convert_baseline(path, tmp_path / "no", config=config | {"published_options": {"num_channel": 1}})
 
 
 def test_a_mean_colour_of_black_is_one() -> None:

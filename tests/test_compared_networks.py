@@ -79,6 +79,22 @@ def test_weights_kept_in_eight_bits_compute_in_float32(name: str, images: Tensor
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", NAMES)
+def test_weights_kept_in_eight_bits_compute_in_half_precision(name: str, images: Tensor) -> None:
+    model = make(name)
+    model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
+    assert torch.isfinite(run(model, images.bfloat16())).all()
+
+
+@torch.no_grad()
+def test_an_edsr_under_autocast_gives_more_than_whole_grey_levels(images: Tensor) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        levels = make("EDSR")(images * 255).sample.float()
+    bright = levels[levels >= 128]
+    assert (bright % 1).count_nonzero() > len(bright) // 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NAMES)
 def test_a_batch_is_its_images_one_by_one(name: str, images: Tensor) -> None:
     model = make(name)
     if name == "GuidedDiffusionUNet":

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import DDPMScheduler, DiffusionPipeline
 from PIL import Image
 from stand_ins import photo_folder
@@ -17,8 +18,9 @@ from test_compared_networks import make
 from torch import Tensor
 from transformers import Swin2SRConfig, Swin2SRForImageSuperResolution
 
-from hvae_sr.baselines import EDSR, AncestralScheduler
+from hvae_sr.baselines import EDSR, AncestralScheduler, GuidedDiffusionUNet, SR3UNet
 from hvae_sr.baselines.dps import dps_chain, gradient_bytes
+from hvae_sr.baselines.guided_diffusion import published_options
 from hvae_sr.baselines.sr3 import activation_bytes, sr3_chain
 from hvae_sr.checkpoints.compared import convert_baseline
 from hvae_sr.cli import main
@@ -226,6 +228,16 @@ def test_the_memory_of_sr3_is_told_before_it_is_needed() -> None:
         pipe(torch.rand(3, 8, 8), num_samples=2, batch_size=2, max_memory=1)
 
 
+@torch.no_grad()
+def test_attention_of_sr3_holds_no_scores_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    attention = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v: seen.append(q) or attention(q, k, v))
+    unet = SR3UNet(image_size=16, width=8, width_multiples=[1], attention_resolutions=[16], num_res_blocks=1)
+    unet(torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16), torch.rand(1))
+    assert seen and all(q.shape == (1, 1, 256, 8) for q in seen)  # torch's fused kernels take four axes alone
+
+
 def test_a_temperature_of_zero_makes_samples_of_the_flow_equal() -> None:
     pipe, image = make_pipeline("HCFlow"), photographs()[0]
     out = pipe(image, num_samples=2, temperature=0, output_type="pt").images
@@ -270,6 +282,29 @@ def test_the_memory_of_a_gradient_is_told_before_it_is_needed() -> None:
         pipe(torch.rand(3, 8, 8), num_samples=2, batch_size=2, max_memory=1)
     pipe.unet.enable_gradient_checkpointing()
     assert gradient_bytes(pipe.unet, (16, 16)) < plain
+
+
+def test_scores_of_attention_are_not_counted_where_none_are_kept() -> None:
+    wide = {"image_size": 64, "num_channels": 32, "num_res_blocks": 1, "channel_mult": "1"}
+    unet = GuidedDiffusionUNet(**published_options(**wide, attention_resolutions="64", num_head_channels=32))
+    scores = 64**4 * 4  # bytes, of one attention
+    assert gradient_bytes(unet, (64, 64)) < scores
+
+
+@pytest.mark.parametrize("store", ["disk", "float8"])
+def test_guidance_has_the_weights_that_a_hook_takes_away(store: str, tmp_path: Path) -> None:
+    y, cpu = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0)), torch.device("cpu")
+    expected = make_pipeline("DPS")(y, seed=1, output_type="pt").images
+    pipe = make_pipeline("DPS")
+    if store == "disk":
+        pipe.unet.enable_group_offload(
+            cpu, cpu, offload_type="leaf_level", offload_to_disk_path=str(tmp_path / "weights")
+        )
+    else:
+        pipe.unet.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    found = pipe(y, seed=1, output_type="pt").images
+    tolerance = 0 if store == "disk" else 0.2
+    assert (found - expected).abs().max() <= tolerance
 
 
 def test_larger_factors_are_reached_by_chaining() -> None:

@@ -1,10 +1,12 @@
 """DPS: diffusion posterior sampling (Chung et al., "Diffusion Posterior Sampling for General Noisy Inverse Problems",
 ICLR 2023): the chain of an unconditional diffusion prior, led to y by the gradient of its residual."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor
 
@@ -55,7 +57,9 @@ def dps_step(
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         time = torch.full((len(x),), t, device=x.device)
-        prediction = unet(x.to(unet.dtype), time, return_dict=False)[0].to(x.dtype)
+        # Weights that a hook takes away after each layer, or stores in fewer bits, are held for the gradient.
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.detach(), lambda tensor: tensor):
+            prediction = unet(x.to(unet.dtype), time, return_dict=False)[0].to(x.dtype)
         out = scheduler.step(prediction, index, x, noise)
         residual = torch.linalg.vector_norm((y - operator(out.pred_original_sample)).flatten(1), dim=1)
         # Each norm depends on its own image alone: the gradient of their sum is that of each.
@@ -114,17 +118,26 @@ def dps_chain(
 def gradient_bytes(unet: UNet2DModel, size: tuple[int, int]) -> int:
     """Bytes that autograd keeps for the gradient of one image of `size` = (H, W): about what a step takes.
 
-    Counted on a copy without numbers, layer by layer.
+    Counted on a copy without numbers, layer by layer; without the scores of attention, which the fused kernels of CPUs
+    and CUDA do not keep.
     """
     model = on_meta(unet).eval().requires_grad_(False)
     if unet.is_gradient_checkpointing:
         model.enable_gradient_checkpointing()
     kept: dict[int, Tensor] = {}
+    positions: list[int] = []  # of the attention that is being counted
 
     def keep(tensor: Tensor) -> Tensor:
+        if positions and tensor.shape[-2:] == (positions[-1], positions[-1]):
+            return tensor
         kept[tensor.untyped_storage()._cdata] = tensor  # a map that several layers read is kept once
         return tensor
 
+    if unet.device.type in ("cpu", "cuda"):
+        for layer in model.modules():
+            if isinstance(layer, Attention):
+                layer.register_forward_pre_hook(lambda _, given: positions.append(math.prod(given[0].shape[2:])))
+                layer.register_forward_hook(lambda _, __, ___: positions.clear())
     x = torch.zeros(1, model.config.in_channels, *size, device="meta", dtype=unet.dtype, requires_grad=True)
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model(x, torch.zeros(1, dtype=torch.long, device="meta"))

@@ -9,7 +9,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from ..loading import StrictLoading
-from ..models.blocks import check_choice
+from ..models.blocks import ExactConvolution, check_choice
 from .common import RegressionNetwork, check_whole
 
 DIV2K_MEAN = (0.4488, 0.4371, 0.404)
@@ -60,7 +60,7 @@ class EDSR(RegressionNetwork, StrictLoading, ModelMixin, ConfigMixin):
         self.head = nn.Sequential(_conv(3, width))
         blocks = [ResidualBlock(width, residual_scale) for _ in range(num_blocks)]
         self.body = nn.Sequential(*blocks, _conv(width, width))
-        self.tail = nn.Sequential(Upsampler(scale_factor, width), _conv(width, 3))
+        self.tail = nn.Sequential(Upsampler(scale_factor, width), ExactConvolution(width, 3, 3))
         self.gradient_checkpointing = False
 
     def _image(self, sample: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ def _conv(width_in: int, width_out: int) -> nn.Conv2d:
 
 def _shift(bias: Sequence[float]) -> nn.Conv2d:
     """Adds a colour: a fixed 1x1 convolution, as the published state dicts store it."""
-    layer = nn.Conv2d(3, 3, 1)
+    layer = ExactConvolution(3, 3)
     layer.weight = nn.Parameter(torch.eye(3)[:, :, None, None], requires_grad=False)
     layer.bias = nn.Parameter(torch.tensor(bias, dtype=torch.float32), requires_grad=False)
     return layer

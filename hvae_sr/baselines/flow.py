@@ -71,13 +71,15 @@ class InvertibleConv(nn.Module):
 
     def forward(self, z: Tensor, log_det: Tensor, reverse: bool = False) -> tuple[Tensor, Tensor]:
         """z' and `log_det`."""
+        # MPS has no float64.
+        exact = (self.weight.cpu() if self.weight.device.type == "mps" else self.weight).double()
         weight = self.weight
         if reverse:
-            weight = torch.linalg.inv(weight.double()).to(weight.dtype)
+            weight = torch.linalg.inv(exact).to(weight)
         else:
-            volume = torch.linalg.slogdet(weight.double()).logabsdet.to(log_det.dtype)
+            volume = torch.linalg.slogdet(exact).logabsdet.to(log_det)
             log_det = log_det + z.shape[2] * z.shape[3] * volume
-        return F.conv2d(z, weight[:, :, None, None]), log_det
+        return F.conv2d(z.to(weight.dtype), weight[:, :, None, None]), log_det
 
 
 class NormedConv(nn.Conv2d):
@@ -90,7 +92,8 @@ class NormedConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, width_in, h, w]` to `[B, width_out, h, w]`."""
-        return self.actnorm.normalise(super().forward(x))
+        # The flow's own numbers may be in more bits, where a hook stores the weights of convolutions in fewer.
+        return self.actnorm.normalise(super().forward(x.to(self.weight.dtype)))
 
 
 class ZeroConv(nn.Conv2d):
@@ -104,7 +107,7 @@ class ZeroConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, width_in, h, w]` to `[B, width_out, h, w]`."""
-        return super().forward(x) * torch.exp(ZERO_CONV_FACTOR * self.logs)
+        return super().forward(x.to(self.weight.dtype)) * torch.exp(ZERO_CONV_FACTOR * self.logs)
 
 
 class CouplingNetwork(nn.Module):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..hooks import UNSET, entry_point
 from ..loading import StrictLoading
+from ..models.blocks import Convolution
 from ..models.rrdb import RRDB
 from ..noise import NoiseSource, as_noise_source
 from .common import check_images, check_whole
@@ -281,7 +282,7 @@ class ConditionalFlow(nn.Module):
     ) -> None:
         super().__init__()
         self.channels = channels
-        self.conv_first = nn.Conv2d(condition_channels, feature_width, 3, padding=1)
+        self.conv_first = Convolution(condition_channels, feature_width, 3)
         trunks = [nn.Sequential(*(RRDB(feature_width, feature_growth) for _ in range(n))) for n in feature_blocks]
         self.trunk0, self.trunk1 = trunks
         self.trunk_conv = nn.Conv2d(feature_width, feature_width, 3, padding=1)

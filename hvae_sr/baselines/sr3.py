@@ -208,8 +208,9 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, width, h, w]` to the same."""
-        q, k, v = (part.flatten(2).mT.contiguous() for part in self.qkv(self.norm(x)).chunk(3, 1))  # [B, h w, width]
-        return x + self.out(F.scaled_dot_product_attention(q, k, v).mT.reshape(x.shape))
+        # [B, 1, h w, width]: without the axis of the heads, torch would hold the scores of all pairs of positions.
+        q, k, v = (part.flatten(2).mT.contiguous()[:, None] for part in self.qkv(self.norm(x)).chunk(3, 1))
+        return x + self.out(F.scaled_dot_product_attention(q, k, v)[:, 0].mT.reshape(x.shape))
 
 
 class AttentionBlock(nn.Module):
@@ -308,19 +309,21 @@ def sr3_chain(unet: SR3UNet, scheduler: AncestralScheduler, condition: Tensor, n
 def activation_bytes(unet: SR3UNet, size: tuple[int, int]) -> int:
     """Bytes that one evaluation of an image of `size` = (H, W) takes beside the weights, about.
 
-    What the way down keeps for the way up, and four times the largest map; counted without computing.
+    What the way down keeps for the way up, and four times the largest map, or eight of an attention's: its input, their
+    normalisation, q, k and v, as they are computed and as they are read. Counted without computing.
     """
     model = on_meta(unet)
     kept: list[int] = []
     largest = [0]
 
-    def look(_: nn.Module, __: Any, out: Any) -> None:
-        largest[0] = max(largest[0], out.numel() * out.element_size())
+    def look(layer: nn.Module, _: Any, out: Any) -> None:
+        maps = 2 if isinstance(layer, SelfAttention) else 1
+        largest[0] = max(largest[0], maps * out.numel() * out.element_size())
 
     for layer in model.downs:
         layer.register_forward_hook(lambda _, __, out: kept.append(out.numel() * out.element_size()))
     for block in model.modules():
-        if isinstance(block, (AttentionBlock, NormedConv)):
+        if isinstance(block, (AttentionBlock, NormedConv, SelfAttention)):
             block.register_forward_hook(look)
     x = torch.zeros(1, 3, *size, device="meta", dtype=unet.dtype)
     with torch.no_grad():

@@ -10,6 +10,14 @@ from ..loading import StrictLoading
 from .common import RegressionNetwork, check_whole
 
 
+class PReLU(nn.PReLU):
+    """With slopes in the dtype of the map: hooks that store weights in fewer bits leave those of activations alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """max(0, x) + slope min(0, x), with a slope for each channel."""
+        return F.prelu(x, self.weight.to(x.dtype))
+
+
 class SRVGGNetCompact(RegressionNetwork, StrictLoading, ModelMixin, ConfigMixin):
     """Convolutions and PReLUs in a row, one pixel shuffle, and y enlarged by nearest neighbours added.
 
@@ -26,9 +34,9 @@ class SRVGGNetCompact(RegressionNetwork, StrictLoading, ModelMixin, ConfigMixin)
         super().__init__()
         for name, value in (("scale_factor", scale_factor), ("num_layers", num_layers), ("width", width)):
             check_whole(name, value)
-        layers: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1), nn.PReLU(width)]
+        layers: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1), PReLU(width)]
         for _ in range(num_layers):
-            layers += [nn.Conv2d(width, width, 3, padding=1), nn.PReLU(width)]
+            layers += [nn.Conv2d(width, width, 3, padding=1), PReLU(width)]
         layers.append(nn.Conv2d(width, 3 * scale_factor**2, 3, padding=1))
         self.body = nn.Sequential(*layers)
 

@@ -103,8 +103,10 @@ class Recipe:
     def of_config(cls, config: Mapping[str, Any]) -> "Recipe":
         """The recipe of a mapping with `architecture` and the class's own arguments; `scheduler` and `pipeline` may be.
 
+        Those of guided diffusion may be given as `published_options`, under the names of its scripts.
+
         Raises:
-            ConversionError: an architecture that is not known.
+            ConversionError: an architecture that is not known, or published options that are none.
         """
         rest = dict(config)
         architecture = rest.pop("architecture", None)
@@ -114,6 +116,11 @@ class Recipe:
                 raise ConversionError(f"`config`: {name} must be a mapping of options, got {part!r}")
         if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
             raise ConversionError(f"`config`: architecture must be one of {', '.join(READABLE)}, got {architecture!r}")
+        if architecture == "GuidedDiffusionUNet" and "published_options" in rest:
+            try:
+                rest = guided_diffusion.published_options(**rest.pop("published_options")) | rest
+            except (TypeError, ValueError) as error:
+                raise ConversionError(f"`config`: published_options: {error}") from error
         return cls(architecture, rest, *map(dict, parts))
 
     def build(self, device: str = "cpu") -> ModelMixin:
@@ -143,7 +150,8 @@ def convert_baseline(
         output_dir: a folder that does not exist or is empty; it appears when it is complete or not at all.
         preset: a name of `PRESETS`; exactly one of `preset` and `config` must be given.
         config: `architecture` (a name of `ARCHITECTURES`) and the arguments of that class; `scheduler` may hold those
-            of `AncestralScheduler`, `pipeline` those of the pipeline.
+            of `AncestralScheduler`, `pipeline` those of the pipeline, and `published_options` those of the scripts of
+            guided diffusion.
 
     Raises:
         ValueError: a file that cannot be read, holds another architecture or does not fit (`ConversionError`), an
@@ -177,8 +185,7 @@ def convert_state_dict(
             that are missing, unexpected or of another shape.
     """
     asked = f"`preset` {preset!r}" if preset is not None else "`config`"
-    state, schedule = _without_schedule(merge_convolutions(state))
-    finding, state = _identified(state)
+    finding, state, schedule = _identified(merge_convolutions(state))
     model = recipe.build("meta")
     _check_finding(finding, recipe, model.config, asked)
     state = _completed(state, finding, recipe)
@@ -279,19 +286,27 @@ def _without_schedule(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], T
     return network, state.get("betas")
 
 
-def _identified(state: Mapping[str, Tensor]) -> tuple[Finding, Mapping[str, Tensor]]:
-    """What the file holds, and its tensors; without names that all keys begin with, where only these hide it.
+def _identified(state: Mapping[str, Tensor]) -> tuple[Finding, Mapping[str, Tensor], Tensor | None]:
+    """What the file holds, its tensors and an SR3's schedule, without names that all keys begin with.
 
     Raises:
-        ConversionError: no network that is known.
+        ConversionError: no network that is known, or one of a kind that is not read.
     """
-    finding, stripped = identify(state), state
+    stripped, (network, schedule) = state, _without_schedule(state)
+    finding = identify(network)
     while finding.architecture is None and len({key.partition(".")[0] for key in stripped}) == 1:
         if not all("." in key for key in stripped):
             break
         stripped = {key.partition(".")[2]: value for key, value in stripped.items()}
-        if (found := identify(stripped)).architecture is not None:
-            finding, state = found, stripped
+        found, betas = _without_schedule(stripped)
+        if (named := identify(found)).architecture is not None:
+            finding, network, schedule = named, found, betas
+    state = network
+    if finding.architecture == "SPAN" and "no_norm" in state:
+        raise ConversionError(
+            "`checkpoint` holds a SPAN that reads y as it is (`no_norm`), not less the mean colour; only the published "
+            "kind is read"
+        )
     if finding.architecture is None and {"body.0.weight", "body.2.weight"} <= {*state} and "body.1.weight" not in state:
         raise ConversionError(
             "`checkpoint` may hold an SRVGGNetCompact with act_type 'relu' or 'leakyrelu', which weights do not tell "
@@ -299,7 +314,7 @@ def _identified(state: Mapping[str, Tensor]) -> tuple[Finding, Mapping[str, Tens
         )
     if finding.architecture is None:
         raise ConversionError(f"`checkpoint` holds weights of no known architecture, such as {', '.join([*state][:3])}")
-    return finding, state
+    return finding, state, schedule
 
 
 def _check_pipeline(recipe: Recipe, own_factor: int | None) -> None:

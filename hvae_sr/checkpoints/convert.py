@@ -29,7 +29,7 @@ from ..files import remove_abandoned, temporary_path
 from ..models import VDVAE, LRConditioner, LREncoder
 from ..models.blocks import parse_blocks
 from ..operators import Downsampling
-from .detect import READABLE, identify
+from .detect import READABLE, RECOGNISED, identify
 
 StrPath = str | os.PathLike[str]
 logger = logging.getLogger(__name__)
@@ -39,9 +39,9 @@ _PRIORS = ("ffhq256", "ffhq1024", "imagenet64", "imagenet32", "cifar10")
 # Preset names and their folders in `hub_configs`.
 PRESETS = {name: f"vdvae-{name}" for name in _PRIORS} | {name: name for name in _PIPELINES}
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Of weights in a checkpoint."""
 _STATES_OF_LAYERS = ("inited", "num_batches_tracked")
 """Last parts of names of what layers count or note, and no network here reads."""
-"""Of weights in a checkpoint."""
 LISTED_KEYS = 20  # of each sort, in errors
 GATED_BELOW = 32  # VDVAE-SR's code gates the groups of resolutions below 32 only, whatever the image's size
 _PUBLISHED_DEFAULTS = {"bottleneck_multiple": 0.25, "no_bias_above": 64, "num_mixtures": 10}
@@ -84,8 +84,9 @@ def load_checkpoint(path: StrPath) -> dict[str, Tensor]:
     """The tensors of a published checkpoint, under their published names.
 
     Wrappers are taken off: Lightning's `state_dict` and `cvae.`, BasicSR's `params_ema` and `params`, any other name of
-    the only mapping of tensors in a file, DataParallel's `module.`; flags and counters of layers are left out. The
-    averages of VDVAE-SR (`ema_vae.`, `ema_vae_sr.`), which its sampler uses, are returned as `vae.` and `vae_sr.`.
+    the only mapping of tensors in a file, or of the only averages (`ema`) among several, DataParallel's `module.`;
+    flags and counters of layers are left out. The averages of VDVAE-SR (`ema_vae.`, `ema_vae_sr.`), which its sampler
+    uses, are returned as `vae.` and `vae_sr.`.
 
     Raises:
         ConversionError: no file, a damaged one, a pickle of more than tensors and plain values, or tensors that are no
@@ -109,8 +110,13 @@ def load_checkpoint(path: StrPath) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping) and content[wrapper]:
             content = content[wrapper]
     if isinstance(content, Mapping) and not any(isinstance(value, Tensor) for value in content.values()):
-        inner = [value for value in content.values() if _is_state(value)]
-        content = inner[0] if len(inner) == 1 else content
+        inner = {str(name): value for name, value in content.items() if _is_state(value)}
+        averages = [name for name in inner if "ema" in name.lower()]
+        if len(inner) > 1 and len(averages) != 1:
+            raise ConversionError(
+                f"{where} holds several sets of weights, {', '.join(inner)}: save the one that is meant"
+            )
+        content = inner[(averages or [*inner])[0]] if inner else content
     if not isinstance(content, Mapping) or not content:
         raise ConversionError(f"{where} holds no tensors by name")
     state: dict[str, Tensor] = {}
@@ -123,6 +129,9 @@ def load_checkpoint(path: StrPath) -> dict[str, Tensor]:
         if name in state:
             raise ConversionError(f"{where} has {name!r} twice, with and without a wrapper's prefix")
         if value.layout != torch.strided or value.dtype not in _DTYPES:
+            held = identify({str(k): v for k, v in content.items() if isinstance(v, Tensor)})
+            if held.architecture in RECOGNISED:  # whose buffers of indices are no fault of the file
+                raise ConversionError(f"{where} holds {held.name}, which is not read")
             raise ConversionError(f"{where}: {key!r} holds no weights: {value.layout}, {value.dtype}")
         state[name] = value
     parts = [part for part in ("vae.", "vae_sr.") if any(key.startswith(f"ema_{part}") for key in state)]
@@ -342,7 +351,10 @@ def convert(
     state = load_checkpoint(checkpoint)
     lr_class = _lr_class(state)
     if (finding := identify(state)).architecture in READABLE:
-        raise ConversionError(f"`checkpoint`: {checkpoint} holds {finding}, which has presets of its own")
+        raise ConversionError(
+            f"`checkpoint`: {checkpoint} holds {finding}, which has presets of its own; or give its `architecture` in "
+            "the hyper-parameters, and the arguments of that class"
+        )
     if recipe is not None and recipe.lr_class != lr_class:
         expected, found = _KINDS[recipe.lr_class], _KINDS[lr_class]
         raise ConversionError(f"`preset` {preset!r} is for a {expected}, the checkpoint holds a {found}")

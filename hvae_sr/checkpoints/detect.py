@@ -73,19 +73,20 @@ def _edsr(upsampler: str, block: str) -> Callable[[State], dict[str, Any]]:
     return describe
 
 
-def _rrdb(first: str, block: str, last: str) -> Callable[[State], dict[str, Any]]:
+def _rrdb(first: str, block: str, upsampling: str, beside: int = 0) -> Callable[[State], dict[str, Any]]:
     """`first` is the name of the first convolution, `block` that of the blocks, up to a dense block's first one.
 
-    `last` is the name of a layer that networks which enlarge less than four times lack, unless they unshuffle y first.
+    `upsampling` is the pattern of the layers that follow one enlargement each; where y was not unshuffled, they tell
+    the factor; so many layers `beside` them have names like theirs.
     """
 
     def describe(state: State) -> dict[str, Any]:
         weight = state[f"{first}.weight"]
         inner = next(state[key] for key in state if re.match(block + r".*\.weight$", key))
+        steps = len({key for key in state if re.match(upsampling, key)}) - beside
+        scale_factor = {0: "1, without unshuffling", 1: "2 or 3, without unshuffling"}.get(steps, 2**steps)
         return {
-            "scale_factor": {3: 4 if f"{last}.weight" in state else "1 or 2, without unshuffling", 12: 2, 48: 1}[
-                weight.shape[1]
-            ],
+            "scale_factor": {3: scale_factor, 12: 2, 48: 1}[weight.shape[1]],
             "num_blocks": count(state, block),
             "width": weight.shape[0],
             "growth": inner.shape[0],
@@ -163,21 +164,24 @@ _RULES: tuple[tuple[str, str, tuple[str, ...], Callable[[State], dict[str, Any]]
         "RRDBNet",
         "BasicSR",
         (r"conv_first\.weight", r"body\.0\.rdb1\."),
-        _rrdb("conv_first", r"body\.(\d+)\.rdb1\.conv1\b", "conv_up2"),
+        _rrdb("conv_first", r"body\.(\d+)\.rdb1\.conv1\b", r"conv_up\d+\.weight"),
     ),
     (
         "RRDBNet",
         "ESRGAN",
         (r"conv_first\.weight", r"RRDB_trunk\.0\.RDB1\."),
-        _rrdb("conv_first", r"RRDB_trunk\.(\d+)\.RDB1\.conv1\b", "upconv2"),
+        _rrdb("conv_first", r"RRDB_trunk\.(\d+)\.RDB1\.conv1\b", r"upconv\d+\.weight"),
     ),
     (
         "RRDBNet",
         "old ESRGAN",
         (r"model\.0\.weight", r"model\.1\.sub\.0\.RDB1\."),
-        _rrdb("model.0", r"model\.1\.sub\.(\d+)\.RDB1\.conv1\b", "model.10"),
+        _rrdb("model.0", r"model\.1\.sub\.(\d+)\.RDB1\.conv1\b", r"model\.([2-9]|\d\d+)\.weight", beside=2),
     ),
     ("SPAN", "", (r"block_1\.c1_r\.", r"conv_cat\.weight"), _span),
     ("SRVGGNetCompact", "", (r"body\.0\.weight", r"body\.1\.weight", r"body\.2\.bias"), _srvgg),
 )
 """Architecture, variant of names, patterns that must all match some key, and what describes it."""
+
+RECOGNISED = {name for name, *_ in _RULES} - {*READABLE, "VDVAE-SR", "CVDVAE", "VD-VAE"}
+"""Those that are not read here at all."""

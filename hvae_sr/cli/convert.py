@@ -13,7 +13,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output-dir", required=True, metavar="DIR", help="a folder that does not exist yet")
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--preset", help="name of a published model, such as ffhq256, cvdvae-ffhq256-x4 or edsr-x4")
-    kind.add_argument("--hparams", metavar="FILE", help="JSON file with the published names of the hyper-parameters")
+    kind.add_argument(
+        "--hparams",
+        metavar="FILE",
+        help="JSON file of the hyper-parameters under their published names; for a compared system of `architecture`, "
+        "such as EDSR, and the arguments of that class",
+    )
 
 
 def _check_loading(folder: Path, hparams: dict[str, Any]) -> None:

@@ -136,6 +136,10 @@ def _baseline(config: TrainingConfig, load_weights: bool) -> BaselineObjective:
         raise ValueError(f"`baseline` {config.baseline!r} does not go with stage {config.stage}: {error}") from error
 
 
+_ENLARGING = ("tail.", "upsampler.", "conv_up", "conv_hr.", "conv_last.")
+"""Where the names of what enlarges begin, of an EDSR, a SPAN and an RRDBNet; an SRVGGNetCompact's has another shape."""
+
+
 def _start_baseline(network: Any, trained: Any) -> None:
     """All weights of a trained network; of one for another scale factor all but those that enlarge (EDSR, section 3.2).
 
@@ -143,9 +147,15 @@ def _start_baseline(network: Any, trained: Any) -> None:
         RuntimeError: it differs in anything else.
     """
     state, own = trained.state_dict(), network.state_dict()
-    differing = {name for name, value in network.config.items() if trained.config.get(name) != value and name[0] != "_"}
-    if differing == {"scale_factor"}:
-        state = {name: x for name, x in state.items() if name in own and own[name].shape == x.shape}
+    options, before = (json.loads(model.to_json_string()) for model in (network, trained))  # lists, as saved
+    differing = {name for name, value in options.items() if before.get(name) != value and name[0] != "_"}
+    stem = "conv_first.weight"
+    if differing == {"scale_factor"} and (stem not in own or own[stem].shape == state[stem].shape):
+        state = {
+            name: x
+            for name, x in state.items()
+            if name in own and own[name].shape == x.shape and not name.startswith(_ENLARGING)
+        }
         logger.info("%d of %d weights from the network for another scale factor", len(state), len(own))
         state = own | state
     network.load_state_dict(state)

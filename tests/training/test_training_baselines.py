@@ -18,7 +18,7 @@ from torch.testing import assert_close
 
 import train
 from hvae_sr import AncestralScheduler, Downsampling, HCFlow
-from hvae_sr.baselines import SPAN, RRDBNet
+from hvae_sr.baselines import EDSR, SPAN, RRDBNet
 from hvae_sr.baselines.diffusion import variational_bound
 from hvae_sr.noise import CounterNoise
 from hvae_sr.pipelines.baselines import enlarge, pipeline_class
@@ -74,6 +74,22 @@ def test_a_regression_starts_from_one_for_another_scale_factor_but_for_what_enla
         assert name.startswith("upsampler.") or torch.equal(started[name], value)
     own["baseline"].write_text(json.dumps({"architecture": "SPAN", "scale_factor": 4, "width": 12}))
     with pytest.raises(ValueError, match="`pretrained_network` .*x2"):
+        make("regression", options, tmp_path / "out", **own)
+
+
+def test_an_edsr_starts_from_one_for_another_scale_factor_and_an_rrdbnet_with_another_stem_does_not(options, tmp_path):
+    trained = EDSR(scale_factor=2, num_blocks=1, width=8)
+    trained.save_pretrained(tmp_path / "x2")
+    own = {"baseline": tmp_path / "own.json", "pretrained_network": tmp_path / "x2"}
+    own["baseline"].write_text(json.dumps({"architecture": "EDSR", "num_blocks": 1, "width": 8}))
+    started = make("regression", options, tmp_path / "out", **own).network.state_dict()
+    for name, value in trained.state_dict().items():
+        same = name in started and torch.equal(started[name], value)
+        assert same != (name.startswith("tail.") and bool(value.any()))
+    RRDBNet(scale_factor=2, num_blocks=1, width=8, growth=4).save_pretrained(tmp_path / "x2")
+    shape = {"num_blocks": 1, "width": 8, "growth": 4}
+    own["baseline"].write_text(json.dumps({"architecture": "RRDBNet", **shape}))
+    with pytest.raises(ValueError, match=r"`pretrained_network` .*conv_first\.weight"):
         make("regression", options, tmp_path / "out", **own)
 
 
