@@ -328,7 +328,7 @@ def test_guided_diffusion_may_have_its_published_options(tmp_path: Path) -> None
     given = config | {"published_options": {**GUIDED, "num_head_channels": 16}}
     folder = convert_baseline(path, tmp_path / "out", config=given)
     assert GuidedDiffusionUNet.from_pretrained(folder / "unet").config.sample_size == GUIDED["image_size"]
-    with pytest.raises(ConversionError, match="published_options: .*num_channel'"):
+    with pytest.raises(ConversionError, match="published_options: .*'num_channels'"):
         convert_baseline(path, tmp_path / "no", config=config | {"published_options": {"num_channel": 1}})
 
 

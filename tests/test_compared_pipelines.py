@@ -233,7 +233,9 @@ def test_attention_of_sr3_holds_no_scores_of_all_pairs(monkeypatch: pytest.Monke
     seen = []
     attention = F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v: seen.append(q) or attention(q, k, v))
-    unet = SR3UNet(image_size=16, width=8, width_multiples=[1], attention_resolutions=[16], num_res_blocks=1)
+    unet = SR3UNet(
+        image_size=16, width=8, width_multiples=[1], attention_resolutions=[16], num_res_blocks=1, norm_groups=4
+    )
     unet(torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16), torch.rand(1))
     assert seen and all(q.shape == (1, 1, 256, 8) for q in seen)  # torch's fused kernels take four axes alone
 

@@ -69,6 +69,16 @@ def test_folders_of_training_are_left_out_and_files_of_such_names_are_not(folder
     assert set(names) <= found and not found & set(left_out)
 
 
+def test_photographs_and_networks_beside_a_model_stay_here(folder):
+    for name in ("photos/0.png", "prior/diffusion_pytorch_model.safetensors", "cat.png", "shown.png", "images/a.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n\n![curve](shown.png)\n")
+    found = set(files_to_push(folder))
+    assert {"shown.png", "images/a.png"} <= found
+    assert not {"photos/0.png", "prior/diffusion_pytorch_model.safetensors", "cat.png"} & found
+
+
 def test_push_uploads_the_listed_files_unchanged_in_one_commit(hub, folder, capsys):
     assert main(["push", str(folder), "--repo_id", REPO, "--private"]) == 0
     assert capsys.readouterr().out.startswith(f"{hub.endpoint}/{REPO}/commit/")

@@ -160,6 +160,14 @@ def test_compression_is_the_codec_of_that_quality_and_twice_is_another(kind):
     assert ((best - x) ** 2).mean() < ((once - x) ** 2).mean()
 
 
+def test_a_side_longer_than_that_of_a_webp_is_compressed_as_jpeg():
+    x = np.broadcast_to(np.linspace(0, 255, 16_400, dtype=np.float32), (3, 8, 16_400))
+    webp, jpeg = (Compress(kinds={kind: 1.0}, phase=(0, 0))(x, random(), (8, 16_400)) for kind in ("webp", "jpeg"))
+    assert np.array_equal(webp, jpeg) and not np.array_equal(webp, x)
+    with pytest.raises(ValueError, match="`compress`: a side must be at most 65500 pixels, got 65501"):
+        Compress()(np.zeros((1, 1, 65_501), np.float32), random(), (1, 65_501))
+
+
 BAD = {
     "an unknown step": ({"steps": [{"step": "blurr"}]}, ["steps[0]", "'blurr'", "blur, resize"]),
     "an unknown option": ({"steps": [{"step": "blur", "sigmas": [1, 2]}]}, ["steps[0] 'blur'", "'sigmas'", "sigma"]),

@@ -87,6 +87,12 @@ def test_train_for_your_camera(photos, make_pipeline, tmp_path, capsys):
     pipe = make_pipeline("vdvae-sr")
     SuperResolutionPipeline(pipe.vdvae, pipe.lr_encoder, consistency="none").save_pretrained(tmp_path / "model")
     arguments = ["--steps", 1, "--resolution", 32, "--size", 64, "--model", tmp_path / "model"]
+    file = tmp_path / "mine.yaml"
+    file.write_text("steps: [{step: downsample}, {step: noise, sigma: 4}]")
+    run(
+        "train_for_your_camera", "--photos", photos, "--degradation", file, "--output_dir", tmp_path / "own", *arguments
+    )
+    assert not (tmp_path / "own" / "microscope.yaml").exists() and f"--degradation {file}" in capsys.readouterr().out
     run("train_for_your_camera", "--photos", photos, "--output_dir", tmp_path / "out", *arguments)
     text = capsys.readouterr().out
     assert "before: PSNR of the estimate" in text and "after: PSNR of the estimate" in text

@@ -1,6 +1,7 @@
 """Tutorial 5: a model for one's own camera, microscope or archive, whose degradation is written down in a file.
 
-python docs/tutorials/train_for_your_camera.py [--photos DIR] [--output_dir tutorial/camera] [--steps 60]
+python docs/tutorials/train_for_your_camera.py [--photos DIR] [--degradation FILE] [--output_dir tutorial/camera]
+    [--steps 60]
 
 What is known of the device (how it blurs, its noise, how its files are compressed) becomes a YAML file of random
 degradations. The bundled model is trained on for some minutes on pairs that the file makes of sharp photographs, and
@@ -35,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--photos", help="folder of sharp photographs; default: three that come with scikit-image (CC0)"
     )
+    parser.add_argument(
+        "--degradation", help="what the device does, as `docs/degradations.md` says; default: a microscope"
+    )
     parser.add_argument("--model", default="photo-x4", help="to start from: one that does not know H")
     parser.add_argument("--output_dir", default="tutorial/camera")
     parser.add_argument("--steps", type=int, default=60)
@@ -54,7 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     # 1. The file. A wrong step, option or range is refused with its place. Its pairs are a function of seed and index.
     file = folder / "microscope.yaml"
-    file.write_text(MICROSCOPE)
+    if options.degradation:
+        file = Path(options.degradation)
+    elif not file.exists():
+        file.write_text(MICROSCOPE)
     for index in range(3):
         y = degrade(Image.fromarray(skimage.data.chelsea()), file, seed=0, index=index)
         y.save(folder / f"what_it_makes_{index}.png")

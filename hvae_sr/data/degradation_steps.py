@@ -212,9 +212,13 @@ class Noise(Step):
         return np.clip(planes + np.float32(strength) * noise, 0, 255)
 
 
+_LONGEST_JPEG, _LONGEST_WEBP = 65_500, 16_383
+"""Pixels of a side, as Pillow's codecs have them."""
+
+
 @dataclass(frozen=True)
 class Compress(Step):
-    """JPEG or WebP and back, 8 bits.
+    """JPEG or WebP and back, 8 bits; JPEG too where a side is longer than a WebP's may be.
 
     Grey images are stored as such. The blocks begin `phase` pixels above and to the left of the image, one draw for
     each axis: people crop what was compressed before.
@@ -239,8 +243,11 @@ class Compress(Step):
         subsampling = 2 if random.random() < self.subsampled else 0
         levels = np.pad(to_levels(planes), ((0, 0), (top, 0), (left, 0)), "symmetric")
         picture = Image.fromarray(levels[0] if len(levels) == 1 else levels.transpose(1, 2, 0))
+        longest = max(picture.size)
+        if longest > _LONGEST_JPEG:
+            raise ValueError(f"`compress`: a side must be at most {_LONGEST_JPEG} pixels, got {longest}")
         file = io.BytesIO()
-        if kind == "jpeg":
+        if kind == "jpeg" or longest > _LONGEST_WEBP:
             picture.save(file, "JPEG", quality=quality, subsampling=subsampling if len(levels) > 1 else -1)
         else:
             picture.convert("RGB").save(file, "WEBP", quality=quality, method=2)

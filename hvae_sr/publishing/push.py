@@ -13,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..files import files_below
 from ..pipelines.baselines import pipeline_class
 from ..pipelines.inputs import check_components
-from .card import model_card, read_index
+from .card import IMAGES_FOLDER, model_card, read_index
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ _COMPONENT_CODE = """# diffusers asks for this file before it reads pipeline.py,
 from hvae_sr import {name} as {name}
 """
 
+_PICTURES = {".png", ".svg", ".webp"}
 _SUFFIXES = {".json", ".md", ".png", ".safetensors", ".svg", ".webp", ".weights"}
 PUBLISHED = ("LICENSE*", "train.yaml", "degradation.yaml", *(f"*{suffix}" for suffix in sorted(_SUFFIXES)))
 """Patterns of what a repository may hold of a model."""
@@ -46,8 +47,9 @@ def files_to_push(folder: str | os.PathLike[str]) -> dict[str, Path | bytes]:
     """What `push` uploads of a folder: `{path in the repository: file, or content that push adds}`.
 
     Configurations, safetensors, the card with its pictures, the recipe (`train.yaml`, and `degradation.yaml` if it has
-    one) and licences; no recipes of earlier parts, training checkpoints, logs or pickles. A folder without a card gets
-    one, and a pipeline the lines of Python that diffusers looks for.
+    one) and licences: of the folder itself, its components and `images`, and no folder beside these, which may hold
+    photographs or other networks. No recipes of earlier parts, training checkpoints, logs or pickles. A folder without
+    a card gets one, and a pipeline the lines of Python that diffusers looks for.
 
     Raises:
         ValueError: no folder, or one that holds no model or no weights.
@@ -56,11 +58,18 @@ def files_to_push(folder: str | os.PathLike[str]) -> dict[str, Path | bytes]:
     index = read_index(root)
     if index is not None:
         check_components(index, pipeline_class(root).component_classes)
+    own = {IMAGES_FOLDER, *(name for name, kind in (index or {}).items() if isinstance(kind, list))}
+    card = root / "README.md"
+    said = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     found: dict[str, Path | bytes] = {}
     for path in sorted(files_below(root)):
         relative = path.relative_to(root)
-        if any(part.startswith(_SKIPPED_FOLDERS) for part in relative.parts[:-1]) or not path.is_file():
+        if len(relative.parts) > 1 and relative.parts[0] not in own or not path.is_file():
             continue
+        if any(part.startswith(_SKIPPED_FOLDERS) for part in relative.parts[:-1]):
+            continue
+        if len(relative.parts) == 1 and path.suffix.lower() in _PICTURES and path.name not in said:
+            continue  # none of the card's
         if path.name.startswith("."):
             continue
         wanted = path.suffix.lower() in _SUFFIXES or path.name.startswith("LICENSE") or relative == Path(PIPELINE_FILE)

@@ -42,6 +42,9 @@ _SEED_STRIDE = 0x9E3779B97F4A7C15
 """Addresses of noise have 64 bits: odd, so that no two seeds share them; far from 1, so that no two runs overlap."""
 
 
+_LEFT_BY_RUNS = ("checkpoint-*", "images", "logs", "validation")
+"""Folders with which a run leaves pictures beside its options."""
+
 _VALIDATION = 1 << 63
 """Numbers of degradations from here on are those of the images held out."""
 
@@ -145,6 +148,8 @@ def build_training_set(config: TrainingConfig, rank: int, num_processes: int) ->
     augmentation = Augmentation(config.resolution, config.horizontal_flip, False, config.rotate, scales)
     found: ImageCrops | ImageStream
     if config.streaming:
+        if config.crops_per_image != 1:
+            logger.warning("`crops_per_image` %d is not used: a stream gives one crop of a row", config.crops_per_image)
         with _options_named("train"):
             found = ImageStream(
                 **_dataset(config, config.dataset_split),
@@ -251,14 +256,15 @@ def _dataset(config: TrainingConfig, split: str) -> dict[str, Any]:
 def _left_out(config: TrainingConfig, folders: Sequence[str]) -> list[Path]:
     """What below the folders of photographs is none of their images.
 
-    That is what this run and others have left, and images held out below those to train on, or the other way round, and
-    LR images of either.
+    That is what this run and others have left, here and among the photographs themselves, and images held out below
+    those to train on, or the other way round, and LR images of either.
     """
     roots = {Path(folder).resolve() for folder in folders}
     others = {found.parent for folder in roots for found in folder.rglob(OPTIONS_FILE)}
     high, low = (*config.train_data_dir, *config.validation_data_dir), (*config.train_lr_dir, *config.validation_lr_dir)
     parts = {Path(folder).resolve() for folder in (*high, *low)}
-    return [config.output_path, *((others | parts) - roots)]
+    left = [path for root in others & roots for pattern in _LEFT_BY_RUNS for path in root.glob(pattern)]
+    return [config.output_path, *left, *((others | parts) - roots)]
 
 
 @contextmanager

@@ -59,7 +59,7 @@ _AT_LEAST = {
     0: "regression_pixel_weight regression_perceptual_weight regression_critic_weight flow_pixel_weight vlb_weight "
     "score_point_weight score_band_weight score_perceptual_weight score_distance_fade "
     "seed lr_warmup_steps dataloader_num_workers learning_rate adam_weight_decay adam_epsilon "
-    "default_temperature skip_threshold plateau_patience cache_gib validation_images",
+    "default_temperature plateau_patience cache_gib validation_images",
     1: "score_samples score_perceptual_taps resolution crops_per_image train_batch_size "
     "gradient_accumulation_steps max_train_steps num_train_epochs scale_factor checkpointing_steps "
     "checkpoints_total_limit logging_steps validation_steps lr_num_cycles",
@@ -139,7 +139,11 @@ class TrainingConfig:
     saved_dtype: str = option(
         "float32", "Of the saved weights: float32, float16, or float8 for kernels and float16 for all else."
     )
-    default_temperature: float = option(0.8, "Temperature that the saved pipeline uses by default.")
+    default_temperature: float | None = option(
+        None,
+        "Temperature that the saved pipeline uses by default; if not given, that of the pipeline whose LR network is "
+        "pretrained_lr_encoder, or 0.8.",
+    )
     kl_reduction: str = option("sum", "lr-encoder: sum (the paper's eq. 14) or group_mean (the published code).")
     rate_weights: list[str] = option(
         [], "Weight of the rate in an ELBO at updates, linear between them, such as 0:0.1 1000:1; none: 1 throughout."
@@ -188,7 +192,7 @@ class TrainingConfig:
     lr_scheduler: str = option(
         "cosine", "constant, constant_with_warmup, linear, cosine, cosine_with_restarts, piecewise_constant or plateau."
     )
-    lr_warmup_steps: int = option(100, "Updates of linear warm-up.")
+    lr_warmup_steps: int = option(100, "Updates of linear warm-up, but with lr_scheduler constant.")
     lr_num_cycles: int = option(1, "cosine_with_restarts: cycles.")
     lr_step_rules: str | None = option(
         None, "piecewise_constant: factors and the updates until which they hold, as 1:200000,0.5."
@@ -242,10 +246,12 @@ class TrainingConfig:
                 value = getattr(self, name)
                 sound = value is None or (value >= lowest and math.isfinite(value))
                 _check(sound, name, f"must be at least {lowest} and finite, got", value)
-        norm = self.max_grad_norm
-        _check(
-            0 < norm < math.inf, "max_grad_norm", "must be above 0 and finite (a large one clips nothing), got", norm
-        )
+        for name, large in (
+            ("max_grad_norm", "clips nothing"),
+            ("skip_threshold", "leaves out nothing that is finite"),
+        ):
+            norm = getattr(self, name)
+            _check(0 < norm < math.inf, name, f"must be above 0 and finite (a large one {large}), got", norm)
         for name in ("adam_beta1", "adam_beta2", "ema_decay"):
             _check(0 <= getattr(self, name) < 1, name, "must lie in [0, 1), got", getattr(self, name))
         _check(0 < self.plateau_factor < 1, "plateau_factor", "must lie between 0 and 1, got", self.plateau_factor)
@@ -376,6 +382,11 @@ class TrainingConfig:
             found = {name: before[name] for name in (*_RESUMED, "lr_scheduler")}
         except (OSError, ValueError, KeyError, TypeError):
             return
+        precision = before.get("mixed_precision")
+        if self.mixed_precision == "fp16" and precision not in ("fp16", None):
+            raise ValueError(
+                f"`mixed_precision` 'fp16' cannot go on from a checkpoint of {precision!r}, without a scale"
+            )
         plateau = self.lr_scheduler == "plateau"
         scheduler = found.pop("lr_scheduler")
         if (scheduler == "plateau") != plateau:
@@ -481,6 +492,9 @@ def parse_arguments(arguments: list[str] | None = None) -> TrainingConfig:
     parser.add_argument("--config", help="Recipe: a YAML or JSON file with any of the options above.")
     options = read_recipe(Path(recipe.config)) if recipe.config is not None else {}
     # The recipe goes through the parser in front of the command line: same checks of types, and the later one wins.
+    named = {argument.partition("=")[0] for argument in remaining}
+    if "--max_train_steps" in named and "--num_train_epochs" not in named:
+        options.pop("num_train_epochs", None)  # which would count more than the command line
     namespace = vars(parser.parse_args(_as_arguments(options) + remaining))
     namespace.pop("config")
     return TrainingConfig(**namespace)

@@ -178,9 +178,9 @@ class EnergyScore(ConditionalObjective):
     def _opened(self, seeds: Sequence[int]) -> tuple[int, float]:
         """The number of the finest level above temperature 0, and its temperature: a function of the batch's seeds.
 
-        Held-out images are measured with all levels at temperature 1.
+        Held-out images are measured with all levels at temperature 1, and a point estimate has none.
         """
-        if not self.training:
+        if not self.training or self.num_samples == 1:
             return len(self.levels) - 1, 1.0
         share, temperature = np.random.default_rng([seed % 2**64 for seed in seeds]).random(2)
         limits = [*itertools.accumulate(self.level_dropout)]

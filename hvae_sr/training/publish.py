@@ -17,7 +17,7 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData, get_token
 from torch import nn
 
 from ..checkpoints.names import is_hub_id
-from ..files import write_atomically
+from ..files import read_object, write_atomically
 from ..images import save_image
 from ..pipelines import SuperResolutionPipeline
 from ..publishing.card import IMAGES_FOLDER, NOTES_FILE, write_model_card
@@ -33,7 +33,17 @@ logger = logging.getLogger(__name__)
 
 _SMALL = 2048
 """Numbers of the smallest kernel that is worth the rounding."""
+_DEFAULT_TEMPERATURE = 0.8
 _SIGNATURE = "Made by `train.py` of hvae-sr:"
+
+
+def default_temperature(config: TrainingConfig) -> float:
+    """What is asked for; else that of the pipeline whose LR network the run started from, or 0.8."""
+    if config.default_temperature is not None:
+        return config.default_temperature
+    index = Path(config.pretrained_lr_encoder or "").parent / "model_index.json"
+    found = read_object(index, "pretrained_lr_encoder") if config.pretrained_lr_encoder and index.is_file() else {}
+    return float(found.get("default_temperature", _DEFAULT_TEMPERATURE))
 
 
 def build_pipeline(objective: Objective, config: TrainingConfig, components: dict[str, Any] | None = None) -> Any:
@@ -45,11 +55,11 @@ def build_pipeline(objective: Objective, config: TrainingConfig, components: dic
             **networks,
             **shared,
             consistency="exact" if config.exact else "none",
-            default_temperature=config.default_temperature,
+            default_temperature=default_temperature(config),
         )
     own: dict[str, Any] = {**baseline_recipe(config).pipeline, **shared}
     if objective.pipeline.has_temperature:
-        own.setdefault("default_temperature", config.default_temperature)
+        own.setdefault("default_temperature", default_temperature(config))
     if not config.exact or config.consistency is not None:  # else as the published system does
         own["enforce_consistency"] = config.exact
     if objective.scheduler is not None:

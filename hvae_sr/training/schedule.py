@@ -1,5 +1,7 @@
 """Learning rates: diffusers' schedules of the step, and one that follows the loss."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -98,4 +100,11 @@ def make_schedule(
         num_training_steps=max_steps,
         num_cycles=config.lr_num_cycles,
     )
-    return StepSchedule(optimizer, named.lr_lambdas)
+    factors = named.lr_lambdas
+    if config.lr_scheduler == "piecewise_constant" and config.lr_warmup_steps:  # where diffusers has no warm-up
+        factors = [partial(_warmed, factor, config.lr_warmup_steps) for factor in factors]
+    return StepSchedule(optimizer, factors)
+
+
+def _warmed(factor: Callable[[int], float], warmup_steps: int, step: int) -> float:
+    return factor(step) * min(1.0, step / warmup_steps)

@@ -98,7 +98,7 @@ def test_training_goes_on_from_the_grown_network(options, tmp_path, capsys):
     larger = {**LR_CONFIGS["vdvae-sr"], "bottleneck_multiple": 1.0}
     (tmp_path / "larger.json").write_text(json.dumps(larger))
     pretrained = tmp_path / "first" / "lr_encoder"
-    again = {"pretrained_lr_encoder": pretrained, "lr_config": tmp_path / "larger.json", "skip_threshold": 0}
+    again = {"pretrained_lr_encoder": pretrained, "lr_config": tmp_path / "larger.json", "skip_threshold": 1e-30}
     assert train.main(options("vdvae-sr", tmp_path / "second", **again)) == 0  # every update left out
     small, large = (LRConditioner.from_pretrained(tmp_path / name / "lr_encoder") for name in ("first", "second"))
     assert large.config.bottleneck_multiple == 1.0
@@ -127,7 +127,7 @@ def test_what_has_its_place_at_another_scale_factor_is_taken_over(options, tmp_p
         "vdvae_config": tmp_path / "vdvae.json",
         "lr_config": tmp_path / "lr.json",
         "scale_factor": 2,
-        "skip_threshold": 0,
+        "skip_threshold": 1e-30,
     }
     assert train.main(options("energy-score", tmp_path / "second", **changes)) == 0  # every update left out
     second = [kind.from_pretrained(tmp_path / "second" / name) for kind, name in NETWORKS]

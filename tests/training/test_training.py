@@ -105,7 +105,7 @@ def test_training_goes_on_from_a_pretrained_lr_network(options, configs, tmp_pat
     assert train.main(options("lr-encoder", tmp_path / "first")) == 0
     again = options(
         "lr-encoder", tmp_path / "second", lr_config=None, pretrained_lr_encoder=tmp_path / "first" / "lr_encoder",
-        skip_threshold=0,
+        skip_threshold=1e-30,
     )  # fmt: skip
     assert train.main(again) == 0
     first, second = weights(tmp_path / "first"), weights(tmp_path / "second")
@@ -437,7 +437,7 @@ def test_a_run_without_finite_gradients_ends_and_publishes_nothing(options, tmp_
 
 
 def test_a_run_that_leaves_most_updates_out_says_so(options, tmp_path, caplog):
-    assert train.main(options("vdvae", tmp_path, skip_threshold=0)) == 0
+    assert train.main(options("vdvae", tmp_path, skip_threshold=1e-30)) == 0
     assert "3 of 3 updates were left out" in caplog.text
     card = " ".join((tmp_path / "README.md").read_text().split())
     assert "3 updates (3 of them left out for their gradients)" in card
@@ -561,6 +561,7 @@ BAD = {  # what is changed, and what the error must name; the folder of photogra
         {"lr_scheduler": "piecewise_constant", "lr_step_rules": "1:2:3,0.5"},
         ["lr_step_rules", "1:2:3"],
     ),
+    "a threshold that leaves all updates out": ({"skip_threshold": 0}, ["skip_threshold", "above 0"]),
     "a tracker that does not exist": ({"report_to": "paper"}, ["report_to", "paper"]),
 }
 
@@ -800,6 +801,24 @@ def test_the_command_line_overrides_the_recipe(tmp_path):
     assert config.train_data_dir == ["c"] and config.max_train_steps == 9
     assert config.rotate is True and config.use_ema is False
     assert parse_arguments(f"--config {path} --output_dir out --use_ema false".split()).use_ema is False
+
+
+def test_updates_of_the_command_line_count_more_than_epochs_of_a_recipe(options, tmp_path):
+    recipe = write(tmp_path / "train.yaml", "num_train_epochs: 1\n")
+    arguments = options("vdvae", tmp_path / "out", max_train_steps=None)
+    assert parse_arguments([*arguments, "--config", str(recipe)]).num_train_epochs == 1
+    for given in (["--max_train_steps", "2"], ["--max_train_steps=2"]):
+        config = parse_arguments([*arguments, *given, "--config", str(recipe)])
+        assert (config.num_train_epochs, config.max_train_steps) == (None, 2)
+
+
+def test_a_checkpoint_without_a_scale_is_none_for_fp16(options, tmp_path):
+    before = tmp_path / "training_config.json"
+    parse_arguments(options("vdvae", tmp_path)).save(before)
+    config = parse_arguments(options("vdvae", tmp_path, mixed_precision="fp16"))
+    with pytest.raises(ValueError, match="`mixed_precision` 'fp16' cannot go on from a checkpoint of 'no'"):
+        config.check_resumed(before)
+    parse_arguments(options("vdvae", tmp_path, mixed_precision="bf16")).check_resumed(before)
 
 
 def test_a_recipe_may_say_no_without_quotes(options, tmp_path):

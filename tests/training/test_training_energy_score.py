@@ -105,6 +105,11 @@ def test_one_sample_is_a_deterministic_regression():
     assert len({make(num_samples=2)(images, seeds)[0].item() for seeds in ([0, 1], [7, 12345])}) == 2
 
 
+def test_a_point_estimate_has_neither_levels_nor_temperatures():
+    objective = make(num_samples=1, level_dropout=[0.5], low_temperatures=0.4)
+    assert {objective._opened([seed]) for seed in range(20)} == {(len(objective.levels) - 1, 1.0)}
+
+
 def test_the_weight_of_the_point_estimate():
     """The term is |x_0 - x| of the sample at temperature 0 as the network gives it, whatever the seeds."""
     images = photographs()

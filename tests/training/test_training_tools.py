@@ -29,7 +29,7 @@ from hvae_sr.training.checkpoints import list_checkpoints
 from hvae_sr.training.cost import plan
 from hvae_sr.training.log import Log
 from hvae_sr.training.networks import build_objective
-from hvae_sr.training.schedule import PlateauSchedule
+from hvae_sr.training.schedule import PlateauSchedule, make_schedule
 
 HUB_CONFIGS = Path(__file__).parents[2] / "hub_configs"
 RECIPES = {  # prior and other networks that are given on the command line; groups conditioned, parameters in all
@@ -161,6 +161,41 @@ def test_a_loss_that_becomes_no_better_lowers_the_rate_whatever_its_sign(loss, c
 def test_epochs_may_be_given_instead_of_updates(options, tmp_path):
     assert train.main(options("vdvae", tmp_path, num_train_epochs=2, train_batch_size=4, max_train_steps=99)) == 0
     assert [record["step"] for record in log(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_rates_in_steps_have_a_warm_up_too(options, tmp_path):
+    changes = {"lr_scheduler": "piecewise_constant", "lr_step_rules": "1:6,0.5", "lr_warmup_steps": 4}
+    config = parse_arguments(options("vdvae", tmp_path, **changes))
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule, rates = make_schedule(config, optimizer, 8), []
+    for _ in range(8):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 0.5, 0.5]
+
+
+def test_a_pipeline_keeps_the_temperature_of_the_one_that_it_started_from(options, make_pipeline, tmp_path):
+    pipe = make_pipeline("vdvae-sr")
+    pipe.register_to_config(default_temperature=0.35)
+    pipe.save_pretrained(tmp_path / "start")
+    changes = {"pretrained_vdvae": tmp_path / "start" / "vdvae", "lr_config": None}
+    changes["pretrained_lr_encoder"] = tmp_path / "start" / "lr_encoder"
+    for given, expected in ((None, 0.35), (0.6, 0.6)):
+        config = parse_arguments(options("vdvae-sr", tmp_path / "out", default_temperature=given, **changes))
+        assert publish.default_temperature(config) == expected
+    assert publish.default_temperature(parse_arguments(options("vdvae-sr", tmp_path / "out"))) == 0.8
+
+
+def test_pictures_of_an_earlier_run_among_the_photographs_are_none(options, photos, tmp_path):
+    root = tmp_path / "root"
+    shutil.copytree(photos, root / "photos")
+    count = len(build_training_set(parse_arguments(options("vdvae", tmp_path / "new", train_data_dir=root)), 0, 1))
+    (root / "training_config.json").write_text("{}")
+    for name in ("validation", "images"):
+        shutil.copytree(photos, root / name)
+    found = build_training_set(parse_arguments(options("vdvae", tmp_path / "new", train_data_dir=root)), 0, 1)
+    assert len(found) == count
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows keeps who may read in lists, not in permission bits")
