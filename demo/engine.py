@@ -151,11 +151,12 @@ class Framed(NamedTuple):
 
     @property
     def told(self) -> dict[str, Any]:
-        """What files tell of it: `crop`, (left, top, width, height) of the part, `shrunk`, and the `ground` of what was
-        transparent."""
+        """What files tell of it: `crop`, (left, top, width, height) of the part, `shrunk`, the `ground` of what was
+        transparent, and the `input_bits` that were read of each channel, where it had more."""
         box = self.box
         crop = None if box is None else (*box[:2], box[2] - box[0], box[3] - box[1])
-        found = {"crop": crop, "shrunk": self.shrunk, "ground": self.photo.info.get("ground")}
+        found = {"crop": crop, "shrunk": self.shrunk}
+        found |= {name: self.photo.info.get(name) for name in ("ground", "input_bits")}
         return {name: value for name, value in found.items() if value is not None}
 
 
@@ -255,7 +256,12 @@ class Engine:
         given = list(dict.fromkeys(models))
         names = [Path(name).name for name in given]
         for name, short in zip(given, names, strict=True):
-            pipeline = SuperResolutionPipeline.from_pretrained(name, **({} if dtype is None else {"dtype": dtype}))
+            if dtype in (None, torch.bfloat16):  # of float32 weights, as `hvae-sr upscale`, so that both give the same
+                pipeline = SuperResolutionPipeline.from_pretrained(name)
+            else:
+                pipeline = SuperResolutionPipeline.from_pretrained(name, dtype=dtype)
+            if dtype is torch.bfloat16:
+                pipeline.enable_fast_inference(dtype)
             pipeline.set_progress_bar_config(disable=True)
             self.pipelines[short if names.count(short) == 1 else name] = pipeline.to(device)
             for block in pipeline.vdvae.modules():
@@ -338,6 +344,8 @@ class Engine:
             picture.info["icc_profile"] = profile
         if photo.alpha is not None:
             picture.info["ground"] = "white"
+        if photo.bits > 8:
+            picture.info["input_bits"] = 8
         return picture
 
     def fits(self, size: tuple[int, int], model: str) -> bool:

@@ -442,6 +442,29 @@ def test_results_of_inputs_of_one_name_are_told_apart(model, photo, tmp_path):
     assert len(list(tmp_path.glob("*/*.png"))) == 4
 
 
+def test_finished_results_keep_their_names_when_an_input_of_the_same_name_comes(model, photo, tmp_path, capsys):
+    options = ["--model", model, "--num_samples", 1, "-o", tmp_path / "out"]
+    (tmp_path / "in").mkdir()
+    photo.rename(tmp_path / "in" / "photo.png")
+    assert upscale(tmp_path / "in", *options) == 0
+    before = (tmp_path / "out" / "photo_x4_seed0.png").stat().st_mtime_ns
+    Image.open(tmp_path / "in" / "photo.png").save(tmp_path / "in" / "photo.bmp")
+    for _ in range(2):
+        assert upscale(tmp_path / "in", *options) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"photo_x4_seed0.png", "photo.bmp_x4_seed0.png"}
+    assert (tmp_path / "out" / "photo_x4_seed0.png").stat().st_mtime_ns == before
+
+
+def test_names_that_differ_in_case_alone_are_two_where_the_system_says_so(model, photo, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    Image.open(photo).rotate(180).save(tmp_path / "in" / "A.png")
+    Image.open(photo).save(tmp_path / "in" / "a.png")
+    if len(list((tmp_path / "in").iterdir())) == 1:
+        pytest.skip("this file system does not tell cases apart")
+    assert upscale(tmp_path / "in", "--model", model, "--num_samples", 1, "-o", tmp_path / "out") == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.png_x4_seed0.png", "A.png_x4_seed0.png"}
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
 def test_a_source_that_cannot_be_read_again_stops_nothing(model, photo, tmp_path, capsys):
     assert upscale(photo, "--model", model, "--num_samples", 1) == 0
@@ -913,6 +936,8 @@ def images(tmp_path):
         (["analyse", "reconstruction", "--num-images", "0", "-o", "out"], "`--num-images` must be at least 1, got 0"),
         (["analyse", "distance", "--images-per-code", "1", "-o", "out"], "`--images-per-code` must be at least 2"),
         (["analyse", "distance", "--threshold", "nan", "-o", "out"], "`--threshold` must be a number"),
+        (["analyse", "distance", "--scales", "4", "0", "-o", "out"], "`--scales` must be factors of at least 1"),
+        (["analyse", "temperature", "--temperatures", "1", "-1", "-o", "out"], "`--temperatures` must be finite"),
         (["demo", "--port", "65536"], "`--port` must be between 0 and 65535, got 65536"),
         (["analyse", "samples", "--size", "0", "-o", "out"], "`--size` must be at least 1"),
         (["analyse", "distance", "-o", "photo.png/out"], "`--output-dir`: cannot write"),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageCms
 from processes import PATIENCE
 
@@ -20,7 +21,7 @@ from hvae_sr import SuperResolutionPipeline
 from hvae_sr.cli import demo, main
 from hvae_sr.demo import engine as eng
 from hvae_sr.demo.engine import Engine, Refused, Round, Settings, Stopped, describe
-from hvae_sr.images import colour, read_metadata
+from hvae_sr.images import WideImage, colour, read_metadata, save_image
 from hvae_sr.posterior import Recipe
 
 
@@ -365,12 +366,29 @@ def test_the_command_repeats_a_sample_of_the_page_or_says_why_not(page, photo, f
     assert status == 2 and "other weights" in said
     made = drawn_by_the_page(page, visit, str(tmp_path / "through.png"))
     assert "on white ground" in like(made, "through.png")[1]
+    save_image(WideImage(np.full((10, 13, 3), 30_000, np.uint16), {}), tmp_path / "wide.png")
+    made = drawn_by_the_page(page, visit, str(tmp_path / "wide.png"))
+    assert "was drawn of 8 bits" in like(made, "wide.png")[1]
     page.on_image(visit, str(tmp_path / "large.png"), "tiny")
     preview, *_ = page.on_shrink(visit, "tiny")
     made = drawn_by_the_page(page, visit, preview)
     assert read_metadata(made)["shrunk"] == list(visit.photo.size)
     status, said = like(made, "large.png")
     assert status == 2 and "shrunk to [39, 30]" in said
+
+
+def test_bfloat16_is_that_of_the_command(folder, photo):
+    made = Engine([str(folder)], dtype=torch.bfloat16)
+    pipe = made.pipelines["tiny"]
+    assert pipe.vdvae.dtype == torch.float32 and pipe.inference_dtype == torch.bfloat16
+    assert made.told("tiny")["weights"] == Engine([str(folder)]).told("tiny")["weights"]
+
+
+@pytest.mark.parametrize("device", ["gpu", "meta"])
+def test_a_device_that_is_none_is_named(device, folder, capsys):
+    pytest.importorskip("gradio", reason="the page needs the extra [demo]")
+    assert main(["demo", "--model", str(folder), "--device", device, "--no-browser"]) == 2
+    assert f"`--device`: cannot use '{device}'" in capsys.readouterr().err
 
 
 def test_temperatures_are_given_by_level(engine):

@@ -410,11 +410,42 @@ def test_the_results_document_has_one_table_a_protocol_and_the_commands(folder, 
 
 def test_of_two_reports_the_results_document_has_the_rows_of_float32(folder):
     exact, fast = (run(folder, NoisyBicubic(), temperatures=(1.0,), seed=seed, name="natural-x4") for seed in (0, 1))
-    fast["pipeline"]["dtype"] = "bfloat16"
+    fast["pipeline"]["dtype"], fast["seed"] = "bfloat16", 0
     tables, same = (results_document(both).split("## Commands")[0] for both in ([fast, exact], [exact, fast]))
     assert tables == same
     mean = next(line for line in tables.splitlines() if "mean t=1 |" in line)
     assert f"| {by_name(exact)['mean t=1 projected']['psnr']:.2f} (" in mean
+
+
+def test_reports_of_one_name_keep_their_places_in_the_results_document(folder, predictions, tmp_path):
+    reports = [run(folder), run(folder, size=32, num_images=2), run(folder, predictions=predictions)]
+    other = run(folder, predictions=predictions)
+    other["predictions"] = other["predictions"] | {"sha256": "another"}
+    other["rows"][-1] = other["rows"][-1] | {"psnr": 12.34}
+    sets = json.loads(json.dumps(reports[0]))
+    sets["rows"][0]["psnr"] += 3  # a data set of the same name
+    drawn = [run(folder, NoisyBicubic(), temperatures=(0.5,), num_samples=n, name="natural-x4") for n in (1, 2)]
+    names = ["a.json", "b.json", "c.json", "d.json", "e.json", "one.json", "two.json"]
+    text = results_document([*reports, other, sets, *drawn], names)
+    assert "| Method | Set5 | Set5, first 2 images | Set5 (e) |" in text
+    line = next(line for line in text.splitlines() if line.startswith("| Ours (d)") and "12.34" in line)
+    assert "Ours (d)" in line and "\n| Ours, " in text
+    assert "natural-x4, sample t=0.5 |" in text and "natural-x4 (two), sample t=0.5 |" in text
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (["--coverage-samples", "64"], "`--coverage-samples` needs `--model`"),
+        (["--temperatures", "3", "3"], "`--temperatures` needs `--model`"),
+        (["--levels"], "`--levels` needs `--model`"),
+        (["--lpips-weights", "nowhere"], "`--lpips-weights` needs `--metrics` lpips"),
+    ],
+)
+def test_options_without_effect_are_refused(given, named, folder, predictions, tmp_path, capsys):
+    command = ["evaluate", "--data", str(folder), "--size", "32", "-o", str(tmp_path / "r.json")]
+    assert main([*command, "--predictions", str(predictions), *given]) == 2
+    assert named in capsys.readouterr().err and not (tmp_path / "r.json").exists()
 
 
 def test_the_command_scores_predictions_of_the_pairs_it_wrote(folder, tmp_path, capsys):
@@ -461,6 +492,9 @@ def test_the_command_draws_the_figures_of_reports(folder, tmp_path, capsys):
     assert names == ["calibration.png", "plane.png", *(f"r_{name}" for name in (
         "projection.md", "samples.png", "temperature.md", "temperature.png"))]  # fmt: skip
     assert json.loads((tmp_path / "r.json").read_text())["dataset"] == "Set5"
+    write_report(report | {"dataset": "Set14"}, tmp_path / "s.json")
+    assert main(["figures", *(str(tmp_path / f"{name}.json") for name in "rs"), "-o", str(tmp_path / "both")]) == 0
+    assert {file.name for file in (tmp_path / "both").glob("plane*")} == {"plane-1.png", "plane-2.png"}
     assert Path(capsys.readouterr().out.splitlines()[0]).name == "r_projection.md"
 
 

@@ -162,10 +162,11 @@ def test_a_resolution_that_a_jpeg_has_no_room_for_is_left_out(tmp_path):
     assert Image.open(tmp_path / "b.jpg").info.get("dpi", (1, 1)) in ((1, 1), (72, 72))
 
 
-def test_the_resolution_is_that_of_the_upright_image(tmp_path):
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
+def test_the_resolution_is_that_of_the_upright_image(suffix, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    photo = read_photo(with_dpi(tmp_path / "a.jpg", (300, 150), exif=exif))
+    photo = read_photo(with_dpi(tmp_path / f"a.{suffix}", (300, 150), exif=exif))
     assert photo.image.size == (10, 20) and photo.dpi == (150, 300)
 
 

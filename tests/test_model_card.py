@@ -227,6 +227,13 @@ def test_notes_of_any_editor_keep_their_metadata(folder, notes):
     assert "license: mit" in model_card(folder)
 
 
+def test_code_and_repeated_headings_of_notes_stay_whole(folder):
+    code = "```\n## step 1\ncommand\n```"
+    (folder / "card_notes.md").write_text(f"## Training\n\n{code}\n\n## Data\n\none\n\n## Data\n\ntwo\n")
+    text = model_card(folder)
+    assert code in text and text.count("## Data") == 1 and text.index("one") < text.index("two")
+
+
 @pytest.mark.parametrize("tags", ["3", "faces", "{a: 1}"])
 def test_tags_that_are_no_list_are_named(folder, tags):
     (folder / "card_notes.md").write_text(f"---\ntags: {tags}\n---\n")

@@ -25,6 +25,7 @@ def report(**changes):
     for level in range(1, 10):
         rows[-2] |= {f"coverage@{level / 10:g}": level / 12, f"width@{level / 10:g}": level / 100}
     base = {"name": "model", "dataset": "Set5", "temperatures": [0.2, 1.0], "num_samples": 4, "rows": rows}
+    base |= {"protocol": "thesis", "scale_factor": 4, "num_images": 5}
     return {**base, **changes}
 
 
@@ -106,6 +107,8 @@ def test_the_plane_places_methods_by_distortion_and_perception(save):
     save(figure, "svg")
     with pytest.raises(ValueError, match=r"`perception` must be among.*\['brisque'\]; got 'fid'"):
         plots.plane_figure([report()], "fid")
+    with pytest.raises(ValueError, match="`reports` must be of the same data and protocol, got .*; Another"):
+        plots.plane_figure([report(), report() | {"dataset": "Another"}])
     with pytest.raises(ValueError, match="`reports`"):
         plots.plane_figure([])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..checkpoints.names import resolve
@@ -46,6 +47,12 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError(f"`{name}` must be at least {least}, got {getattr(options, name)}")
     if options.size is not None and options.size < 1:
         raise ValueError(f"`--size` must be at least 1, got {options.size}")
+    if min(options.scales) < 1:
+        raise ValueError(f"`--scales` must be factors of at least 1, got {' '.join(map(str, options.scales))}")
+    if not all(0 <= t < math.inf for t in options.temperatures):
+        raise ValueError(
+            f"`--temperatures` must be finite and at least 0, got {' '.join(map(str, options.temperatures))}"
+        )
     if not options.threshold >= 0:
         raise ValueError(f"`--threshold` must be a number of grey levels, got {options.threshold}")
     resolve(options.model)  # a typo should not wait for torch

@@ -9,6 +9,7 @@ from ..files import check_writable
 from .terminal import print_line
 
 if TYPE_CHECKING:
+    import torch
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
@@ -86,6 +87,26 @@ class Output:
         print_line(str(self.folder / name))
 
 
+def device_named(name: str) -> "torch.device":
+    """What `--device` asks for; of "auto" the fastest that is there, of each process its own.
+
+    Raises:
+        ValueError: it cannot be used.
+    """
+    import torch
+
+    from ..processes import process_state
+
+    try:
+        device = process_state().device if name == "auto" else torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it computes nothing")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"`--device`: cannot use {name!r}: {str(error).splitlines()[0]}") from None
+    return device
+
+
 def load_pipeline(options: argparse.Namespace, fast: bool = False) -> "SuperResolutionPipeline":
     """The pipeline that --model, --dtype and --device ask for.
 
@@ -102,16 +123,9 @@ def load_pipeline(options: argparse.Namespace, fast: bool = False) -> "SuperReso
 
     from .. import SuperResolutionPipeline
     from ..pipelines.baselines import pipeline_class
-    from ..processes import process_state
 
     logging.disable_progress_bar()
-    try:
-        device = process_state().device if options.device == "auto" else torch.device(options.device)
-        if device.type == "meta":
-            raise RuntimeError("it computes nothing")
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"`--device`: cannot use {options.device!r}: {str(error).splitlines()[0]}") from None
+    device = device_named(options.device)
     chosen = pipeline_class(options.model)
     if chosen is not SuperResolutionPipeline:  # a compared system, in the dtype of its weights
         dtype = torch.float32 if options.dtype == "auto" else getattr(torch, options.dtype)

@@ -5,6 +5,7 @@ import os
 import socket
 
 from ..checkpoints.names import resolve
+from .common import device_named
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     blocks = build(
         options.model,
         options.max_pixels,
-        None if options.device == "auto" else options.device,
+        str(device_named(options.device)),
         None if options.dtype == "auto" else getattr(torch, options.dtype),
     )
     port = _free_port() if options.port == 0 else options.port

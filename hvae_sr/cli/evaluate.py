@@ -59,6 +59,8 @@ _OPTIONS = (
     "degradation",
 )  # fmt: skip
 """Those that `evaluate` has under the same names."""
+_OF_A_MODEL = ("temperatures", "num_samples", "self_ensemble", "coverage_samples", "levels", "batch_size")
+"""Those that mean something where samples are drawn."""
 
 
 def run(options: argparse.Namespace) -> int:
@@ -77,7 +79,12 @@ def run(options: argparse.Namespace) -> int:
                     f"LR images); got {getattr(options, name)!r}"
                 )
         return _write_pairs(options)
+    for name in _OF_A_MODEL if options.model is None else ():
+        if (value := getattr(options, name)) not in (None, False):
+            raise ValueError(f"`--{name.replace('_', '-')}` needs `--model`, whose samples it is about; got {value!r}")
     names = protocol_named(options.protocol).perceptual if options.metrics is None else options.metrics
+    if options.lpips_weights is not None and not {"lpips", "lpips_vgg"} & {*names}:
+        raise ValueError(f"`--lpips-weights` needs `--metrics` lpips or lpips_vgg; got {' '.join(names) or 'none'}")
     if unknown := [name for name in names if name not in NAMES]:
         raise ValueError(f"`--metrics` must be among {', '.join(NAMES)}; got {', '.join(unknown)}")
     # In bfloat16 as `hvae-sr upscale` computes it, with float32 weights.

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from .common import Output
 
@@ -26,6 +27,7 @@ def run(options: argparse.Namespace) -> int:
             )
         owners[stem] = path
     from ..evaluation import plots, projection_table, read_report, temperature_table
+    from ..evaluation.tables import measured_on
 
     reports = [read_report(path) for path in options.reports]
     for path, report in zip(options.reports if options.perception else (), reports, strict=False):
@@ -43,6 +45,11 @@ def run(options: argparse.Namespace) -> int:
     calibrated = [report for report in reports if any("coverage@0.9" in row for row in report["rows"])]
     if calibrated:
         output.draw("calibration", plots.calibration_figure(calibrated))
-    if options.perception or any(all(key in r["rows"][0] for r in reports) for key in plots.PERCEPTION):
-        output.draw("plane", plots.plane_figure(reports, options.perception))
+    planes: dict[str, list[dict[str, Any]]] = {}
+    for report in reports:
+        planes.setdefault(measured_on(report), []).append(report)
+    for number, alike in enumerate(planes.values(), 1):
+        if options.perception or any(all(key in r["rows"][0] for r in alike) for key in plots.PERCEPTION):
+            name = "plane" if len(planes) == 1 else f"plane-{number}"
+            output.draw(name, plots.plane_figure(alike, options.perception))
     return 0

@@ -168,24 +168,50 @@ def _apart(jobs: list[Job], errors: list[Exception]) -> Plan:
     """Names those by their whole name whose results would have one name, and refuses what would have it even so."""
     warnings = []
     for same in _by_name(jobs):
+        drawn = [job for job in same if _is_begun(job)]  # of an earlier run, whose other inputs came later
+        if len({job.source for job in drawn}) != 1:
+            drawn = []
         for job in same if len({job.source.name for job in same}) > 1 else ():
+            if job in drawn:
+                continue
             jobs[jobs.index(job)] = replace(job, base=job.source.name)
             begin = f"begin with {job.source.name!r}, as another input is called {job.base!r} too"
             warnings.append(f"{job.name}: the names of its results {begin}")
     refused = []
-    for first, *others in _by_name(jobs):
+    for first, *others in _by_name(jobs, functools.cache(_tells_cases_apart)):
         for job in others:
             refused.append(job)
             errors.append(ValueError(f"{job.name}: its results would replace those of {first.name}, of the same name"))
     return Plan([job for job in jobs if job not in refused], errors, warnings)
 
 
-def _by_name(jobs: Sequence[Job]) -> list[list[Job]]:
-    """Jobs whose results would have the same names, also where systems do not tell cases apart, together."""
+def _is_begun(job: Job) -> bool:
+    """Whether results of the very file are there under the job's names."""
+    folder, own = job.root / job.folder, f"{job.base}{job.part}_x"
+    if not folder.is_dir():
+        return False
+    results = [path for path in folder.iterdir() if path.name.startswith(own) and path.suffix == job.suffix]
+    made_of = {_settings_of(path).get("source_sha256") for path in results} - {None}
+    return bool(made_of) and _sha256_if_read(job.source) in made_of
+
+
+def _by_name(jobs: Sequence[Job], cased: Callable[[Path], bool] = lambda root: False) -> list[list[Job]]:
+    """Jobs whose results would have the same names together, also names that differ in case, but where `cased`."""
     found: dict[str, list[Job]] = {}
     for job in jobs:
-        found.setdefault(str(_resolved(job.root) / job.folder / f"{job.base}{job.part}").casefold(), []).append(job)
+        name = str(_resolved(job.root) / job.folder / f"{job.base}{job.part}")
+        found.setdefault(name if cased(_resolved(job.root)) else name.casefold(), []).append(job)
     return list(found.values())
+
+
+def _tells_cases_apart(folder: Path) -> bool:
+    """Whether names of files may differ in case alone: that of the folder, or of one above it, is there in no other."""
+    while not folder.exists():
+        folder = folder.parent
+    while folder.name.swapcase() == folder.name and folder.parent != folder:
+        folder = folder.parent
+    other = folder.with_name(folder.name.swapcase()) if folder.name else folder
+    return not other.exists() or not other.samefile(folder)
 
 
 def remove_leftovers(jobs: Sequence[Job]) -> None:

@@ -118,6 +118,8 @@ def like(options: argparse.Namespace) -> list[str]:
             warnings.append(f"{options.like} does not tell its weights: the samples may be others")
         if found.get("ground") is not None:
             warnings.append(f"{options.like} was drawn on {found['ground']} ground, and here transparency stays")
+        if found.get("input_bits") is not None:
+            warnings.append(f"{options.like} was drawn of {found['input_bits']} bits, and here all bits are read")
         if found.get("version") != __version__:
             warnings.append(
                 f"{options.like} is of version {found.get('version')}, this is {__version__}: samples may differ"

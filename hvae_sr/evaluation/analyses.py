@@ -82,8 +82,8 @@ def low_resolution_distance(
         raise ValueError(f"`num_codes` must be at least 1, got {num_codes}.")
     if num_images < 2:
         raise ValueError(f"`num_images` must be at least 2, for a distance, got {num_images}.")
-    if not scales or len(set(scales)) != len(scales):
-        raise ValueError(f"`scales` must be different factors, got {tuple(scales)}.")
+    if not scales or len(set(scales)) != len(scales) or min(scales) < 1:
+        raise ValueError(f"`scales` must be different factors of at least 1, got {tuple(scales)}.")
     size = size or (vdvae.config.image_size, vdvae.config.image_size)
     vdvae.check_size(size, "size")
     if max(scales) > min(size):

@@ -22,7 +22,7 @@ except ImportError as error:
     raise ImportError("figures need matplotlib: pip install 'hvae-sr[figures]'") from error
 
 from ..files import replacing
-from .tables import FACTORS, QUALITY, SPREAD, curve, has_projected, method_name, sample_rows, size_of
+from .tables import FACTORS, QUALITY, SPREAD, curve, has_projected, measured_on, method_name, sample_rows, size_of
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -169,10 +169,13 @@ def plane_figure(reports: Sequence[Mapping[str, Any]], perception: str | None = 
         reports: of the same data, protocol and perceptual metrics: of pipelines, or of predictions.
         perception: one of `PERCEPTION`; None means the first of these that all reports have.
 
-    Raises ValueError: there is no such metric in all reports.
+    Raises ValueError: there is no such metric in all reports, or they are not of the same data and protocol.
     """
     if not reports:
         raise ValueError("`reports` must hold at least one report, got none.")
+    measured = dict.fromkeys(map(measured_on, reports))
+    if len(measured) > 1:
+        raise ValueError(f"`reports` must be of the same data and protocol, got {'; '.join(measured)}.")
     keys = [key for key in PERCEPTION if all(key in report["rows"][0] for report in reports)]
     key = perception or next(iter(keys), None)
     if key not in keys:
@@ -181,7 +184,9 @@ def plane_figure(reports: Sequence[Mapping[str, Any]], perception: str | None = 
     bicubic = reports[0]["rows"][0]
     ax.plot(bicubic["psnr"], bicubic[key], color="black", marker="x", linestyle="none", label="bicubic")
     for index, report in enumerate(reports):
-        others = [row for row in report["rows"] if not row["name"].startswith(("bicubic", "mean "))]
+        names = {row["name"] for row in report["rows"]}
+        means = {name for name in names if name.startswith("mean ") and f"sample {name[5:]}" in names}
+        others = [row for row in report["rows"] if row["name"] not in {"bicubic", "bicubic projected", *means}]
         rows: Sequence[Mapping[str, Any]] = sample_rows(report) if report["temperatures"] else others
         xs, ys = [row["psnr"] for row in rows], [row[key] for row in rows]
         style = line_style(index)

@@ -7,6 +7,7 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -324,7 +325,8 @@ def results_document(reports: Sequence[Mapping[str, Any]], names: Sequence[str] 
     """The results document: for each protocol one table of images and one of sets of samples, and the commands.
 
     Of two reports of one method on one data set that in float32, else the first, has its rows in the tables; the other
-    adds its own.
+    adds its own. Reports whose names are the same and whose images, networks, seeds or numbers of samples are not have
+    the names of their files beside them.
 
     Args:
         reports: of `evaluate`.
@@ -338,10 +340,8 @@ def results_document(reports: Sequence[Mapping[str, Any]], names: Sequence[str] 
     files = list(names) if names is not None else [f"report-{i + 1}.json" for i in range(len(reports))]
     lines = ["# Results", "", "Made by `hvae-sr results` of the reports of the commands at the end.", *_HOW_TO_READ]
     groups: dict[str, list[Mapping[str, Any]]] = {}
-    for report in reports:
-        made = f", LR degraded by {report['degradation']['name']}" if report.get("degradation") else ""
-        title = f"{str(report['protocol']).capitalize()} protocol{size_of(report)}, x{report['scale_factor']}{made}"
-        groups.setdefault(title, []).append(report)
+    for report in _told_apart(reports, files):
+        groups.setdefault(_title_of(report), []).append(report)
     for title, group in sorted(groups.items(), key=lambda item: -len(item[1])):  # what was measured most first
         lines += ["", f"## {title}", "", *_images_table(group)]
         sets: dict[str, dict[str, Any]] = {}
@@ -359,6 +359,49 @@ def results_document(reports: Sequence[Mapping[str, Any]], names: Sequence[str] 
         lines.append(command_line(report, file) + (f"  # version {version}" if version else ""))
     lines.append("```")
     return "\n".join([*lines, ""])
+
+
+def _title_of(report: Mapping[str, Any]) -> str:
+    """Protocol, size, factor and degradation."""
+    made = f", LR degraded by {report['degradation']['name']}" if report.get("degradation") else ""
+    return f"{str(report['protocol']).capitalize()} protocol{size_of(report)}, x{report['scale_factor']}{made}"
+
+
+_ROUNDED = 0.006
+"""dB: half of the last digit of reports that were rounded."""
+
+
+def _told_apart(reports: Sequence[Mapping[str, Any]], files: Sequence[str]) -> list[Mapping[str, Any]]:
+    """Reports that would take others' places in a table under names that tell them apart.
+
+    Data sets of one name are others where bicubic interpolation has another PSNR on them.
+    """
+    bicubic: dict[tuple[str, str], float] = {}
+    identities: dict[tuple[str, str, str], str] = {}
+    told: list[Mapping[str, Any]] = []
+    for given, file in zip(reports, files, strict=True):
+        report, stem = given, Path(file).stem
+        psnr = float(report["rows"][0].get("psnr", 0.0))
+        if abs(bicubic.setdefault((_title_of(report), _data_of(report)), psnr) - psnr) > _ROUNDED:
+            report = {**report, "dataset": f"{report['dataset']} ({stem})"}
+        method = method_name(report)
+        identity = json.dumps([_made_by(report), report.get("seed"), report.get("num_samples")], sort_keys=True)
+        if identities.setdefault((_title_of(report), _data_of(report), method), identity) != identity:
+            if report.get("predictions"):
+                name = f"{method} ({stem})"
+                rows = [row | ({"name": name} if row["name"] == method else {}) for row in report["rows"]]
+                report = {**report, "predictions": {**report["predictions"], "name": name}, "rows": rows}
+            elif report.get("pipeline"):
+                report = {**report, "name": f"{report.get('name') or 'pipeline'} ({stem})"}
+        told.append(report)
+    return told
+
+
+def _made_by(report: Mapping[str, Any]) -> Any:
+    """What tells the images of a report from those of another method of its name."""
+    if report.get("predictions"):
+        return report["predictions"].get("sha256")
+    return {name: value for name, value in (report.get("pipeline") or {}).items() if name not in ("dtype", "device")}
 
 
 _HOW_TO_READ = [
@@ -383,6 +426,11 @@ def _name_of(report: Mapping[str, Any], row: Mapping[str, Any]) -> str:
 
 def _data_of(report: Mapping[str, Any]) -> str:
     return f"{report['dataset']}{part_of(report)}"
+
+
+def measured_on(report: Mapping[str, Any]) -> str:
+    """What the figures of two reports must be of to be compared: data, protocol, size, factor and degradation."""
+    return f"{_data_of(report)}, {_title_of(report)}"
 
 
 def _in_order(reports: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], dict[str, Any]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def add_settings(tags: Image.Exif, settings: str) -> None:
     tags[EXIF_DESCRIPTION] = (f"{caption}\n" if caption else "") + EXIF_PREFIX + settings
 
 
-def orientation(exif: Image.Exif) -> int:
+def orientation(exif: Mapping[int, Any]) -> int:
     """How the stored image is to be turned, 1 to 8 as in EXIF; 1 is upright."""
     with contextlib.suppress(Exception):  # unreadable EXIF says nothing about the pixels
         value = exif.get(ORIENTATION, 1)

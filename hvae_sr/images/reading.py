@@ -382,7 +382,10 @@ def _from_tiff(file: IO[bytes], number: int) -> _Decoded:
         with contextlib.suppress(UnidentifiedImageError):
             file.seek(0)
             with _pillow(file if number == 0 else tiff.from_page(file, offset)) as image:
-                return _from_pillow(image)
+                found = _from_pillow(image)
+                if metadata.orientation(tags) >= 5 and metadata.orientation(found.exif) == 1:
+                    found.dpi = found.dpi and found.dpi[::-1]  # Pillow has turned the pixels alone
+                return found
     exif = Image.Exif()
     with contextlib.suppress(Exception):  # unreadable EXIF says nothing about the pixels
         file.seek(2)

@@ -232,11 +232,17 @@ def _read_notes(path: Path | None) -> tuple[dict[str, Any], dict[str, str]]:
             raise ValueError("the metadata is no mapping")
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"`notes`: cannot read {path}: {error}") from error
-    parts = re.split(r"^## +(.*)$", text[match.end() if match else 0 :], flags=re.MULTILINE)
-    sections = {"": parts[0].strip()}
-    for heading, body in zip(parts[1::2], parts[2::2], strict=True):
-        sections[heading.strip()] = body.strip()
-    return metadata, sections
+    found: dict[str, list[str]] = {"": []}
+    heading, fence = "", ""
+    for line in text[match.end() if match else 0 :].splitlines():
+        if mark := re.match(r" {0,3}(`{3,}|~{3,})", line):  # in a block of code, "## " begins a comment
+            fence = mark[1] if not fence else "" if mark[1].startswith(fence) else fence
+        if not fence and (named := re.match(r"## +(.*)$", line)):
+            heading = named[1].strip()
+            found.setdefault(heading, []).append("")
+        else:
+            found[heading].append(line)
+    return metadata, {heading: "\n".join(lines).strip() for heading, lines in found.items()}
 
 
 def _read_report(report: Report) -> dict[str, Any]:
