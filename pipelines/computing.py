@@ -240,7 +240,7 @@ class Computing:
             own = "auto" if new.config.fast_inference else None
             inherits = isinstance(pipeline, Computing) and "fast_inference" not in kwargs
             new._inference_dtype = pipeline._inference_dtype if inherits else own
-        new._forget_calibration(kwargs)
+        new._forget_calibration({name: value for name, value in kwargs.items() if not _is_of(pipeline, name, value)})
         return new
 
     def _forget_calibration(self, given: Mapping[str, Any]) -> None:
@@ -297,3 +297,10 @@ class Computing:
 _free = threading.Condition()
 _running: dict[int, list[Any]] = {}
 """Of each network that is evaluated: by how many calls, the `compute_dtype` to put back, and that of the calls."""
+
+
+def _is_of(pipeline: DiffusionPipeline, name: str, value: Any) -> bool:
+    """Whether a pipeline has this very component, or this setting."""
+    if name in pipeline.components:
+        return pipeline.components[name] is value
+    return name in pipeline.config and pipeline.config[name] == value

@@ -16,7 +16,7 @@ from hvae_sr.posterior import Calibration, quantiles
 from hvae_sr.posterior.conformal import check_coverage, missed, quantiles_of, smallest_factor, widen
 from hvae_sr.posterior.quantiles import QUANTILE_VALUES
 from hvae_sr.sampling import Budget, WindowSampler
-from hvae_sr.sampling.memory import KEPT_FEATURES
+from hvae_sr.sampling.memory import KEPT_FEATURES, PIXELS_PER_CHUNK
 
 from .common import Call
 from .inputs import SamplingOptions, base_seeds, check_flag, single_photo
@@ -81,7 +81,7 @@ class IntervalPipeline(SamplingPipeline):
         options = SamplingOptions(window_size=window_size, window_margin=window_margin)
         call = self.check_inputs(temperature, num_samples, enforce_consistency, options=options)
         y, _ = single_photo(image)
-        self._check_size(y, call, False)
+        self._check_size(y, call, False, tiles=False)
         (base,) = base_seeds(seed, None, 1)
         sampler, seeds = self._quantile_sampler(y, call, num_samples), range(base, base + num_samples)
         with self._releasing(), self.progress_bar(total=len(sampler.windows) * num_samples) as bar:
@@ -90,9 +90,11 @@ class IntervalPipeline(SamplingPipeline):
 
     def _quantile_sampler(self, y: Tensor, call: Call, num_samples: int) -> WindowSampler:
         """The sampler of y `[3, h, w]` in windows of which all samples are held at a time."""
-        room, options = Budget(QUANTILE_VALUES // num_samples, KEPT_FEATURES), call.options
-        y = y.to(self._execution_device)
-        return WindowSampler(self.networks, y, options.window_size, room, options.window_margin)
+        room = Budget(min(QUANTILE_VALUES // num_samples, PIXELS_PER_CHUNK), KEPT_FEATURES)
+        margin = self.networks.margin if call.options.window_margin is None else call.options.window_margin
+        if call.enforce_consistency:  # each window is projected by itself
+            margin = max(margin, self.operator.reach)
+        return WindowSampler(self.networks, y.to(self._execution_device), call.options.window_size, room, margin)
 
     def _quantiles(
         self,
@@ -145,7 +147,8 @@ class IntervalPipeline(SamplingPipeline):
         for name, value in (("images", images), ("low", low)):
             if isinstance(value, (str, os.PathLike, Image.Image, Photo)) or getattr(value, "ndim", 4) < 4:
                 raise ValueError(f"`{name}` must be several images, got one: {type(value).__name__}")
-            if not isinstance(value, Iterable) and (name == "images" or value is not None):
+            listed = isinstance(value, Iterable) or hasattr(value, "__getitem__")  # as `iter` takes them
+            if not listed and (name == "images" or value is not None):
                 raise ValueError(f"`{name}` must be several images, got {value!r}")
         if isinstance(images, Sized) and isinstance(low, Sized) and len(images) != len(low):
             raise ValueError(f"`low` must be as many as `images`, {len(images)}, got {len(low)}")
@@ -158,11 +161,11 @@ class IntervalPipeline(SamplingPipeline):
             raise ValueError("`low` must be given: this model is for images whose degradation is not known")
         q, scale, seeds = quantiles_of(coverage), self.operator.scale_factor, range(base, base + num_samples)
         pairs: Iterable[Any] = ((image, None) for image in images) if low is None else _paired(images, low)
-        if isinstance(images, Sized):
-            pairs = list(pairs)  # so that the progress bar knows where it ends
+        # Images of a lazy list are read one by one: the bar is told how many there are.
+        bar = self.progress_bar(total=len(images)) if isinstance(images, Sized) else self.progress_bar(())
 
         def curves() -> Iterator[np.ndarray]:
-            for number, (image, given) in enumerate(self.progress_bar(pairs)):
+            for number, (image, given) in enumerate(pairs):
                 x, _ = single_photo(image)
                 height, width = (side // scale * scale for side in x.shape[-2:])
                 if not min(height, width):
@@ -182,10 +185,11 @@ class IntervalPipeline(SamplingPipeline):
                         f"`low[{number}]` must be {width // scale}x{height // scale} pixels for an image of "
                         f"{width}x{height}, is {y.shape[-1]}x{y.shape[-2]}"
                     )
-                self._check_size(y, call, False)
+                self._check_size(y, call, False, tiles=False)
                 yield missed(self._quantiles(self._quantile_sampler(y, call, num_samples), call, q, seeds), x.cpu())
+                bar.update(1)
 
-        with self._releasing():
+        with self._releasing(), bar:
             factor, count = smallest_factor(curves(), coverage)
         found = Calibration(
             float(coverage), factor, count, int(num_samples), float(temperature), call.enforce_consistency

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from numbers import Real
 from pathlib import Path
@@ -181,6 +182,9 @@ class SamplingPipeline(Computing, PhotoPipeline):
         if options.noise is not None and options.sample_pixels:
             raise ValueError("`noise` holds no draws of pixels: `sample_pixels=True` needs `seed` or `generator`")
         spatial = self.vdvae.config.bias_type == "spatial"
+        for name in ("window_size", "window_margin") if spatial else ():
+            if getattr(options, name) is not None:
+                raise ValueError(f"`{name}` has no effect on this model: it works at one size only")
         if options.tile and not spatial:
             raise ValueError("`tile=True` has no effect on this model: it works on images of any size")
         if options.self_ensemble and spatial:
@@ -224,7 +228,7 @@ class SamplingPipeline(Computing, PhotoPipeline):
         if recipes is not None and (not is_list(recipes) or not len(recipes)):
             raise ValueError(f"`recipes` must be a list that is not empty, got {recipes!r}")
         for name in ("latents", "num_samples", "num_fixed_groups", "noise", "seed", "generator"):
-            if named.get(name) is not None:
+            if named.pop(name, None) is not None:
                 raise ValueError(f"`{name}` is an argument of a call; samples are named by `seeds` or `recipes`")
         groups = self.vdvae.num_groups
         given = list(recipes) if recipes is not None else [Recipe.of(seed, groups) for seed in seeds_of_samples(seeds)]
@@ -233,6 +237,8 @@ class SamplingPipeline(Computing, PhotoPipeline):
         )
         if call.options.noise is not None:
             raise ValueError("`noise` was given together with `seeds` or `recipes`, which would have no effect")
+        # Whoever reads the samples keeps their images, or not.
+        call = replace(call, options=replace(call.options, keep_images=False))
         y, photo = single_photo(image)
         self._check_size(y, call, recipes is not None)
         size = (y.shape[-2] * self.operator.scale_factor, y.shape[-1] * self.operator.scale_factor)
@@ -249,10 +255,13 @@ class SamplingPipeline(Computing, PhotoPipeline):
         with self._releasing():
             yield from samples
 
-    def _check_size(self, y: Tensor, call: Call, whole: bool) -> None:
-        """Raises a ValueError for a size that the networks do not take, or for latents of an image in several tiles."""
+    def _check_size(self, y: Tensor, call: Call, whole: bool, tiles: bool = True) -> None:
+        """Raises a ValueError for a size that the networks do not take, or for latents of an image in several tiles.
+
+        `tiles` says whether the method has an argument `tile`.
+        """
         size, sizes = (y.shape[-2], y.shape[-1]), self.networks.sizes
-        sizes.check(size, call.options.tile, self.config.input_description)
+        sizes.check(size, call.options.tile if tiles else None, self.config.input_description)
         whole = whole or call.options.return_latents or call.output_type == "latent"
         if whole and sizes.fixed_side is not None and sizes.padded(size) != (sizes.fixed_side,) * 2:
             raise ValueError("`latents` and `noise` cannot be given or returned for an image in several tiles")
@@ -298,6 +307,7 @@ class SamplingPipeline(Computing, PhotoPipeline):
             "return_latents": keep_latents,
         }
         sampler = make(y)
+        sampler.check_windows(options.max_memory)
         ensemble = SelfEnsemble(make, y) if options.self_ensemble else None
 
         drawn: dict[Recipe, Tensor] = {}  # what versions of one sample share, and the version itself

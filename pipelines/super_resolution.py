@@ -167,7 +167,7 @@ class SuperResolutionPipeline(IntervalPipeline):
             ValueError: not the latents of every group, or of an image of another size, or too little memory.
         """
         y, _ = single_photo(image)
-        self._check_size(y, self.check_inputs(max_memory=max_memory), True)
+        self._check_size(y, self.check_inputs(max_memory=max_memory), True, tiles=False)
         if isinstance(latents, (list, tuple)) and all(isinstance(z, Tensor) for z in latents):
             check_finite("latents", latents)
         device, room = self._execution_device, None
@@ -230,8 +230,11 @@ class SuperResolutionPipeline(IntervalPipeline):
             As a call; `mean` and `std` are None.
 
         Raises:
-            ValueError: as `samples`; seeds that are no whole numbers; or a mask of another size, or empty.
+            ValueError: as `samples`; seeds that are no whole numbers; `keep_images` False; or a mask of another size,
+                or empty.
         """
+        if not (named.get("options") or SamplingOptions()).keep_images or not named.get("keep_images", True):
+            raise ValueError("`keep_images` must be True: the new versions are all that is returned")
         check_count("num_samples", num_samples, 1)
         check_count("feather", feather, 1)
         if output_type not in ("pil", "np", "pt"):
@@ -249,5 +252,7 @@ class SuperResolutionPipeline(IntervalPipeline):
             images=collate([sample.image for sample in found], output_type),
             lr_psnr=[sample.lr_psnr for sample in found],
             lr_psnr_float=[sample.lr_psnr_float for sample in found],
+            lr_psnr_unprojected=[sample.lr_psnr_unprojected for sample in found],
             seeds=[new_seed + j for j in range(num_samples)],
+            latents=[torch.cat(group) for group in zip(*(s.latents for s in found), strict=True)] or None,
         )

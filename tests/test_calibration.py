@@ -110,6 +110,37 @@ def test_the_intervals_of_a_pipeline_cover_further_images_to_within_one_percent_
     assert abs(float(np.mean(inside)) - LEVEL) < 0.01
 
 
+def test_photographs_of_a_lazy_list_are_read_one_by_one(make_pipeline):
+    class Lazy:
+        """As a data set of torch: a length, and items by number."""
+
+        held = 0
+
+        def __len__(self):
+            return 10
+
+        def __getitem__(self, number):
+            if number >= 10:
+                raise IndexError(number)
+            Lazy.held += 1
+            assert Lazy.held - len(seen) <= 1, "more than one at a time"
+            return photos(10)[number]
+
+    seen = []
+    pipe = make_pipeline()
+    quantiles = pipe._quantiles
+    pipe._quantiles = lambda *given: seen.append(given) or quantiles(*given)
+    assert pipe.calibrate(Lazy(), num_samples=2).num_images == 10
+
+
+def test_a_pipeline_of_the_same_parts_keeps_the_calibration(make_pipeline):
+    pipe = make_pipeline()
+    found = pipe.calibrate(photos(9), num_samples=2)
+    assert SuperResolutionPipeline.from_pipe(pipe, **pipe.components).calibration == found
+    assert SuperResolutionPipeline.from_pipe(pipe, vdvae=pipe.vdvae, scale_factor=4).calibration == found
+    assert SuperResolutionPipeline.from_pipe(pipe, vdvae=make_pipeline().vdvae).calibration is None
+
+
 def test_calibrated_intervals_are_the_quantiles_widened_around_the_median(make_pipeline):
     pipe = make_pipeline()
     y = photos(1, side=8)[0]

@@ -14,7 +14,7 @@ from processes import run
 from hvae_sr.pipelines.chaining import samples_at
 from hvae_sr.pipelines.inputs import SamplingOptions
 from hvae_sr.pipelines.output import collate
-from hvae_sr.sampling import memory
+from hvae_sr.sampling import Budget, WindowSampler, memory
 from hvae_sr.sampling.memory import budget, format_bytes, parse_bytes, used_and_available
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -101,6 +101,24 @@ def test_samples_of_16_bits_have_their_own_room(make_pipeline: Any) -> None:
     with pytest.raises(ValueError, match="is too little for 1 samples of 4096x4096"):
         budget(*arguments, used + levels_and_floats, device)
     assert budget(*arguments, used + levels_and_floats + 2**28, device).pixels > 0
+
+
+def test_an_iterator_takes_no_memory_for_the_samples_that_it_has_given(make_pipeline: Any) -> None:
+    y = np.full((50, 50, 3), 90, np.uint8)
+    for output_type in ("pt", "pil"):
+        samples = make_pipeline().samples(y, seeds=range(10_000), output_type=output_type, max_memory=3 * 2**30)
+        assert next(samples).image is not None
+
+
+def test_windows_that_are_given_keep_to_the_bound(make_pipeline: Any) -> None:
+    pipe, y, bound = make_pipeline(), np.full((300, 300, 3), 90, np.uint8), 3 * 2**30
+    sampler = WindowSampler(pipe.networks, torch.zeros(3, 300, 300), 300, Budget(10**6, 0))
+    with pytest.raises(
+        ValueError, match="`window_size` = 300 makes evaluations of 1440000 pixels, and `max_memory` = "
+    ):
+        sampler.check_windows(bound)
+    sampler.check_windows(None)
+    pipe(y, window_size=64, max_memory=bound)
 
 
 def test_a_result_that_memory_cannot_hold_is_refused_before_the_first_pass(make_pipeline: Any) -> None:

@@ -838,3 +838,10 @@ def test_scalars_of_numpy_are_saved_as_numbers(make_pipeline, tmp_path):
     assert SuperResolutionPipeline.from_pretrained(tmp_path).config.default_temperature == 0.5
     with pytest.raises(ValueError, match="`default_temperature` must be a number"):
         SuperResolutionPipeline(pipe.vdvae, pipe.lr_encoder, default_temperature=[0.5] * pipe.vdvae.num_groups)
+
+
+def test_arguments_of_a_call_that_are_none_are_none_of_samples(make_pipeline):
+    nothing = dict.fromkeys(("latents", "num_samples", "num_fixed_groups", "noise", "seed", "generator"))
+    assert next(make_pipeline().samples(np.zeros((4, 4, 3)), seeds=[1], **nothing)).seed == 1
+    with pytest.raises(ValueError, match="`seed` is an argument of a call"):
+        make_pipeline().samples(np.zeros((4, 4, 3)), seeds=[1], seed=0)

@@ -1,5 +1,6 @@
 """Keep, mix, redraw, rank; quantiles."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from hvae_sr.cli import main
 from hvae_sr.posterior import Recipe, log_density, mix, read_mask, unseen_change
 from hvae_sr.posterior.density import LOG_SIGMA_FLOOR, rank
 from hvae_sr.sampling import Budget, WindowSampler
+from hvae_sr.sampling.memory import PIXELS_PER_CHUNK
 
 PHOTO = np.random.default_rng(0).random((14, 17, 3), dtype=np.float32) * 0.6 + 0.2
 
@@ -177,11 +179,44 @@ def test_quantiles_are_those_of_the_samples(pipe, monkeypatch, window_size):
     found = pipe.quantiles(photo, (0.1, 0.5), num_samples=9, seed=2, window_size=window_size, window_margin=32)
     assert found.shape == expected.shape
     low = torch.from_numpy(photo).movedim(-1, 0)
-    windows = WindowSampler(pipe.networks, low, window_size, margin=32).windows
-    assert len(seen) == len(windows)  # once a window, not a sample
+    margin = max(32, pipe.operator.reach)
+    windows = WindowSampler(pipe.networks, low, window_size, margin=margin).windows
+    assert len(seen) == len({window.outer for window in windows})  # once a window, not a sample
     assert (found - expected).abs().max() < (1e-5 if window_size is None else 1 / 255)
     with pytest.raises(ValueError, match="q"):
         pipe.quantiles(photo, (1.5,))
+
+
+@pytest.mark.parametrize("margin", [0, 4])
+def test_windows_of_quantiles_see_what_the_projection_needs(margin, make_pipeline):
+    pipe = make_pipeline("vdvae-sr")
+    photo = np.random.default_rng(1).random((40, 33, 3), dtype=np.float32) * 0.6 + 0.2
+    samples = pipe(photo, num_samples=2, seed=0, output_type="pt").images
+    ends = pipe.quantiles(photo, (0, 1), num_samples=2, seed=0, window_size=8, window_margin=margin)
+    assert (ends - torch.stack([samples.amin(0), samples.amax(0)])).abs().max() < 0.5 / 255
+
+
+def test_the_reach_of_a_projection_is_that_of_its_kernel():
+    flat = np.exp(-((np.arange(24) - 11.5) ** 2) / 32)
+    reaches = [Downsampling(4, kernel).reach for kernel in ("box", "bicubic", (flat / flat.sum()).tolist())]
+    assert reaches == sorted(reaches) and reaches[0] < 8 and reaches[2] > 3 * reaches[1]
+
+
+def test_quantiles_of_few_samples_are_of_windows_no_larger_than_a_calls(make_pipeline):
+    pipe, y = make_pipeline(), torch.zeros(3, 1000, 1000)
+    for sampler in [pipe._quantile_sampler(y, pipe.check_inputs(), n) for n in (2, 64)]:
+        assert max(math.prod(sampler._view_size(window)) for window in sampler.windows) <= PIXELS_PER_CHUNK
+
+
+def test_a_redrawn_region_has_its_latents_and_keeps_its_images(pipe):
+    mask = np.zeros((PHOTO.shape[0] * 4, PHOTO.shape[1] * 4), bool)
+    mask[:8, :8] = True
+    out = pipe.redraw_region(PHOTO, mask, 0, 5, num_samples=2, return_latents=True)
+    assert len(out.latents) == pipe.vdvae.num_groups and {len(z) for z in out.latents} == {2}
+    assert len(out.lr_psnr_unprojected) == 2 and len(pipe.rank(PHOTO, out)) == 2
+    assert pipe.redraw_region(PHOTO, mask, 0, 5).latents is None
+    with pytest.raises(ValueError, match="`keep_images` must be True"):
+        pipe.redraw_region(PHOTO, mask, 0, 5, keep_images=False)
 
 
 def test_quantiles_take_seeds_and_sizes_as_the_pipeline_does(make_pipeline):
@@ -199,7 +234,7 @@ def test_quantiles_take_seeds_and_sizes_as_the_pipeline_does(make_pipeline):
         pipe.quantiles(PHOTO, seed=[1, 2])
     with pytest.raises(ValueError, match="at least 2x2"):
         pipe.quantiles(PHOTO[:1])
-    with pytest.raises(ValueError, match="`image` must be 4x4 pixels"):
+    with pytest.raises(ValueError, match=r"`image` must be 4x4 pixels.*; got \d+x\d+$"):  # `tile` is no argument
         make_pipeline(bias_type="spatial").quantiles(PHOTO)
 
 

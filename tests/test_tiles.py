@@ -43,3 +43,6 @@ def test_tiles_give_exactly_scale_times_the_size_and_stay_consistent(pipe, size)
 def test_latents_of_several_tiles_are_refused(pipe):
     with pytest.raises(ValueError, match="several tiles"):
         pipe(np.zeros((6, 9, 3)), tile=True, output_type="latent")
+    for name in ("window_size", "window_margin"):
+        with pytest.raises(ValueError, match=f"`{name}` has no effect on this model: it works at one size only"):
+            pipe(np.zeros((6, 9, 3)), tile=True, **{name: 4})

@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import accumulate
 
 import torch
@@ -215,6 +215,21 @@ class Downsampling:
         """
         height, width = _check_size(size)
         return self._output_side(height), self._output_side(width)
+
+    @cached_property
+    def reach(self) -> int:
+        """HR pixels beyond which a pixel of x or y changes x̂ by less than 1e-4 of its own change.
+
+        (RRᵀ)⁻¹ decays exponentially, the faster the smaller its condition: a part of an image is projected as in the
+        whole where so much is seen around it.
+        """
+        s, side = self.scale_factor, 257
+        y = torch.zeros(1, side, dtype=torch.float64)
+        y[0, side // 2] = 1
+        response = self.pseudo_inverse(y, (s, s * side))[0].abs()
+        far = (response > 1e-4).nonzero().flatten() - s * side // 2
+        kernel = (self.adjoint(y, (s, s * side))[0].abs() > 1e-4).sum()
+        return int(far.abs().max() + kernel)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(scale_factor={self.scale_factor}, kernel={self.kernel!r})"

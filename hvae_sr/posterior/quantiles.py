@@ -27,7 +27,8 @@ def quantiles(
     """Quantiles of every pixel over the samples of some seeds.
 
     All samples of one window are held at a time, not those of the image. The projection is that of the window with its
-    margin, which differs from that of the whole by less than rounding: H⁺ decays exponentially.
+    margin, which differs from that of the whole by less than rounding where the margin is `Downsampling.reach`: H⁺
+    decays exponentially.
 
     Args:
         sampler: of the image.

@@ -11,7 +11,7 @@ from ..hooks import PerGroup
 from ..models import VDVAE, Condition, LRConditioner, LREncoder, VDVAESample
 from ..models.outputs import GroupStatistics
 from ..noise import NoiseSource, TensorNoise
-from .memory import KEPT_FEATURES, PIXELS_PER_CHUNK, Budget
+from .memory import KEPT_FEATURES, PIXELS_PER_CHUNK, Budget, format_bytes
 from .sizes import SizeRequirements, pad_to
 from .windows import Tile, Window, split, tiles
 
@@ -86,6 +86,7 @@ class WindowSampler:
         self.margin = networks.margin if margin is None else margin
         self.padded_size = networks.sizes.padded((y.shape[-2], y.shape[-1]))
         self.size = networks.sizes.output((y.shape[-2], y.shape[-1]))
+        self.window_size = window_size
         self.windows = self._split(window_size)
         self._conditions: dict[Window, Condition] = {}
         self._kept = 0
@@ -101,6 +102,17 @@ class WindowSampler:
         largest = max(math.prod(self._view_size(window)) for window in self.windows)
         # Whole samples are held too: beyond what little memory the budget sets aside, they are drawn one by one.
         return max(1, min(self.budget.pixels // largest, PIXELS_PER_CHUNK // math.prod(self.size)))
+
+    def check_windows(self, max_memory: int | None) -> None:
+        """Raises a ValueError for a `window_size` with which an evaluation needs more than `max_memory`, if given."""
+        largest = max(math.prod(self._view_size(window)) for window in self.windows)
+        if max_memory is not None and self.window_size is not None and largest > self.budget.pixels:
+            side = int(self.budget.pixels**0.5) // self.scale
+            raise ValueError(
+                f"`window_size` = {self.window_size} makes evaluations of {largest} pixels, and `max_memory` = "
+                f"{format_bytes(max_memory)} leaves room for {self.budget.pixels}: windows of {side} pixels of y, "
+                "margins included"
+            )
 
     def sample(
         self,

@@ -36,12 +36,12 @@ class SizeRequirements:
         fixed = network.config.image_size if vdvae.config.bias_type == "spatial" else None
         return cls(scale_factor, multiple, fixed)
 
-    def check(self, size: tuple[int, int], tile: bool = False, description: str | None = None) -> None:
+    def check(self, size: tuple[int, int], tile: bool | None = False, description: str | None = None) -> None:
         """Raises a ValueError for a y of `size` = (h, w) that cannot be padded to what the networks take.
 
         Args:
             size: of y.
-            tile: whether a y of another size than `fixed_side` is worked on in tiles.
+            tile: whether a y of another size than `fixed_side` is worked on in tiles; None where that is no choice.
             description: of what the model expects, for the message.
         """
         height, width = size
@@ -50,10 +50,11 @@ class SizeRequirements:
                 f"`image` must be at least {MINIMUM}x{MINIMUM} pixels, got {width}x{height} (width x height)"
             )
         if self.fixed_side is not None and size != (self.fixed_side,) * 2 and not tile:
+            advice = "" if tile is None else ". `tile=True` blends tiles of that size"
             expects = f" of {description}" if description else ""
             raise ValueError(
                 f"`image` must be {self.fixed_side}x{self.fixed_side} pixels{expects}: this model works at one size "
-                f"only; got {width}x{height}. `tile=True` blends tiles of that size"
+                f"only; got {width}x{height}{advice}"
             )
 
     def padded(self, size: tuple[int, int]) -> tuple[int, int]:
