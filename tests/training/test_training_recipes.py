@@ -61,8 +61,12 @@ def test_the_parts_of_a_recipe_are_there_and_follow_each_other(name, command, tm
 
 def test_a_recipe_with_a_restorer_needs_its_weights(command, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "start_folder", lambda start, output: output / str(start))
-    with pytest.raises(ValueError, match="`--restorer` must be given: train_point.yaml reads y through"):
+    with pytest.raises(
+        ValueError, match="`--regression` must be given: train_first.yaml reads y through a trained SPAN"
+    ):
         command.training_commands("photo-x4", command.read_recipe("photo-x4"), tmp_path, [])
+    with pytest.raises(ValueError, match="`--restorer` must be given: train_first.yaml reads y through a trained RRDB"):
+        command.training_commands("photo-x4", command.read_recipe("photo-x4"), tmp_path, [], None, "regression")
     with pytest.raises(ValueError, match="`--restorer` must be given: train.yaml imitates a trained RRDBNet"):
         command.training_commands("realsr-small", command.read_recipe("realsr-small"), tmp_path, [])
     recipe = command.read_recipe("natural-x4")
