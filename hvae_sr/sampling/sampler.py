@@ -22,7 +22,7 @@ benchmarks/windows.py NAME float32`)."""
 
 SMALL_RESTORER, SMALL_RESTORER_MARGIN, RESTORER_MARGIN = 8, 128, 256
 """The same where y is read through a restorer, which sees further: of up to 8 blocks, and of more. In float32
-natural-x4's eight leave differences of 0.004 grey levels at the most, photo-x4's 23 of 0.01 in the mean and 1.6 at the
+natural-x4's eight leave differences of 0.004 grey levels at the most, photo-x4's 23 of 0.01 in the mean and 1.4 at the
 most (`python benchmarks/windows.py NAME float32`)."""
 
 BLEND = 4
