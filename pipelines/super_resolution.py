@@ -233,7 +233,7 @@ class SuperResolutionPipeline(IntervalPipeline):
             ValueError: as `samples`; seeds that are no whole numbers; `keep_images` False; or a mask of another size,
                 or empty.
         """
-        if not (named.get("options") or SamplingOptions()).keep_images or not named.get("keep_images", True):
+        if not getattr(named.get("options"), "keep_images", True) or not named.get("keep_images", True):
             raise ValueError("`keep_images` must be True: the new versions are all that is returned")
         check_count("num_samples", num_samples, 1)
         check_count("feather", feather, 1)

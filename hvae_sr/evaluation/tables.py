@@ -381,7 +381,7 @@ def _told_apart(reports: Sequence[Mapping[str, Any]], files: Sequence[str]) -> l
     told: list[Mapping[str, Any]] = []
     for given, file in zip(reports, files, strict=True):
         report, stem = given, Path(file).stem
-        psnr = float(report["rows"][0].get("psnr", 0.0))
+        psnr = float(report["rows"][0].get("psnr") or 0.0)  # None where every image has an infinite one
         if abs(bicubic.setdefault((_title_of(report), _data_of(report)), psnr) - psnr) > _ROUNDED:
             report = {**report, "dataset": f"{report['dataset']} ({stem})"}
         method = method_name(report)

@@ -274,10 +274,10 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         c = self.config
         if self.location_gate is None and read.estimate is None:
             return features, read
-        base = self._enlarged(sample.float())
-        if read.location is not None and c.likelihood_location == "regression":
-            base = read.location
-        elif read.location is not None and self.location_gate is not None:
+        centred = read.location is not None and c.likelihood_location in ("bicubic", "regression")
+        base = read.location if centred else self._enlarged(sample.float())
+        assert base is not None
+        if read.location is not None and self.location_gate is not None:
             gate = self.location_gate(features[c.image_size]).float().sigmoid()
             share = F.interpolate(gate, scale_factor=c.scale_factor, mode="bilinear", align_corners=False)
             read = read._replace(location=torch.lerp(base, read.location, share))
