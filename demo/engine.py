@@ -21,7 +21,7 @@ from hvae_sr import SuperResolutionPipeline, __version__
 from hvae_sr.checkpoints.names import DEFAULT, PHOTO
 from hvae_sr.cli.settings import weights_fingerprint
 from hvae_sr.images import colour, read_photo, save_image, to_tensor, uncertainty_to_pil
-from hvae_sr.images.degradation import inspect
+from hvae_sr.images.degradation import InputStatistics, inspect
 from hvae_sr.models.group import TopDownBlock
 from hvae_sr.posterior import Recipe, Region
 
@@ -314,7 +314,7 @@ class Engine:
 
         It is between the model of clean pictures and that of all others; models of other factors are the visitor's.
         """
-        statistics = inspect(to_tensor(picture))
+        statistics = inspected(picture)
         if statistics is None or not {DEFAULT, PHOTO} <= set(self.pipelines):
             return "", ""
         reasons = statistics.reasons()
@@ -343,7 +343,7 @@ class Engine:
         if profile := colour.matched(photo.icc_profile, False):
             picture.info["icc_profile"] = profile
         if photo.alpha is not None:
-            picture.info["ground"] = "white"
+            picture.info |= {"ground": "white", "alpha": photo.alpha}
         if photo.bits > 8:
             picture.info["input_bits"] = 8
         return picture
@@ -406,9 +406,17 @@ def describe(recipe: Recipe) -> str:
     return text + (f", {parts if parts > 1 else 'a'} part{'s' * (parts > 1)} redrawn" if parts else "")
 
 
+def inspected(picture: Image.Image) -> InputStatistics | None:
+    """How a picture looks where it is not transparent."""
+    alpha = picture.info.get("alpha")
+    if alpha is None or alpha.size != picture.size:  # of a part, or shrunk
+        return inspect(to_tensor(picture))
+    return inspect(to_tensor(picture), to_tensor(alpha)[0])
+
+
 def warnings(image: Image.Image) -> list[str]:
     """How a picture differs from what models of clean ones expect, a sentence each."""
-    statistics = inspect(to_tensor(image))
+    statistics = inspected(image)
     found = statistics.warnings() if statistics is not None else []
     # What to do about it is said there for the command line.
     reasons = [line.partition(":")[0] for line in found]

@@ -159,8 +159,8 @@ def saving(
     folder = Path(save_directory)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"`save_directory` must be a folder, {folder} is none")
-    if variant is not None and not (isinstance(variant, str) and re.fullmatch(r"[\w.-]+", variant)):
-        raise ValueError(f"`variant` must be None or a word that file names can have, got {variant!r}")
+    if variant is not None and not (isinstance(variant, str) and re.fullmatch(r"[\w-]+", variant)):
+        raise ValueError(f"`variant` must be None or a word of letters, digits, - and _, got {variant!r}")
     if kwargs.get("push_to_hub"):
         kwargs.setdefault("repo_id", folder.absolute().name)  # which diffusers would take from the folder that it sees
     middle = rf"\.{re.escape(variant)}" if variant else ""

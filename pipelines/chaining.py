@@ -6,11 +6,12 @@ from dataclasses import replace
 from numbers import Real
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from hvae_sr.checks import check_count
-from hvae_sr.images import ImageInput, Photo, to_pil, to_tensor
+from hvae_sr.images import LUMA, ImageInput, Photo, to_pil, to_tensor
 from hvae_sr.operators import Downsampling, interpolate
 from hvae_sr.sampling import decibels, format_bytes
 from hvae_sr.sampling import lr_psnr as lr_psnr_once
@@ -81,7 +82,7 @@ def samples_at(
         left = _left_for_samples(bound, size, len(seeds))
         named |= {} if given is None else {"max_memory": left}
     named["output_type"] = "pt"
-    first = pipe.samples(y, seeds, **named)  # checks everything
+    first = pipe.samples(y if photo is None else photo, seeds, **named)  # checks everything
     return _resampled(pipe, y, photo, seeds, passes, size, first, output_type, named)
 
 
@@ -98,7 +99,7 @@ def _resampled(
 ) -> Iterator[Sample]:
     """`samples_at`, of a factor that is not the model's."""
     if passes > 1:  # one by one, so that nothing of the first pass takes room from the larger ones
-        first = (sample for seed in seeds for sample in pipe.samples(y, [seed], **named))
+        first = (sample for seed in seeds for sample in pipe.samples(y if photo is None else photo, [seed], **named))
     for index, sample in enumerate(first):
         x, z = sample.x, sample.latents if passes == 1 else ()
         assert x is not None
@@ -106,6 +107,8 @@ def _resampled(
             (last,) = pipe.samples(x, [seeds[index]], **named)
             assert last.x is not None
             x = last.x
+            if photo is not None and photo.grey:
+                x = torch.einsum("c,chw->hw", x.new_tensor(LUMA), x).expand_as(x)
         if tuple(x.shape[-2:]) != size:
             x = interpolate(x[None], size)[0].clamp_(0, 1)
         picture = to_pil(x) if output_type == "pil" else x

@@ -84,6 +84,10 @@ class SuperResolutionBlock(ModularPipelineBlocks):
             for field in dataclasses.fields(SuperResolutionOutput)
         ]
 
+    def set_progress_bar_config(self, **options: Any) -> None:
+        """What tqdm gets, such as `disable=True`: a sequence passes on what its pipeline is told."""
+        self._progress_bar_config = options
+
     def init_pipeline(
         self, pretrained_model_name_or_path: str | os.PathLike[str] | None = None, *args: Any, **kwargs: Any
     ) -> ModularPipeline:
@@ -97,7 +101,10 @@ class SuperResolutionBlock(ModularPipelineBlocks):
             indices = ModularPipeline._load_pipeline_config(folder)
             pairs = {name: _pair(value) for index in indices if index for name, value in index.items()}
             check_components(pairs, SuperResolutionPipeline.component_classes)
-        return super().init_pipeline(folder, *args, **kwargs)
+        pipeline = super().init_pipeline(folder, *args, **kwargs)
+        # diffusers' own reaches the blocks of a sequence, and not a block that is alone.
+        setattr(pipeline, "set_progress_bar_config", pipeline._blocks.set_progress_bar_config)  # noqa: B010
+        return pipeline
 
     def __call__(self, components: Any, state: Any) -> tuple[Any, Any]:
         """Runs the step on what the state holds.
@@ -111,7 +118,9 @@ class SuperResolutionBlock(ModularPipelineBlocks):
             raise ValueError(f"{', '.join(missing)} not loaded: call `load_components` or `update_components` first")
         scalars = {spec.name: components.config[spec.name] for spec in self.expected_configs}
         block_state = self.get_block_state(state)
-        out = SuperResolutionPipeline(**networks, **scalars)(**block_state.as_dict())
+        pipe = SuperResolutionPipeline(**networks, **scalars)
+        pipe.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
+        out = pipe(**block_state.as_dict())
         for output in self.intermediate_outputs:
             setattr(block_state, output.name, getattr(out, output.name))
         self.set_block_state(state, block_state)

@@ -18,7 +18,7 @@ from hvae_sr.models import VDVAE, LRConditioner, LREncoder
 from hvae_sr.models.distributions import group_temperatures
 from hvae_sr.operators import cached_downsampling
 from hvae_sr.posterior import Calibration, Recipe, composite, noise_of
-from hvae_sr.sampling import Budget, Consistency, Networks, SelfEnsemble, WindowSampler, budget
+from hvae_sr.sampling import Budget, Consistency, Networks, SelfEnsemble, WindowSampler, budget, held_by
 
 from .common import Call, PhotoPipeline
 from .computing import Computing
@@ -241,7 +241,7 @@ class SamplingPipeline(Computing, PhotoPipeline):
         call = replace(call, options=replace(call.options, keep_images=False))
         y, photo = single_photo(image)
         self._check_size(y, call, recipes is not None)
-        size = (y.shape[-2] * self.operator.scale_factor, y.shape[-1] * self.operator.scale_factor)
+        size = self._size_of_samples(y)
         for recipe in recipes or ():
             if not isinstance(recipe, Recipe):
                 raise ValueError(f"`recipes` must be a list of Recipe, got {recipe!r}")
@@ -275,6 +275,7 @@ class SamplingPipeline(Computing, PhotoPipeline):
         recipes: list[Recipe] | None,
         noise: list[Tensor | None] | None,
         latents: list[Tensor | None] | None,
+        bounded: Budget | None = None,
     ) -> Iterator[Sample]:
         """The samples of one photograph, a chunk of them at a time: of recipes, or of given noise.
 
@@ -284,6 +285,7 @@ class SamplingPipeline(Computing, PhotoPipeline):
             call: what holds for all photographs.
             recipes: one for each sample.
             noise, latents: one row for each sample, or latents of one row for all.
+            bounded: what they may take of memory; None: what `_budget` says when they are drawn.
         """
         options, device = call.options, self._execution_device
         y = y.to(device)
@@ -296,7 +298,7 @@ class SamplingPipeline(Computing, PhotoPipeline):
             WindowSampler,
             self.networks,
             window_size=options.window_size,
-            budget=self._budget(y, count, call),
+            budget=bounded or self._budget(y, count, call),
             margin=options.window_margin,
         )
         arguments = {
@@ -307,7 +309,6 @@ class SamplingPipeline(Computing, PhotoPipeline):
             "return_latents": keep_latents,
         }
         sampler = make(y)
-        sampler.check_windows(options.max_memory)
         ensemble = SelfEnsemble(make, y) if options.self_ensemble else None
 
         drawn: dict[Recipe, Tensor] = {}  # what versions of one sample share, and the version itself
@@ -352,13 +353,16 @@ class SamplingPipeline(Computing, PhotoPipeline):
                 del made
             del out
 
-    def _budget(self, y: Tensor, count: int, call: Call) -> Budget:
-        """What the samples of a photograph may take of memory."""
-        size = (y.shape[-2] * self.operator.scale_factor, y.shape[-1] * self.operator.scale_factor)
+    def _budget(self, y: Tensor, count: int, call: Call, held: int = 0) -> Budget:
+        """What the samples of a photograph may take of memory, beside `held` bytes that will be in use by then.
+
+        Raises:
+            ValueError: there is too little, or too little for the `window_size`.
+        """
         options = call.options
-        return budget(
+        found = budget(
             self.vdvae,
-            size,
+            self._size_of_samples(y),
             count,
             call.output_type,
             options.keep_images,
@@ -368,7 +372,20 @@ class SamplingPipeline(Computing, PhotoPipeline):
             call.batch_size,
             options.return_latents or call.output_type == "latent",
             self.networks.min_pixels,
+            held,
         )
+        sampler = WindowSampler(self.networks, y, options.window_size, found, options.window_margin)
+        sampler.check_windows(options.max_memory)
+        return found
+
+    def _held_by(self, y: Tensor, count: int, call: Call) -> int:
+        """Bytes of what a call returns of a photograph."""
+        keep_latents = call.options.return_latents or call.output_type == "latent"
+        size = self._size_of_samples(y)
+        return held_by(self.vdvae, size, count, call.output_type, call.options.keep_images, keep_latents)
+
+    def _size_of_samples(self, y: Tensor) -> tuple[int, int]:
+        return y.shape[-2] * self.operator.scale_factor, y.shape[-1] * self.operator.scale_factor
 
 
 def rows_of(values: Sequence[Tensor | None] | None, chosen: slice) -> list[Tensor | None] | None:

@@ -113,9 +113,12 @@ class SuperResolutionPipeline(IntervalPipeline):
             raise ValueError("`noise` was given together with `seed` or `generator`, which would have no effect")
         photos = prepare_photos(image)
         given = noise is not None or latents is not None
+        budgets, held = [], 0
         for y, _ in photos:
             self._check_size(y, call, given)
-            self._budget(y, num_samples, call)  # before anything is made for so many samples
+            budgets.append(self._budget(y, num_samples, call, held))  # before anything is made for so many samples
+            if call.options.max_memory is not None:  # else the bound grows with what is used
+                held += self._held_by(y, num_samples, call)
         if given and len({y.shape for y, _ in photos}) > 1:
             raise ValueError("`noise` and `latents` need images of one size; `image` has several")
         rows = len(photos) * num_samples
@@ -135,7 +138,8 @@ class SuperResolutionPipeline(IntervalPipeline):
             if bases is not None:
                 recipes = [Recipe.of(bases[i] + j, self.vdvae.num_groups) for j in range(num_samples)]
             given = rows_of(draws, own) if noise is not None else None
-            return self._draw(y, photo, call, recipes, given, rows_of(values, own))
+            bounded = None if call.options.max_memory is None else budgets[i]
+            return self._draw(y, photo, call, recipes, given, rows_of(values, own), bounded)
 
         keep_latents = call.options.return_latents or output_type == "latent"
         seeds = bases and [base + j for base in bases for j in range(num_samples)]
@@ -172,9 +176,10 @@ class SuperResolutionPipeline(IntervalPipeline):
             check_finite("latents", latents)
         device, room = self._execution_device, None
         if max_memory is not None:
-            size = (y.shape[-2] * self.operator.scale_factor, y.shape[-1] * self.operator.scale_factor)
             least = self.networks.min_pixels
-            room = budget(self.vdvae, size, 1, "latent", False, max_memory, device, min_pixels=least)
+            room = budget(
+                self.vdvae, self._size_of_samples(y), 1, "latent", False, max_memory, device, min_pixels=least
+            )
         with self._releasing(), self._computing():
             return log_density(WindowSampler(self.networks, y.to(device), budget=room), latents)
 

@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
-from hvae_sr.operators import interpolate
-from hvae_sr.pipelines.chaining import samples_at
+from hvae_sr.baselines import EDSR
+from hvae_sr.operators import Downsampling, interpolate
+from hvae_sr.pipelines import RegressionPipeline
+from hvae_sr.pipelines.chaining import lr_psnr, samples_at
 
 
 def by_rows(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -35,3 +38,24 @@ def test_a_resampled_result_of_width_1_is_that_of_the_sample(make_pipeline):
 def test_latents_are_of_one_pass(make_pipeline):
     with pytest.raises(ValueError, match="`return_latents`: latents are of one pass, and `outscale` 16 takes 2"):
         samples_at(make_pipeline(), np.zeros((4, 4, 3), np.float32), [3], outscale=16, return_latents=True)
+
+
+@pytest.mark.parametrize("outscale", [None, 2, 4, 16])
+def test_a_grey_file_stays_grey_at_any_factor(outscale):
+    pipe = RegressionPipeline(EDSR(num_blocks=1, width=8).eval())
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 10), np.uint8))
+    (sample,) = samples_at(pipe, photo, [0], outscale)
+    assert np.ptp(np.asarray(sample.image.convert("RGB")).astype(int), axis=2).max() == 0
+
+
+def test_a_sample_on_another_device_is_measured_where_y_is():
+    seen = []
+
+    class Elsewhere(torch.Tensor):
+        def to(self, device):
+            seen.append(torch.device(device))
+            return self.as_subclass(torch.Tensor)
+
+    x, operator = torch.rand(3, 44, 36), Downsampling(4)
+    measured = lr_psnr(operator, x.as_subclass(Elsewhere), operator(x))
+    assert measured > 100 and set(seen) == {torch.device("cpu")}

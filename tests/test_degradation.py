@@ -99,3 +99,29 @@ def test_blocks_are_seen_anywhere_in_a_large_image(clean):
 def test_images_too_small_or_flat_to_tell_give_nothing():
     assert inspect(torch.rand(3, 31, 90)) is None
     assert inspect(torch.full((3, 64, 64), 0.3)) is None
+
+
+@pytest.mark.parametrize("frame", ["bars", "page", "cut-out"])
+def test_blur_and_blocks_are_seen_within_a_frame_and_in_what_is_visible(clean, frame, tmp_path):
+    def framed(levels):
+        photo = Image.fromarray(levels)
+        width, height = photo.size
+        if frame == "cut-out":
+            mask = Image.new("L", photo.size)
+            ImageDraw.Draw(mask).ellipse((5, 5, width - 5, height - 5), fill=255)
+            photo.putalpha(mask)
+            photo.save(tmp_path / "cut.png")
+            read = read_photo(tmp_path / "cut.png")
+            return np.asarray(read.image), to_tensor(read.alpha)[0]
+        side = 60 if frame == "bars" else 100
+        around = Image.new("RGB", (width + 2 * side * (frame == "page"), height + 2 * side), "white")
+        around.paste(photo, (side * (frame == "page"), side))
+        return np.asarray(around), None
+
+    levels = np.asarray(to_pil(clean))
+    blurred = ndimage.gaussian_filter(levels, (1.5, 1.5, 0))
+    file = io.BytesIO()
+    Image.fromarray(levels).save(file, "JPEG", quality=40)
+    blocks = np.asarray(Image.open(file).convert("RGB"))
+    assert warned(*framed(levels)) == set()
+    assert "blur" in warned(*framed(blurred)) and "jpeg" in warned(*framed(blocks))

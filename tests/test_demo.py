@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageDraw, ImageFilter
 from processes import PATIENCE
 
 from hvae_sr import SuperResolutionPipeline
@@ -650,3 +650,13 @@ def test_programs_are_told_what_is_wrong(engine, photo):
     assert handlers.upscale(**{**good, "num_samples": 2.0})[1]["seeds"] == [0, 1]
     assert not _mask(None, (-20, -20, 10, 10), (40, 40)).any()
     assert _mask(None, (-20, -20, 30, 30), (40, 40)).sum() == 16
+
+
+def test_the_look_of_a_cut_out_is_that_of_what_is_visible(engine):
+    from hvae_sr.pictures import photographs
+
+    photo = photographs()[0].filter(ImageFilter.GaussianBlur(1.5))
+    mask = Image.new("L", photo.size)
+    ImageDraw.Draw(mask).ellipse((4, 4, photo.width - 4, photo.height - 4), fill=255)
+    photo.putalpha(mask)
+    assert any("blurred" in line for line in eng.warnings(engine.read(photo)))

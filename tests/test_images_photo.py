@@ -13,6 +13,7 @@ from hvae_sr.images import (
     ImageError,
     Photo,
     WideImage,
+    find_images,
     image_size,
     list_frames,
     load_image,
@@ -281,3 +282,30 @@ def test_photos_are_prepared_beside_tensors():
     (first, photo), (second, none) = prepare_photos([rgba, np.zeros((3, 2, 3), dtype=np.uint8)])
     assert first.shape == (3, 4, 5) and photo is not None and photo.alpha is not None and none is None
     assert second.shape == (3, 3, 2)
+
+
+def test_a_tag_that_cannot_be_written_does_not_take_the_others_with_it(tmp_path):
+    exif = Image.Exif()
+    exif[271], exif[296] = "A camera", "2"
+    photo = Image.new("RGB", (8, 8))
+    photo.getexif().update(exif)
+    kept = Image.Exif()
+    kept.load(read_photo(photo).exif)
+    assert dict(kept) == {271: "A camera"}
+
+
+def test_xmp_as_text_and_pictures_near_the_limit_are_read_without_a_word(tmp_path, recwarn):
+    photo = Image.new("RGB", (8, 8))
+    photo.info["xmp"] = "<x:xmpmeta/>"
+    assert read_photo(photo).warnings == ()
+    Image.new("1", (10000, 9500)).save(tmp_path / "large.png")
+    assert image_size(tmp_path / "large.png") == (10000, 9500)
+    assert list(recwarn) == []
+
+
+def test_folders_hold_every_kind_that_is_read_and_a_path_that_is_none_is_named(tmp_path):
+    for name in ("a.mpo", "b.J2K", "c.apng"):
+        (tmp_path / name).touch()
+    assert len(find_images(tmp_path)) == 3
+    with pytest.raises(ImageError, match="too long"):
+        find_images("a" * 300 + ".jpg")

@@ -351,3 +351,35 @@ def test_no_format_turns_a_picture_by_what_its_info_says(tmp_path):
     for suffix in ("png", "jpg", "webp", "tiff"):
         save_image(image, tmp_path / f"a.{suffix}")
         assert Image.open(tmp_path / f"a.{suffix}").size == (16, 12)
+
+
+@pytest.mark.parametrize("tags", [{322: 512, 323: 512}, {338: 0, 339: 3}])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_tiff_is_not_described_by_the_exif_of_another_format(tmp_path, tags, bits):
+    exif, pixels = Image.Exif(), np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
+    exif[271] = "A camera"
+    for tag, value in tags.items():
+        exif[tag] = value
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif)
+    photo = read_photo(tmp_path / "a.jpg")
+    result = photo.finish(to_tensor(photo.image), bits=bits)
+    save_image(result, tmp_path / "a.tif", exif=photo.exif)
+    assert np.array_equal(np.asarray(load_image(tmp_path / "a.tif")), np.asarray(photo.image))
+    with Image.open(tmp_path / "a.tif") as written:
+        assert written.getexif()[271] == "A camera"
+
+
+def test_a_profile_that_is_too_long_for_many_readers_of_a_png_is_read_and_applied(tmp_path):
+    long = SRGB + np.random.default_rng(0).bytes(3 * 2**19)
+    long = len(long).to_bytes(4, "big") + long[4:]
+    Image.new("RGBA", (20, 10), (200, 30, 60, 128)).save(tmp_path / "in.png", icc_profile=long)
+    photo = read_photo(tmp_path / "in.png")
+    assert photo.icc_profile == long and read_metadata(tmp_path / "in.png") == {}
+    save_image(photo.finish(to_tensor(photo.image)), tmp_path / "out.png", {"seed": 3})
+    assert read_metadata(tmp_path / "out.png") == {"seed": 3}
+    with Image.open(tmp_path / "out.png") as written:
+        assert len(written.info["icc_profile"]) < 2**20 and written.getpixel((3, 3)) == (200, 30, 60, 128)
+    with pytest.raises(ImageError, match=r"use \.tif"):
+        save_image(photo.finish(to_tensor(photo.image), bits=16), tmp_path / "deep.png")
+    save_image(photo.finish(to_tensor(photo.image), bits=16), tmp_path / "deep.tif")
+    assert read_photo(tmp_path / "deep.tif").icc_profile == long

@@ -37,6 +37,12 @@ def test_a_pipeline_saved_without_safe_serialization_is_safetensors_and_loads(
     assert np.array_equal(*images)
 
 
+def test_a_variant_that_could_not_be_loaded_is_not_saved(make_pipeline: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`variant`.*'v1.1'"):
+        make_pipeline().save_pretrained(tmp_path, variant="v1.1")
+    assert not list(tmp_path.iterdir())
+
+
 @over_models
 def test_a_missing_variant_is_named_as_diffusers_names_it(make_model: Any, tmp_path: Path, kind: str) -> None:
     model = make_model(kind)

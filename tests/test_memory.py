@@ -143,3 +143,16 @@ def test_one_item_is_not_copied_and_several_are_taken_out_of_the_list() -> None:
         assert [float(part.mean()) for part in whole] == [1, 2]
     different = [np.ones((2, 3, 3)), np.ones((3, 2, 3))]
     assert collate(different, "np") is different
+
+
+def test_a_photograph_that_memory_will_not_hold_is_refused_before_the_first_is_drawn(make_pipeline: Any) -> None:
+    pipe, called = make_pipeline(), []
+    pipe.lr_encoder.register_forward_pre_hook(lambda *_: called.append(1))
+    pipe.vdvae.register_forward_pre_hook(lambda *_: called.append(1))
+    used, _ = used_and_available(torch.device("cpu")) or (0, 0)
+    with pytest.raises(ValueError, match="is too little for 1 samples of 1200x1200"):
+        pipe([torch.rand(3, 300, 300)] * 40, seed=0, output_type="np", max_memory=used + 500 * 2**20)
+    large = [torch.rand(3, 40, 40), torch.rand(3, 400, 400)]
+    with pytest.raises(ValueError, match="`window_size` = 300 makes evaluations"):
+        pipe(large, seed=0, window_size=300, max_memory=used + 300 * 2**20)
+    assert not called

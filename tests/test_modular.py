@@ -112,3 +112,15 @@ def test_its_documentation_lists_inputs_components_and_outputs():
     text = SuperResolutionBlock().doc
     for word in ("image", "temperature", "num_samples", "vdvae", "scale_factor", "lr_psnr"):
         assert word in text
+
+
+def test_the_progress_bar_can_be_silenced(folder, photo, capfd):
+    for block in (SuperResolutionBlock(), SequentialPipelineBlocks.from_blocks_dict({"sr": SuperResolutionBlock()})):
+        pipe = block.init_pipeline(str(folder))
+        pipe.load_components()
+        capfd.readouterr()
+        pipe(image=photo, seed=0)
+        assert "1/1" in capfd.readouterr().err
+        pipe.set_progress_bar_config(disable=True)
+        pipe(image=photo, seed=0)
+        assert "1/1" not in capfd.readouterr().err

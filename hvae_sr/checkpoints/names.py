@@ -6,7 +6,7 @@ from pathlib import Path
 
 DEFAULT = "natural-x4"
 """The bundled model where none is named."""
-PHOTO = "photo-x4"
+PHOTO, PHOTO_SCALE = "photo-x4", 4
 """That of inputs that are not clean, where none is named."""
 
 

@@ -60,11 +60,16 @@ class Models:
 
     def choose(self, statistics: "InputStatistics | None") -> tuple[str, str]:
         """The name of the model for an image that looks so, and a line that says which and why; "" of a named one."""
-        from ..checkpoints.names import PHOTO
+        from ..checkpoints.names import PHOTO, PHOTO_SCALE
+        from ..pipelines.chaining import num_passes
 
         if not self.by_look:
             return self.options.model, ""
         reasons = statistics.reasons() if statistics is not None else []
+        clean = self.loaded[self.options.model][1]
+        if reasons and self.options.rank and num_passes(PHOTO_SCALE, clean.outscale) > 1:
+            why = f"`--rank` compares samples of one pass, and {PHOTO} takes more"
+            return self.options.model, f"by {self.options.model}, though it {' and '.join(reasons)}: {why}"
         if reasons:
             return (
                 PHOTO,

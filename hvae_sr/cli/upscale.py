@@ -1,6 +1,7 @@
 """Draw high-resolution samples of photographs."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     # What can be seen without torch comes first: a typo should not wait.
     if "" in options.inputs:
         raise ValueError("`INPUT` is empty")
-    if not any(Path(source).exists() for source in options.inputs):
+    if not any(os.path.exists(source) for source in options.inputs):  # where a path is too long `Path.exists` raises
         raise ValueError(f"`INPUT`: no such file or folder: {', '.join(options.inputs)}")
     if options.model and options.model.isdecimal():
         raise ValueError(f"`-n` names a model, got {options.model}; `--num-samples {options.model}` draws so many")

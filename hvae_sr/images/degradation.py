@@ -35,6 +35,7 @@ _CROP = 512  # pixels a side that are looked at
 _BLOCKS = 32  # a side of that crop in which JPEG is looked for
 _MOST_CUT = 0.25  # of a block's pixels, whose noise is cut off
 _FEWEST = 8  # blocks
+_FLAT = 4.0  # grey levels between the extremes of a row of one colour, after JPEG
 _HALVING = Downsampling(2)
 
 
@@ -92,9 +93,43 @@ def inspect(y: Tensor, alpha: Tensor | None = None) -> InputStatistics | None:
     if luma.std() < 1:
         return None
     cut = (levels <= 0) | (levels >= 255)
-    if alpha is not None:
-        cut |= alpha[top : top + _CROP, left : left + _CROP].cpu() == 0
-    return InputStatistics(_noise(levels, cut), _missing(luma), _sharpness(luma))
+    part = (slice(None), slice(None))
+    if alpha is not None and bool((hidden := alpha[top : top + _CROP, left : left + _CROP].cpu() == 0).any()):
+        cut |= hidden
+        part = _largest_rectangle(~hidden.numpy())
+    luma = _unframed(luma[part])
+    told = min(luma.shape) >= MIN_SIDE  # what is left of a picture full of holes tells noise alone
+    return InputStatistics(_noise(levels, cut), _missing(luma) if told else 0.0, _sharpness(luma) if told else 0.0)
+
+
+def _largest_rectangle(visible: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of the largest rectangle that is True throughout, of `[h, w]`."""
+    best, found = 0, (slice(0, 0), slice(0, 0))
+    heights = np.zeros(visible.shape[1], int)  # of the columns of True that end in a row
+    for row, line in enumerate(visible):
+        heights = np.where(line, heights + 1, 0)
+        open_ones: list[tuple[int, int]] = []  # rectangles that may still grow to the right: left side, height
+        for column, height in enumerate([*heights.tolist(), 0]):
+            left = column
+            while open_ones and open_ones[-1][1] >= height:
+                left, tall = open_ones.pop()
+                if tall * (column - left) > best:
+                    best, found = tall * (column - left), (slice(row + 1 - tall, row + 1), slice(left, column))
+            open_ones.append((left, height))
+    return found
+
+
+def _unframed(luma: np.ndarray) -> np.ndarray:
+    """Without rows and columns of one colour at the borders, as of bars, frames and pages around a photograph.
+
+    The step at their edge is as sharp as it was drawn, and would hide that what is inside is not.
+    """
+    for axis in (1, 0):
+        (varied,) = np.nonzero(np.ptp(luma, axis=axis) > _FLAT) if luma.size else (np.empty(0, int),)
+        if len(varied):
+            kept = slice(varied[0], varied[-1] + 1)
+            luma = luma[kept] if axis == 1 else luma[:, kept]
+    return luma
 
 
 def _noise(levels: Tensor, cut: Tensor) -> float:

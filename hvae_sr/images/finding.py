@@ -10,9 +10,9 @@ from typing import Any
 
 from .errors import ImageError, PathLike
 
-IMAGE_SUFFIXES = tuple(
-    f".{name}" for name in "avif bmp gif heic heif hif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tif tiff webp".split()
-)
+_COMMON = "bmp gif jpe jpeg jpg png tif tiff webp"
+_OTHERS = "apng avif dib heic heif hif j2k jfif jp2 jpf jpx mpo pbm pgm pnm ppm"
+IMAGE_SUFFIXES = tuple(f".{name}" for name in f"{_COMMON} {_OTHERS}".split())
 
 
 def _natural_key(path: Path) -> tuple[Any, ...]:
@@ -34,8 +34,11 @@ def find_images(
     """
     found: list[Path] = []
     for given in map(Path, [paths] if isinstance(paths, (str, os.PathLike)) else paths):
-        if not given.exists():
-            raise ImageError(f"{given}: no such file or folder")
+        try:
+            given.stat()
+        except OSError as error:
+            missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+            raise ImageError(f"{given}: {'no such file or folder' if missing else error.strerror}") from error
         found.extend(
             sorted(_walk(given, recursive, leave_out, errors), key=_natural_key) if given.is_dir() else [given]
         )

@@ -29,7 +29,7 @@ _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
 _CENTIMETRE = 3
 # EXIF among the tags of a TIFF: caption, make, model, resolution, software, dates, people, ratings, and the pointers to
 # exposure and place. Others tell how its own pixels are stored, or are private and of any size.
-_TIFF_EXIF = {270, 271, 272, 282, 283, 296, 305, 306, 315, 316, 18246, 18249, 33432, *range(40091, 40096), *POINTERS}
+TIFF_EXIF = {270, 271, 272, 282, 283, 296, 305, 306, 315, 316, 18246, 18249, 33432, *range(40091, 40096), *POINTERS}
 
 
 def kept_exif(found: Image.Exif, of_tiff: bool) -> bytes:
@@ -38,15 +38,32 @@ def kept_exif(found: Image.Exif, of_tiff: bool) -> bytes:
         kept = Image.Exif()
         kept.endian = found.endian
         for tag in found:
-            if tag in _TIFF_EXIF or (not of_tiff and tag != ORIENTATION):
+            if tag in TIFF_EXIF or (not of_tiff and tag != ORIENTATION):
                 value = dict(found.get_ifd(tag)) if tag in POINTERS else found[tag]
                 if value != {}:
                     kept[tag] = value
         if ExifTags.IFD.Interop in kept.get(ExifTags.IFD.Exif, ()):
             kept[ExifTags.IFD.Exif][ExifTags.IFD.Interop] = found.get_ifd(ExifTags.IFD.Interop)
         as_stored(kept)
+        _leave_out_damaged(kept)
         return kept.tobytes() if len(kept) else b""
     return b""
+
+
+def _leave_out_damaged(tags: Image.Exif) -> None:
+    """Takes out what cannot be written, such as a number that a file holds as text: with it, all would be lost."""
+    try:
+        tags.tobytes()
+        return
+    except Exception:  # of many types: what Pillow's writers raise for values of the wrong one
+        pass
+    for tag in list(tags):
+        one = Image.Exif()
+        one[tag] = tags[tag]
+        try:
+            one.tobytes()
+        except Exception:
+            del tags[tag]
 
 
 def as_stored(tags: Image.Exif) -> None:

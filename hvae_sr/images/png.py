@@ -21,6 +21,9 @@ _UNPACKED = {
     "LA;16B": ("RGBA",),
 }
 
+MAX_PROFILE = 2**24
+"""Bytes of a profile that are read."""
+
 
 def read_16_bits(image: PngImageFile) -> tuple[np.ndarray, PngImageFile] | None:
     """Channels of a PNG that is not yet decoded, `[H, W, C]`, uint16, and its decoded image of 8 bits.
@@ -80,6 +83,29 @@ def colour_chunks(image: PngImageFile) -> dict[bytes, bytes]:
     if len(image.info.get("chromaticity", ())) == 8:
         found[b"cHRM"] = struct.pack(">8I", *(round(value * 1e5) for value in image.info["chromaticity"]))
     return found
+
+
+def without_long_chunks(file: IO[bytes]) -> tuple[IO[bytes], bytes]:
+    """The file without its profile and its packed texts, of which Pillow reads a mebibyte; and the profile.
+
+    Profiles of printers and scanners are tables that can be larger. One of more than `MAX_PROFILE` is left out.
+    """
+    file.seek(0)
+    data, kept, profile = file.read(), [], b""
+    place = 8
+    kept.append(data[:place])
+    while place + 8 <= len(data):
+        length, name = struct.unpack_from(">I4s", data, place)
+        chunk = data[place : place + length + 12]
+        if name not in (b"iCCP", b"zTXt", b"iTXt"):
+            kept.append(chunk)
+        elif name == b"iCCP":
+            packed = chunk[8:-4].partition(b"\0")[2][1:]
+            unpacked = zlib.decompressobj()
+            profile = unpacked.decompress(packed, MAX_PROFILE)
+            profile = profile if unpacked.eof else b""
+        place += length + 12
+    return io.BytesIO(b"".join(kept)), profile
 
 
 def write_16_bits(

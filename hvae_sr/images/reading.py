@@ -303,16 +303,22 @@ def _pillow(file: IO[bytes], limited: bool = True) -> Image.Image:
         flagged = bytearray(file.read())
         flagged[20] |= 0x10
         data = io.BytesIO(bytes(flagged))
-    if not limited:
-        return _open_unchecked(data)
-    image = Image.open(data, formats=_known_formats())
-    _check_size(image.size)
-    _check_plausible(image, file.seek(0, io.SEEK_END))
+    try:
+        image = _open_unwarned(data)
+    except ValueError as error:
+        if "MAX_TEXT_CHUNK" not in str(error):
+            raise
+        data, profile = png.without_long_chunks(data)
+        image = _open_unwarned(data)
+        image.info["icc_profile"] = profile
+    if limited:
+        _check_size(image.size)
+        _check_plausible(image, file.seek(0, io.SEEK_END))
     return image
 
 
-def _open_unchecked(file: IO[bytes]) -> Image.Image:
-    """`Image.open` without its limit of pixels, which is one of the process."""
+def _open_unwarned(file: IO[bytes]) -> Image.Image:
+    """`Image.open` without its limit of pixels, which is one of the process, and warns below that of this module."""
     head = file.read(16)
     for name in _known_formats():
         opens, accepts = Image.OPEN[name]
@@ -352,7 +358,8 @@ def _from_pillow(image: Image.Image, frame: int | None = None, limited: bool = T
         or (image.format == "WEBP" and getattr(image, "n_frames", 1) > 1 and pixels[..., 3].all())
     ):
         pixels = pixels[..., :3]
-    if b"hdrgm:" in (image.info.get("xmp") or b""):
+    xmp = image.info.get("xmp")
+    if isinstance(xmp, bytes) and b"hdrgm:" in xmp:
         warnings.append("of an Ultra HDR photograph, the picture of standard range is taken, without its gain map")
     if chunks.get(b"cICP", b"")[1:2] in (b"\x10", b"\x12"):
         warnings.append("its colours are of high dynamic range (cICP); they are taken as they are stored")

@@ -16,7 +16,7 @@ from ..files import replacing, strict
 from . import colour, png, tiff
 from .arrays import to_pil
 from .errors import ImageError, PathLike
-from .metadata import LONGEST_EXIF, METADATA_KEY, add_settings, as_stored, describe, fit_into_jpeg
+from .metadata import LONGEST_EXIF, METADATA_KEY, TIFF_EXIF, add_settings, as_stored, describe, fit_into_jpeg
 from .photo import WideImage
 from .reading import load_image, read_photo
 
@@ -46,8 +46,8 @@ def save_image(
     """Write an image so that `path` holds the whole file or is left as it was.
 
     See `hvae_sr.files` for how. The suffix sets the format: PNG, TIFF and WebP are lossless, JPEG has quality 95
-    without chroma subsampling, and what is transparent is white in it. A grey profile, which WebP does not hold, is
-    applied there: the colours become sRGB.
+    without chroma subsampling, and what is transparent is white in it. A grey profile, which WebP does not hold, and
+    one of more than 1 MiB, which many programs do not read in a PNG, are applied there: the colours become sRGB.
 
     Args:
         image: A PIL image, or a float tensor [3, H, W] in [0, 1]; a `WideImage` for PNG and TIFF. What `Photo.finish`
@@ -85,9 +85,14 @@ def save_image(
     profile = profile or b""
     if isinstance(image, Image.Image):
         image, profile = _in_a_mode_of(file_format, image, profile)
+    elif file_format == "PNG" and len(profile) > PngImagePlugin.MAX_TEXT_CHUNK:
+        raise ImageError(f"{path}: many programs do not read a PNG with a profile of {len(profile)} bytes; use .tif")
     tags = Image.Exif()
     if exif:
         tags.load(exif)
+    if file_format == "TIFF":  # whose tags say how its own pixels are stored, and not how those of the photograph were
+        for tag in set(tags) - TIFF_EXIF:
+            del tags[tag]
     describe(tags, image.size, dpi if exif or file_format == "WEBP" else None)
     info = PngImagePlugin.PngInfo()
     if metadata is not None:
@@ -130,12 +135,14 @@ def _in_a_mode_of(file_format: str, image: Image.Image, profile: bytes) -> tuple
         profile = image.info.get("icc_profile", b"")
     if file_format == "JPEG" and image.mode not in ("L", "RGB"):
         return _as_read(image).convert("L" if image.mode == "LA" else "RGB"), profile
-    if file_format == "WEBP" and image.mode not in ("RGB", "RGBA"):
+    long = file_format == "PNG" and len(profile) > PngImagePlugin.MAX_TEXT_CHUNK
+    if long or (file_format == "WEBP" and image.mode not in ("RGB", "RGBA")):
         converted = image.convert("RGBA" if image.mode != "L" and image.has_transparency_data else "RGB")
-        grey = colour.to_srgb(image.convert("L"), profile) if colour.space(profile) == "GRAY" else None
-        if grey is not None and converted.mode == "RGBA":
-            grey.putalpha(converted.getchannel("A"))
-        return grey or converted, b""
+        grey = colour.space(profile) == "GRAY"
+        in_srgb = colour.to_srgb(image.convert("L" if grey else "RGB"), profile) if grey or long else None
+        if in_srgb is not None and converted.mode == "RGBA":
+            in_srgb.putalpha(converted.getchannel("A"))
+        return in_srgb or converted, b""
     if file_format == "TIFF" and image.mode not in ("L", "LA", "RGB", "RGBA"):
         return image.convert("RGBA" if image.has_transparency_data else "RGB"), profile
     return image, profile

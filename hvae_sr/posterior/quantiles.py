@@ -58,17 +58,16 @@ def quantiles(
     for window in sampler.windows:
         top, left, bottom, right = (min(a, b) for a, b in zip(window.outer, y.shape[-2:] * 2, strict=True))
         consistency = Consistency(operator, y[:, top:bottom, left:right], enforce_consistency, grey)
-        samples = []
-        for seed in seeds:
-            drawn = sampler.sample_window(window, 1, partial(CounterNoise, [seed]), **arguments).sample[0]
-            samples.append(consistency.image(drawn))
-            if on_sample is not None:
-                on_sample()
         low_row, low_column, high_row, high_column = (
             min(a, b) * scale for a, b in zip(window.inner, y.shape[-2:] * 2, strict=True)
         )
         rows, columns = slice(low_row, high_row), slice(low_column, high_column)
-        kept = torch.stack(samples)[..., _shift(rows, -top * scale), _shift(columns, -left * scale)]
+        kept = y.new_empty(len(seeds), 3, max(high_row - low_row, 0), max(high_column - low_column, 0))
+        for place, seed in enumerate(seeds):
+            drawn = sampler.sample_window(window, 1, partial(CounterNoise, [seed]), **arguments).sample[0]
+            kept[place] = consistency.image(drawn)[..., _shift(rows, -top * scale), _shift(columns, -left * scale)]
+            if on_sample is not None:
+                on_sample()
         if kept.numel():
             found[..., rows, columns] = _quantiles(kept, values).cpu()
         sampler.forget()

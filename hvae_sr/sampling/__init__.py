@@ -1,7 +1,7 @@
 """From two networks and an operator to samples of one image of any size."""
 
 from .consistency import Consistency, decibels, lr_psnr
-from .memory import Budget, budget, format_bytes, parse_bytes
+from .memory import Budget, budget, format_bytes, held_by, parse_bytes
 from .orientations import SelfEnsemble
 from .sampler import Networks, WindowSampler
 from .sizes import SizeRequirements
@@ -18,6 +18,7 @@ __all__ = [
     "budget",
     "decibels",
     "format_bytes",
+    "held_by",
     "lr_psnr",
     "parse_bytes",
 ]

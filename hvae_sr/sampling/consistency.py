@@ -89,7 +89,7 @@ def lr_psnr(operator: Downsampling, x: Tensor | Image.Image, y: Tensor) -> float
         y: `[3, h, w]` in [0, 1].
     """
     rows: Callable[[int, int], Tensor] = (
-        partial(_rows_of, x, y.device) if isinstance(x, Image.Image) else lambda low, high: x[:, low:high]
+        partial(_rows_of, x, y.device) if isinstance(x, Image.Image) else lambda low, high: x[:, low:high].to(y.device)
     )
     size = (y.shape[-2] * operator.scale_factor, y.shape[-1] * operator.scale_factor)
     total, row = 0.0, 0

@@ -133,6 +133,7 @@ def budget(
     batch_size: int | None = None,
     keep_latents: bool = False,
     min_pixels: int = 0,
+    held: int = 0,
 ) -> Budget:
     """What network evaluations, and features that are kept for further samples, may take.
 
@@ -149,6 +150,7 @@ def budget(
         batch_size: samples that are drawn at once, where that is given; else, and on a CPU, they are drawn one by one.
         keep_latents: whether the latents of all samples are kept.
         min_pixels: of the smallest evaluation, where the networks need more than `MIN_PIXELS`.
+        held: bytes that will be in use by then, beside those that are: `held_by` of the photographs before.
 
     Raises:
         ValueError: the bound leaves no room beside the arrays of the output; the message says how much would do.
@@ -161,6 +163,7 @@ def budget(
     if found is None:
         return Budget(PIXELS_PER_CHUNK, features)
     bound, name, used = found
+    used += held
     # Bytes a pixel: the samples that are drawn, and turned back; mean and squares of all.
     arrays = 12 * at_once * (2 if self_ensemble else 1) + (24 if num_samples > 1 else 0)
     at_the_end = 0
@@ -173,10 +176,9 @@ def budget(
         at_the_end = max(24 * kept + 24, 12 + 24 + 6 + 18)
     taken = math.prod(size) * arrays + ASIDE
     if keep_latents:
-        latents = sum(math.prod(vdvae.latent_shape(group, 1, size)) for group in range(vdvae.num_groups))
-        taken += 4 * num_samples * latents
+        taken += num_samples * _latent_bytes(vdvae, size)
     cost = bytes_per_pixel(vdvae)
-    last = math.prod(size) * at_the_end + ASIDE
+    last = math.prod(size) * at_the_end + ASIDE + (0 if output_type == "pil" else held)  # joined with those before
     pixels = min((bound - used - taken) // cost, PIXELS_PER_CHUNK)
     needed = used + max(taken + max(min_pixels, MIN_PIXELS) * cost, last)
     if needed > bound:
@@ -185,3 +187,17 @@ def budget(
             f"take about {format_bytes(needed)}: fewer samples, a smaller image or a larger `max_memory`"
         )
     return Budget(pixels, min(bound - used - max(taken + pixels * cost, last), features))
+
+
+def held_by(
+    vdvae: VDVAE, size: tuple[int, int], num_samples: int, output_type: str, keep_images: bool, keep_latents: bool
+) -> int:
+    """Bytes of what is returned of a photograph: samples, mean, deviation and latents. Arguments as of `budget`."""
+    images = 0 if output_type == "latent" else (num_samples if keep_images else 0) + 1
+    pixels = math.prod(size) * (images * (4 if output_type == "pil" else 12) + (12 if images else 0))
+    return pixels + (num_samples * _latent_bytes(vdvae, size) if keep_latents else 0)
+
+
+def _latent_bytes(vdvae: VDVAE, size: tuple[int, int]) -> int:
+    """Of one sample."""
+    return 4 * sum(math.prod(vdvae.latent_shape(group, 1, size)) for group in range(vdvae.num_groups))
