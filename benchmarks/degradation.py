@@ -64,8 +64,8 @@ def comparison(models: list[str], lpips: str | None) -> Callable[[np.ndarray, np
 
 
 def middle(image: np.ndarray, scale: int) -> np.ndarray:
-    """The middle 64 `scale` pixels a side, on the grid of y."""
-    top, left = ((side // scale - 64) // 2 * scale for side in image.shape[:2])
+    """The middle 64 `scale` pixels a side, on the grid of y, whose sides are rounded up."""
+    top, left = ((-(-side // scale) - 64) // 2 * scale for side in image.shape[:2])
     return image[top : top + 64 * scale, left : left + 64 * scale]
 
 

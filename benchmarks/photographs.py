@@ -51,7 +51,7 @@ def measure(given: argparse.Namespace) -> None:
     perceptual = load_perceptual(["brisque", "lpips"], lpips_weights=given.lpips)
     for model in given.models:
         todo = [(data, name) for data in given.data for name in given.degradations]
-        todo = [each for each in todo if not is_measured(given, report_path(given, model, *each))]
+        todo = [each for each in todo if not is_measured(given, model, *each)]
         if not todo:
             continue
         pipeline = load_pipeline(argparse.Namespace(model=model, dtype="bfloat16", device="cpu"), fast=True)
@@ -77,24 +77,32 @@ def measure(given: argparse.Namespace) -> None:
                 report_path=path,
             )
             write_report(report, path)  # which ends what was kept of unfinished runs
-            write_report({**report, "seconds": took, "options": options(given)}, path)
+            measured = {"seconds": took, "options": options(given), "of": of(model, data, name)}
+            write_report({**report, **measured}, path)
 
 
 def options(given: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(given, name) for name in OPTIONS}
 
 
-def is_measured(given: argparse.Namespace, path: Path) -> bool:
+def of(model: str, data: str, degradation: str) -> list[str]:
+    """What is measured, for reports that are kept by names: of paths, where they lead."""
+    return [str(Path(name).resolve()) if Path(name).exists() else name for name in (model, data, degradation)]
+
+
+def is_measured(given: argparse.Namespace, model: str, data: str, degradation: str) -> bool:
     """Whether there is a report.
 
     Raises:
-        ValueError: It was made with other options.
+        ValueError: It was made with other options, or of another model, set or degradation of that name.
     """
+    path = report_path(given, model, data, degradation)
     if not path.is_file():
         return False
-    kept = read_report(path).get("options")
-    if kept != options(given):
-        raise ValueError(f"`REPORTS`: {path} was measured with {kept}, not {options(given)}: name another folder")
+    report = read_report(path)
+    kept, wanted = [report.get("options"), report.get("of")], [options(given), of(model, data, degradation)]
+    if kept != wanted:
+        raise ValueError(f"`REPORTS`: {path} was measured with {kept}, not {wanted}: name another folder")
     return True
 
 
@@ -154,6 +162,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lpips", help="folder of lpips_alexnet.safetensors; default: $HVAE_SR_LPIPS")
     given = parser.parse_args()
+    for name in ("data", "models", "degradations"):
+        named = [Path(value).stem if name == "degradations" else Path(value).name for value in getattr(given, name)]
+        if len(set(named)) < len(named):
+            parser.error(f"`--{name}`: reports are kept by names, which must differ, got {', '.join(named)}")
     Path(given.reports).mkdir(parents=True, exist_ok=True)
     np.seterr(divide="ignore")
     try:

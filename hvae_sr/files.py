@@ -50,11 +50,15 @@ def temporary_path(path: Path) -> Path:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write to, which replaces `path` when the block ends: whole and flushed to the disk, or not at all.
 
-    A link of that name is replaced, not followed.
+    A link of that name is replaced, not followed. What is there and no file, as a pipe or /dev/null, is written to.
 
     Raises:
         OSError: the file cannot be written; `path` is left as it was, as by any other error in the block.
     """
+    if is_stream(path):
+        with open(path, "wb") as stream:
+            yield stream
+        return
     temporary = temporary_path(path)
     try:
         with open(temporary, "x+b") as file:
@@ -67,6 +71,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.errno is not None and error.filename is None:  # of a full disk, say
             error.filename = str(path)
         raise
+
+
+def is_stream(path: Path) -> bool:
+    """Whether there is a pipe or a device of that name, or a link to one, as /dev/stdout is whatever it leads to."""
+    if not path.exists() or path.is_dir():
+        return False
+    folder = path.parent.resolve()
+    return not path.is_file() or folder in (Path("/dev"), Path("/dev/fd")) or Path("/proc") in (folder, *folder.parents)
 
 
 def read_object(path: Path, argument: str) -> dict[str, Any]:
@@ -172,6 +184,8 @@ def check_file(path: Path, argument: str) -> None:
     """Raises a ValueError that names `argument` where a file can neither be written nor be made."""
     if path.is_dir():
         raise ValueError(f"`{argument}` must be a file, got the folder {path}")
+    if is_stream(path):
+        return
     check_writable(path.parent, argument)
 
 

@@ -124,14 +124,17 @@ class StrictLoading:
         if not safe_serialization:
             logger.warning("`safe_serialization=False`: safetensors are written all the same")
         with saving(save_directory, "config.json", variant, kwargs) as temporary:
-            super().save_pretrained(  # type: ignore[misc]
-                temporary,
-                is_main_process=is_main_process,
-                save_function=save_function,
-                variant=variant,
-                max_shard_size=max_shard_size,
-                **kwargs,
-            )
+            try:
+                super().save_pretrained(  # type: ignore[misc]
+                    temporary,
+                    is_main_process=is_main_process,
+                    save_function=save_function,
+                    variant=variant,
+                    max_shard_size=max_shard_size,
+                    **kwargs,
+                )
+            except SafetensorError as error:  # of a full disk, among others
+                raise OSError(f"{save_directory}: weights cannot be written: {error}") from error
 
     def register_to_config(self, **kwargs: Any) -> None:
         """`ConfigMixin.register_to_config`, which is called before a model is made.

@@ -216,6 +216,11 @@ def test_the_command_writes_a_model_that_is_calibrated(make_pipeline, tmp_path, 
     assert SuperResolutionPipeline.from_pretrained(tmp_path / "model").calibration == pipe.calibration
     assert main([*command, "--num-images", "4"]) == 2
     assert "`--data`: images must be at least 9" in capsys.readouterr().err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("my own")
+    assert main([*command[:-6], "-o", str(tmp_path / "mine"), *command[-4:]]) == 2
+    assert "is not empty and holds no model" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "README.md").read_text() == "my own"
     low = tmp_path / "low"
     low.mkdir()
     assert main([*command, "--low", str(low)]) == 2

@@ -819,6 +819,9 @@ def test_benchmark_looks_first_whether_its_figures_can_be_written(model, tmp_pat
     path = tmp_path / "made" / "figures.json"
     assert main([*options, str(path)]) == 0
     assert json.loads(path.read_text())["sizes"][0]["size"] == 16 and list(path.parent.iterdir()) == [path]
+    capsys.readouterr()
+    assert main([*options, str(path), "--dtype", "bfloat16"]) == 0
+    assert "float32" not in capsys.readouterr().out.replace("bfloat16", "")
 
 
 # Which model
@@ -868,6 +871,14 @@ def test_the_look_of_an_input_chooses_its_model_in_one_line_that_says_why(two_mo
     assert "3 images: 0 upscaled, 3 finished before" in said and "as it" not in said
 
 
+def test_where_ranks_are_asked_for_the_model_of_one_pass_draws(two_models, inputs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hvae_sr.checkpoints.names.PHOTO_SCALE", 2)  # one pass of 4 is two of that
+    options = ["-o", tmp_path / "out", "--num_samples", 1, "--rank", "lr_psnr_unprojected"]
+    assert upscale(inputs / "small.jpg", *options) == 0
+    said = capsys.readouterr().out
+    assert f"by {two_models[0]}, though it shows the 8x8 blocks" in said and "compares samples of one pass" in said
+
+
 @pytest.mark.parametrize("given", [["--model"], ["--temperature", 0.1, 0.2, 0.3]])
 def test_a_model_or_a_temperature_of_each_of_its_groups_overrides_the_look(given, two_models, inputs, tmp_path, capsys):
     options = [*given, two_models[0]] if given == ["--model"] else given
@@ -888,6 +899,11 @@ def test_an_empty_argument_is_not_the_current_folder(words, name, tmp_path, monk
     Image.new("RGB", (8, 8)).save("a.png")
     assert main(["upscale", *words]) == 2
     assert f"`{name}` is empty" in capsys.readouterr().err and [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_path_that_no_file_can_have_does_not_stop_the_others(model, photo, tmp_path, capsys):
+    assert upscale("a" * 300 + ".jpg", photo, "-o", tmp_path, "--model", model, "--num_samples", 1) == 1
+    assert "too long" in capsys.readouterr().err and (tmp_path / "photo_x4_seed0.png").is_file()
 
 
 def test_an_animation_that_ends_early_is_told_and_its_first_frame_drawn(model, photo, tmp_path, capsys):

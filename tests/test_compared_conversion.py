@@ -289,6 +289,22 @@ def test_other_wrappers_and_prefixes_are_taken_off(wrapper: str, prefix: str, tm
     assert HCFlow.from_pretrained(folder / "flow").config.num_steps == 3
 
 
+@pytest.mark.parametrize("kind", ["a scalar beside", "twice", "averaged", "a program"])
+def test_wrappers_in_wrappers_and_beside_loose_values_are_taken_off(kind: str, tmp_path: Path) -> None:
+    state = published_state("SRVGGNetCompact")
+    content: dict[str, Any] = {
+        "a scalar beside": {"model": state, "best_loss": torch.tensor(1.0), "epoch": 3},
+        "twice": {"net": {"state_dict": state}, "epoch": 3},
+        "averaged": {"n_averaged": torch.tensor(7), **{f"module.{key}": value for key, value in state.items()}},
+        "a program": {"state_dict": {"loss.w": torch.ones(3), **{f"net_g.{key}": x for key, x in state.items()}}},
+    }[kind]
+    torch.save(content, tmp_path / "w.pth")
+    config = {"architecture": "SRVGGNetCompact", **CONFIGS["SRVGGNetCompact"]}
+    folder = convert_baseline(tmp_path / "w.pth", tmp_path / "out", config=config)
+    found = SRVGGNetCompact.from_pretrained(folder / "network").state_dict()
+    assert all(torch.equal(found[key], value) for key, value in state.items())
+
+
 def test_an_sr3_file_of_a_whole_model_has_its_network_and_its_schedule() -> None:
     state = {f"netG.denoise_fn.{key}": value for key, value in published_state("SR3UNet").items()}
     _, scheduler = convert_state_dict(state | {"netG.betas": torch.linspace(1e-4, 0.5, 8)}, recipe("SR3UNet"))

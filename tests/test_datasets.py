@@ -184,6 +184,8 @@ def test_a_split_of_a_local_folder_is_what_its_files_are_called(photos, tmp_path
         open_dataset(str(tmp_path), split="test")
     assert open_dataset(str(tmp_path), image_column="picture")[1] == "image"  # the only one with images
     assert open_dataset(kinds(photos)["tar"], streaming=True)[1] == "png"
+    with pytest.raises(ValueError, match="dataset_config_name 'faces' is of datasets on the Hub"):
+        open_dataset(str(tmp_path), "faces")
     assert not same_files(str(tmp_path), "train", "validation")
     assert same_files("owner/name", "train", "train") and not same_files("owner/name", "train", "test")
     (tmp_path / "one").mkdir()

@@ -498,6 +498,34 @@ def test_the_command_draws_the_figures_of_reports(folder, tmp_path, capsys):
     assert Path(capsys.readouterr().out.splitlines()[0]).name == "r_projection.md"
 
 
+def test_reports_of_earlier_versions_are_drawn_and_no_report_is_replaced_by_a_document(folder, tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra `figures`)")
+    report = run(folder, NoisyBicubic(), temperatures=(0.5, 1.0), num_samples=2)
+    rows = [{key: row[key] for key in row if not key.startswith("best_psnr@")} for row in report["rows"]]
+    for name in ("a.json", "b.json", "c"):
+        write_report({**report, "rows": rows}, tmp_path / name)
+    first, *others = paths = [str(tmp_path / name) for name in ("a.json", "b.json", "c")]
+    assert main(["figures", *paths, "-o", str(tmp_path / "figures")]) == 0
+    assert not list((tmp_path / "figures").glob("*samples*"))
+    for document in (first, paths[2]):
+        assert main(["results", "-o", document, *others]) == 2
+        assert "`--output` must be a new document" in capsys.readouterr().err
+    assert all(read_report(path)["rows"] for path in paths)
+
+
+def test_coverage_of_a_single_sample_and_the_orientations_are_shown(folder):
+    report = run(folder, NoisyBicubic(), temperatures=(1.0,), num_samples=1, coverage_samples=19)
+    for text in (markdown_table(report), results_document([report])):
+        assert "coverage of 90 %" in text
+    assert "in eight orientations" in markdown_table({**report, "self_ensemble": True})
+
+
+def test_fid_of_a_single_image_is_refused_before_it_is_scored(folder):
+    features = PerceptualMetrics(features=lambda image: pytest.fail("scored"))
+    with pytest.raises(ValueError, match="`data` must hold at least 2 images for FID, got 1"):
+        run(folder, NoisyBicubic(), num_images=1, perceptual=features)
+
+
 def test_reports_whose_figures_would_replace_each_other_are_refused(tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra `figures`)")
     assert main(["figures", "a/report.json", "b/report.json", "-o", str(tmp_path / "figures")]) == 2

@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,8 +15,9 @@ import pytest
 from PIL import Image
 from processes import run
 
+from hvae_sr.baselines import RRDBNet
 from hvae_sr.cli import main
-from hvae_sr.files import remove_abandoned, replacing_in, temporary_path
+from hvae_sr.files import check_file, remove_abandoned, replacing_in, temporary_path, write_atomically
 from hvae_sr.images import save_image
 from hvae_sr.training import checkpoints
 
@@ -72,6 +74,19 @@ def test_a_file_that_finds_no_room_is_named_and_leaves_nothing(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_find_no_room_are_an_error_of_the_disk(tmp_path):
+    resource = pytest.importorskip("resource", reason="no bounds of file sizes on this system")
+    network = RRDBNet(num_blocks=1, width=8, growth=4)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError, match="weights cannot be written"):
+            network.save_pretrained(tmp_path / "network")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path / "network").iterdir())
 
 
 def test_only_files_that_nobody_is_writing_are_removed(tmp_path):
@@ -163,3 +178,24 @@ def test_what_is_synchronised_may_be_written(tmp_path, monkeypatch):
     (partial / "state").write_text("a")
     checkpoints._finish(partial, tmp_path / "checkpoint-1")
     checkpoints.check_checkpoint(tmp_path / "checkpoint-1")
+
+
+def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    read = []
+    thread = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_text()))
+    thread.start()
+    write_atomically("a report\n", tmp_path / "link")
+    thread.join(10)
+    assert read == ["a report\n"]
+    check_file(Path("/dev/null"), "--output")
+    write_atomically("nothing\n", Path("/dev/null"))
+    command = (
+        "from pathlib import Path; from hvae_sr.files import write_atomically as w; w('to it\\n', Path('/dev/stdout'))"
+    )
+    with (tmp_path / "out").open("w") as out:
+        subprocess.run([sys.executable, "-c", command], stdout=out, check=True)
+    assert (tmp_path / "out").read_text() == "to it\n" and Path("/dev/stdout").is_symlink()
+    (tmp_path / "out").unlink()
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 2

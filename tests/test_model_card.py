@@ -103,13 +103,26 @@ def test_tables_show_the_rows_that_users_get_and_the_command_that_makes_them(fol
 
 def test_the_metadata_keeps_two_sizes_apart_and_holds_the_default_temperature_alone(folder):
     index = ModelCard(model_card(folder, reports=[REPORT, {**REPORT, "size": 256}])).data.to_dict()["model-index"]
-    assert [result["dataset"]["config"] for result in index[0]["results"]] == ["thesis-64", "thesis-256"]
+    part = "first-3-images"
+    configurations = [result["dataset"]["config"] for result in index[0]["results"]]
+    assert configurations == [f"thesis-64-{part}", f"thesis-256-{part}"]
     settings = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**settings, "default_temperature": 1.0}))
     rows = [*REPORT["rows"], {"name": "mean t=1 projected", "psnr": 25.0, "ssim": 0.6}]
     results = ModelCard(model_card(folder, reports=[{**REPORT, "rows": rows}])).data.eval_results
     names = {result.metric_name for result in results}
     assert names == {f"{metric}, mean of 8 samples, temperature 1" for metric in ("PSNR", "SSIM")}
+
+
+def test_reports_of_degraded_inputs_and_of_parts_are_kept_apart(folder):
+    whole = {**REPORT, "num_images": 5}
+    degraded = {**whole, "degradation": {"name": "noise", "seed": 1}}
+    text = model_card(folder, reports=[whole, REPORT, degraded])
+    results = ModelCard(text).data.to_dict()["model-index"][0]["results"]
+    names = ["Photos thesis S=64", "Photos thesis S=64, first 3 images"]
+    names += ["Photos thesis S=64, LR degraded by noise of seed 1"]
+    assert [result["dataset"]["name"] for result in results] == names
+    assert all(f"| {name}" in text for name in names) and len({r["dataset"]["config"] for r in results}) == 3
 
 
 def test_a_curve_that_is_not_there_leaves_nothing(folder, tmp_path):

@@ -115,6 +115,8 @@ def test_weights_are_found_by_folder_file_or_environment(tmp_path, monkeypatch):
     assert found.names == ["lpips"] and found.lpips.name == "alexnet" and list(found.absent) == ["lpips_vgg"]
     with pytest.raises(ValueError, match="`lpips_weights` must be a folder or a .safetensors file"):
         find_lpips("alexnet", tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="`lpips_weights`: .* no file called lpips_alexnet"):
+        load_perceptual(["lpips_vgg"], lpips_weights=file)
 
 
 @pytest.mark.parametrize("content", [b"no weights", {"features.0.weight": torch.zeros(2)}, {}])

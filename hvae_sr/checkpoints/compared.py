@@ -301,6 +301,14 @@ def _identified(state: Mapping[str, Tensor]) -> tuple[Finding, Mapping[str, Tens
         found, betas = _without_schedule(stripped)
         if (named := identify(found)).architecture is not None:
             finding, network, schedule = named, found, betas
+    if finding.architecture is None:  # one of several networks of a program, such as a generator beside its losses
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, value in stripped.items():
+            first, _, rest = key.partition(".")
+            parts.setdefault(first, {})[rest] = value
+        known = [part for part in map(_without_schedule, parts.values()) if identify(part[0]).architecture is not None]
+        if len(known) == 1:
+            (network, schedule), finding = known[0], identify(known[0][0])
     state = network
     if finding.architecture == "SPAN" and "no_norm" in state:
         raise ConversionError(

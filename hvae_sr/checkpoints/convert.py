@@ -40,8 +40,8 @@ _PRIORS = ("ffhq256", "ffhq1024", "imagenet64", "imagenet32", "cifar10")
 PRESETS = {name: f"vdvae-{name}" for name in _PRIORS} | {name: name for name in _PIPELINES}
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Of weights in a checkpoint."""
-_STATES_OF_LAYERS = ("inited", "num_batches_tracked")
-"""Last parts of names of what layers count or note, and no network here reads."""
+_STATES_OF_LAYERS = ("inited", "num_batches_tracked", "n_averaged")
+"""Last parts of names of what layers and averages count or note, and no network here reads."""
 LISTED_KEYS = 20  # of each sort, in errors
 GATED_BELOW = 32  # VDVAE-SR's code gates the groups of resolutions below 32 only, whatever the image's size
 _PUBLISHED_DEFAULTS = {"bottleneck_multiple": 0.25, "no_bias_above": 64, "num_mixtures": 10}
@@ -106,17 +106,8 @@ def load_checkpoint(path: StrPath) -> dict[str, Tensor]:
     except Exception as error:  # damage surfaces as OSError, RuntimeError, EOFError, KeyError and others
         raise ConversionError(f"{where} is damaged or of an unknown format ({str(error)[:200]!r})") from error
 
-    for wrapper in ("state_dict", "params_ema", "params"):  # Lightning's, and BasicSR's: averages before the last
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping) and content[wrapper]:
-            content = content[wrapper]
-    if isinstance(content, Mapping) and not any(isinstance(value, Tensor) for value in content.values()):
-        inner = {str(name): value for name, value in content.items() if _is_state(value)}
-        averages = [name for name in inner if "ema" in name.lower()]
-        if len(inner) > 1 and len(averages) != 1:
-            raise ConversionError(
-                f"{where} holds several sets of weights, {', '.join(inner)}: save the one that is meant"
-            )
-        content = inner[(averages or [*inner])[0]] if inner else content
+    while isinstance(content, Mapping) and (inside := _inside(content, where)) is not None:
+        content = inside
     if not isinstance(content, Mapping) or not content:
         raise ConversionError(f"{where} holds no tensors by name")
     state: dict[str, Tensor] = {}
@@ -154,6 +145,31 @@ def check_finite(state: Mapping[str, Tensor], where: str) -> None:
     broken = [key for key, value in state.items() if not torch.isfinite(value.float()).all()]
     if broken:
         raise ConversionError(f"{where} has values that are not finite in {', '.join(broken[:LISTED_KEYS])}")
+
+
+def _inside(content: Mapping[Any, Any], where: str) -> Mapping[Any, Any] | None:
+    """What a wrapper holds, which may be a wrapper again; None of weights.
+
+    Raises:
+        ConversionError: several sets of weights.
+    """
+    for wrapper in ("state_dict", "params_ema", "params"):  # Lightning's, and BasicSR's: averages before the last
+        if isinstance(content.get(wrapper), Mapping) and content[wrapper]:
+            return content[wrapper]
+    if any(isinstance(value, Tensor) and value.ndim for value in content.values()):
+        return None
+    inner = {str(name): value for name, value in content.items() if _is_state(value)}
+    averages = [name for name in inner if "ema" in name.lower()]
+    if len(inner) > 1 and len(averages) != 1:
+        raise ConversionError(f"{where} holds several sets of weights, {', '.join(inner)}: save the one that is meant")
+    if inner:
+        return inner[(averages or [*inner])[0]]
+    wrapped = [value for value in content.values() if isinstance(value, Mapping) and _holds_state(value)]
+    return wrapped[0] if len(wrapped) == 1 else None
+
+
+def _holds_state(value: Mapping[Any, Any]) -> bool:
+    return any(_is_state(entry) or (isinstance(entry, Mapping) and _holds_state(entry)) for entry in value.values())
 
 
 def _is_state(value: Any) -> bool:

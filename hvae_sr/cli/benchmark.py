@@ -58,6 +58,8 @@ def run(options: argparse.Namespace) -> int:
     if options.compile is not None:
         pipe.enable_compilation(mode=options.compile)
     low = fast_dtype(device) if own == torch.float32 else None
+    if options.dtype not in (None, "auto"):
+        own, low = getattr(torch, options.dtype), None
     dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in (own, low) if dtype is not None}
     fixed, scale = pipe.networks.sizes.fixed_side, pipe.operator.scale_factor
     report: dict[str, Any] = {"model": options.model, "device": str(device), "threads": torch.get_num_threads()}
@@ -137,6 +139,10 @@ def _peak_memory(device: "torch.device") -> float:
         import torch
 
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 2**20
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

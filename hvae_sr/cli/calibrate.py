@@ -137,11 +137,13 @@ def _low_images(folder: str, images: "Sequence[SourceImage]") -> dict[str, Path]
 
 
 def _check_place(output: Path) -> None:
-    """Raises a ValueError for a folder that holds the pipeline of another system: two would be mixed in it."""
+    """Raises a ValueError for a folder of another system, or of other files, which would be mixed or replaced."""
     if (output / INDEX).is_file():
         found = read_object(output / INDEX, "output_dir").get("_class_name")
         if found != "SuperResolutionPipeline":
             raise ValueError(f"`output_dir`: {output} holds another system, {found}; name a new folder")
+    elif output.is_dir() and any(output.iterdir()):
+        raise ValueError(f"`output_dir`: {output} is not empty and holds no model; name a new folder")
 
 
 def _cut(image: "Image", corner: tuple[int, ...], size: int, multiple: int) -> "Image":

@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
             output.write(f"{name}_temperature.md", temperature_table(report))
             if len(report["temperatures"]) > 1:
                 output.draw(f"{name}_temperature", plots.temperature_figure(report))
-            if report["num_samples"] > 1:
+            if any("best_psnr@1" in row for row in report["rows"]):  # reports of 0.1.0 have no curves
                 output.draw(f"{name}_samples", plots.samples_figure(report))
     calibrated = [report for report in reports if any("coverage@0.9" in row for row in report["rows"])]
     if calibrated:

@@ -18,6 +18,9 @@ def run(options: argparse.Namespace) -> int:
 
     check_file(Path(options.output), "--output")
     reports = [read_report(path) for path in options.reports]
-    write_atomically(results_document(reports, [Path(path).name for path in options.reports]), Path(options.output))
+    output = Path(options.output)
+    if output.suffix.lower() == ".json" or any(output.exists() and output.samefile(path) for path in options.reports):
+        raise ValueError(f"`--output` must be a new document such as RESULTS.md, got {output}, as reports are called")
+    write_atomically(results_document(reports, [Path(path).name for path in options.reports]), output)
     print_line(f"wrote {options.output}")
     return 0

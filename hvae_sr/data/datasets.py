@@ -54,6 +54,11 @@ def open_dataset(
     except ImportError as error:
         raise ValueError("dataset_name needs the datasets library: pip install 'hvae-sr[data]'") from error
     builder, files = _local_files(name, split)
+    if builder is not None and config_name is not None:
+        raise ValueError(
+            f"dataset_config_name {config_name!r} is of datasets on the Hub; dataset_name {name!r} is a place here: "
+            "name the folder of the configuration"
+        )
     try:
         if builder is not None:
             found = datasets.load_dataset(builder, data_files={split: files}, split=split, streaming=streaming)

@@ -389,6 +389,8 @@ def evaluate(
                 scorer.add_samples(others.load(image, *scorer.hr.shape[:2]), others.name, kept)
         return scorers
 
+    if perceptual.features is not None and len(source.images) < 2:
+        raise ValueError(f"`data` must hold at least 2 images for FID, got {len(source.images)}.")
     with quiet(pipeline):  # one bar, over the images
         partial, step = Partial(report_path, settings), max(1, (batch_size or 1) // kept)
         done = _score_all(source.images, score, partial, step, source.name, progress_bar, made is not None)
@@ -450,8 +452,6 @@ def _name_infinite(images: Sequence[Any], metrics: Sequence[Mapping[str, Mapping
 
 def _add_fid(rows: list[dict[str, Any]], features: Sequence[Features]) -> None:
     """FID of every row between the sets of truths and of estimates; of samples, the first of each image."""
-    if len(features) < 2:
-        raise ValueError(f"`data` must hold at least 2 images for FID, got {len(features)}.")
     truth = np.stack([of_image["truth"] for of_image in features])
     for row in rows:
         row["fid"] = frechet_distance(np.stack([of_image[row["name"]] for of_image in features]), truth)

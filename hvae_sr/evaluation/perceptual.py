@@ -185,7 +185,7 @@ def load_perceptual(
         lpips_weights: a folder of ``lpips_alexnet*.safetensors`` and ``lpips_vgg16*.safetensors``, or one such file;
             None means the folder that HVAE_SR_LPIPS names.
 
-    Raises ValueError: a name that is none of them, or weights that were named and cannot be read.
+    Raises ValueError: a name that is none of them, or weights that were named and cannot be read or are of none.
     """
     wanted = list(dict.fromkeys(names))
     unknown = sorted(set(wanted) - set(NAMES))
@@ -200,6 +200,12 @@ def load_perceptual(
                 found[name] = LPIPS.from_file(file, device)
             else:
                 absent[name] = f"no lpips_{trunk}.safetensors (its folder: --lpips-weights or {LPIPS_WEIGHTS})"
+    trunks = {"lpips", "lpips_vgg"} & set(wanted)
+    if lpips_weights is not None and trunks and not trunks & set(found):
+        raise ValueError(
+            f"`lpips_weights`: {os.fspath(lpips_weights)} is or holds no file called lpips_alexnet or lpips_vgg16, as "
+            f"{' and '.join(sorted(trunks))} needs"
+        )
     if "fid" in wanted:
         try:
             found["features"] = _load_inception(torch.device(device))

@@ -236,7 +236,7 @@ def samples_figure(report: Mapping[str, Any]) -> Figure:
     rows = sample_rows(report)
     numbers = sorted({n for row in rows for n in curve(row, "best_psnr@")[0]})
     if not numbers:
-        raise ValueError(f"`report` must be of at least two samples, got {report['num_samples']}.")
+        raise ValueError("`report` must have curves over the number of samples, as those of at least two samples have")
     figure, (axes,) = _axes(columns=2, width=3.1, height=2.8)
     for index, row in enumerate(rows):
         mean = by_name[str(row["name"]).replace("sample", "mean", 1)]

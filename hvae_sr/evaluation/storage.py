@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..files import strict, write_atomically
+from ..files import is_stream, strict, write_atomically
 from ..processes import process_state
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,8 @@ _RESULTS = ("num_images", "num_images_available", "rows", "images")
 def write_report(report: dict[str, Any], path: str | os.PathLike[str]) -> None:
     """Write the report as JSON, whole or not at all, and remove the partial results, which it replaces."""
     write_atomically(json.dumps(strict(report), indent=1) + "\n", Path(path))
+    if is_stream(Path(path)):
+        return
     for partial in partial_paths(Path(path), {key: value for key, value in report.items() if key not in _RESULTS}):
         partial.unlink(missing_ok=True)
 
@@ -86,6 +88,8 @@ class Partial:
         report, rank = Path(report_path), process_state().process_index
         if report.is_dir():
             raise ValueError(f"`report_path` must be a file, got the folder {os.fspath(report_path)!r}.")
+        if is_stream(report):  # nothing is kept beside it
+            return
         path = _partial_path(report, settings)
         self.path = path.with_name(path.name + (f".{rank}" if rank else ""))
         try:

@@ -192,8 +192,9 @@ def markdown_table(report: Mapping[str, Any]) -> str:
     )
     if any("std" in row for row in report["rows"]):
         title += f", {report['num_samples']} samples of each"
+    title += ", in eight orientations" if report.get("self_ensemble") else ""
     lines = [f"{title}.", "", *table([*published, *report["rows"]], QUALITY)]
-    sets = [row for row in report["rows"] if "std" in row]
+    sets = [row for row in report["rows"] if "std" in row or "coverage" in row]
     if sets:
         lines += ["", *table(sets, SPREAD)]
     for prefix, (head, unit, spec) in CURVES.items():
@@ -346,9 +347,9 @@ def results_document(reports: Sequence[Mapping[str, Any]], names: Sequence[str] 
         lines += ["", f"## {title}", "", *_images_table(group)]
         sets: dict[str, dict[str, Any]] = {}
         for report, row in _in_order(group):
-            if "std" in row:
+            if "std" in row or "coverage" in row:
                 name = f"{_data_of(report)}: {_name_of(report, row)}"
-                levels = {"name": name, "std": 255 * float(row["std"])}
+                levels = {"name": name} | ({"std": 255 * float(row["std"])} if "std" in row else {})
                 sets[name] = {**row, **levels, **sets.get(name, {})}
         lines += ["", *table(list(sets.values()), _SETS, "Samples")] if sets else []
         sources = dict.fromkeys(source for source, _ in map(published_rows, group) if source)

@@ -285,8 +285,10 @@ def _chosen_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _title(report: dict[str, Any]) -> str:
     size = f" S={report['size']}" if report.get("size") else ""
+    made = report.get("degradation")
+    degraded = f", LR degraded by {made['name']} of seed {made['seed']}" if made else ""
     ensemble = ", self-ensemble" if report.get("self_ensemble") else ""
-    return f"{report['dataset']} {report['protocol']}{size}{part_of(report)}{ensemble}"
+    return f"{report['dataset']} {report['protocol']}{size}{part_of(report)}{degraded}{ensemble}"
 
 
 def _results(reports: list[dict[str, Any]], name: str) -> str:
@@ -320,7 +322,11 @@ def _eval_results(report: dict[str, Any], model: dict[str, Any]) -> list[EvalRes
     usual = model["temperature"]
     default = [row for row in rows if usual is not None and row["name"].endswith(f"temperature {usual:g}")]
     names = {"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS", "lr_psnr": "LR-PSNR", "crps": "CRPS"}
-    ensemble = "-self-ensemble" if report.get("self_ensemble") else ""
+    configuration = f"{report['protocol']}-{report['size'] or 'full'}"
+    if made := report.get("degradation"):
+        configuration += f"-{made['name']}-{made['seed']}"
+    configuration += part_of(report).replace(", ", "-").replace(" ", "-")
+    configuration += "-self-ensemble" if report.get("self_ensemble") else ""
     return [
         EvalResult(
             task_type="image-to-image",
@@ -328,7 +334,7 @@ def _eval_results(report: dict[str, Any], model: dict[str, Any]) -> list[EvalRes
             dataset_type=report["dataset"],
             dataset_name=_title(report),
             # Results of one configuration would be merged.
-            dataset_config=f"{report['protocol']}-{report['size'] or 'full'}{ensemble}",
+            dataset_config=configuration,
             dataset_args={key: report[key] for key in _SETTINGS if report.get(key)},
             metric_type=metric,
             metric_name=f"{title}, {row['name']}",

@@ -63,8 +63,10 @@ class Batches:
         self.sampler: SeedableRandomSampler | None = None
         self.updates_per_epoch = sys.maxsize  # a stream has no end
         crops, workers, persistent = None, config.dataloader_num_workers, False
+        self.stream_workers = 0
         if isinstance(dataset, ImageStream):
             workers = min(workers, dataset.num_shards)
+            self.stream_workers = max(workers, 1)
         else:
             # Kept at hand: accelerate's loaders pass the epoch on to it, but not through all their wrappers.
             self.sampler = SeedableRandomSampler(dataset, generator=torch.Generator(), data_seed=config.seed)
@@ -90,7 +92,7 @@ class Batches:
         accumulated = self.config.gradient_accumulation_steps
         skip = updates * accumulated
         batches = self._stream(skip) if isinstance(self.dataset, ImageStream) else self._shuffled(epoch, skip)
-        for index, batch in enumerate(batches, skip):
+        for index, batch in enumerate(_errors_in_words(batches), skip):
             if index >= self.updates_per_epoch * accumulated:
                 return  # fewer are left over than an update takes
             yield batch, self.noise_seeds(epoch, index, len(batch["image"]))
@@ -265,6 +267,18 @@ def _left_out(config: TrainingConfig, folders: Sequence[str]) -> list[Path]:
     parts = {Path(folder).resolve() for folder in (*high, *low)}
     left = [path for root in others & roots for pattern in _LEFT_BY_RUNS for path in root.glob(pattern)]
     return [config.output_path, *left, *((others | parts) - roots)]
+
+
+def _errors_in_words(batches: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """The batches; errors of the data in the words of the command line.
+
+    Those of reading processes come with the process' whole traceback as their text.
+    """
+    try:
+        with _options_named("train"):
+            yield from batches
+    except ValueError as error:
+        raise ValueError(str(error).rpartition("\nValueError: ")[2].strip()) from error
 
 
 @contextmanager

@@ -27,14 +27,16 @@ class Progress:
     Args:
         crops_per_update: of all processes together; the place in an epoch is counted in such updates.
         updates_per_epoch: as many as the photographs are enough for.
+        stream_workers: processes of each process that read a stream, of which each has a place of its own; else 0.
     """
 
-    def __init__(self, crops_per_update: int, updates_per_epoch: int) -> None:
+    def __init__(self, crops_per_update: int, updates_per_epoch: int, stream_workers: int = 0) -> None:
         self.step = 0
         self.skipped = 0
         self.skipped_in_a_row = 0
         self.unsound_in_a_row = 0
         self.crops_per_update, self.updates_per_epoch = crops_per_update, updates_per_epoch
+        self.stream_workers = stream_workers
 
     def count(self, skipped: bool, sound: bool) -> None:
         """Counts an update that was left out or not, with a finite gradient (`sound`) or not."""

@@ -209,7 +209,7 @@ class TrainingConfig:
     ema_decay: float = option(0.999, "Decay of the average.")
     mixed_precision: str = option("no", "no, bf16 or fp16.")
     gradient_checkpointing: bool = option(False, "Less memory, about a third more time.")
-    allow_tf32: bool = option(False, "TF32 matrix products on Ampere GPUs and later.")
+    allow_tf32: bool = option(False, "TF32 in matrix products and convolutions, on Ampere GPUs and later.")
     dataloader_num_workers: int = option(0, "Processes that read images.")
     checkpointing_steps: int = option(500, "Updates between checkpoints.")
     checkpoints_total_limit: int = option(2, "Checkpoints kept.")

@@ -16,9 +16,9 @@ from ..data import ImageStream
 from .batches import build_training_set, build_validation_set, crops_per_update
 from .checkpoints import find_checkpoints
 from .config import OPTIONS_FILE, TrainingConfig
-from .log import check_tracker
-from .networks import build_objective, check_objective
+from .networks import build_objective, check_objective, checkpoint_gradients
 from .objectives import Objective, PairedObjective
+from .surroundings import check_surroundings
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """What `mixed_precision` computes convolutions in."""
@@ -119,8 +119,7 @@ def plan(config: TrainingConfig, num_processes: int = 1) -> tuple[Objective, Cos
                 operator.project(image, operator(image))
     with mode:
         if config.gradient_checkpointing:
-            for network in objective.components().values():
-                network.enable_gradient_checkpointing()
+            checkpoint_gradients(objective)
         autocast = torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32)
         return objective, measure_cost(objective, config, device, num_processes, autocast)
 
@@ -131,7 +130,7 @@ def describe(config: TrainingConfig) -> str:
     Raises:
         ValueError: what would also end the run itself before its first update.
     """
-    check_tracker(config.report_to)
+    check_surroundings(config)
     checkpoints = find_checkpoints(config.resume_from_checkpoint, config.output_path)
     if checkpoints:
         config.check_resumed(checkpoints[0].parent / OPTIONS_FILE)

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import LoggerType
 from PIL import Image
 from torch import Tensor
 
@@ -124,18 +122,3 @@ def read_log(path: Path) -> list[dict[str, Any]]:
             continue
         records.append(record)
     return records
-
-
-def check_tracker(name: str | None) -> None:
-    """Accelerate leaves out a tracker that is not installed, without a word.
-
-    Raises:
-        ValueError: no tracker is called `name`, or it is not installed.
-    """
-    if name is None:
-        return
-    if name not in LoggerType.list():
-        raise ValueError(f"`report_to` must be one of {', '.join(LoggerType.list())}; got {name!r}")
-    available = [str(tracker) for tracker in get_available_trackers()]
-    if name not in available and not (name == "all" and available):
-        raise ValueError(f"`report_to`: {'no tracker is' if name == 'all' else f'{name} is not'} installed")

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import pickle
 import signal
 from collections.abc import Iterator
@@ -18,7 +17,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.crops import one_line
-from ..files import check_writable
 from ..processes import bar_options
 from ..publishing.push import push
 from .baselines import Flow
@@ -34,12 +32,13 @@ from .checkpoints import (
 )
 from .config import OPTIONS_FILE, TrainingConfig
 from .cost import DTYPES, measure_cost, measure_peak
-from .log import Log, Meter, check_tracker, read_log
-from .networks import STAGES, build_objective
+from .log import Log, Meter, read_log
+from .networks import STAGES, build_objective, checkpoint_gradients
 from .publish import repository, write_card, write_folder
 from .schedule import PlateauSchedule, make_schedule
 from .sharding import Average, averaged, check_sharding, whole
 from .signals import Interrupted, stop_signals
+from .surroundings import check_surroundings
 from .validation import Validator
 
 logger = logging.getLogger(__name__)
@@ -62,11 +61,10 @@ class Trainer:
     def __init__(self, config: TrainingConfig) -> None:
         self.config = config
         self.output_dir = config.output_path
-        check_writable(self.output_dir, "output_dir")
+        check_surroundings(config)
         self.checkpoints = find_checkpoints(config.resume_from_checkpoint, self.output_dir)
         if self.checkpoints:
             config.check_resumed(self.checkpoints[0].parent / OPTIONS_FILE)
-        check_tracker(config.report_to)
         self.accelerator = Accelerator(
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             mixed_precision=config.mixed_precision,
@@ -77,18 +75,6 @@ class Trainer:
             step_scheduler_with_optimizer=False,
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=False),  # that of `Batches` is seedable
         )
-        given, asked = self.accelerator.gradient_accumulation_steps, config.gradient_accumulation_steps
-        if given != asked:  # a variable of the environment goes before the argument
-            raise ValueError(
-                f"`gradient_accumulation_steps` is {asked}, but the environment says {given} "
-                "(ACCELERATE_GRADIENT_ACCUMULATION_STEPS), and batches would be added up that do not belong together"
-            )
-        given = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
-        if given not in ("no", config.mixed_precision):  # which the argument goes before
-            raise ValueError(
-                f"`mixed_precision` is {config.mixed_precision!r}, but the environment says {given!r} "
-                "(ACCELERATE_MIXED_PRECISION, as by `accelerate launch --mixed_precision`), which would have no effect"
-            )
         device, processes = self.accelerator.device, self.accelerator.num_processes
         sharded = self.accelerator.distributed_type == DistributedType.FSDP
         if sharded:
@@ -98,8 +84,7 @@ class Trainer:
         set_seed(config.seed)
         objective = build_objective(config).to(device)
         if config.gradient_checkpointing:
-            for network in objective.components().values():
-                network.enable_gradient_checkpointing()
+            checkpoint_gradients(objective)
         self.cost = measure_cost(objective, config, device, processes, self.accelerator.autocast())
         if not sharded:  # FSDP takes contiguous parameters only
             for layer in objective.modules():
@@ -130,7 +115,8 @@ class Trainer:
         if self.average is not None:
             self.average.to(device)
             self.accelerator.register_for_checkpointing(self.average)
-        self.progress = Progress(self.batches.crops_per_update, self.batches.updates_per_epoch)
+        batches = self.batches
+        self.progress = Progress(batches.crops_per_update, batches.updates_per_epoch, batches.stream_workers)
         self.accelerator.register_for_checkpointing(self.scheduler, self.progress)
         self.log = Log(config, self.accelerator)
         self.saved_step: int | None = None
@@ -296,6 +282,13 @@ class Trainer:
                 f"must be the {self.progress.crops_per_update} crops an update of {found}: its place in the epoch is "
                 "counted in these"
             )
+        if self.progress.stream_workers != self.batches.stream_workers and self.accelerator.is_main_process:
+            logger.warning(
+                "`dataloader_num_workers` gives %d processes that read, up to %s there were %d: the stream goes on at "
+                "another place, and rows of before may come again",
+                self.batches.stream_workers, found, self.progress.stream_workers,
+            )  # fmt: skip
+        self.progress.stream_workers = self.batches.stream_workers
         if self.progress.updates_per_epoch != self.batches.updates_per_epoch and self.accelerator.is_main_process:
             logger.warning(
                 "an epoch is of another length than up to %s: with other photographs or `crops_per_image` the run goes "
@@ -374,12 +367,13 @@ class Trainer:
 @contextmanager
 def arithmetic(config: TrainingConfig) -> Iterator[None]:
     """The modes of this process that training computes in; afterwards they are what they were."""
-    tf32 = torch.backends.cuda.matmul.allow_tf32
+    tf32, of_convolutions = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     flushed = float(torch.full((), 1e-39) * 1) == 0
     torch.backends.cuda.matmul.allow_tf32 = tf32 or config.allow_tf32
+    torch.backends.cudnn.allow_tf32 = config.allow_tf32  # True by torch's default: float32 would not be meant
     torch.set_flush_denormal(True)  # latents that have not come alive yet are full of denormal gradients
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32, of_convolutions
         torch.set_flush_denormal(flushed)

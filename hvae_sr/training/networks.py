@@ -144,11 +144,15 @@ def _start_baseline(network: Any, trained: Any) -> None:
     """All weights of a trained network; of one for another scale factor all but those that enlarge (EDSR, section 3.2).
 
     Raises:
-        RuntimeError: it differs in anything else.
+        ValueError: it computes something else, by an option that may leave no trace in the weights.
+        RuntimeError: its weights have other names or shapes.
     """
     state, own = trained.state_dict(), network.state_dict()
     options, before = (json.loads(model.to_json_string()) for model in (network, trained))  # lists, as saved
-    differing = {name for name, value in options.items() if before.get(name) != value and name[0] != "_"}
+    differing = {name for name, value in options.items() if before.get(name) != value and name[0] != "_"} - {"dropout"}
+    if others := sorted(differing - {"scale_factor"}):
+        said = ", ".join(f"{name} {before.get(name)!r}, not {options[name]!r}" for name in others)
+        raise ValueError(f"the trained network has {said}")
     stem = "conv_first.weight"
     if differing == {"scale_factor"} and (stem not in own or own[stem].shape == state[stem].shape):
         state = {
@@ -186,6 +190,18 @@ def _distances(config: TrainingConfig) -> dict[str, tuple[Distance, float]]:
         distance = PerceptualDistance(config.lpips_weights or "", config.score_perceptual_taps)
         distances["perceptual"] = distance, config.score_perceptual_weight
     return distances
+
+
+def checkpoint_gradients(objective: Objective) -> None:
+    """Has the networks compute their activations again in the backward pass, which takes less memory.
+
+    Raises:
+        ValueError: one cannot.
+    """
+    for network in objective.components().values():
+        if not network._supports_gradient_checkpointing:
+            raise ValueError(f"`gradient_checkpointing` must be false: {type(network).__name__} has none")
+        network.enable_gradient_checkpointing()
 
 
 def check_objective(objective: Objective, config: TrainingConfig, device: torch.device, num_processes: int = 1) -> None:

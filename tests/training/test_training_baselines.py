@@ -22,9 +22,10 @@ from hvae_sr.baselines import EDSR, SPAN, RRDBNet
 from hvae_sr.baselines.diffusion import variational_bound
 from hvae_sr.noise import CounterNoise
 from hvae_sr.pipelines.baselines import enlarge, pipeline_class
-from hvae_sr.training import parse_arguments
+from hvae_sr.training import Trainer, parse_arguments
 from hvae_sr.training.baselines import enlarge_batch
 from hvae_sr.training.checkpoints import list_checkpoints
+from hvae_sr.training.cost import plan
 from hvae_sr.training.networks import build_objective
 
 IMAGES = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -91,6 +92,23 @@ def test_an_edsr_starts_from_one_for_another_scale_factor_and_an_rrdbnet_with_an
     own["baseline"].write_text(json.dumps({"architecture": "RRDBNet", **shape}))
     with pytest.raises(ValueError, match=r"`pretrained_network` .*conv_first\.weight"):
         make("regression", options, tmp_path / "out", **own)
+
+
+def test_a_regression_does_not_start_from_one_that_computes_something_else(options, tmp_path):
+    EDSR(num_blocks=1, width=8, residual_scale=1.0).save_pretrained(tmp_path / "own")
+    own = {"baseline": tmp_path / "own.json", "pretrained_network": tmp_path / "own"}
+    own["baseline"].write_text(json.dumps({"architecture": "EDSR", "num_blocks": 1, "width": 8, "residual_scale": 0.1}))
+    with pytest.raises(ValueError, match=r"`pretrained_network` .*residual_scale 1\.0, not 0\.1"):
+        make("regression", options, tmp_path / "out", **own)
+
+
+def test_a_network_without_gradient_checkpointing_is_named(options, tmp_path):
+    file = tmp_path / "span.json"
+    file.write_text(json.dumps({"architecture": "SPAN", "width": 8}))
+    config = parse_arguments(options("regression", tmp_path / "out", baseline=file, gradient_checkpointing="true"))
+    for run in (Trainer, plan):
+        with pytest.raises(ValueError, match="`gradient_checkpointing` must be false: SPAN has none"):
+            run(config)
 
 
 def test_a_regression_is_the_mean_error_in_grey_levels(options, tmp_path):

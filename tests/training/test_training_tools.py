@@ -1,6 +1,7 @@
 """What surrounds the loop: recipes, dry runs, schedules, the joint stage, pictures, cards, uploads, damage."""
 
 import importlib.util
+import io
 import json
 import logging
 import os
@@ -25,9 +26,10 @@ import train
 from hvae_sr import VDVAE, SuperResolutionPipeline
 from hvae_sr.training import Joint, Trainer, parse_arguments, publish
 from hvae_sr.training.batches import build_training_set, build_validation_set
-from hvae_sr.training.checkpoints import list_checkpoints
+from hvae_sr.training.checkpoints import Progress, list_checkpoints
 from hvae_sr.training.cost import plan
 from hvae_sr.training.log import Log
+from hvae_sr.training.loop import arithmetic
 from hvae_sr.training.networks import build_objective
 from hvae_sr.training.schedule import PlateauSchedule, make_schedule
 
@@ -421,7 +423,7 @@ def test_on_a_full_disk_the_earlier_checkpoint_survives(options, tmp_path, capfd
 # Sources of images
 
 
-def test_a_run_on_a_stream_resumes_bitwise(options, photos, tmp_path, monkeypatch):
+def test_a_run_on_a_stream_resumes_bitwise(options, photos, tmp_path, monkeypatch, caplog):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.05, raising=False)
     features = datasets.Features({"image": datasets.Image()})
@@ -434,6 +436,44 @@ def test_a_run_on_a_stream_resumes_bitwise(options, photos, tmp_path, monkeypatc
     assert train.main(options("vdvae", again, **common, resume_from_checkpoint=whole / "checkpoint-3")) == 0
     assert log(again) == log(whole)[3:]
     assert_same(weights(whole), weights(again))
+    load = Progress.load_state_dict
+    monkeypatch.setattr(Progress, "load_state_dict", lambda own, state: load(own, {**state, "stream_workers": 4}))
+    other = {**common, "max_train_steps": 4, "resume_from_checkpoint": whole / "checkpoint-3"}
+    with caplog.at_level("WARNING"):
+        train.main(options("vdvae", tmp_path / "other", **other))
+    assert "`dataloader_num_workers` gives 1 processes that read" in caplog.text
+
+
+def test_an_error_of_a_reading_process_is_one_sentence(options, tmp_path, capsys, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.05, raising=False)
+    features, small = datasets.Features({"image": datasets.Image()}), io.BytesIO()
+    Image.new("RGB", (8, 8)).save(small, "PNG")
+    rows = [{"bytes": small.getvalue(), "path": "small.png"}] * 2
+    datasets.Dataset.from_dict({"image": rows}, features=features).to_parquet(tmp_path / "photos.parquet")
+    source = {"train_data_dir": None, "dataset_name": tmp_path / "photos.parquet", "streaming": "true"}
+    for workers in (0, 1):
+        assert train.main(options("vdvae", tmp_path / "out", **source, dataloader_num_workers=workers)) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert "`dataset_name`" in said and "holds no usable image" in said and "Traceback" not in said
+
+
+def test_a_dry_run_finds_what_would_end_the_run_at_once(options, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert train.main(options("vdvae", tmp_path / "out", dry_run="true")) == 2
+    assert "ACCELERATE_MIXED_PRECISION" in capsys.readouterr().err
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    (tmp_path / "file").write_text("")
+    assert train.main(options("vdvae", tmp_path / "file" / "out", dry_run="true")) == 2
+    assert "`output_dir`" in capsys.readouterr().err
+
+
+def test_float32_is_no_tf32_unless_it_is_asked_for(options, tmp_path):
+    before = torch.backends.cudnn.allow_tf32
+    for asked in (False, True):
+        with arithmetic(parse_arguments(options("vdvae", tmp_path, allow_tf32=str(asked).lower()))):
+            assert torch.backends.cudnn.allow_tf32 is asked
+        assert torch.backends.cudnn.allow_tf32 is before
 
 
 @pytest.mark.slow
