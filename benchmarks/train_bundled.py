@@ -6,10 +6,10 @@ python benchmarks/train_bundled.py NAME --train_data_dir DIR [DIR ...] --output_
 `hub_configs/NAME/recipe.yaml` has the model to start from (`start`: a folder of hub_configs; NAME@REVISION, one of an
 earlier revision of this repository; or null for random weights), the files of options for train.py (`parts`, at most
 three, in turn, each from the weights of the last one; a part of stage `regression` trains the restorer of the parts
-after it, with the one in `--restorer` as its teacher), and the options of `hvae-sr evaluate` for each table
-(`evaluate`: name of the set, size and so on). A restorer or a regression that y is read through comes from the folders
-given by these names where the start has none for its scale factor. Part n is in OUT/n-PART; the trained folder is that
-of the last part; the reports are OUT/evaluation-n.json.
+after it, with the one in `--restorer` as its teacher, from that or from the one that is the start), and the options of
+`hvae-sr evaluate` for each table (`evaluate`: name of the set, size and so on). A restorer or a regression that y is
+read through comes from the folders given by these names where the start has none for its scale factor, or of another
+size. Part n is in OUT/n-PART; the trained folder is that of the last part; the reports are OUT/evaluation-n.json.
 """
 
 import argparse
@@ -78,10 +78,11 @@ FROZEN = {"restorer": ("restorer_blocks", "RRDBNet"), "regression": ("regression
 """Networks that an LR network reads y through: the option that says it has one, and the class of their weights."""
 
 
-def frozen_networks(lr_config: Path) -> set[tuple[str, int]]:
-    """Those of `FROZEN` that the LR network of this configuration has, and for which scale factor: none without it."""
+def frozen_networks(lr_config: Path) -> set[tuple[str, int, int]]:
+    """Those of `FROZEN` that the LR network of this configuration has, for which scale factor and of which size."""
     network = json.loads(lr_config.read_text()) if lr_config.is_file() else {}
-    return {(kind, network["scale_factor"]) for kind, (option, _) in FROZEN.items() if network.get(option)}
+    sizes = {kind: network.get(option) for kind, (option, _) in FROZEN.items()}
+    return {(kind, network["scale_factor"], size) for kind, size in sizes.items() if size}
 
 
 def training_commands(
@@ -106,9 +107,10 @@ def training_commands(
             given = weights["restorer"]
             if given is None:
                 raise ValueError(f"`--restorer` must be given: {part} imitates a trained RRDBNet, got none")
-            commands.append([*command, "--pretrained_teacher", given, "--pretrained_network", given, *common])
+            trained = given if start is None or not (start / "network").is_dir() else str(start / "network")
+            commands.append([*command, "--pretrained_teacher", given, "--pretrained_network", trained, *common])
             weights["restorer"] = str(folder / "network")
-            held = {(kind, scale) for kind, scale in held if kind != "restorer"}
+            held = {each for each in held if each[0] != "restorer"}
             continue
         if start is not None:
             command += [
@@ -118,7 +120,7 @@ def training_commands(
                 str(start / "lr_encoder"),
             ]
         needed = frozen_networks(CONFIGS / name / own["lr_config"]) if "lr_config" in own else set()
-        for kind, _ in sorted(needed - held):
+        for kind, *_ in sorted(needed - held):
             given = weights[kind]
             if given is None:
                 raise ValueError(

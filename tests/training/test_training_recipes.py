@@ -75,12 +75,25 @@ def test_a_recipe_with_a_restorer_needs_its_weights(command, tmp_path, monkeypat
     network = tmp_path / recipe["start"] / "lr_encoder" / "config.json"
     network.parent.mkdir(parents=True)
     had = {"restorer_blocks": 8, "regression_width": 48, "scale_factor": 4}
+    network.write_text(json.dumps(had | {"restorer_blocks": 6}))
+    with pytest.raises(ValueError, match="`--restorer` must be given"):  # one of another size is none
+        command.training_commands("natural-x4", recipe, tmp_path, [])
     network.write_text(json.dumps(had))
     (arguments,) = command.training_commands("natural-x4", recipe, tmp_path, [])
     assert not {"--pretrained_restorer", "--pretrained_regression"} & set(arguments)
     network.write_text(json.dumps(had | {"scale_factor": 2}))  # a network of another scale factor is none
     with pytest.raises(ValueError, match="`--regression` must be given"):
         command.training_commands("natural-x4", recipe, tmp_path, [], "restorer")
+
+
+def test_a_restorer_is_trained_from_the_one_that_is_the_start(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "start_folder", lambda start, output: output / start)
+    (tmp_path / "realsr-small@ee3651a" / "network").mkdir(parents=True)
+    recipe = command.read_recipe("realsr-small")
+    (arguments,) = command.training_commands("realsr-small", recipe, tmp_path, [], "teacher")
+    options = dict(zip(arguments[2::2], arguments[3::2], strict=True))
+    assert options["--pretrained_teacher"] == "teacher"
+    assert options["--pretrained_network"] == str(tmp_path / recipe["start"] / "network")
 
 
 def test_weights_of_an_earlier_revision_are_taken_out_of_the_history(command, monkeypatch, tmp_path):
