@@ -318,7 +318,7 @@ def _pillow(file: IO[bytes], limited: bool = True) -> Image.Image:
 
 
 def _open_unwarned(file: IO[bytes]) -> Image.Image:
-    """`Image.open` without its limit of pixels, which is one of the process, and warns below that of this module."""
+    """`Image.open` without a look at the size, of which it warns below the limit of this module."""
     head = file.read(16)
     for name in _known_formats():
         opens, accepts = Image.OPEN[name]
@@ -469,9 +469,10 @@ def _check_size(size: tuple[int, int], limited: bool = True) -> None:
     width, height = size
     if min(size) < 1:
         raise ValueError(f"the image has no pixels: size {size}")
-    if limited and width * height > MAX_PIXELS:
-        limit = MAX_PIXELS / 1e6
-        raise ValueError(f"{width}x{height} pixels are more than the {limit:.0f} megapixels that are read")
+    # Twice Pillow's own limit is where it refuses an image: larger than this module's, unless a program has lowered it.
+    limit = min(MAX_PIXELS, 2 * (Image.MAX_IMAGE_PIXELS or MAX_PIXELS))
+    if limited and width * height > limit:
+        raise ValueError(f"{width}x{height} pixels are more than the {limit / 1e6:.3g} megapixels that are read")
 
 
 def _check_plausible(image: Image.Image, size: int) -> None:
