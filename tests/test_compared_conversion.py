@@ -305,6 +305,15 @@ def test_wrappers_in_wrappers_and_beside_loose_values_are_taken_off(kind: str, t
     assert all(torch.equal(found[key], value) for key, value in state.items())
 
 
+@pytest.mark.parametrize("wrapper", ["state_dict", "model"])
+def test_a_file_that_wraps_itself_is_refused(wrapper: str, tmp_path: Path) -> None:
+    content: dict[str, Any] = {"epoch": 3}
+    content[wrapper] = content
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(ConversionError, match="`checkpoint`: .*w.pth"):
+        convert_baseline(tmp_path / "w.pth", tmp_path / "out", preset="edsr-x4")
+
+
 def test_an_sr3_file_of_a_whole_model_has_its_network_and_its_schedule() -> None:
     state = {f"netG.denoise_fn.{key}": value for key, value in published_state("SR3UNet").items()}
     _, scheduler = convert_state_dict(state | {"netG.betas": torch.linspace(1e-4, 0.5, 8)}, recipe("SR3UNet"))

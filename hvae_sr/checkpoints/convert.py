@@ -42,6 +42,7 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Of weights in a checkpoint."""
 _STATES_OF_LAYERS = ("inited", "num_batches_tracked", "n_averaged")
 """Last parts of names of what layers and averages count or note, and no network here reads."""
+_MOST_WRAPPERS = 5  # one in the other
 LISTED_KEYS = 20  # of each sort, in errors
 GATED_BELOW = 32  # VDVAE-SR's code gates the groups of resolutions below 32 only, whatever the image's size
 _PUBLISHED_DEFAULTS = {"bottleneck_multiple": 0.25, "no_bias_above": 64, "num_mixtures": 10}
@@ -106,8 +107,9 @@ def load_checkpoint(path: StrPath) -> dict[str, Tensor]:
     except Exception as error:  # damage surfaces as OSError, RuntimeError, EOFError, KeyError and others
         raise ConversionError(f"{where} is damaged or of an unknown format ({str(error)[:200]!r})") from error
 
-    while isinstance(content, Mapping) and (inside := _inside(content, where)) is not None:
-        content = inside
+    for _ in range(_MOST_WRAPPERS):  # a file may hold a wrapper of itself
+        if isinstance(content, Mapping) and (inside := _inside(content, where)) is not None:
+            content = inside
     if not isinstance(content, Mapping) or not content:
         raise ConversionError(f"{where} holds no tensors by name")
     state: dict[str, Tensor] = {}
@@ -164,12 +166,15 @@ def _inside(content: Mapping[Any, Any], where: str) -> Mapping[Any, Any] | None:
         raise ConversionError(f"{where} holds several sets of weights, {', '.join(inner)}: save the one that is meant")
     if inner:
         return inner[(averages or [*inner])[0]]
-    wrapped = [value for value in content.values() if isinstance(value, Mapping) and _holds_state(value)]
+    wrapped = [
+        value for value in content.values() if isinstance(value, Mapping) and _holds_state(value, _MOST_WRAPPERS)
+    ]
     return wrapped[0] if len(wrapped) == 1 else None
 
 
-def _holds_state(value: Mapping[Any, Any]) -> bool:
-    return any(_is_state(entry) or (isinstance(entry, Mapping) and _holds_state(entry)) for entry in value.values())
+def _holds_state(value: Mapping[Any, Any], depth: int) -> bool:
+    inner = [entry for entry in value.values() if isinstance(entry, Mapping)] if depth else []
+    return any(_is_state(entry) or _holds_state(entry, depth - 1) for entry in inner)
 
 
 def _is_state(value: Any) -> bool:

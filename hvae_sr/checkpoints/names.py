@@ -7,7 +7,7 @@ from pathlib import Path
 DEFAULT = "natural-x4"
 """The bundled model where none is named."""
 PHOTO, PHOTO_SCALE = "photo-x4", 4
-"""That of inputs that are not clean, where none is named."""
+"""That of inputs that are not clean, where none is named, and its scale factor."""
 
 
 def bundled_checkpoints() -> dict[str, Path]:

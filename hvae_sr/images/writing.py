@@ -60,8 +60,8 @@ def save_image(
         quality: Of a JPEG, or of a WebP that may lose, 1 to 100; others ignore it.
 
     Raises:
-        ImageError: Another kind of image, unknown suffix, 16 bits in a format that does not hold them, or settings that
-            a JPEG has no room for.
+        ImageError: Another kind of image, unknown suffix, 16 bits in a format that does not hold them, or in a PNG
+            with a profile of more than 1 MiB, or settings that a JPEG has no room for.
         OSError: The file cannot be written.
     """
     if not isinstance(image, (Image.Image, torch.Tensor, WideImage)):
