@@ -166,15 +166,21 @@ def _inside(content: Mapping[Any, Any], where: str) -> Mapping[Any, Any] | None:
         raise ConversionError(f"{where} holds several sets of weights, {', '.join(inner)}: save the one that is meant")
     if inner:
         return inner[(averages or [*inner])[0]]
-    wrapped = [
-        value for value in content.values() if isinstance(value, Mapping) and _holds_state(value, _MOST_WRAPPERS)
-    ]
+    wrapped = [value for value in content.values() if isinstance(value, Mapping) and _holds_state(value)]
     return wrapped[0] if len(wrapped) == 1 else None
 
 
-def _holds_state(value: Mapping[Any, Any], depth: int) -> bool:
-    inner = [entry for entry in value.values() if isinstance(entry, Mapping)] if depth else []
-    return any(_is_state(entry) or _holds_state(entry, depth - 1) for entry in inner)
+def _holds_state(value: Mapping[Any, Any]) -> bool:
+    """Whether there are weights in it at any depth; what holds itself is looked at once."""
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        inner = [entry for entry in waiting.pop().values() if isinstance(entry, Mapping) and id(entry) not in seen]
+        if any(map(_is_state, inner)):
+            return True
+        seen.update(map(id, inner))
+        waiting += inner
+    return False
 
 
 def _is_state(value: Any) -> bool:
