@@ -56,7 +56,7 @@ def test_the_bundled_checkpoints_are_found_by_name_and_fit_into_the_package():
 def test_images_of_the_bundled_weights_stay_as_they_are(name):
     """48 values of two samples each in float32, as revision a4c5aa3 gave them, before the models were rebuilt.
 
-    Those of natural-x4 and natural-x2 are of their weights of 2026-11-30.
+    Those of natural-x4 and natural-x2 are of their weights of 2026-12-01 and 2026-11-30.
     """
     small = (np.random.default_rng(7).random((5, 6, 3)) * 255).astype(np.uint8)
     y = Image.fromarray(small).resize((26, 22), Image.Resampling.BICUBIC)

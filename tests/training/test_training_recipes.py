@@ -74,8 +74,8 @@ def test_a_recipe_with_a_restorer_needs_its_weights(command, tmp_path, monkeypat
         command.training_commands("natural-x4", recipe, tmp_path, [], "restorer")
     network = tmp_path / recipe["start"] / "lr_encoder" / "config.json"
     network.parent.mkdir(parents=True)
-    had = {"restorer_blocks": 8, "regression_width": 48, "scale_factor": 4}
-    network.write_text(json.dumps(had | {"restorer_blocks": 6}))
+    had = {"restorer_blocks": 6, "regression_width": 48, "scale_factor": 4}
+    network.write_text(json.dumps(had | {"restorer_blocks": 8}))
     with pytest.raises(ValueError, match="`--restorer` must be given"):  # one of another size is none
         command.training_commands("natural-x4", recipe, tmp_path, [])
     network.write_text(json.dumps(had))
