@@ -70,7 +70,7 @@ def test_a_recipe_with_a_restorer_needs_its_weights(command, tmp_path, monkeypat
     with pytest.raises(ValueError, match="`--restorer` must be given: train.yaml imitates a trained RRDBNet"):
         command.training_commands("realsr-small", command.read_recipe("realsr-small"), tmp_path, [])
     recipe = command.read_recipe("natural-x4")
-    with pytest.raises(ValueError, match="`--regression` must be given: train.yaml reads y through a trained SPAN"):
+    with pytest.raises(ValueError, match="`--regression` must be given: train_first.yaml reads y"):
         command.training_commands("natural-x4", recipe, tmp_path, [], "restorer")
     network = tmp_path / recipe["start"] / "lr_encoder" / "config.json"
     network.parent.mkdir(parents=True)
@@ -79,8 +79,12 @@ def test_a_recipe_with_a_restorer_needs_its_weights(command, tmp_path, monkeypat
     with pytest.raises(ValueError, match="`--restorer` must be given"):  # one of another size is none
         command.training_commands("natural-x4", recipe, tmp_path, [])
     network.write_text(json.dumps(had))
-    (arguments,) = command.training_commands("natural-x4", recipe, tmp_path, [])
-    assert not {"--pretrained_restorer", "--pretrained_regression"} & set(arguments)
+    for arguments in command.training_commands("natural-x4", recipe, tmp_path, []):
+        assert not {"--pretrained_restorer", "--pretrained_regression"} & set(arguments)
+    network.write_text(json.dumps(had | {"restorer_blocks": 8}))
+    first, last = command.training_commands("natural-x4", recipe, tmp_path, [], "restorer")
+    assert first[first.index("--pretrained_restorer") + 1] == "restorer"
+    assert "--pretrained_restorer" not in last  # it starts from what the first part left
     network.write_text(json.dumps(had | {"scale_factor": 2}))  # a network of another scale factor is none
     with pytest.raises(ValueError, match="`--regression` must be given"):
         command.training_commands("natural-x4", recipe, tmp_path, [], "restorer")
