@@ -96,6 +96,9 @@ class Regression(BaselineObjective):
         super().__init__(network, operator)
         self.weights = pixel_weight, perceptual_weight, critic_weight
         self.distance, self.exact, self.teacher, self.critic = distance, exact, teacher, None
+        # Not read in `forward`: the compiler of torch 2.6 fails at a key that a configuration lacks.
+        self.value_range = _value_range(network)
+        self.teacher_range = 1.0 if teacher is None else _value_range(teacher)
         if distance is None and (perceptual_weight or critic_weight):
             raise ValueError("`distance` must be given for a `perceptual_weight` or `critic_weight` above 0")
         if distance is not None and critic_weight:
@@ -110,8 +113,8 @@ class Regression(BaselineObjective):
         x, y = self.pairs(images, low)
         if self.teacher is not None:
             with torch.no_grad():
-                x = self._image(self.teacher.eval(), y).clamp(-1, 1)
-        found = self._image(self.network, y)
+                x = self._image(self.teacher.eval(), self.teacher_range, y).clamp(-1, 1)
+        found = self._image(self.network, self.value_range, y)
         if self.exact and self.teacher is not None:
             x = self._projected(x, y)
         # Before f(y) is projected: what the projection replaces, such as the brightness, would be left to chance.
@@ -120,7 +123,7 @@ class Regression(BaselineObjective):
             found = self._projected(found, y)
         figures = {"error": 127.5 * error.detach()}  # in grey levels, for the log
         pixel, perceptual, critic = self.weights
-        loss = pixel * error * (float(self.network.config.get("value_range", 1.0)) / 2)
+        loss = pixel * error * (self.value_range / 2)
         if self.distance is None:
             return loss, figures
         with torch.no_grad():
@@ -138,10 +141,14 @@ class Regression(BaselineObjective):
             return self.operator.project(x, y)
 
     @staticmethod
-    def _image(network: Any, y: Tensor) -> Tensor:
-        """f(y) on [-1, 1], from y there."""
-        high = float(network.config.get("value_range", 1.0))
+    def _image(network: Any, high: float, y: Tensor) -> Tensor:
+        """f(y) on [-1, 1], from y there; the network's own values are on [0, high]."""
         return network((y + 1) * (high / 2), return_dict=False)[0].float() * (2 / high) - 1
+
+
+def _value_range(network: Any) -> float:
+    """The upper end of a network's own values: 255 in EDSR, 1 where the configuration does not say."""
+    return float(network.config.get("value_range", 1.0))
 
 
 class Flow(BaselineObjective):
