@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.utils import is_torch_version
 from diffusers import DDPMScheduler, DiffusionPipeline
 from PIL import Image
 from stand_ins import photo_folder
@@ -299,6 +300,8 @@ def test_guidance_has_the_weights_that_a_hook_takes_away(store: str, tmp_path: P
     expected = make_pipeline("DPS")(y, seed=1, output_type="pt").images
     pipe = make_pipeline("DPS")
     if store == "disk":
+        if not is_torch_version(">=", "2.7") and not torch.accelerator.is_available():
+            pytest.skip("diffusers' offloading to disk needs torch 2.7 or an accelerator")
         pipe.unet.enable_group_offload(
             cpu, cpu, offload_type="leaf_level", offload_to_disk_path=str(tmp_path / "weights")
         )
