@@ -70,7 +70,9 @@ def test_a_recipe_with_a_restorer_needs_its_weights(command, tmp_path, monkeypat
     with pytest.raises(ValueError, match="`--restorer` must be given: train.yaml imitates a trained RRDBNet"):
         command.training_commands("realsr-small", command.read_recipe("realsr-small"), tmp_path, [])
     recipe = command.read_recipe("natural-x4")
-    with pytest.raises(ValueError, match="`--regression` must be given: train_first.yaml reads y"):
+    with pytest.raises(
+        ValueError, match="`--regression` must be given: train_first.yaml reads y through a trained SPAN"
+    ):
         command.training_commands("natural-x4", recipe, tmp_path, [], "restorer")
     network = tmp_path / recipe["start"] / "lr_encoder" / "config.json"
     network.parent.mkdir(parents=True)
