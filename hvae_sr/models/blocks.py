@@ -272,7 +272,10 @@ def residual_block(
 
 def add_in_place(total: Tensor, x: Tensor) -> Tensor:
     """total + x, in the memory of `total`, which nothing else needs, or in memory of its own where it does not fit."""
-    return total.add_(x) if total.shape == x.shape and total.dtype == x.dtype else total + x
+    if total.shape != x.shape:
+        return total + x
+    # Of two dtypes torch would make a copy in the larger one, and then memory for the sum beside it.
+    return total.to(torch.promote_types(total.dtype, x.dtype)).add_(x)
 
 
 def set_compute_dtype(model: Any, dtype: torch.dtype | None) -> None:
