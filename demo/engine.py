@@ -132,10 +132,10 @@ class Framed(NamedTuple):
     """A photograph to draw.
 
     Args:
-        photo: all of it.
+        photo: all of it, upright RGB.
         stem: its name.
         box: the part to draw, in its pixels; None takes all.
-        suited: the model for how it looks, where that is not the one that the page says yet.
+        suited: the model for how it looks, where the page is about to say so; else "".
         shrunk: (width, height) that it was made small to; None where it is as it came.
     """
 
@@ -165,11 +165,8 @@ class Visit:
     """One visitor: the photograph, and what was drawn of it.
 
     Args:
-        photo: as uploaded, upright RGB.
-        stem: its name.
+        framed: the photograph, as it would be drawn now.
         preview: name of the file that the page shows of it.
-        box: the part to draw, (left, top, right, bottom) in pixels of the photograph; None takes all.
-        shrunk: (width, height) that the page has made it small to, or None.
         rounds: the first from "Draw samples", each further one from "More like this one".
         current: index of the round that is shown.
         ticket: number of the last run that was asked for.
@@ -178,14 +175,10 @@ class Visit:
         asked: of each run that waits, the photograph as it was when it was asked for.
         meant: of each run that waits for a version, the round and the sample that were shown when it was asked for.
         model: whose default temperature the page shows; "" is the first of the page.
-        suited: the model that the page is about to take for the photograph, or "".
     """
 
-    photo: Image.Image | None = None
-    stem: str = "photo"
+    framed: Framed | None = None
     preview: str = ""
-    box: Box | None = None
-    shrunk: tuple[int, int] | None = None
     rounds: list[Round] = field(default_factory=list)
     current: int = 0
     ticket: int = 0
@@ -195,7 +188,6 @@ class Visit:
     asked: dict[int, Framed] = field(default_factory=dict)
     meant: dict[int, tuple[Round, Drawn]] = field(default_factory=dict)
     model: str = ""
-    suited: str = ""
 
     @property
     def shown(self) -> Round | None:
@@ -212,9 +204,12 @@ class Visit:
         if self.folder is not None:  # else it is everyone's
             for path in self.folder.glob(f"*/{self.preview}.png"):
                 shutil.rmtree(path.parent, ignore_errors=True)
-        self.photo, self.box, self.suited, self.shrunk = None, None, "", None
-        if framed is not None:
-            self.photo, self.stem, self.box, self.suited, self.shrunk = framed
+        self.framed = framed
+
+    def reframe(self, **changes: Any) -> None:
+        """Other fields of the photograph, if there is one; what was asked for before keeps those that it had."""
+        if self.framed is not None:
+            self.framed = self.framed._replace(**changes)
 
     def forget(self) -> None:
         """Deletes the visitor's files."""
@@ -255,12 +250,10 @@ class Engine:
         self._weights: dict[str, str] = {}
         given = list(dict.fromkeys(models))
         names = [Path(name).name for name in given]
+        fast = dtype is torch.bfloat16  # of float32 weights, as `hvae-sr upscale`, so that both give the same
         for name, short in zip(given, names, strict=True):
-            if dtype in (None, torch.bfloat16):  # of float32 weights, as `hvae-sr upscale`, so that both give the same
-                pipeline = SuperResolutionPipeline.from_pretrained(name)
-            else:
-                pipeline = SuperResolutionPipeline.from_pretrained(name, dtype=dtype)
-            if dtype is torch.bfloat16:
+            pipeline = SuperResolutionPipeline.from_pretrained(name, dtype=None if fast else dtype)
+            if fast:
                 pipeline.enable_fast_inference(dtype)
             pipeline.set_progress_bar_config(disable=True)
             self.pipelines[short if names.count(short) == 1 else name] = pipeline.to(device)
@@ -493,19 +486,8 @@ def write_zip(drawn: Round) -> Path:
 
 
 def _told(region: Region) -> dict[str, Any]:
-    """A region as files tell it; without `groups` it is of all groups."""
-    told = {"seed": region.seed, "box": _box(region.mask), "mask": _encoded(region.mask)}
+    """A region as files tell it: its mask as a PNG of two colours, in base64; without `groups` it is of all groups."""
+    mask, file = Image.fromarray(region.mask), io.BytesIO()
+    mask.save(file, "PNG", optimize=True)
+    told = {"seed": region.seed, "box": mask.getbbox(), "mask": base64.b64encode(file.getvalue()).decode()}
     return told if region.groups is None else {**told, "groups": region.groups}
-
-
-def _encoded(mask: np.ndarray) -> str:
-    """A mask as a PNG of two colours, in base64."""
-    file = io.BytesIO()
-    Image.fromarray(mask).save(file, "PNG", optimize=True)
-    return base64.b64encode(file.getvalue()).decode()
-
-
-def _box(mask: np.ndarray) -> list[int]:
-    """[left, top, right, bottom] of what is true."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]

@@ -18,7 +18,7 @@ from hvae_sr.posterior import Recipe
 
 from . import engine as eng
 from . import markup
-from .engine import Engine, Framed, Refused, Round, Settings, Stopped, Visit, describe
+from .engine import Engine, Refused, Round, Settings, Stopped, Visit, describe
 from .layout import RIGHT
 from .photos import friendly
 from .views import LOOK, SAME_VIEWS, Views, gallery, rounds, selected, summary
@@ -79,8 +79,8 @@ class Handlers(Views):
         fresh = image is not None
         if not fresh and visit.shown is not None:
             visit.meant[visit.ticket] = visit.shown, visit.shown.chosen
-        if fresh and visit.photo is not None and Path(image).stem == visit.preview:
-            visit.asked[visit.ticket] = Framed(visit.photo, visit.stem, visit.box, visit.suited, visit.shrunk)
+        if fresh and visit.framed is not None and Path(image).stem == visit.preview:
+            visit.asked[visit.ticket] = visit.framed
         if request is not None and request.session_hash:
             self.visits[request.session_hash] = visit
         waiting = "Waiting for its turn"
@@ -118,16 +118,10 @@ class Handlers(Views):
         fresh: bool = False,
         redraw: bool = False,
     ) -> Iterator[Any]:
-        """Draws, and shows each sample when it is there.
+        """Draws samples into `drawn`, and shows each when it is there; the views show what `look` says.
 
-        Args:
-            visit: the visitor's.
-            ticket: number of the run.
-            drawn: gets the samples; what it holds already is shown first.
-            recipes: of the samples.
-            look: what the views are to show, as `on_look` takes it.
-            fresh: whether the samples before are forgotten, as soon as there is a new one.
-            redraw: whether new samples are others but for a part, of which the last becomes the selected one.
+        Of a `fresh` round all rounds before are forgotten as soon as there is a sample; one that is a `redraw` of
+        another but for a part becomes the selected one.
         """
         number, total, first = int(ticket), len(recipes), not drawn.samples
         if number <= visit.stopped:
@@ -164,13 +158,8 @@ class Handlers(Views):
                 self.engine.stopped = lambda: False
         if number <= visit.stopped:
             pictures = selected(visit.shown) if visit.shown else []
-            yield (
-                visit,
-                f"<p>{_stopped(visit)}</p>" if number == visit.ticket else gr.skip(),
-                pictures,
-                rounds(visit),
-                *SAME_VIEWS,
-            )
+            text = f"<p>{_stopped(visit)}</p>" if number == visit.ticket else gr.skip()
+            yield visit, text, pictures, rounds(visit), *SAME_VIEWS
 
     def _show(self, visit: Visit, drawn: Round, fresh: bool) -> None:
         gone = visit.rounds if fresh else visit.rounds[1 : max(len(visit.rounds) + 2 - MAX_ROUNDS, 1)]
@@ -238,21 +227,11 @@ class Handlers(Views):
         yield from self._run(visit, ticket, drawn, recipes, look)
 
     @_tell
-    def on_redraw(
-        self,
-        visit: Visit,
-        ticket: float,
-        outline: Any,
-        left: float,
-        top: float,
-        width: float,
-        height: float,
-        seed: Any,
-        *look: Any,
-    ) -> Iterator[tuple[Any, ...]]:
-        """One more sample: the selected one with a region drawn again."""
+    def on_redraw(self, visit: Visit, ticket: float, outline: Any, *given: Any) -> Iterator[tuple[Any, ...]]:
+        """One more sample: the selected one with a region drawn again, within the outline or a rectangle."""
+        box, seed, look = given[:4], given[4], given[5:]
         drawn, chosen = _meant(visit, ticket)
-        mask = _mask(outline, (left, top, width, height), chosen.image.size)
+        mask = _mask(outline, box, chosen.image.size)
         if not mask.any():
             raise Refused("Mark a part of the picture first.")
         if len(drawn.samples) >= MAX_IN_ROUND:
@@ -278,11 +257,8 @@ class Handlers(Views):
             settings = self._settings(model, temperature, False, [], consistent)
             recipes = self.engine.recipes(model, _seed(seed, 2**63), int(num_samples))
             drawn = list(self._draw(picture, settings, recipes))
-            found = {
-                "seeds": [recipe.seed for recipe in recipes],
-                "lr_psnr": [round(lr_psnr, 4) for _, lr_psnr in drawn],
-            }
-            return [sample for sample, _ in drawn], found
+            found = {"lr_psnr": [round(lr_psnr, 4) for _, lr_psnr in drawn]}
+            return [sample for sample, _ in drawn], {"seeds": [recipe.seed for recipe in recipes], **found}
 
 
 def _gpu(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -325,7 +301,7 @@ def _stopped(visit: Visit) -> str:
     return f"Stopped. {summary(visit) if visit.rounds else 'Nothing was drawn.'}"
 
 
-def _mask(outline: Any, box: tuple[float, float, float, float], size: tuple[int, int]) -> np.ndarray:
+def _mask(outline: Any, box: Sequence[float], size: tuple[int, int]) -> np.ndarray:
     """What lies within the line that was drawn, and the rectangle, `[H, W]`."""
     width, height = size
     picture = Image.new("1", size)

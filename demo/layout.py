@@ -20,6 +20,7 @@ MAX_LEVELS = 6
 
 CAPTION = (
     "Samples are plausible, not evidence: detail that the input lacks is invented. Do not identify people by them. "
+    "Pictures {stay} and are deleted within an hour of their last use."
 )
 EXAMPLES = {
     "Cat": ("chelsea.png", (96, 36, 288, 228)),
@@ -45,14 +46,8 @@ def examples(folder: Path) -> list[tuple[str, Path]]:
 
 def caption() -> str:
     """What becomes of pictures, where the page runs."""
-    if os.environ.get("SPACE_ID"):
-        return (
-            CAPTION
-            + "Pictures go to the server of this Space, nowhere else, and are deleted within an hour of their last use."
-        )
-    return (
-        CAPTION + "Pictures stay on the computer that runs this page and are deleted within an hour of their last use."
-    )
+    on_space, here = "go to the server of this Space, nowhere else,", "stay on the computer that runs this page"
+    return CAPTION.format(stay=on_space if os.environ.get("SPACE_ID") else here)
 
 
 class Layout:
@@ -96,15 +91,8 @@ class Layout:
         self.shrink = gr.Button("Shrink it", visible=False, elem_id="shrink")
         with gr.Row():
             self.count = _slider(1, MAX_SAMPLES, 4, step=1, label="Samples", elem_id="count")
-            self.temperature = _slider(
-                0,
-                1.2,
-                self.engine.default_temperature(self.models[0]),
-                step=0.05,
-                label="Variety",
-                info="0 is one smooth picture.",
-                elem_id="temperature",
-            )
+            own, info = self.engine.default_temperature(self.models[0]), "0 is one smooth picture."
+            self.temperature = _slider(0, 1.2, own, step=0.05, label="Variety", info=info, elem_id="temperature")
         with gr.Row():
             self.draw = gr.Button("Draw samples", variant="primary", elem_id="draw")
             self.stop = gr.Button("Stop", variant="stop", elem_id="stop", interactive=False, min_width=70, scale=0)
@@ -129,49 +117,27 @@ class Layout:
         self.status = gr.HTML("<p>Choose a picture and draw samples.</p>", elem_id="status")
         with gr.Tabs(elem_id="views", selected="compare") as self.tabs:
             with gr.Tab("Photo", id="photo", visible=False) as self.framing:
-                self.frame = gr.HTML(
-                    markup.placeholder("A large photo comes here, to frame a detail of it."),
-                    js_on_load=markup.script("frame"),
-                    elem_id="frame",
-                    elem_classes="stage",
-                )
+                text = "A large photo comes here, to frame a detail of it."
+                self.frame = _stage("frame", text, js_on_load=markup.script("frame"))
             with gr.Tab("Compare", id="compare"):
                 with gr.Row(elem_classes="choices"):
                     self.left = gr.Radio(list(LEFT), value="Bicubic", label="Left", elem_id="left", min_width=120)
                     self.right = gr.Radio(list(RIGHT), value=RIGHT[0], label="Right", elem_id="right", min_width=120)
-                self.slider = gr.HTML(
-                    markup.placeholder(),
-                    js_on_load=markup.script("compare"),
-                    elem_id="slider",
-                    elem_classes="stage",
-                )
+                self.slider = _stage("slider", markup.NO_SAMPLE, js_on_load=markup.script("compare"))
             with gr.Tab("Uncertainty", id="uncertainty"):
-                self.std = gr.HTML(
-                    markup.placeholder(markup.NO_MAP),
-                    js_on_load=markup.POINT,
-                    elem_id="uncertainty",
-                    elem_classes="stage",
-                )
+                self.std = _stage("uncertainty", markup.NO_MAP, js_on_load=markup.POINT)
             with gr.Tab("Close-up", id="close-up"):
                 with gr.Row(elem_classes="choices"):
                     self.across = _slider(0, 100, 50, step=1, label="Across", elem_id="across", min_width=110)
                     self.down = _slider(0, 100, 50, step=1, label="Down", elem_id="down", min_width=110)
                     self.side = _slider(16, 128, 48, step=8, label="Pixels", elem_id="side", min_width=110)
-                self.pixels = gr.HTML(
-                    markup.placeholder("A spot of every sample, pixel by pixel, comes here."),
-                    elem_id="pixels",
-                    elem_classes="stage",
-                )
+                self.pixels = _stage("pixels", "A spot of every sample, pixel by pixel, comes here.")
             with gr.Tab("Region", id="region"):
                 with gr.Row():
                     with gr.Column(scale=4, min_width=280):
                         self.outline = gr.State([])
-                        self.region = gr.HTML(
-                            markup.placeholder("The selected sample comes here, to draw around a part of it."),
-                            js_on_load=markup.LASSO,
-                            elem_id="region",
-                            elem_classes="stage",
-                        )
+                        text = "The selected sample comes here, to draw around a part of it."
+                        self.region = _stage("region", text, js_on_load=markup.LASSO)
                     with gr.Column(scale=1, min_width=170):
                         gr.Markdown("Draw around a part of the picture, then redraw it: the rest stays as it is.")
                         self.redraw = gr.Button("Redraw this part", elem_id="redraw")
@@ -194,15 +160,8 @@ class Layout:
             buttons=[],
             elem_id="gallery",
         )
-        self.kept = _slider(
-            0,
-            95,
-            60,
-            step=5,
-            label="Keep, %",
-            info="The layout first, the texture last; the rest is drawn anew.",
-            elem_id="kept",
-        )
+        info = "The layout first, the texture last; the rest is drawn anew."
+        self.kept = _slider(0, 95, 60, step=5, label="Keep, %", info=info, elem_id="kept")
         self.vary = gr.Button("More like this one", elem_id="vary", interactive=False)
         with gr.Row():
             self.png = gr.DownloadButton("PNG", elem_id="png", interactive=False, min_width=60)
@@ -210,6 +169,11 @@ class Layout:
 
 
 _slider = partial(gr.Slider, buttons=[])  # no "reset" beside each number
+
+
+def _stage(name: str, text: str, **options: Any) -> gr.HTML:
+    """A view, and what it says before there is something to see."""
+    return gr.HTML(markup.placeholder(text), elem_id=name, elem_classes="stage", **options)
 
 
 def _as_it_is(image: gr.Image, payload: Any) -> Any:

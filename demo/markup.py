@@ -16,11 +16,11 @@ from PIL import Image
 from hvae_sr.pictures import colour_bar
 
 
-def png(picture: Image.Image) -> bytes:
-    """The bytes of a PNG file."""
+def embedded(picture: Image.Image) -> str:
+    """An address that holds the picture itself, as PNG."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
-    return buffer.getvalue()
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def address(path: Path) -> str:
@@ -31,16 +31,6 @@ def address(path: Path) -> str:
 def script(name: str) -> str:
     """A file of JavaScript that stands beside this one."""
     return (Path(__file__).parent / f"{name}.js").read_text(encoding="utf-8")
-
-
-def figure(name: str, data: bytes) -> str:
-    """A picture with its name below; `data` are the bytes of a PNG file."""
-    source = base64.b64encode(data).decode()
-    text = html.escape(name)
-    return (
-        f"<figure class='tile'><img alt='Close-up: {text}' src='data:image/png;base64,{source}'>"
-        f"<figcaption>{text}</figcaption></figure>"
-    )
 
 
 def note(*lines: str, kind: str = "") -> str:
@@ -114,31 +104,34 @@ def comparison(
     )
 
 
+NO_SAMPLE = "The input and a sample come here, with a line between them to drag."
 NO_MAP = "Where the samples differ: the map comes here, of two samples or more."
 
 
-def placeholder(text: str = "The input and a sample come here, with a line between them to drag.") -> str:
+def placeholder(text: str = NO_SAMPLE) -> str:
     """What stands in place of a view before there is one."""
     return f"<p class='empty'>{html.escape(text)}</p>"
 
 
 def tiles(parts: list[tuple[str, Image.Image]]) -> str:
-    """Close-ups side by side, as large as the view allows."""
+    """Close-ups side by side, each with its name below, as large as the view allows."""
     columns = math.ceil(math.sqrt(1.5 * len(parts)))
     rows = math.ceil(len(parts) / columns)
-    inner = "".join(figure(name, png(part)) for name, part in parts)
+    named = [(html.escape(name), embedded(part)) for name, part in parts]
+    inner = "".join(
+        f"<figure class='tile'><img alt='Close-up: {name}' src='{source}'><figcaption>{name}</figcaption></figure>"
+        for name, source in named
+    )
     return f"<div class='tiles' style='--columns:{columns}; --rows:{rows}'>{inner}</div>"
 
 
 def uncertainty(picture: Image.Image, end: float) -> str:
     """The map with its scale, from 0 to `end` in units of [0, 1]."""
-    source = base64.b64encode(png(picture)).decode()
-    colours = base64.b64encode(png(colour_bar(200, 8))).decode()
     return (
         f"<div class='map' style='--shape:{picture.width / picture.height:.4f}'><img class='spot' "
         "alt='Map of the standard deviation of the samples over the picture; a click opens a close-up' "
-        f"src='data:image/png;base64,{source}'></div><div id='scale'><span>0</span>"
-        f"<img alt='' src='data:image/png;base64,{colours}'><span>{255 * end:.0f} grey levels and more</span>"
+        f"src='{embedded(picture)}'></div><div id='scale'><span>0</span>"
+        f"<img alt='' src='{embedded(colour_bar(200, 8))}'><span>{255 * end:.0f} grey levels and more</span>"
         "<span class='note'>Standard deviation of the samples. Click for a close-up.</span></div>"
     )
 
@@ -151,10 +144,9 @@ def region(picture: Image.Image, box: Sequence[float] = (0, 0, 0, 0)) -> str:
     left, top, width, height = (value / 100 for value in box)
     corners = (left, top), (left + width, top), (left + width, top + height), (left, top + height)
     outline = " ".join(f"{min(x, 1):g},{min(y, 1):g}" for x, y in corners) if width and height else ""
-    source = base64.b64encode(png(picture)).decode()
     return (
         f"<div class='map region' data-key='{uuid.uuid4()}' style='--shape:{picture.width / picture.height:.4f}'>"
-        f"<img draggable='false' alt='The selected sample' src='data:image/png;base64,{source}'>"
+        f"<img draggable='false' alt='The selected sample' src='{embedded(picture)}'>"
         f"<svg viewBox='0 0 1 1' preserveAspectRatio='none'><polygon points='{outline}'></polygon></svg></div>"
     )
 

@@ -68,15 +68,15 @@ class Photos:
 
         The visit comes last: gradio forgets what no event has returned for a while.
         """
-        if image is not None and visit.photo is not None and Path(str(image)).stem == visit.preview:
+        if image is not None and visit.framed is not None and Path(str(image)).stem == visit.preview:
             return *(gr.skip(),) * 6, visit  # another event of the same picture
         visit.take(None)
         try:
             framed = None if image is None else self.read(image, model)
         except Refused as refusal:  # no preview: the browser would show a broken one
-            return None, markup.note(str(refusal)), *self._framing(visit, model), visit
+            return None, markup.note(str(refusal)), *self._framing(None, model), visit
         if framed is None:  # the picture is gone already, or another one is about to come
-            return gr.skip(), "", *self._framing(visit, model), visit
+            return gr.skip(), "", *self._framing(None, model), visit
         return self._taken(visit, framed, model)
 
     def _taken(self, visit: Visit, framed: Framed, model: str) -> tuple[Any, ...]:
@@ -86,14 +86,14 @@ class Photos:
         small = framed.photo.copy()
         small.thumbnail((PREVIEW, PREVIEW))
         small.save(path, icc_profile=framed.photo.info.get("icc_profile"))
-        return str(path), self._about(visit, model), *self._framing(visit, model, path), visit
+        return str(path), self._about(framed, model), *self._framing(framed, model, path), visit
 
     def opening_photo(self) -> tuple[Visit, str | None, str]:
         """What visits and the page begin with: the first example, its preview and what there is to say of it."""
         visit = Visit(folder=Path(tempfile.mkdtemp(dir=self.root.name)))
         preview, about, *_ = self.on_image(visit, self.examples[0][1], self.models[0])
         visit.folder = None  # the preview is everyone's
-        return (Visit(), None, "") if visit.box else (visit, preview, about)
+        return (visit, preview, about) if visit.framed and not visit.framed.box else (Visit(), None, "")
 
     def on_example(self, visit: Visit, model: str, event: gr.EventData) -> tuple[Any, ...]:
         """One of the examples is taken."""
@@ -104,58 +104,57 @@ class Photos:
 
     def on_model(self, visit: Visit, model: str) -> tuple[Any, ...]:
         """Another model has another limit and another factor."""
-        if visit.photo is None:
+        if visit.framed is None:
             return (gr.skip(),) * 5
-        visit.box = self._box(visit.photo.size, model, visit.box)
+        visit.framed = framed = visit.framed._replace(box=self._box(visit.framed.photo.size, model, visit.framed.box))
         previews = list(Path(self.root.name).glob(f"*/*/{visit.preview}.png"))
-        return self._about(visit, model), *self._framing(visit, model, *previews)
+        return self._about(framed, model), *self._framing(framed, model, *previews)
 
     def on_look_of_photo(self, visit: Visit, model: str) -> Any:
         """The model that suits a new picture; the visitor may take another one."""
-        suited = "" if visit.photo is None else self._suited(visit.photo, model)
-        return gr.Dropdown(self.models, value=suited) if suited not in ("", model) else gr.skip()
+        suited = model if visit.framed is None else self._suited(visit.framed.photo, model)
+        return gr.Dropdown(self.models, value=suited) if suited != model else gr.skip()
 
     def _suited(self, picture: Image.Image, model: str) -> str:
         """The model for how a picture looks, where the one that is chosen is one of the two for that."""
         return (self.engine.suited(picture)[0] if model in (DEFAULT, PHOTO) else "") or model
 
-    def _about(self, visit: Visit, model: str) -> str:
-        assert visit.photo is not None
-        (width, height), scale = visit.photo.size, self.engine.scale(model)
-        if visit.box is None:
+    def _about(self, framed: Framed, model: str) -> str:
+        (width, height), scale = framed.photo.size, self.engine.scale(model)
+        if framed.box is None:
             lines = [f"{width} x {height} pixels; samples will have {width * scale} x {height * scale}."]
         else:
             side = int(self.engine.limit(model) ** 0.5)
             lines = [f"{width} x {height} pixels: frame a detail, up to {side} x {side} or as many in another shape."]
-        suited, why = self.engine.suited(visit.photo)
+        suited, why = self.engine.suited(framed.photo)
         lines += [why] if model == suited else []
-        about = warnings(visit.photo) if self.engine.exact(model) else []
+        about = warnings(framed.photo) if self.engine.exact(model) else []
         return markup.note(*lines) + markup.note(*about, kind="warning")
 
-    def _framing(self, visit: Visit, model: str, preview: Path | None = None) -> tuple[Any, ...]:
+    def _framing(self, framed: Framed | None, model: str, preview: Path | None = None) -> tuple[Any, ...]:
         """The button that shrinks, the frame's tab, and which tab is open."""
-        if visit.photo is None or visit.box is None or preview is None:
+        if framed is None or framed.box is None or preview is None:
             return gr.Button(visible=False), gr.skip(), gr.Tab(visible=False), gr.Tabs(selected="compare")
-        small = self.engine.shrunk_size(visit.photo.size, model)
+        small = self.engine.shrunk_size(framed.photo.size, model)
         label = f"Shrink it to {small[0]} x {small[1]}" if small else ""
-        frame = markup.frame(preview, visit.photo.size, visit.box, self.engine.limit(model))
+        frame = markup.frame(preview, framed.photo.size, framed.box, self.engine.limit(model))
         return gr.Button(label, visible=small is not None), frame, gr.Tab(visible=True), gr.Tabs(selected="photo")
 
     def on_frame(self, visit: Visit, event: gr.EventData) -> None:
         """The visitor has moved the frame."""
         points = markup.points(event._data)
-        if visit.photo is not None and len(points) == 2:
+        if visit.framed is not None and len(points) == 2:
             (left, top), (right, bottom) = points
-            width, height = visit.photo.size
+            width, height = visit.framed.photo.size
             box = (round(left * width), round(top * height), round(right * width), round(bottom * height))
             if min(box[2] - box[0], box[3] - box[1]) >= MIN_SIDE:
-                visit.box = box
+                visit.reframe(box=box)
 
     def on_shrink(self, visit: Visit, model: str) -> tuple[Any, ...]:
         """The whole photograph within the limit, where its samples are no smaller than it is."""
         with friendly():
-            size = self.engine.shrunk_size(visit.photo.size, model) if visit.photo is not None else None
-            if visit.photo is None or size is None:
+            size = self.engine.shrunk_size(visit.framed.photo.size, model) if visit.framed else None
+            if visit.framed is None or size is None:
                 raise Refused("Shrunk to the limit, its samples would be smaller than the photo: frame a detail.")
-            small = visit.photo.resize(size, Image.Resampling.BICUBIC)
-            return self._taken(visit, self._framed(small, visit.stem, model, size), model)
+            small = visit.framed.photo.resize(size, Image.Resampling.BICUBIC)
+            return self._taken(visit, self._framed(small, visit.framed.stem, model, size), model)

@@ -104,7 +104,8 @@ class Views(Photos):
     def on_levels(self, visit: Visit, model: str, by_level: bool, temperature: float) -> list[Any]:
         """The temperature sliders of a model, at its own temperature unless the visitor has chosen another."""
         temperature = self._temperature(visit.model or self.models[0], model, temperature)
-        visit.model, visit.suited = model, ""
+        visit.model = model
+        visit.reframe(suited="")
         names = {0: "layout", 1: "shapes"}
         levels = self.engine.levels(model)
         labels = [

@@ -38,10 +38,6 @@ def arguments(make_pipeline, node, tmp_path):
     return widgets | {"image": images, "model": str(tmp_path / "tiny"), "num_samples": 3, "seed": 5}
 
 
-def test_the_first_model_of_the_node_is_that_of_the_package(node):
-    assert node.INPUT_TYPES()["required"]["model"][1]["default"] == DEFAULT
-
-
 def test_the_node_gives_the_pipelines_samples_as_comfyui_images(comfyui, node, arguments):
     samples, mean, uncertainty = getattr(node, node.FUNCTION)(**arguments)
     assert samples.shape == (6, 32, 48, 3) and mean.shape == uncertainty.shape == (2, 32, 48, 3)
@@ -74,6 +70,7 @@ def test_the_node_declares_itself_as_comfyui_expects(comfyui, node):
     assert list(inspect.signature(getattr(kind, kind.FUNCTION)).parameters)[1:] == list(required)
     assert len(kind.RETURN_TYPES) == len(kind.RETURN_NAMES) == len(kind.OUTPUT_TOOLTIPS)
     assert set(comfyui.NODE_DISPLAY_NAME_MAPPINGS) == set(comfyui.NODE_CLASS_MAPPINGS)
+    assert required["model"][1]["default"] == DEFAULT
     assert required["seed"][1]["max"] == 2**64 - 1 and required["seed"][1]["control_after_generate"]
     assert all(options["tooltip"] for _, options in required.values())
 
@@ -97,17 +94,16 @@ def test_comfyuis_progress_bar_moves_and_its_cancel_button_stops(node, arguments
         if cancelled_after is not None and len(counts) >= cancelled_after:
             raise Interrupted
 
-    management = types.ModuleType("comfy.model_management")
-    management.get_torch_device = lambda: torch.device("cpu")
-    management.throw_exception_if_processing_interrupted = throw_exception_if_processing_interrupted
-    utils = types.ModuleType("comfy.utils")
-    utils.ProgressBar = ProgressBar
-    for name, module in {
-        "comfy": types.ModuleType("comfy"),
-        "comfy.model_management": management,
-        "comfy.utils": utils,
-    }.items():
-        monkeypatch.setitem(sys.modules, name, module)
+    parts = {
+        "comfy": {},
+        "comfy.model_management": {
+            "get_torch_device": lambda: torch.device("cpu"),
+            "throw_exception_if_processing_interrupted": throw_exception_if_processing_interrupted,
+        },
+        "comfy.utils": {"ProgressBar": ProgressBar},
+    }
+    for name, content in parts.items():
+        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(**content))
     if cancelled_after is None:
         assert len(node.upscale(**arguments)[0]) == 6
         assert totals == [6] and counts == [1] * 6

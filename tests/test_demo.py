@@ -18,10 +18,11 @@ from PIL import Image, ImageCms, ImageDraw, ImageFilter
 from processes import PATIENCE
 
 from hvae_sr import SuperResolutionPipeline
-from hvae_sr.cli import demo, main
+from hvae_sr.cli import main
 from hvae_sr.demo import engine as eng
 from hvae_sr.demo.engine import Engine, Refused, Round, Settings, Stopped, describe
 from hvae_sr.images import WideImage, colour, read_metadata, save_image
+from hvae_sr.pictures import photographs
 from hvae_sr.posterior import Recipe
 
 
@@ -34,6 +35,16 @@ def folder(make_pipeline, tmp_path):
 @pytest.fixture
 def engine(folder):
     return Engine([str(folder)], max_pixels=40 * 30)
+
+
+@pytest.fixture
+def two_models(make_pipeline, tmp_path):
+    """The model of clean pictures and that of all others, which does not know H."""
+    pipe = make_pipeline("vdvae-sr")
+    for name, consistency, default in (("natural-x4", "exact", 0.5), ("photo-x4", "none", 0.3)):
+        more = {"consistency": consistency, "default_temperature": default}
+        SuperResolutionPipeline(pipe.vdvae, pipe.lr_encoder, **more).save_pretrained(tmp_path / name)
+    return Engine([str(tmp_path / "natural-x4"), str(tmp_path / "photo-x4")])
 
 
 @pytest.fixture
@@ -75,6 +86,7 @@ def test_a_version_keeps_the_coarse_groups_and_redraws_the_rest(engine, drawn, p
     assert same(version.image, pipe(photo, temperature=0.7, seed=99, latents=kept[:2]).images[0])
     assert same(again.image, drawn.samples[0].image) and not same(version.image, again.image)
     assert read_metadata(version.path)["group_seeds"] == [3, 3, 99, 99]
+    assert version.caption.startswith("seed 3 with texture 99, matches") and describe(first) == "seed 3"
 
 
 def test_a_region_is_redrawn_and_the_rest_stays_as_it_is(engine, drawn):
@@ -101,12 +113,23 @@ def test_a_sample_is_stopped_while_it_is_drawn(engine, photo):
         next(samples)
 
 
-def run_of(page, visit, handler, *given):
+LOOK = ("Bicubic", "Sample", 50, 50, 16)
+PART = ([], 10, 10, 50, 50, 0)
+"""What is redrawn: no outline, but a rectangle, and the seed."""
+
+
+def run_of(handler, visit, *given):
     """A run that was begun, up to its first yield."""
-    ticket = page.on_start(visit)[0]
-    run = handler(visit, ticket, *given)
+    run = handler(visit, handler.__self__.on_start(visit)[0], *given)
     next(run)
     return run
+
+
+def drawn_by_the_page(page, visit, image, model="tiny", temperature=0.7, by_level=False, seed=3, ticket=None):
+    """The steps of a run that draws one sample."""
+    ticket = page.on_start(visit, 1, image)[0] if ticket is None else ticket
+    settings = (model, temperature, by_level, *[0.5] * 6, True, seed, 1)
+    return list(page.on_draw(visit, ticket, image, *settings, *LOOK))
 
 
 @pytest.fixture
@@ -115,25 +138,36 @@ def gr():
 
 
 @pytest.fixture
-def page(gr, engine, drawn):
+def page(gr, engine):
     from hvae_sr.demo.handlers import Handlers
 
-    return Handlers(engine), eng.Visit(rounds=[drawn])
+    return Handlers(engine)
 
 
-def test_a_run_that_ends_late_leaves_the_stop_of_another_one(page):
-    page, visit = page
-    late = run_of(page, visit, page.on_redraw, [], 10, 10, 50, 50, 0)
+@pytest.fixture
+def visit(drawn):
+    return eng.Visit(rounds=[drawn])
+
+
+@pytest.fixture
+def said(gr, monkeypatch):
+    """What visitors are warned of."""
+    found = []
+    monkeypatch.setattr(gr, "Warning", lambda text, duration: found.append(text))
+    return found
+
+
+def test_a_run_that_ends_late_leaves_the_stop_of_another_one(page, visit):
+    late = run_of(page.on_redraw, visit, *PART)
     next(late)
     other = page.engine.stopped = lambda: True
     late.close()
     assert page.engine.stopped is other
 
 
-def test_views_are_those_of_the_sample_before_while_a_part_is_redrawn(page):
-    page, visit = page
+def test_views_are_those_of_the_sample_before_while_a_part_is_redrawn(page, visit):
     visit.shown.selected = 1
-    run = run_of(page, visit, page.on_redraw, [], 10, 10, 50, 50, 0)
+    run = run_of(page.on_redraw, visit, *PART)
     page.on_look(visit, "Bicubic", "Sample", 50, 50, 16)
     assert visit.shown.chosen is visit.shown.samples[1] and "Stopped" not in page.on_compare(visit, "Bicubic", "Sample")
     list(run)
@@ -141,9 +175,8 @@ def test_views_are_those_of_the_sample_before_while_a_part_is_redrawn(page):
     page.on_stop(visit, "Bicubic", "Sample")
 
 
-def test_a_run_leaves_the_gallery_of_another_round_alone(page, gr):
-    page, visit = page
-    run = run_of(page, visit, page.on_vary, 50, 0, 4)
+def test_a_run_leaves_the_gallery_of_another_round_alone(page, visit, gr):
+    run = run_of(page.on_vary, visit, 50, 0, 4)
     next(run)
     assert visit.current == 1
     page.on_round(visit, 0)
@@ -154,24 +187,17 @@ def test_a_run_leaves_the_gallery_of_another_round_alone(page, gr):
     )
 
 
-def test_a_round_has_an_end(page, gr, monkeypatch):
-    page, visit = page
+def test_a_round_has_an_end(page, visit, monkeypatch, said):
     monkeypatch.setattr(f"{type(page).__module__}.MAX_IN_ROUND", 4)
-    list(run_of(page, visit, page.on_redraw, [], 10, 10, 50, 50, 0))
-    said = []
-    monkeypatch.setattr(gr, "Warning", lambda text, duration: said.append(text))
-    list(run_of(page, visit, page.on_redraw, [], 10, 10, 50, 50, 0))
+    list(run_of(page.on_redraw, visit, *PART))
+    list(run_of(page.on_redraw, visit, *PART))
     assert len(visit.shown.samples) == 4 and "4 samples" in said[0]
 
 
-LOOK = ("Bicubic", "Sample", 50, 50, 16)
-
-
 @pytest.mark.parametrize("kept, groups", [(0, []), (50, [2]), (100, [3])])
-def test_versions_differ_in_a_part_that_was_redrawn_and_never_keep_all(page, kept, groups):
-    page, visit = page
-    list(run_of(page, visit, page.on_redraw, [], 0, 0, 100, 100, 0))
-    list(run_of(page, visit, page.on_vary, kept, 0, 3))
+def test_versions_differ_in_a_part_that_was_redrawn_and_never_keep_all(page, visit, kept, groups):
+    list(run_of(page.on_redraw, visit, [], 0, 0, 100, 100, 0))
+    list(run_of(page.on_vary, visit, kept, 0, 3))
     seeds = [sample.recipe.group_seeds for sample in visit.shown.samples]
     assert len(set(seeds)) == 3 and len({sample.image.tobytes() for sample in visit.shown.samples}) == 3
     told = [read_metadata(sample.path)["regions"] for sample in visit.shown.samples]
@@ -179,73 +205,55 @@ def test_versions_differ_in_a_part_that_was_redrawn_and_never_keep_all(page, kep
     assert [[region["groups"] for region in regions] for regions in told[1:]] == [groups, groups]
 
 
-def test_the_last_rounds_are_kept(page, monkeypatch):
-    page, visit = page
+def test_the_last_rounds_are_kept(page, visit, monkeypatch):
     monkeypatch.setattr(f"{type(page).__module__}.MAX_ROUNDS", 3)
     first, rounds = visit.shown, []
     for _ in range(4):
-        list(run_of(page, visit, page.on_vary, 50, 0, 2))
+        list(run_of(page.on_vary, visit, 50, 0, 2))
         rounds.append(visit.shown)
         assert visit.rounds == [first, *rounds[-2:]]
     assert not rounds[0].folder.exists() and all(one.folder.exists() for one in visit.rounds)
 
 
-def test_what_is_drawn_is_what_there_was_when_it_was_asked_for(page, photo, tmp_path):
-    page, visit = page
+def test_what_is_drawn_is_what_there_was_when_it_was_asked_for(page, visit, photo, tmp_path):
     photo.save(tmp_path / "first.png")
     image, *_ = page.on_image(visit, str(tmp_path / "first.png"), "tiny")
-    visit.box = (2, 1, 10, 9)
+    visit.reframe(box=(2, 1, 10, 9))
     ticket, *_ = page.on_start(visit, 1, image)
     photo.rotate(180).save(tmp_path / "second.png")
     page.on_image(visit, str(tmp_path / "second.png"), "tiny")  # while it waits
-    settings = ("tiny", 0.7, False, *[0.5] * 6, True, 3, 1)
-    steps = list(page.on_draw(visit, ticket, image, *settings, *LOOK))
-    sample = visit.shown.chosen
-    assert same(
-        sample.image, page.engine.pipelines["tiny"](photo.crop((2, 1, 10, 9)), temperature=0.7, seed=3).images[0]
-    )
+    steps = drawn_by_the_page(page, visit, image, ticket=ticket)
+    sample, part = visit.shown.chosen, photo.crop((2, 1, 10, 9))
+    assert same(sample.image, page.engine.pipelines["tiny"](part, temperature=0.7, seed=3).images[0])
     assert sample.path.name == "first_sample_01.png" and read_metadata(sample.path)["crop"] == [2, 1, 8, 8]
-    assert visit.stem == "second" and not visit.asked
+    assert visit.framed.stem == "second" and not visit.asked
     views = next(step[4:] for step in steps if "first_sample_01" in str(step[4]))  # with the first sample
     assert "comes here" in views[1] and views[5].value["orig_name"] == sample.path.name
 
 
-def test_a_version_is_one_of_what_was_shown_when_it_was_asked_for(page, photo, tmp_path, gr, monkeypatch):
-    page, visit = page
-    said, first = [], visit.shown
-    monkeypatch.setattr(gr, "Warning", lambda text, duration: said.append(text))
+def test_a_version_is_one_of_what_was_shown_when_it_was_asked_for(page, visit, photo, tmp_path, said):
+    first = visit.shown
     vary, redraw, late = (page.on_start(visit)[0] for _ in range(3))
     first.selected = 2  # while they wait
     list(page.on_vary(visit, vary, 50, 0, 2, *LOOK))
     assert visit.shown.name == "Like seed 3"
-    list(page.on_redraw(visit, redraw, [], 10, 10, 50, 50, 0, *LOOK))  # another round is shown by now
+    list(page.on_redraw(visit, redraw, *PART, *LOOK))  # another round is shown by now
     assert first.samples[-1].recipe.group_seeds == (3, 3, 3, 3) and first.samples[-1].redrawn
     photo.save(tmp_path / "other.png")
-    image = str(tmp_path / "other.png")
-    settings = ("tiny", 0.7, False, *[0.5] * 6, True, 3, 1)
-    list(page.on_draw(visit, page.on_start(visit, 1, image)[0], image, *settings, *LOOK))
-    list(page.on_redraw(visit, late, [], 10, 10, 50, 50, 0, *LOOK))
+    drawn_by_the_page(page, visit, str(tmp_path / "other.png"))
+    list(page.on_redraw(visit, late, *PART, *LOOK))
     assert said == ["The picture that this was asked for is gone."]
     assert len(visit.rounds) == len(visit.shown.samples) == 1 and not visit.meant
 
 
-def test_a_picture_that_the_page_has_not_read_yet_is_drawn_by_the_model_for_it(make_pipeline, tmp_path):
-    pytest.importorskip("gradio", reason="the page needs the extra [demo]")
+def test_a_picture_that_the_page_has_not_read_yet_is_drawn_by_the_model_for_it(gr, two_models, tmp_path):
     from hvae_sr.demo.handlers import Handlers
-    from hvae_sr.pictures import photographs
 
-    pipe = make_pipeline("vdvae-sr")
-    for name, consistency, default in (("natural-x4", "exact", 0.5), ("photo-x4", "none", 0.3)):
-        made = SuperResolutionPipeline(
-            pipe.vdvae, pipe.lr_encoder, consistency=consistency, default_temperature=default
-        )
-        made.save_pretrained(tmp_path / name)
-    page = Handlers(Engine([str(tmp_path / "natural-x4"), str(tmp_path / "photo-x4")]))
-    photographs()[0].save(tmp_path / "small.jpg", quality=30)
+    page, image = Handlers(two_models), str(tmp_path / "small.jpg")
+    photographs()[0].save(image, quality=30)
     for chosen, drawn in ((0.5, 0.3), (0.9, 0.9)):  # the model's own, unless the visitor has chosen another
-        visit, image = eng.Visit(), str(tmp_path / "small.jpg")
-        ticket, *_ = page.on_start(visit, 1, image)
-        list(page.on_draw(visit, ticket, image, "natural-x4", chosen, False, *[0.5] * 6, True, 0, 1, *LOOK))
+        visit = eng.Visit()
+        drawn_by_the_page(page, visit, image, "natural-x4", chosen)
         assert visit.shown.settings == Settings("photo-x4", drawn, False)
         assert page.on_levels(visit, "photo-x4", False, chosen)[0].value == drawn
 
@@ -255,30 +263,30 @@ def test_a_picture_that_the_page_has_not_read_yet_is_drawn_by_the_model_for_it(m
     early = page.on_start(visit, 1, preview)[0]
     page.on_levels(visit, "photo-x4", False, 0.5)
     later = page.on_start(visit, 1, preview)[0]
-    list(page.on_draw(visit, early, preview, "natural-x4", 0.5, True, *[0.5] * 6, True, 0, 1, *LOOK))
-    assert visit.shown.settings == Settings("photo-x4", [0.3] * pipe.vdvae.num_groups, False)
-    list(page.on_draw(visit, later, preview, "natural-x4", 0.5, False, *[0.5] * 6, True, 0, 1, *LOOK))
+    drawn_by_the_page(page, visit, preview, "natural-x4", 0.5, by_level=True, ticket=early)
+    groups = two_models.pipelines["photo-x4"].vdvae.num_groups
+    assert visit.shown.settings == Settings("photo-x4", [0.3] * groups, False)
+    drawn_by_the_page(page, visit, preview, "natural-x4", 0.5, ticket=later)
     assert visit.shown.settings == Settings("natural-x4", 0.5)  # the visitor's own choice
 
     # What is never projected does not say so.
-    assert not read_metadata(drawn_by_the_page(page, visit, preview, "photo-x4"))["consistent"]
+    drawn_by_the_page(page, visit, preview, "photo-x4")
+    assert not read_metadata(visit.shown.chosen.path)["consistent"]
     assert [page.on_exact(model).visible for model in ("natural-x4", "photo-x4")] == [True, False]
 
 
-def test_a_frame_stays_where_another_model_takes_it_and_is_shown_anew(page, engine, tmp_path):
-    page, visit = page
+def test_a_frame_stays_where_another_model_takes_it_and_is_shown_anew(page, visit, engine, tmp_path):
     Image.new("RGB", (100, 100)).save(tmp_path / "large.png")
     page.on_image(visit, str(tmp_path / "large.png"), "tiny")
-    visit.box = (5, 5, 25, 25)
+    visit.reframe(box=(5, 5, 25, 25))
     frames = [page.on_model(visit, "tiny")[2] for _ in range(2)]
-    assert visit.box == (5, 5, 25, 25) and frames[0] != frames[1]
-    visit.box = (0, 0, 90, 90)  # that of a model that takes more
+    assert visit.framed.box == (5, 5, 25, 25) and frames[0] != frames[1]
+    visit.reframe(box=(0, 0, 90, 90))  # that of a model that takes more
     page.on_model(visit, "tiny")
-    assert visit.box == engine.detail((100, 100), "tiny")
+    assert visit.framed.box == engine.detail((100, 100), "tiny")
 
 
-def test_a_page_that_is_closed_draws_no_more(page):
-    page, visit = page
+def test_a_page_that_is_closed_draws_no_more(page, visit):
     request = argparse.Namespace(session_hash="abc")
     ticket, *_ = page.on_start(visit, 4, request=request)
     page.on_leave(request)
@@ -290,19 +298,15 @@ def test_a_page_that_is_closed_draws_no_more(page):
 
 
 @pytest.mark.parametrize("seed", [1.5, 2**53, "one", float("nan")])
-def test_seeds_are_whole_numbers_that_a_browser_can_hold(page, seed, monkeypatch, gr):
-    page, visit = page
-    said = []
-    monkeypatch.setattr(gr, "Warning", lambda text, duration: said.append(text))
+def test_seeds_are_whole_numbers_that_a_browser_can_hold(page, visit, seed, said):
     list(page.on_vary(visit, page.on_start(visit)[0], 50, seed, 2))
     assert "The seed must" in said[0] and len(visit.rounds) == 1
 
 
-def test_the_file_of_a_sample_tells_how_to_draw_it_again(page, photo):
-    page, visit = page
-    list(run_of(page, visit, page.on_redraw, [[0.1, 0.1], [0.9, 0.2], [0.3, 0.8]], 0, 0, 0, 0, 0))
+def test_the_file_of_a_sample_tells_how_to_draw_it_again(page, visit, photo):
+    list(run_of(page.on_redraw, visit, [[0.1, 0.1], [0.9, 0.2], [0.3, 0.8]], 0, 0, 0, 0, 0))
     redrawn = visit.shown.chosen
-    list(run_of(page, visit, page.on_vary, 50, 0, 2))
+    list(run_of(page.on_vary, visit, 50, 0, 2))
     labels = [sample.label for sample in visit.shown.samples]
     assert labels == ["part redrawn", f"texture {visit.shown.samples[1].recipe.group_seeds[-1]}"]
     written = read_metadata(redrawn.path)
@@ -314,14 +318,7 @@ def test_the_file_of_a_sample_tells_how_to_draw_it_again(page, photo):
     assert same(again.image, redrawn.image)
 
 
-def drawn_by_the_page(page, visit, image, model="tiny"):
-    settings = (model, 0.7, False, *[0.5] * 6, True, 3, 1)
-    list(page.on_draw(visit, page.on_start(visit, 1, image)[0], image, *settings, *LOOK))
-    return visit.shown.chosen.path
-
-
-def test_files_go_when_they_are_no_longer_used(page, photo, tmp_path, gr, monkeypatch):
-    page, visit = page
+def test_files_go_when_they_are_no_longer_used(page, visit, photo, tmp_path, said):
     photo.save(tmp_path / "photo.png")
     previews = []
     for _ in range(2):
@@ -338,14 +335,13 @@ def test_files_go_when_they_are_no_longer_used(page, photo, tmp_path, gr, monkey
     assert not visit.folder.exists() and (opening is None or Path(opening).exists())
     assert visit.new_folder(page.root.name).is_dir()
 
-    said = []
-    monkeypatch.setattr(gr, "Warning", lambda text, duration: said.append(text))
     drawn_by_the_page(page, eng.Visit(rounds=visit.rounds), str(previews[1]))  # by then the visit is another one
     assert said == ["This page has been idle for too long: choose the picture again."]
 
 
-def test_the_command_repeats_a_sample_of_the_page_or_says_why_not(page, photo, folder, make_pipeline, tmp_path, capsys):
-    page, visit = page
+def test_the_command_repeats_a_sample_of_the_page_or_says_why_not(
+    page, visit, photo, folder, make_pipeline, tmp_path, capsys
+):
     see_through = photo.convert("RGBA")
     see_through.putalpha(Image.linear_gradient("L").resize(photo.size))
     see_through.save(tmp_path / "through.png")
@@ -353,28 +349,24 @@ def test_the_command_repeats_a_sample_of_the_page_or_says_why_not(page, photo, f
     photo.save(tmp_path / "photo.png")
     make_pipeline(seed=1).save_pretrained(tmp_path / "other")
 
-    def like(path, name, model=folder):
-        done = main(
-            ["upscale", str(tmp_path / name), "-o", str(tmp_path / "out"), "--like", str(path), "--model", str(model)]
-        )
-        return done, capsys.readouterr().err
-
-    made = drawn_by_the_page(page, visit, str(tmp_path / "photo.png"))
-    assert like(made, "photo.png") == (0, "")
-    assert same(Image.open(tmp_path / "out" / "photo_x4_seed3.png"), Image.open(made))
-    status, said = like(made, "photo.png", tmp_path / "other")
-    assert status == 2 and "other weights" in said
-    made = drawn_by_the_page(page, visit, str(tmp_path / "through.png"))
-    assert "on white ground" in like(made, "through.png")[1]
     save_image(WideImage(np.full((10, 13, 3), 30_000, np.uint16), {}), tmp_path / "wide.png")
-    made = drawn_by_the_page(page, visit, str(tmp_path / "wide.png"))
-    assert "was drawn of 8 bits" in like(made, "wide.png")[1]
+
+    def like(name, model=folder, preview=None):
+        drawn_by_the_page(page, visit, preview or str(tmp_path / name))
+        made = ["--like", str(visit.shown.chosen.path), "--model", str(model)]
+        return main(["upscale", str(tmp_path / name), "-o", str(tmp_path / "out"), *made]), capsys.readouterr().err
+
+    assert like("photo.png") == (0, "")
+    assert same(Image.open(tmp_path / "out" / "photo_x4_seed3.png"), Image.open(visit.shown.chosen.path))
+    status, error = like("photo.png", tmp_path / "other")
+    assert status == 2 and "other weights" in error
+    assert "on white ground" in like("through.png")[1]
+    assert "was drawn of 8 bits" in like("wide.png")[1]
     page.on_image(visit, str(tmp_path / "large.png"), "tiny")
     preview, *_ = page.on_shrink(visit, "tiny")
-    made = drawn_by_the_page(page, visit, preview)
-    assert read_metadata(made)["shrunk"] == list(visit.photo.size)
-    status, said = like(made, "large.png")
-    assert status == 2 and "shrunk to [39, 30]" in said
+    status, error = like("large.png", preview=preview)
+    assert read_metadata(visit.shown.chosen.path)["shrunk"] == list(visit.framed.photo.size)
+    assert status == 2 and "shrunk to [39, 30]" in error
 
 
 def test_bfloat16_is_that_of_the_command(folder, photo):
@@ -385,41 +377,25 @@ def test_bfloat16_is_that_of_the_command(folder, photo):
 
 
 @pytest.mark.parametrize("device", ["gpu", "meta"])
-def test_a_device_that_is_none_is_named(device, folder, capsys):
-    pytest.importorskip("gradio", reason="the page needs the extra [demo]")
+def test_a_device_that_is_none_is_named(device, gr, folder, capsys):
     assert main(["demo", "--model", str(folder), "--device", device, "--no-browser"]) == 2
     assert f"`--device`: cannot use '{device}'" in capsys.readouterr().err
 
 
-def test_temperatures_are_given_by_level(engine):
+def test_temperatures_are_given_by_level_and_the_last_slider_is_that_of_all_further_levels(page, engine, monkeypatch):
     assert engine.levels("tiny") == [(4, 1), (2, 2), (1, 1)]
     assert engine.temperatures("tiny", [0.1, 0.2, 0.3, 0.4]) == [0.1, 0.2, 0.2, 0.3]
     assert engine.temperatures("tiny", [0.1, 0.2]) == [0.1, 0.2, 0.2, 0.2]
+    first, second, third = (one.label for one in page.on_levels(eng.Visit(), "tiny", True, 0.5)[1:4])
+    assert first == "Level 1: layout, stride 4 (1 groups)"
+    assert (second, third) == ("Level 2: shapes, stride 2 (2 groups)", "Level 3: texture, stride 1 (1 groups)")
+    monkeypatch.setattr("hvae_sr.demo.views.MAX_LEVELS", 2)
+    labels = [one.label for one in page.on_levels(eng.Visit(), "tiny", True, 0.5)[1:]]
+    assert labels == [first, "Levels 2 to 3: texture, stride 2 and less (3 groups)"]
 
 
-def test_the_last_slider_is_that_of_all_further_levels(engine, monkeypatch):
-    pytest.importorskip("gradio", reason="the page needs the extra [demo]")
-    from hvae_sr.demo import views
-
-    page = views.Views(engine)
-    assert [one.label for one in page.on_levels(eng.Visit(), "tiny", True, 0.5)[1:4]] == [
-        "Level 1: layout, stride 4 (1 groups)",
-        "Level 2: shapes, stride 2 (2 groups)",
-        "Level 3: texture, stride 1 (1 groups)",
-    ]
-    monkeypatch.setattr(views, "MAX_LEVELS", 2)
-    _, *sliders = page.on_levels(eng.Visit(), "tiny", True, 0.5)
-    assert [one.label for one in sliders] == [
-        "Level 1: layout, stride 4 (1 groups)", "Levels 2 to 3: texture, stride 2 and less (3 groups)"
-    ]  # fmt: skip
-
-
-def test_the_end_of_a_run_leaves_the_buttons_to_the_next_one_that_waits(engine):
-    gr = pytest.importorskip("gradio", reason="the page needs the extra [demo]")
-    from hvae_sr.demo.engine import Visit
-    from hvae_sr.demo.handlers import Handlers
-
-    page, visit = Handlers(engine), Visit()
+def test_the_end_of_a_run_leaves_the_buttons_to_the_next_one_that_waits(page, gr):
+    visit = eng.Visit()
     for expected in (1, 2):  # the second is asked for while the first is drawn
         number, *_ = page.on_start(visit)
         assert number == expected
@@ -446,14 +422,6 @@ def test_mean_and_uncertainty_are_those_of_the_pipeline_but_for_rounding(engine,
     assert np.abs(std - out.std[0]).max() < 2 / 255
     assert eng.overlay(drawn.samples[0].image, std).size == mean.size
     assert same(eng.difference(mean, mean), np.full((40, 52, 3), 128))
-
-
-def test_the_zip_holds_every_sample_the_mean_and_the_map(drawn):
-    with zipfile.ZipFile(eng.write_zip(drawn)) as archive:
-        assert {"holiday_mean.png", "holiday_uncertainty.png"} < set(archive.namelist())
-        assert len(archive.namelist()) == 5
-        for sample in drawn.samples:
-            assert archive.read(sample.path.name) == sample.path.read_bytes()
 
 
 @pytest.mark.parametrize("centre", [(0, 0), (0.5, 0.5), (1, 1)])
@@ -510,9 +478,7 @@ def test_a_drawing_on_transparent_ground_is_read_on_white(engine):
     assert picture.mode == "RGB" and picture.getpixel((0, 0)) == (255,) * 3 and picture.getpixel((3, 3)) == (0,) * 3
 
 
-def test_jpeg_blocks_noise_and_blur_are_told_to_the_visitor(tmp_path):
-    from hvae_sr.pictures import photographs
-
+def test_jpeg_blocks_noise_and_blur_are_told_to_the_visitor():
     photo = photographs()[0]
     assert eng.warnings(photo) == []
     compressed = io.BytesIO()
@@ -527,14 +493,10 @@ def test_jpeg_blocks_noise_and_blur_are_told_to_the_visitor(tmp_path):
         assert not any("--" in line for line in eng.warnings(picture))  # no word of the command line
 
 
-def test_the_look_of_a_picture_chooses_between_the_models_of_clean_ones_and_of_all_others(make_pipeline, tmp_path):
+def test_the_look_of_a_picture_chooses_between_the_models_of_clean_ones_and_of_all_others(gr, two_models, tmp_path):
     from hvae_sr.demo.photos import Photos
-    from hvae_sr.pictures import photographs
 
-    pipe = make_pipeline("vdvae-sr")
-    for name, consistency in (("natural-x4", "exact"), ("photo-x4", "none")):
-        SuperResolutionPipeline(pipe.vdvae, pipe.lr_encoder, consistency=consistency).save_pretrained(tmp_path / name)
-    page = Photos(Engine([str(tmp_path / "natural-x4"), str(tmp_path / "photo-x4")]))
+    page = Photos(two_models)
     photographs()[0].save(tmp_path / "clean.png")
     photographs()[0].save(tmp_path / "small.jpg", quality=30)
     for file, model, other in (("clean.png", "natural-x4", "photo-x4"), ("small.jpg", "photo-x4", "natural-x4")):
@@ -547,40 +509,28 @@ def test_the_look_of_a_picture_chooses_between_the_models_of_clean_ones_and_of_a
     assert not hasattr(page.on_look_of_photo(visit, "another"), "value")  # a visitor's own choice of another kind
 
 
-def test_recipes_describe_themselves():
-    assert describe(Recipe((5, 5, 5))) == "seed 5"
-    assert describe(Recipe((5, 5, 5)).vary(2, 9)) == "seed 5 with texture 9"
-
-
 def test_without_gradio_the_command_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["demo"]) == 2
     assert "hvae-sr[demo]" in capsys.readouterr().err
 
 
-def test_the_command_leaves_the_port_to_gradios_environment_variable():
-    parser = argparse.ArgumentParser()
-    demo.add_arguments(parser)
-    assert parser.parse_args([]).port is None
-
-
-def test_port_0_is_a_free_one_and_names_of_models_may_stand_apart(gr, folder, monkeypatch):
+def test_port_0_is_a_free_one_none_that_of_gradio_and_names_of_models_may_stand_apart(gr, folder, monkeypatch):
     from hvae_sr.demo import interface
 
     taken = []
     monkeypatch.setattr(interface, "launch", lambda blocks, **options: taken.append(options["server_port"]))
     monkeypatch.setenv("GRADIO_SERVER_PORT", "7999")
-    for port in ("0", "8123"):
-        assert main(["demo", "--model", str(folder), "--port", port, "--no-browser"]) == 0
-    assert taken[0] not in (0, None, 7999) and taken[1] == 8123
+    for port in (["--port", "0"], ["--port", "8123"], []):
+        assert main(["demo", "--model", str(folder), *port, "--no-browser"]) == 0
+    assert taken[0] not in (0, None, 7999) and taken[1:] == [8123, None]  # it reads its variable itself
     monkeypatch.setattr(interface, "build", lambda models, **options: taken.append(models))
     monkeypatch.setenv("HVAE_SR_MODELS", "a, b,")
     runpy.run_module("hvae_sr.demo.app")
-    assert taken[2] == ["a", "b"]
+    assert taken[3] == ["a", "b"]
 
 
-def test_the_caption_says_where_pictures_go(monkeypatch):
-    pytest.importorskip("gradio", reason="the page needs the extra [demo]")
+def test_the_caption_says_where_pictures_go(gr, monkeypatch):
     from hvae_sr.demo.layout import caption
 
     monkeypatch.delenv("SPACE_ID", raising=False)
@@ -589,9 +539,9 @@ def test_the_caption_says_where_pictures_go(monkeypatch):
     assert "server of this Space" in caption() and "computer" not in caption()
 
 
-def test_the_api_gives_the_pipelines_samples_to_programs(folder, photo, tmp_path):
-    gradio_client = pytest.importorskip("gradio_client", reason="gradio is not installed (extra demo)")
-    pytest.importorskip("gradio", reason="gradio is not installed (extra demo)")
+def test_the_api_gives_the_pipelines_samples_to_programs(gr, folder, photo, tmp_path):
+    import gradio_client
+
     from hvae_sr.demo.interface import build, launch
 
     photo.save(tmp_path / "photo.png")
@@ -617,7 +567,7 @@ def test_the_api_gives_the_pipelines_samples_to_programs(folder, photo, tmp_path
 
 
 @pytest.mark.parametrize("kind", ["RGB", "GRAY"])
-def test_samples_and_their_mean_have_the_profile_of_the_picture(engine, photo, kind, tmp_path):
+def test_the_zip_holds_all_samples_the_mean_and_the_map_with_the_profile_of_the_picture(engine, photo, kind, tmp_path):
     if kind == "GRAY":
         photo = photo.convert("L")
         photo.info["icc_profile"] = colour.of_chunks({b"gAMA": (100000).to_bytes(4, "big")}, True)
@@ -625,36 +575,36 @@ def test_samples_and_their_mean_have_the_profile_of_the_picture(engine, photo, k
         photo.info["icc_profile"] = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     picture = engine.read(photo)
     assert colour.space(picture.info["icc_profile"]) == "RGB"
-    drawn = Round("", picture, Settings("tiny", 0.5), tmp_path)
-    for image, lr_psnr in engine.draw(picture, drawn.settings, engine.recipes("tiny", 0, 2)):
-        drawn.keep(image, Recipe.of(len(drawn.samples), 4), lr_psnr)
+    drawn = Round("", picture, Settings("tiny", 0.5), tmp_path, "holiday")
+    samples = draw(engine, drawn, engine.recipes("tiny", 0, 2))
     with zipfile.ZipFile(eng.write_zip(drawn)) as archive:
-        names = [name for name in archive.namelist() if "uncertainty" not in name]
-        profiles = {Image.open(io.BytesIO(archive.read(name))).info.get("icc_profile") for name in names}
-    assert len(names) == 3 and profiles == {picture.info["icc_profile"]}
+        *names, mean, uncertainty = archive.namelist()
+        assert (mean, uncertainty) == ("holiday_mean.png", "holiday_uncertainty.png")
+        assert [archive.read(name) for name in names] == [sample.path.read_bytes() for sample in samples]
+        profiles = {Image.open(io.BytesIO(archive.read(name))).info.get("icc_profile") for name in (*names, mean)}
+    assert len(names) == 2 and profiles == {picture.info["icc_profile"]}
 
 
-def test_programs_are_told_what_is_wrong(engine, photo):
-    gradio = pytest.importorskip("gradio")
-    from hvae_sr.demo.handlers import Handlers, _mask
-
-    handlers = Handlers(engine)
+def test_programs_are_told_what_is_wrong(page, photo, gr):
     good = {"image": photo, "model": "tiny", "temperature": 0.5, "num_samples": 1, "seed": 0, "consistent": True}
-    assert handlers.upscale(**good)[1]["seeds"] == [0]
+    assert page.upscale(**good)[1]["seeds"] == [0]
     for name, value in {"model": "nope", "temperature": None, "num_samples": None, "seed": 1e300}.items():
-        with pytest.raises(gradio.Error):
-            handlers.upscale(**{**good, name: value})
+        with pytest.raises(gr.Error):
+            page.upscale(**{**good, name: value})
     for count in (0, -1, 2.5, float("nan"), float("inf")):
-        with pytest.raises(gradio.Error, match=f"The number of samples must be a whole number >= 1, not {count}"):
-            handlers.upscale(**{**good, "num_samples": count})
-    assert handlers.upscale(**{**good, "num_samples": 2.0})[1]["seeds"] == [0, 1]
+        with pytest.raises(gr.Error, match=f"The number of samples must be a whole number >= 1, not {count}"):
+            page.upscale(**{**good, "num_samples": count})
+    assert page.upscale(**{**good, "num_samples": 2.0})[1]["seeds"] == [0, 1]
+
+
+def test_a_rectangle_that_leaves_the_picture_is_cut(gr):
+    from hvae_sr.demo.handlers import _mask
+
     assert not _mask(None, (-20, -20, 10, 10), (40, 40)).any()
     assert _mask(None, (-20, -20, 30, 30), (40, 40)).sum() == 16
 
 
 def test_the_look_of_a_cut_out_is_that_of_what_is_visible(engine):
-    from hvae_sr.pictures import photographs
-
     photo = photographs()[0].filter(ImageFilter.GaussianBlur(1.5))
     mask = Image.new("L", photo.size)
     ImageDraw.Draw(mask).ellipse((4, 4, photo.width - 4, photo.height - 4), fill=255)

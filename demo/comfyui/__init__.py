@@ -64,36 +64,21 @@ class DiverseUpscale:
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802  # ComfyUI's name
         from hvae_sr.checkpoints.names import DEFAULT, bundled_checkpoints
 
+        def widget(kind: str, tooltip: str, **options: Any) -> tuple[str, dict[str, Any]]:
+            return kind, {**options, "tooltip": tooltip}
+
+        small = "Low-resolution images; results have the model's factor times their sides."
+        models = f"{', '.join(sorted(bundled_checkpoints()))}, a folder, or an id on the Hub."
+        variety = "0 is smooth and always the same; 1 is the model's own distribution."
         seed = {"default": 0, "min": 0, "max": LARGEST_SEED, "control_after_generate": True}
         return {
             "required": {
-                "image": (
-                    "IMAGE",
-                    {"tooltip": "Low-resolution images; results have the model's factor times their sides."},
-                ),
-                "model": (
-                    "STRING",
-                    {
-                        "default": DEFAULT,
-                        "tooltip": f"{', '.join(sorted(bundled_checkpoints()))}, a folder, or an id on the Hub.",
-                    },
-                ),
-                "num_samples": ("INT", {"default": 4, "min": 1, "max": 64, "tooltip": "Samples of each image."}),
-                "temperature": (
-                    "FLOAT",
-                    {
-                        "default": 0.5,
-                        "min": 0.0,
-                        "max": 2.0,
-                        "step": 0.05,
-                        "tooltip": "0 is smooth and always the same; 1 is the model's own distribution.",
-                    },
-                ),
-                "seed": ("INT", seed | {"tooltip": "Sample j of every image has the seed plus j."}),
-                "consistent": (
-                    "BOOLEAN",
-                    {"default": True, "tooltip": "Made small again, a sample gives the input exactly."},
-                ),
+                "image": widget("IMAGE", small),
+                "model": widget("STRING", models, default=DEFAULT),
+                "num_samples": widget("INT", "Samples of each image.", default=4, min=1, max=64),
+                "temperature": widget("FLOAT", variety, default=0.5, min=0.0, max=2.0, step=0.05),
+                "seed": widget("INT", "Sample j of every image has the seed plus j.", **seed),
+                "consistent": widget("BOOLEAN", "Made small again, a sample gives the input exactly.", default=True),
             }
         }
 

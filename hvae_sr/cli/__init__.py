@@ -7,39 +7,13 @@ and the checks of options should not wait for it.
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
-from . import (
-    analyse,
-    benchmark,
-    calibrate,
-    card,
-    convert,
-    demo,
-    evaluate,
-    export,
-    figures,
-    push,
-    results,
-    upscale,
-)
 from .parsing import Parser, UsageError, as_typed
 from .terminal import any_characters, fail, note
 
-_MODULES = (
-    upscale,
-    calibrate,
-    convert,
-    evaluate,
-    push,
-    card,
-    demo,
-    analyse,
-    figures,
-    results,
-    benchmark,
-    export,
-)
-COMMANDS = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
+_NAMES = "upscale calibrate convert evaluate push card demo analyse figures results benchmark export"
+COMMANDS = {name: import_module(f".{name}", __name__) for name in _NAMES.split()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -69,15 +69,17 @@ class Output:
     def draw(self, name: str, figure: "Figure") -> None:
         from ..evaluation.plots import save_figure
 
-        save_figure(figure, self.folder / f"{name}.{self.format}")
-        print_line(str(self.folder / f"{name}.{self.format}"))
+        path = self.folder / f"{name}.{self.format}"
+        save_figure(figure, path)
+        print_line(str(path))
 
     def save(self, name: str, picture: "Image") -> None:
         from ..images import save_image
 
+        path = self.folder / f"{name}.png"
         self.folder.mkdir(parents=True, exist_ok=True)
-        save_image(picture, self.folder / f"{name}.png")
-        print_line(str(self.folder / f"{name}.png"))
+        save_image(picture, path)
+        print_line(str(path))
 
     def write(self, name: str, content: str | dict[str, Any]) -> None:
         from ..files import strict, write_atomically
@@ -126,13 +128,12 @@ def load_pipeline(options: argparse.Namespace, fast: bool = False) -> "SuperReso
 
     logging.disable_progress_bar()
     device = device_named(options.device)
+    dtype = getattr(torch, options.dtype, torch.float32)
     chosen = pipeline_class(options.model)
-    if chosen is not SuperResolutionPipeline:  # a compared system, in the dtype of its weights
-        dtype = torch.float32 if options.dtype == "auto" else getattr(torch, options.dtype)
+    if chosen is not SuperResolutionPipeline:  # a compared system
         return chosen.from_pretrained(options.model, dtype=dtype).to(device)
     if fast and options.dtype in ("auto", "bfloat16"):  # of float32 weights, either way: so that both give the same
         pipeline = SuperResolutionPipeline.from_pretrained(options.model, load_encoder=False).to(device)
         pipeline.enable_fast_inference(getattr(torch, options.dtype, "auto"))
         return pipeline
-    dtype = torch.float32 if options.dtype == "auto" else getattr(torch, options.dtype)
     return SuperResolutionPipeline.from_pretrained(options.model, dtype=dtype, load_encoder=not fast).to(device)

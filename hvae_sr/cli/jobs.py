@@ -20,17 +20,11 @@ _LONGEST = {".webp": 16383, ".jpg": 65500}
 
 @dataclass(frozen=True)
 class Job:
-    """One image, or one frame of an animation.
+    """One image, or one frame of an animation whose frames are all wanted; `frame` None takes the first.
 
-    Args:
-        source: the file.
-        frame: of an animation whose frames are all wanted; None takes the first.
-        root: the output folder.
-        folder: below it.
-        base: of the names of the results: that of the file, without its suffix unless another one has the same.
-        part: of the file, for the names of the results: which frame, which crop.
-        suffix: of the format, with its dot.
-        what: the frame is, where the frames of a file are not all alike.
+    Results are in `folder` below the output folder `root`. Their names begin with `base`, that of the file, without its
+    suffix unless another one has the same, and `part`, which frame and which crop; `suffix` has its dot. `what` the
+    frame is tells where the frames of a file are not all alike.
     """
 
     source: Path
@@ -239,16 +233,9 @@ def _settings_of(path: Path) -> dict[str, Any]:
 
 
 def _is_made_of(path: Path, sources: Mapping[str, Sequence[Path]], hashed: Callable[[Path], str | None]) -> bool:
-    """Whether a file is a result of this command, of one of some files, by name.
-
-    Args:
-        path: the file.
-        sources: files of each name.
-        hashed: gives the SHA-256 of one of them, or None.
-    """
+    """Whether a file is a result of another of `sources`, files of each name, whose SHA-256 `hashed` gives."""
     settings = _settings_of(path)
-    named = sources.get(str(settings.get("source")), [])
-    wanted = settings.get("source_sha256")
+    named, wanted = sources.get(str(settings.get("source")), []), settings.get("source_sha256")
     return wanted is not None and any(source != path and hashed(source) == wanted for source in named)
 
 

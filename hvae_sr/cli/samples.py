@@ -42,13 +42,7 @@ def write_results(
 ) -> None:
     """Draws the samples of one image and writes what there is to write of them; a single one has neither mean nor map.
 
-    Args:
-        pipeline: that draws.
-        job: the image.
-        photo: its pixels, of `--crop` where that is given.
-        about: what to warn of, beside what `photo` and the format of the results bring.
-        settings: that are written into the results.
-        options: of the command.
+    `about` is what to warn of, beside what `photo` and the format bring; `settings` are written into the results.
     """
     from ..images import LOSSY_SUFFIXES, load_image, save_image, to_tensor, uncertainty_to_pil
     from ..pipelines.chaining import lr_psnr, samples_at

@@ -129,33 +129,28 @@ def like(options: argparse.Namespace) -> list[str]:
 
 
 def _settings_in(path: str) -> dict[str, Any]:
-    """Settings read from a file, of the types this command writes; their values are checked as options.
-
-    Raises:
-        ValueError: they are not.
-    """
+    """Settings read from a file, checked to be of the types this command writes; their values are, as options."""
     from ..images import read_metadata
 
     found = read_metadata(path)
     seeds: Any = found.setdefault("seeds", [found["seed"]] if "seed" in found else None)
-    temperature = found.get("temperature")
+    temperature, crop = found.get("temperature"), found.get("crop")
     temperatures = temperature if isinstance(temperature, list) else [temperature]
     if not (
-        isinstance(seeds, list)
+        _whole(seeds)
         and seeds
-        and all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds)
         and seeds == list(range(seeds[0], seeds[0] + len(seeds)))
-        and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in temperatures)
+        and all(type(value) in (int, float) for value in temperatures)
         and isinstance(found.get("model"), str)
         and isinstance(found.get("outscale", 1.0), (int, float))
         and isinstance(found.get("weights", ""), str)
-        and _is_crop(found.get("crop"))
+        and (crop is None or _whole(crop) and len(crop) == 4 and min(crop[:2]) >= 0 and min(crop[2:]) > 0)
         and found.get("bits") in (None, 8, 16)
     ):
         raise ValueError(f"`--like`: {path} does not hold the settings of this command")
     return found
 
 
-def _is_crop(crop: Any) -> bool:
-    whole = isinstance(crop, list) and all(isinstance(side, int) and not isinstance(side, bool) for side in crop)
-    return crop is None or whole and len(crop) == 4 and min(crop[:2]) >= 0 and min(crop[2:]) > 0
+def _whole(numbers: Any) -> bool:
+    """Whether they are a list of whole numbers, none of them True or False."""
+    return isinstance(numbers, list) and all(type(number) is int for number in numbers)
