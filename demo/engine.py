@@ -80,15 +80,10 @@ class Settings:
 
 @dataclass(eq=False)
 class Round:
-    """Samples of one picture that were drawn together, and the folder of their files.
+    """Samples of one picture, the input y, that were drawn together, and the folder of their files.
 
-    Args:
-        name: for the visitor.
-        image: the input, y.
-        settings: of all its samples.
-        folder: of their files.
-        stem: the photograph's name, which the files get.
-        told: what files tell beside settings and recipe, see `Engine.told` and `Framed.told`.
+    `stem`, the photograph's name, begins the names of the files; `told` is what they tell beside settings and recipe,
+    see `Engine.told` and `Framed.told`.
     """
 
     name: str

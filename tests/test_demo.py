@@ -478,16 +478,20 @@ def test_a_drawing_on_transparent_ground_is_read_on_white(engine):
     assert picture.mode == "RGB" and picture.getpixel((0, 0)) == (255,) * 3 and picture.getpixel((3, 3)) == (0,) * 3
 
 
-def test_jpeg_blocks_noise_and_blur_are_told_to_the_visitor():
+def test_jpeg_blocks_noise_and_blur_of_what_is_visible_are_told_to_the_visitor(engine):
     photo = photographs()[0]
     assert eng.warnings(photo) == []
     compressed = io.BytesIO()
     photo.save(compressed, "JPEG", quality=30)
     noisy = np.asarray(photo) + np.random.default_rng(0).normal(0, 15, (192, 192, 3))
+    cut_out, mask = photo.filter(ImageFilter.GaussianBlur(1.5)), Image.new("L", photo.size)
+    ImageDraw.Draw(mask).ellipse((4, 4, photo.width - 4, photo.height - 4), fill=255)
+    cut_out.putalpha(mask)
     for picture, word in [
         (Image.open(compressed).convert("RGB"), "JPEG"),
         (Image.fromarray(noisy.clip(0, 255).astype(np.uint8)), "nois"),
         (photo.resize((768, 768), Image.Resampling.BICUBIC), "blur"),
+        (engine.read(cut_out), "blurred"),
     ]:
         assert any(word in line for line in eng.warnings(picture)), word
         assert not any("--" in line for line in eng.warnings(picture))  # no word of the command line
@@ -602,11 +606,3 @@ def test_a_rectangle_that_leaves_the_picture_is_cut(gr):
 
     assert not _mask(None, (-20, -20, 10, 10), (40, 40)).any()
     assert _mask(None, (-20, -20, 30, 30), (40, 40)).sum() == 16
-
-
-def test_the_look_of_a_cut_out_is_that_of_what_is_visible(engine):
-    photo = photographs()[0].filter(ImageFilter.GaussianBlur(1.5))
-    mask = Image.new("L", photo.size)
-    ImageDraw.Draw(mask).ellipse((4, 4, photo.width - 4, photo.height - 4), fill=255)
-    photo.putalpha(mask)
-    assert any("blurred" in line for line in eng.warnings(engine.read(photo)))

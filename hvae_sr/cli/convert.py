@@ -22,11 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _check_loading(folder: Path, hparams: dict[str, Any]) -> None:
-    """Removes a folder that its own options keep from loading, or that has options which mean nothing.
-
-    Raises:
-        ValueError: the message says why.
-    """
+    """Removes a folder that its own options keep from loading, or that has options which mean nothing; says why."""
     import inspect
     import shutil
 
