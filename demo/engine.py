@@ -1,4 +1,4 @@
-"""What the page computes: samples, new versions of one, and what samples have in common."""
+"""What the page computes, and what it keeps for each visitor: samples, and new versions of one."""
 
 import base64
 import io
@@ -6,21 +6,18 @@ import math
 import shutil
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
-from scipy import ndimage
 
 from hvae_sr import SuperResolutionPipeline, __version__
 from hvae_sr.checkpoints.names import DEFAULT, PHOTO
 from hvae_sr.cli.settings import weights_fingerprint
-from hvae_sr.images import colour, read_photo, save_image, to_tensor, uncertainty_to_pil
+from hvae_sr.images import colour, read_photo, save_image, to_tensor
 from hvae_sr.images.degradation import InputStatistics, inspect
 from hvae_sr.models.group import TopDownBlock
 from hvae_sr.posterior import Recipe, Region
@@ -409,75 +406,6 @@ def warnings(image: Image.Image) -> list[str]:
     # What to do about it is said there for the command line.
     reasons = [line.partition(":")[0] for line in found]
     return [f"{line[0].upper()}{line[1:]}. A better copy, or a smaller one, gives better samples." for line in reasons]
-
-
-def mean_and_std(samples: Sequence[Drawn]) -> tuple[Image.Image, np.ndarray]:
-    """The mean of the samples, and the standard deviation of every pixel, `[H, W, 3]` in units of [0, 1]."""
-    stack = np.stack([np.asarray(sample.image, dtype=np.float32) for sample in samples])
-    mean = Image.fromarray(np.rint(stack.mean(axis=0)).astype(np.uint8))
-    mean.info = {name: samples[0].image.info[name] for name in ("icc_profile",) if name in samples[0].image.info}
-    return mean, stack.std(axis=0) / 255
-
-
-def thumbnails(drawn: Round) -> list[Path]:
-    """A square of each sample, all from where they differ most: made small as a whole, they would look the same."""
-    if len(drawn.samples) < 2:
-        return [sample.path for sample in drawn.samples]
-    width, height = drawn.samples[0].image.size
-    side = min(max(width // 3, height // 3, 64), width, height)
-    amount = ndimage.uniform_filter(mean_and_std(drawn.samples)[1].mean(axis=-1), side)
-    amount = amount[side // 2 : height - (side - 1) // 2, side // 2 : width - (side - 1) // 2]  # whole squares only
-    top, left = (int(found) for found in np.unravel_index(amount.argmax(), amount.shape))
-    paths = []
-    for number, sample in enumerate(drawn.samples):
-        paths.append(drawn.folder / f"square-{left}-{top}-{number}.png")
-        if not paths[-1].exists():
-            sample.image.crop((left, top, left + side, top + side)).save(paths[-1])
-    return paths
-
-
-def difference(image: Image.Image, mean: Image.Image, gain: float = 4) -> Image.Image:
-    """What a sample has and the mean has not, on grey: 128 + `gain` (x - mean)."""
-    change = np.asarray(image, dtype=np.float32) - np.asarray(mean, dtype=np.float32)
-    return Image.fromarray(np.clip(128 + gain * change, 0, 255).round().astype(np.uint8))
-
-
-def scale_end(std: np.ndarray) -> float:
-    """The end of the map's scale, in units of [0, 1]: few grey levels where samples differ little, or all is black."""
-    high = 255 * float(np.quantile(np.sqrt(np.mean(np.square(std), axis=-1)), 0.99))
-    return next((levels for levels in (5.0, 10.0, 15.0) if high <= levels), 25.0) / 255
-
-
-def overlay(image: Image.Image, std: np.ndarray) -> Image.Image:
-    """The uncertainty map over the picture in grey: the more a pixel differs between samples, the more colour."""
-    heat = np.asarray(uncertainty_to_pil(std, scale_end(std)), dtype=np.float32)
-    grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None] * 0.35
-    return Image.fromarray(np.rint(255 - (255 - grey) * (255 - heat) / 255).astype(np.uint8))
-
-
-def close_ups(drawn: Round, centre: tuple[float, float], side: int) -> list[tuple[str, Image.Image]]:
-    """(name, `side` x `side` pixels) of bicubic, every sample, and the mean, around a point in [0, 1] x [0, 1]."""
-    width, height = drawn.samples[0].image.size
-    left = min(max(round(centre[0] * width) - side // 2, 0), max(width - side, 0))
-    top = min(max(round(centre[1] * height) - side // 2, 0), max(height - side, 0))
-    box = (left, top, min(left + side, width), min(top + side, height))
-    pictures = [("bicubic", drawn.image.resize((width, height), Image.Resampling.BICUBIC))]
-    pictures += [(describe(sample.recipe), sample.image) for sample in drawn.samples]
-    return [(name, picture.crop(box)) for name, picture in [*pictures, ("mean", mean_and_std(drawn.samples)[0])]]
-
-
-def write_zip(drawn: Round) -> Path:
-    """All samples of a round, their mean and the uncertainty map."""
-    mean, std = mean_and_std(drawn.samples)
-    files = [sample.path for sample in drawn.samples]
-    files += [drawn.folder / f"{drawn.stem}_{name}.png" for name in ("mean", "uncertainty")]
-    save_image(mean, files[-2], {"what": "mean of the samples"})
-    save_image(uncertainty_to_pil(std), files[-1], {"what": "standard deviation, 0 to 0.1"})
-    path = drawn.folder / f"{drawn.stem}_samples.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        for file in files:
-            archive.write(file, file.name)
-    return path
 
 
 def _told(region: Region) -> dict[str, Any]:

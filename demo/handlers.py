@@ -16,9 +16,8 @@ from PIL import Image, ImageDraw
 
 from hvae_sr.posterior import Recipe
 
-from . import engine as eng
 from . import markup
-from .engine import Engine, Refused, Round, Settings, Stopped, Visit, describe
+from .engine import Drawn, Engine, Refused, Round, Settings, Stopped, Visit, describe
 from .layout import RIGHT
 from .photos import friendly
 from .views import LOOK, SAME_VIEWS, Views, gallery, rounds, selected, summary
@@ -283,7 +282,7 @@ def _seed(seed: Any, end: int = 2**53) -> int:
     return found
 
 
-def _meant(visit: Visit, ticket: float) -> tuple[Round, eng.Drawn]:
+def _meant(visit: Visit, ticket: float) -> tuple[Round, Drawn]:
     """The round and the sample that a version was asked of, whatever is shown by now."""
     found = visit.meant.get(int(ticket))
     if found is None:
@@ -293,7 +292,7 @@ def _meant(visit: Visit, ticket: float) -> tuple[Round, eng.Drawn]:
     return found
 
 
-def _all(visit: Visit) -> list[eng.Drawn]:
+def _all(visit: Visit) -> list[Drawn]:
     return [sample for drawn in visit.rounds for sample in drawn.samples]
 
 

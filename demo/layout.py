@@ -51,13 +51,9 @@ def caption() -> str:
 
 
 class Layout:
-    """Makes the components, inside `gr.Blocks`.
+    """Makes the components, inside `gr.Blocks`, for the models of `engine`; `files` are (label, file) of the examples.
 
-    Args:
-        engine: tells the models and their settings.
-        files: (label, file) of the examples.
-        preview: file of the picture that the page opens with.
-        about: what there is to say of it.
+    `preview` is the file of the picture that the page opens with, `about` what there is to say of it.
     """
 
     def __init__(self, engine: Engine, files: list[tuple[str, Path]], preview: str | None, about: str) -> None:
@@ -125,7 +121,7 @@ class Layout:
                     self.right = gr.Radio(list(RIGHT), value=RIGHT[0], label="Right", elem_id="right", min_width=120)
                 self.slider = _stage("slider", markup.NO_SAMPLE, js_on_load=markup.script("compare"))
             with gr.Tab("Uncertainty", id="uncertainty"):
-                self.std = _stage("uncertainty", markup.NO_MAP, js_on_load=markup.POINT)
+                self.std = _stage("uncertainty", markup.NO_MAP, js_on_load=markup.PLACE + markup.POINT)
             with gr.Tab("Close-up", id="close-up"):
                 with gr.Row(elem_classes="choices"):
                     self.across = _slider(0, 100, 50, step=1, label="Across", elem_id="across", min_width=110)
@@ -137,7 +133,7 @@ class Layout:
                     with gr.Column(scale=4, min_width=280):
                         self.outline = gr.State([])
                         text = "The selected sample comes here, to draw around a part of it."
-                        self.region = _stage("region", text, js_on_load=markup.LASSO)
+                        self.region = _stage("region", text, js_on_load=markup.PLACE + markup.LASSO)
                     with gr.Column(scale=1, min_width=170):
                         gr.Markdown("Draw around a part of the picture, then redraw it: the rest stays as it is.")
                         self.redraw = gr.Button("Redraw this part", elem_id="redraw")

@@ -161,12 +161,13 @@ def points(data: Any) -> list[list[float]]:
     return [[float(x), float(y)] for x, y in pairs]
 
 
-_PLACE = """
+PLACE = """
 const place = (event, area) => {
   const box = area.getBoundingClientRect(), within = value => Math.min(Math.max(value, 0), 1);
   return [within((event.clientX - box.left) / box.width), within((event.clientY - box.top) / box.height)];
 };
 """
+"""Goes before `POINT` and `LASSO`."""
 
 EXAMPLE = """
 element.addEventListener('click', event => {
@@ -176,19 +177,14 @@ element.addEventListener('click', event => {
 """
 """Of the examples: a click is the event `take`, with the example's number."""
 
-POINT = (
-    _PLACE
-    + """
+POINT = """
 element.addEventListener('click', event => {
   if (event.target.matches('.spot')) trigger('point', {points: [place(event, event.target)]});
 });
 """
-)
 """Of the map: a click is the event `point`, with its place in [0, 1] x [0, 1]."""
 
-LASSO = (
-    _PLACE
-    + """
+LASSO = """
 let area = null, points = [];
 element.addEventListener('pointerdown', event => {
   area = event.target.closest('.region');
@@ -208,7 +204,6 @@ for (const name of ['pointerup', 'pointercancel']) element.addEventListener(name
   area = null;
 });
 """
-)
 """Of the picture: the line that a pointer draws is the event `mark`, with its points in [0, 1] x [0, 1]."""
 
 SHOW_RESULTS = "() => { if (innerWidth <= 900) document.querySelector('#results').scrollIntoView(); }"

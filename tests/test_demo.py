@@ -138,6 +138,13 @@ def gr():
 
 
 @pytest.fixture
+def views(gr):
+    from hvae_sr.demo import views
+
+    return views
+
+
+@pytest.fixture
 def page(gr, engine):
     from hvae_sr.demo.handlers import Handlers
 
@@ -415,28 +422,28 @@ def test_models_of_one_name_are_told_apart(engine, folder, tmp_path):
     assert list(engine.pipelines) == ["tiny"]
 
 
-def test_mean_and_uncertainty_are_those_of_the_pipeline_but_for_rounding(engine, drawn, photo):
+def test_mean_and_uncertainty_are_those_of_the_pipeline_but_for_rounding(engine, drawn, photo, views):
     out = engine.pipelines["tiny"](photo, temperature=0.7, num_samples=3, seed=3)
-    mean, std = eng.mean_and_std(drawn.samples)
+    mean, std = views.mean_and_std(drawn.samples)
     assert np.abs(np.asarray(mean, dtype=int) - np.asarray(out.mean[0])).max() <= 2  # a batch may round otherwise
     assert np.abs(std - out.std[0]).max() < 2 / 255
-    assert eng.overlay(drawn.samples[0].image, std).size == mean.size
-    assert same(eng.difference(mean, mean), np.full((40, 52, 3), 128))
+    assert views.overlay(drawn.samples[0].image, std).size == mean.size
+    assert same(views.difference(mean, mean), np.full((40, 52, 3), 128))
 
 
 @pytest.mark.parametrize("centre", [(0, 0), (0.5, 0.5), (1, 1)])
-def test_close_ups_are_cut_out_of_the_samples(drawn, centre):
-    parts = eng.close_ups(drawn, centre, 16)
+def test_close_ups_are_cut_out_of_the_samples(drawn, centre, views):
+    parts = views.close_ups(drawn, centre, 16)
     assert len(parts) == 5 and all(part.size == (16, 16) for _, part in parts)
 
 
-def test_thumbnails_show_where_samples_differ_most(engine, drawn, tmp_path):
+def test_thumbnails_show_where_samples_differ_most(engine, drawn, tmp_path, views):
     flat, spot = np.full((200, 300, 3), 90, np.uint8), np.full((200, 300, 3), 90, np.uint8)
     spot[150:170, 250:280] = 200
     made = Round("", drawn.image, drawn.settings, tmp_path)
     for picture in (flat, spot):
         made.keep(Image.fromarray(picture), Recipe((1,)), 50)
-    first, second = (np.asarray(Image.open(path)) for path in eng.thumbnails(made))
+    first, second = (np.asarray(Image.open(path)) for path in views.thumbnails(made))
     assert first.shape == (100, 100, 3) and (second == 200).all(axis=-1).sum() == 600
 
 
@@ -571,7 +578,9 @@ def test_the_api_gives_the_pipelines_samples_to_programs(gr, folder, photo, tmp_
 
 
 @pytest.mark.parametrize("kind", ["RGB", "GRAY"])
-def test_the_zip_holds_all_samples_the_mean_and_the_map_with_the_profile_of_the_picture(engine, photo, kind, tmp_path):
+def test_the_zip_holds_all_samples_the_mean_and_the_map_with_the_profile_of_the_picture(
+    engine, photo, kind, tmp_path, views
+):
     if kind == "GRAY":
         photo = photo.convert("L")
         photo.info["icc_profile"] = colour.of_chunks({b"gAMA": (100000).to_bytes(4, "big")}, True)
@@ -581,7 +590,7 @@ def test_the_zip_holds_all_samples_the_mean_and_the_map_with_the_profile_of_the_
     assert colour.space(picture.info["icc_profile"]) == "RGB"
     drawn = Round("", picture, Settings("tiny", 0.5), tmp_path, "holiday")
     samples = draw(engine, drawn, engine.recipes("tiny", 0, 2))
-    with zipfile.ZipFile(eng.write_zip(drawn)) as archive:
+    with zipfile.ZipFile(views.write_zip(drawn)) as archive:
         *names, mean, uncertainty = archive.namelist()
         assert (mean, uncertainty) == ("holiday_mean.png", "holiday_uncertainty.png")
         assert [archive.read(name) for name in names] == [sample.path.read_bytes() for sample in samples]
