@@ -226,11 +226,21 @@ class Handlers(Views):
         yield from self._run(visit, ticket, drawn, recipes, look)
 
     @_tell
-    def on_redraw(self, visit: Visit, ticket: float, outline: Any, *given: Any) -> Iterator[tuple[Any, ...]]:
+    def on_redraw(
+        self,
+        visit: Visit,
+        ticket: float,
+        outline: Any,
+        left: float,
+        top: float,
+        width: float,
+        height: float,
+        seed: Any,
+        *look: Any,
+    ) -> Iterator[tuple[Any, ...]]:
         """One more sample: the selected one with a region drawn again, within the outline or a rectangle."""
-        box, seed, look = given[:4], given[4], given[5:]
         drawn, chosen = _meant(visit, ticket)
-        mask = _mask(outline, box, chosen.image.size)
+        mask = _mask(outline, (left, top, width, height), chosen.image.size)
         if not mask.any():
             raise Refused("Mark a part of the picture first.")
         if len(drawn.samples) >= MAX_IN_ROUND:
