@@ -46,6 +46,13 @@ def entry_point(method: _Method) -> _Method:
     return cast(_Method, wrapper)
 
 
+def run_layer(model: Any, layer: Any, *inputs: Tensor) -> Any:
+    """What a layer of a model gives; computed once more for the gradient, where the model is checkpointed."""
+    if model.gradient_checkpointing and torch.is_grad_enabled():
+        return model._gradient_checkpointing_func(layer, *inputs)
+    return layer(*inputs)
+
+
 def execution_device(model: Any) -> torch.device:
     """The device that a model computes on: that of its weights, or where accelerate's hooks bring them for a call."""
     if model.device.type == "meta":

@@ -60,10 +60,11 @@ def check_images(name: str, value: Any, multiple: int = 1) -> None:
         raise ValueError(f"the sides of `{name}` must be multiples of {multiple}, got {tuple(value.shape[2:])}")
 
 
-def check_whole(name: str, value: Any, minimum: int = 1) -> None:
-    """Raises a ValueError unless `value` is a whole number of at least `minimum`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"`{name}` must be a whole number >= {minimum}, got {value!r}")
+def check_whole(minimum: int = 1, **values: Any) -> None:
+    """Raises a ValueError unless all `values`, arguments by their names, are whole numbers of at least `minimum`."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise ValueError(f"`{name}` must be a whole number >= {minimum}, got {value!r}")
 
 
 def on_meta(network: Any) -> Any:

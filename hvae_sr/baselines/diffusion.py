@@ -67,7 +67,7 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
         beta_end: float = 2e-2,
         variance_type: str = "fixed_small",
     ) -> None:
-        check_whole("num_train_timesteps", num_train_timesteps)
+        check_whole(num_train_timesteps=num_train_timesteps)
         check_choice("variance_type", variance_type, VARIANCE_TYPES)
         if not 0 < beta_start <= beta_end < 1:
             raise ValueError(f"`beta_start` and `beta_end` must be 0 < start <= end < 1, got {beta_start}, {beta_end}")
@@ -161,25 +161,20 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
                 f"`model_output` must have {channels} channels for variance_type={self.config.variance_type!r}, "
                 f"got {model_output.shape[1]}"
             )
-        predicted, log_variance = self._split(model_output, index) if learned else (model_output, None)
+        predicted: Tensor = model_output
+        log_variance: Any = float(self.posterior_log_variance_clipped[index])
+        if learned:
+            predicted, fraction = model_output.chunk(2, dim=1)
+            fraction = (fraction + 1) / 2
+            log_variance = fraction * float(np.log(self.betas[index])) + (1 - fraction) * log_variance
         x0 = self.predict_original(predicted, index, sample)
         mean = float(self.posterior_mean_coef1[index]) * x0 + float(self.posterior_mean_coef2[index]) * sample
         if index == 0:
             return AncestralStep(mean, x0)
         if noise is None:
             raise ValueError(f"`noise` is needed at every step but the last, got None at index {index}")
-        if log_variance is None:
-            sigma: float | Tensor = float(np.exp(0.5 * self.posterior_log_variance_clipped[index]))
-        else:
-            sigma = torch.exp(0.5 * log_variance)
+        sigma = torch.exp(0.5 * log_variance) if learned else float(np.exp(0.5 * log_variance))
         return AncestralStep(mean + sigma * noise, x0)
-
-    def _split(self, model_output: Tensor, index: int) -> tuple[Tensor, Tensor]:
-        """The predicted noise, and the logarithm of the variance."""
-        predicted, fraction = model_output.chunk(2, dim=1)
-        fraction = (fraction + 1) / 2
-        low, high = float(self.posterior_log_variance_clipped[index]), float(np.log(self.betas[index]))
-        return predicted, fraction * high + (1 - fraction) * low
 
 
 def variational_bound(

@@ -8,6 +8,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from ..hooks import run_layer
 from ..loading import StrictLoading
 from ..models.blocks import ExactConvolution, check_choice
 from .common import RegressionNetwork, check_whole
@@ -48,8 +49,7 @@ class EDSR(RegressionNetwork, StrictLoading, ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         check_choice("scale_factor", scale_factor, (2, 3, 4))
-        check_whole("num_blocks", num_blocks)
-        check_whole("width", width)
+        check_whole(num_blocks=num_blocks, width=width)
         if not 0 < value_range < float("inf"):
             raise ValueError(f"`value_range` must be above 0 and finite, got {value_range!r}")
         if len(mean) != 3:
@@ -60,16 +60,16 @@ class EDSR(RegressionNetwork, StrictLoading, ModelMixin, ConfigMixin):
         self.head = nn.Sequential(_conv(3, width))
         blocks = [ResidualBlock(width, residual_scale) for _ in range(num_blocks)]
         self.body = nn.Sequential(*blocks, _conv(width, width))
-        self.tail = nn.Sequential(Upsampler(scale_factor, width), ExactConvolution(width, 3, 3))
+        upsampler = nn.Sequential()
+        for factor in {2: (2,), 3: (3,), 4: (2, 2)}[scale_factor]:
+            upsampler.extend([_conv(width, width * factor**2), nn.PixelShuffle(factor)])
+        self.tail = nn.Sequential(upsampler, ExactConvolution(width, 3, 3))
         self.gradient_checkpointing = False
 
     def _image(self, sample: Tensor) -> Tensor:
         h = x = self.head(self.sub_mean(sample))
         for block in self.body:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = self._gradient_checkpointing_func(block, x)
-            else:
-                x = block(x)
+            x = run_layer(self, block, x)
         return self.add_mean(self.tail(h + x))
 
 
@@ -84,17 +84,6 @@ class ResidualBlock(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """f(h)."""
         return h + self.residual_scale * self.body(h)
-
-
-class Upsampler(nn.Sequential):
-    """Convolution and pixel shuffle, by 3 or by 2 once or twice: `[B, width, h, w]` to `[B, width, s h, s w]`."""
-
-    def __init__(self, scale_factor: int, width: int) -> None:
-        factors = {2: (2,), 3: (3,), 4: (2, 2)}[scale_factor]
-        layers: list[nn.Module] = []
-        for factor in factors:
-            layers += [_conv(width, width * factor**2), nn.PixelShuffle(factor)]
-        super().__init__(*layers)
 
 
 def _conv(width_in: int, width_out: int) -> nn.Conv2d:

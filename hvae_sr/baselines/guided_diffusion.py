@@ -14,11 +14,7 @@ from torch import Tensor
 
 from ..loading import StrictLoading
 
-_DEFAULT_MULTIPLES = {
-    256: "1,1,2,2,4,4",
-    128: "1,1,2,3,4",
-    64: "1,2,3,4",
-}
+_DEFAULT_MULTIPLES = {256: "1,1,2,2,4,4", 128: "1,1,2,3,4", 64: "1,2,3,4"}
 """Of guided diffusion, where `channel_mult` is empty."""
 _NORM_GROUPS = 32
 
@@ -33,7 +29,7 @@ class GuidedDiffusionUNet(StrictLoading, UNet2DModel):
 _AS_PUBLISHED: dict[str, tuple[Any, ...]] = {
     "class_cond": (False,), "use_new_attention_order": (False,), "num_classes": (None,), "in_channels": (3,),
     "noise_schedule": ("linear",), "predict_xstart": (False,), "rescale_timesteps": (False,), "conv_resample": (True,),
-    "dims": (2,), "use_spatial_transformer": (False,),
+    "dims": (2,), "use_spatial_transformer": (False,), "use_scale_shift_norm": (True,), "resblock_updown": (True,),
 }  # fmt: skip
 """Options whose other values are of another network or sampler."""
 _UNUSED = (
@@ -52,10 +48,8 @@ def published_options(
     num_heads: int = 1,
     num_head_channels: int = -1,
     learn_sigma: bool = True,
-    use_scale_shift_norm: bool = True,
-    resblock_updown: bool = True,
     dropout: float = 0.0,
-    **unused: Any,
+    **others: Any,
 ) -> dict[str, Any]:
     """The configuration of `GuidedDiffusionUNet` for hyper-parameters under their published names.
 
@@ -67,21 +61,19 @@ def published_options(
         attention_resolutions: resolutions with attention; a number or "32,16,8".
         num_heads, num_head_channels: heads, or their width, which overrides it.
         learn_sigma: whether the output has three more channels, for the variance.
-        use_scale_shift_norm, resblock_updown: must be True, as in the published priors.
         dropout: of the residual blocks.
-        **unused: others of the published options that change nothing here (`use_fp16`, `model_path` and the like), or
-            must have the values of the published priors (`class_cond` False, `noise_schedule` "linear", ...).
+        **others: published options that change nothing here (`use_fp16`, `model_path` and the like), or must have the
+            values of the published priors (`resblock_updown` True, `class_cond` False, `noise_schedule` "linear", ...).
 
     Raises:
         ValueError: options whose network `UNet2DModel` is not, whose sampler `AncestralScheduler` is not, or that are
             none.
     """
-    needed = {"use_scale_shift_norm": use_scale_shift_norm, "resblock_updown": resblock_updown}
     wanted = dict(_AS_PUBLISHED)
     if num_head_channels <= 0:  # else it decides
         wanted["num_heads_upsample"] = (-1, num_heads)
-    for name, value in {**needed, **unused}.items():
-        allowed = (True,) if name in needed else wanted.get(name)
+    for name, value in others.items():
+        allowed = wanted.get(name)
         if allowed is not None and value not in allowed:
             raise ValueError(f"`{name}` must be {' or '.join(map(repr, allowed))}, got {value!r}")
         if allowed is None and name not in _UNUSED:
@@ -118,57 +110,53 @@ def published_options(
     }
 
 
-_LAYERS = {  # published -> ours, of a residual block
-    "in_layers.0": "norm1",
-    "in_layers.2": "conv1",
-    "emb_layers.1": "time_emb_proj",
-    "out_layers.0": "norm2",
-    "out_layers.3": "conv2",
-    "skip_connection": "conv_shortcut",
+_LAYERS = {  # ours -> published, of a residual block and of an attention
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+    "group_norm": "norm",
+    **dict.fromkeys(("to_q", "to_k", "to_v"), "qkv"),
+    "to_out.0": "proj_out",
 }
-_ATTENTION = {"norm": ("group_norm",), "qkv": ("to_q", "to_k", "to_v"), "proj_out": ("to_out.0",)}
 
 
 def published_keys(model: UNet2DModel) -> dict[str, str]:
     """Keys of the model -> keys of the published network; three of ours come of each projection to q, k and v."""
     config = model.config
-    names = {
+    last = len(config.block_out_channels) - 1
+    down, up = [], []  # the model's parts of each published block, in their order
+
+    def blocks(level: str, kind: str, count: int) -> list[list[str]]:
+        parts = ("resnets", "attentions") if kind.startswith("Attn") else ("resnets",)
+        return [[f"{level}.{part}.{i}" for part in parts] for i in range(count)]
+
+    for i, kind in enumerate(config.down_block_types):
+        down += blocks(f"down_blocks.{i}", kind, config.layers_per_block)
+        if i < last:
+            down.append([f"down_blocks.{i}.downsamplers.0"])
+    for i, kind in enumerate(config.up_block_types):
+        up += blocks(f"up_blocks.{i}", kind, config.layers_per_block + 1)
+        if i < last:
+            up[-1].append(f"up_blocks.{i}.upsamplers.0")
+    places = {
+        ours: f"{name}.{number}.{place}"
+        for name, first, listed in (("input_blocks", 1, down), ("output_blocks", 0, up))
+        for number, parts in enumerate(listed, first)
+        for place, ours in enumerate(parts)
+    }
+    middle = ("resnets.0", "attentions.0", "resnets.1")
+    places |= {f"mid_block.{ours}": f"middle_block.{place}" for place, ours in enumerate(middle)}
+    names = {f"{ours}.{mine}": f"{place}.{layer}" for ours, place in places.items() for mine, layer in _LAYERS.items()}
+    names |= {
         "time_embedding.linear_1": "time_embed.0",
         "time_embedding.linear_2": "time_embed.2",
         "conv_in": "input_blocks.0.0",
         "conv_norm_out": "out.0",
         "conv_out": "out.2",
     }
-
-    def resnet(theirs: str, ours: str) -> None:
-        names.update({f"{ours}.{mine}": f"{theirs}.{layer}" for layer, mine in _LAYERS.items()})
-
-    def attention(theirs: str, ours: str) -> None:
-        names.update({f"{ours}.{mine}": f"{theirs}.{layer}" for layer, all_ in _ATTENTION.items() for mine in all_})
-
-    number, last = 1, len(config.block_out_channels) - 1
-    for level, kind in enumerate(config.down_block_types):
-        for i in range(config.layers_per_block):
-            resnet(f"input_blocks.{number}.0", f"down_blocks.{level}.resnets.{i}")
-            if kind.startswith("Attn"):
-                attention(f"input_blocks.{number}.1", f"down_blocks.{level}.attentions.{i}")
-            number += 1
-        if level < last:
-            resnet(f"input_blocks.{number}.0", f"down_blocks.{level}.downsamplers.0")
-            number += 1
-    resnet("middle_block.0", "mid_block.resnets.0")
-    attention("middle_block.1", "mid_block.attentions.0")
-    resnet("middle_block.2", "mid_block.resnets.1")
-    number = 0
-    for level, kind in enumerate(config.up_block_types):
-        attends = kind.startswith("Attn")
-        for i in range(config.layers_per_block + 1):
-            resnet(f"output_blocks.{number}.0", f"up_blocks.{level}.resnets.{i}")
-            if attends:
-                attention(f"output_blocks.{number}.1", f"up_blocks.{level}.attentions.{i}")
-            if i == config.layers_per_block and level < last:
-                resnet(f"output_blocks.{number}.{2 if attends else 1}", f"up_blocks.{level}.upsamplers.0")
-            number += 1
     modules = {key: key.rpartition(".")[::2] for key in model.state_dict()}
     others = sorted({module for module, _ in modules.values()} - names.keys())
     if others or not isinstance(config.attention_head_dim, int):

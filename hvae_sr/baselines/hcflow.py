@@ -8,7 +8,7 @@ conditional flow, given what is coarser than it. Sampling runs both backwards fr
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,10 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from ..hooks import UNSET, entry_point
+from ..hooks import UNSET, entry_point, run_layer
 from ..loading import StrictLoading
 from ..models.blocks import Convolution
+from ..models.distributions import DiagonalGaussian
 from ..models.rrdb import RRDB
 from ..noise import NoiseSource, as_noise_source
 from .common import check_images, check_whole
@@ -106,6 +107,8 @@ class HCFlow(StrictLoading, ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
+    levels: Any  # lists that `torch.nn.ModuleList` does not type
+    conditionals: Any
 
     @register_to_config
     def __init__(
@@ -120,9 +123,9 @@ class HCFlow(StrictLoading, ModelMixin, ConfigMixin):
         quantisation: int = 64,
     ) -> None:
         super().__init__()
-        for name in ("num_levels", "num_conditional_steps", "hidden_width", "feature_width", "quantisation"):
-            check_whole(name, getattr(self.config, name))
-        check_whole("num_steps", num_steps, num_conditional_steps)
+        check_whole(num_levels=num_levels, num_conditional_steps=num_conditional_steps, hidden_width=hidden_width)
+        check_whole(feature_width=feature_width, quantisation=quantisation)
+        check_whole(num_conditional_steps, num_steps=num_steps)
         if len(feature_blocks) != 2:
             raise ValueError(f"`feature_blocks` must be two numbers, got {feature_blocks!r}")
         features = (feature_width, feature_growth, tuple(feature_blocks))
@@ -173,24 +176,21 @@ class HCFlow(StrictLoading, ModelMixin, ConfigMixin):
                 raise ValueError(f"`{name}` must be {tuple(shape)}, got {tuple(value.shape)}")
         z = sample + uniform / self.config.quantisation
         log_det = sample.new_full((batch,), -math.log(self.config.quantisation) * height * width)
-        kept, split = [], []
-        for index in range(self.num_groups):
+        parts = []
+        for steps, conditional in zip(self.levels, self.conditionals, strict=True):
             z = F.pixel_unshuffle(z, 2)
-            for step in self._steps(index):
-                z, log_det = self._run(step, z, log_det)
-            channels = self._conditional(index).channels
-            z, a = z[:, :-channels], z[:, -channels:]
-            kept.append(z)
-            split.append(a)
+            for step in steps:
+                z, log_det = run_layer(self, step, z, log_det)
+            z, a = z[:, : -conditional.channels], z[:, -conditional.channels :]
+            parts.append((conditional, z, a))
         levels: list[Level] = []
-        for index in reversed(range(self.num_groups)):
-            condition = _condition(kept[index], [level.features for level in levels])
-            level = self.conditionals[index](split[index], log_det, condition)
+        for conditional, kept, a in reversed(parts):
+            level = conditional(a, log_det, _condition(kept, levels))
             levels.append(level)
-            log_det = level.log_det  # type: ignore[assignment]
+            log_det = level.log_det
         quantised = _quantise(z)
-        scale = low_resolution.new_tensor(LR_LOG_SIGMA)
-        objective = log_det + gaussian_log_density(quantised, low_resolution, scale)
+        around = DiagonalGaussian(low_resolution, low_resolution.new_tensor(LR_LOG_SIGMA))
+        objective = log_det + around.log_prob(quantised).sum((1, 2, 3))
         return HCFlowEncoding(
             loss=-objective / (math.log(2) * height * width),
             objective=objective,
@@ -223,13 +223,13 @@ class HCFlow(StrictLoading, ModelMixin, ConfigMixin):
         levels: list[Level] = []
         log_det = z.new_zeros(())
         for index in reversed(range(self.num_groups)):
-            condition = _condition(z, [level.features for level in levels])
-            batch, _, h, w = z.shape
-            draw = source(index, 2 ** (index + 1), (batch, self._conditional(index).channels, h, w), z.device)
-            level = self.conditionals[index](draw.to(z.dtype), log_det, condition, temperature, reverse=True)
+            conditional = self.conditionals[index]
+            shape = (len(z), conditional.channels, z.shape[2], z.shape[3])
+            draw = source(index, 2 ** (index + 1), shape, z.device).to(z.dtype)
+            level = conditional(draw, log_det, _condition(z, levels), temperature, reverse=True)
             levels.append(level)
             z = torch.cat((z, level.split), 1)
-            for step in reversed(self._steps(index)):
+            for step in reversed(self.levels[index]):
                 z, _ = step(z, log_det, reverse=True)
             z = F.pixel_shuffle(z, 2)
         return HCFlowSample(z, tuple(reversed(levels)))
@@ -237,7 +237,7 @@ class HCFlow(StrictLoading, ModelMixin, ConfigMixin):
     def latent_shape(self, level: int, batch_size: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
         """The shape of a level's latents for HR images of `size` = (H, W)."""
         stride = 2 ** (level + 1)
-        return batch_size, self._conditional(level).channels, size[0] // stride, size[1] // stride
+        return batch_size, self.conditionals[level].channels, size[0] // stride, size[1] // stride
 
     @torch.no_grad()
     def initialise(self, sample: Tensor, low_resolution: Tensor, uniform: Tensor) -> HCFlowEncoding:
@@ -247,17 +247,6 @@ class HCFlow(StrictLoading, ModelMixin, ConfigMixin):
         """
         with initialising(self):
             return self.encode(sample, low_resolution, uniform)
-
-    def _steps(self, level: int) -> list[nn.Module]:
-        return list(cast(nn.ModuleList, self.levels[level]))
-
-    def _conditional(self, level: int) -> "ConditionalFlow":
-        return cast(ConditionalFlow, self.conditionals[level])
-
-    def _run(self, step: nn.Module, z: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(step, z, log_det)
-        return step(z, log_det)
 
 
 class ConditionalFlow(nn.Module):
@@ -311,7 +300,7 @@ class ConditionalFlow(nn.Module):
         before, z = log_det, value
         for step in self.steps:
             z, log_det = step(z, log_det, features)
-        log_det = log_det + gaussian_log_density(z, mean, log_sigma)
+        log_det = log_det + DiagonalGaussian(mean, log_sigma).log_prob(z).sum((1, 2, 3))
         noise = (z - mean) * torch.exp(-log_sigma)
         return Level(value, z, mean, log_sigma, noise, features, before, log_det)
 
@@ -322,16 +311,10 @@ class ConditionalFlow(nn.Module):
         return torch.cat((half, self.trunk_conv(self.trunk1(half)) + first), 1)
 
 
-def gaussian_log_density(x: Tensor, mean: Tensor, log_sigma: Tensor) -> Tensor:
-    """log N(x; mean, exp(log_sigma)) of each image, `[B]`: summed over channels and positions."""
-    density = -log_sigma - 0.5 * (((x - mean) * torch.exp(-log_sigma)).square() + math.log(2 * math.pi))
-    return density.sum((1, 2, 3))
-
-
-def _condition(kept: Tensor, features: Sequence[Tensor]) -> Tensor:
+def _condition(kept: Tensor, deeper: Sequence[Level]) -> Tensor:
     """What a level is conditioned on: the coarser image of its own size, and the features of the deeper levels."""
     size = kept.shape[2:]
-    return torch.cat((kept, *(F.interpolate(f, size=size, mode="nearest") for f in reversed(features))), 1)
+    return torch.cat((kept, *(F.interpolate(x.features, size=size, mode="nearest") for x in reversed(deeper))), 1)
 
 
 def _quantise(y: Tensor) -> Tensor:

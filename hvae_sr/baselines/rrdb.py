@@ -41,8 +41,7 @@ class RRDBNet(RRDBLayers, RegressionNetwork, StrictLoading, ModelMixin, ConfigMi
     ) -> None:
         super().__init__()
         check_choice("scale_factor", scale_factor, (1, 2, 4))
-        for name, value in (("num_blocks", num_blocks), ("width", width), ("growth", growth)):
-            check_whole(name, value)
+        check_whole(num_blocks=num_blocks, width=width, growth=growth)
         self.unshuffle = 4 // scale_factor
         self._build_layers(3 * self.unshuffle**2, num_blocks, width, growth, upsampling)
 

@@ -22,8 +22,7 @@ class SPAN(SPANLayers, RegressionNetwork, StrictLoading, ModelMixin, ConfigMixin
     @register_to_config
     def __init__(self, scale_factor: int = 4, width: int = 48) -> None:
         super().__init__()
-        for name, value in (("scale_factor", scale_factor), ("width", width)):
-            check_whole(name, value)
+        check_whole(scale_factor=scale_factor, width=width)
         self._build_layers(scale_factor, width)
 
     def _image(self, sample: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ attention at one resolution, the noise level added to the features and not scali
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from ..hooks import run_layer
 from ..loading import StrictLoading
 from ..noise import NoiseSource
 from .common import ImageOutput, check_images, check_whole, on_meta
@@ -53,9 +55,7 @@ class SR3UNet(StrictLoading, ModelMixin, ConfigMixin):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        whole = dict(image_size=image_size, width=width, num_res_blocks=num_res_blocks, norm_groups=norm_groups)
-        for name, value in whole.items():
-            check_whole(name, value)
+        check_whole(image_size=image_size, width=width, num_res_blocks=num_res_blocks, norm_groups=norm_groups)
         if width % norm_groups:
             raise ValueError(f"`norm_groups` must divide `width` {width}, got {norm_groups}")
         self.multiple = 2 ** (len(width_multiples) - 1)
@@ -64,8 +64,8 @@ class SR3UNet(StrictLoading, ModelMixin, ConfigMixin):
         )
         self.gradient_checkpointing = False
 
-        def block(width_in: int, width_out: int, attention: bool, rate: float = dropout) -> AttentionBlock:
-            return AttentionBlock(width_in, width_out, width, norm_groups, rate, attention)
+        def block(width_in: int, width_out: int, attention: bool) -> AttentionBlock:
+            return AttentionBlock(width_in, width_out, width, norm_groups, dropout, attention)
 
         channels, resolution = width, image_size
         widths = [channels]
@@ -76,7 +76,7 @@ class SR3UNet(StrictLoading, ModelMixin, ConfigMixin):
                 channels = multiple * width
                 widths.append(channels)
             if level < len(width_multiples) - 1:
-                downs.append(Downsample(channels))
+                downs.append(nn.Sequential(OrderedDict(conv=nn.Conv2d(channels, channels, 3, stride=2, padding=1))))
                 widths.append(channels)
                 resolution //= 2
         self.downs = nn.ModuleList(downs)
@@ -88,7 +88,8 @@ class SR3UNet(StrictLoading, ModelMixin, ConfigMixin):
                 ups.append(block(channels + widths.pop(), multiple * width, attention))
                 channels = multiple * width
             if level > 0:
-                ups.append(Upsample(channels))
+                conv = nn.Conv2d(channels, channels, 3, padding=1)
+                ups.append(nn.Sequential(OrderedDict(nearest=nn.Upsample(scale_factor=2), conv=conv)))
                 resolution *= 2
         self.ups = nn.ModuleList(ups)
         self.final_conv = NormedConv(channels, 3, norm_groups, 0.0)
@@ -117,21 +118,17 @@ class SR3UNet(StrictLoading, ModelMixin, ConfigMixin):
         x = torch.cat((condition, sample), 1).to(self.dtype)
         skips: list[Tensor] = []
         for layer in self.downs:
-            x = self._run(layer, x, embedding)
+            x = run_layer(self, layer, x, embedding) if isinstance(layer, AttentionBlock) else layer(x)
             skips.append(x)
         for layer in self.mid:
-            x = self._run(layer, x, embedding)
+            x = run_layer(self, layer, x, embedding)
         for layer in self.ups:
-            x = self._run(layer, torch.cat((x, skips.pop()), 1) if isinstance(layer, AttentionBlock) else x, embedding)
+            if isinstance(layer, AttentionBlock):
+                x = run_layer(self, layer, torch.cat((x, skips.pop()), 1), embedding)
+            else:
+                x = layer(x)
         x = self.final_conv(x)
         return ImageOutput(x) if return_dict else (x,)
-
-    def _run(self, layer: nn.Module, x: Tensor, embedding: Tensor) -> Tensor:
-        if not isinstance(layer, AttentionBlock):
-            return layer(x)
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(layer, x, embedding)
-        return layer(x, embedding)
 
 
 class NoiseEmbedding(nn.Sequential):
@@ -157,29 +154,13 @@ class NoiseLevelEncoding(nn.Module):
         return torch.cat((angles.sin(), angles.cos()), -1)
 
 
-class NormedConv(nn.Module):
-    """GroupNorm, SiLU, dropout, 3x3 convolution."""
+class NormedConv(nn.Sequential):
+    """GroupNorm, SiLU, dropout, 3x3 convolution: `[B, width_in, h, w]` to `[B, width_out, h, w]`."""
 
     def __init__(self, width_in: int, width_out: int, groups: int, dropout: float) -> None:
-        super().__init__()
         conv = nn.Conv2d(width_in, width_out, 3, padding=1)
-        self.block = nn.Sequential(nn.GroupNorm(groups, width_in), nn.SiLU(), nn.Dropout(dropout), conv)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, width_in, h, w]` to `[B, width_out, h, w]`."""
-        return self.block(x)
-
-
-class NoiseProjection(nn.Module):
-    """Adds a linear function of the noise level's embedding to every position."""
-
-    def __init__(self, embedding_width: int, width: int) -> None:
-        super().__init__()
-        self.noise_func = nn.Sequential(nn.Linear(embedding_width, width))
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """x `[B, width, h, w]`, embedding `[B, 1, embedding_width]`."""
-        return x + self.noise_func(embedding).reshape(len(x), -1, 1, 1)
+        block = nn.Sequential(nn.GroupNorm(groups, width_in), nn.SiLU(), nn.Dropout(dropout), conv)
+        super().__init__(OrderedDict(block=block))
 
 
 class ResidualBlock(nn.Module):
@@ -187,14 +168,15 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width_in: int, width_out: int, embedding_width: int, groups: int, dropout: float) -> None:
         super().__init__()
-        self.noise_func = NoiseProjection(embedding_width, width_out)
+        self.noise_func = nn.Sequential(OrderedDict(noise_func=nn.Sequential(nn.Linear(embedding_width, width_out))))
         self.block1 = NormedConv(width_in, width_out, groups, 0.0)
         self.block2 = NormedConv(width_out, width_out, groups, dropout)
         self.res_conv = nn.Conv2d(width_in, width_out, 1) if width_in != width_out else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """`[B, width_in, h, w]` to `[B, width_out, h, w]`."""
-        return self.block2(self.noise_func(self.block1(x), embedding)) + self.res_conv(x)
+        noise_level = self.noise_func(embedding).reshape(len(x), -1, 1, 1)
+        return self.block2(self.block1(x) + noise_level) + self.res_conv(x)
 
 
 class SelfAttention(nn.Module):
@@ -227,30 +209,6 @@ class AttentionBlock(nn.Module):
         """`[B, width_in, h, w]` to `[B, width_out, h, w]`."""
         x = self.res_block(x, embedding)
         return x if self.attn is None else self.attn(x)
-
-
-class Downsample(nn.Module):
-    """A 3x3 convolution of stride 2."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, width, h, w]` to `[B, width, h / 2, w / 2]`."""
-        return self.conv(x)
-
-
-class Upsample(nn.Module):
-    """Nearest neighbours and a 3x3 convolution."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, width, h, w]` to `[B, width, 2 h, 2 w]`."""
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
 @dataclass

@@ -32,8 +32,7 @@ class SRVGGNetCompact(RegressionNetwork, StrictLoading, ModelMixin, ConfigMixin)
     @register_to_config
     def __init__(self, scale_factor: int = 4, num_layers: int = 16, width: int = 64) -> None:
         super().__init__()
-        for name, value in (("scale_factor", scale_factor), ("num_layers", num_layers), ("width", width)):
-            check_whole(name, value)
+        check_whole(scale_factor=scale_factor, num_layers=num_layers, width=width)
         layers: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1), PReLU(width)]
         for _ in range(num_layers):
             layers += [nn.Conv2d(width, width, 3, padding=1), PReLU(width)]

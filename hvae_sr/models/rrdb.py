@@ -1,12 +1,11 @@
 """Residual-in-residual dense blocks: the layers of ESRGAN's network (Wang et al., "ESRGAN: Enhanced Super-Resolution
 Generative Adversarial Networks", ECCV workshops 2018), which `RRDBNet` and a `Restorer` are made of."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..hooks import run_layer
 from .blocks import Convolution, ExactConvolution, check_choice
 
 UPSAMPLINGS = ("nearest", "pixelshuffle")
@@ -28,7 +27,6 @@ class RRDBLayers:
     body: nn.Sequential
     upsampling: str
     gradient_checkpointing = False
-    _gradient_checkpointing_func: Any
 
     def _build_layers(
         self, in_channels: int, num_blocks: int, width: int = 64, growth: int = 32, upsampling: str = "nearest"
@@ -59,10 +57,7 @@ class RRDBLayers:
         """f, `[B, width, h, w]`, from `[B, in_channels, h, w]` on [0, 1]."""
         h = x = self.conv_first(y)
         for block in self.body:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = self._gradient_checkpointing_func(block, x)
-            else:
-                x = block(x)
+            x = run_layer(self, block, x)
         return h + self.conv_body(x)
 
     def image(self, features: Tensor) -> Tensor:
