@@ -7,7 +7,6 @@ before anything is written.
 import importlib.resources
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +29,7 @@ from ..baselines import (
     guided_diffusion,
 )
 from ..operators import cached_downsampling
-from .convert import ConversionError, check_keys, load_checkpoint, new_folder, write_folder
+from .convert import ConversionError, check_keys, load_checkpoint, new_folder, rename, write_folder
 from .detect import READABLE, Finding, identify
 from .ncnn import load_ncnn
 from .span import merge_convolutions
@@ -50,19 +49,10 @@ _PIPELINES = {
 }
 """Architecture -> the pipeline's class and the name of the network in it."""
 _SCHEDULE = (
-    "betas",
-    "alphas_cumprod",
-    "alphas_cumprod_prev",
-    "sqrt_alphas_cumprod",
-    "sqrt_one_minus_alphas_cumprod",
-    "log_one_minus_alphas_cumprod",
-    "sqrt_recip_alphas_cumprod",
-    "sqrt_recipm1_alphas_cumprod",
-    "posterior_variance",
-    "posterior_log_variance_clipped",
-    "posterior_mean_coef1",
-    "posterior_mean_coef2",
-)
+    "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance",
+    "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2",
+)  # fmt: skip
 """Buffers that SR3's published files hold beside the network."""
 
 
@@ -91,13 +81,8 @@ class Recipe:
         """
         if preset not in PRESETS:
             raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}")
-        entry = PRESETS[preset]
-        if "published_options" in entry:
-            config = guided_diffusion.published_options(**entry["published_options"])
-        else:
-            config = entry["config"]
-        parts = (dict(entry.get(name, {})) for name in ("scheduler", "pipeline"))
-        return cls(entry["architecture"], dict(config), *parts)
+        entry = dict(PRESETS[preset])
+        return cls.of_config(entry.pop("config", {}) | entry)
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> "Recipe":
@@ -110,8 +95,8 @@ class Recipe:
         """
         rest = dict(config)
         architecture = rest.pop("architecture", None)
-        parts = [rest.pop(name, {}) for name in ("scheduler", "pipeline")]
-        for name, part in zip(("scheduler", "pipeline"), parts, strict=True):
+        parts = {name: rest.pop(name, {}) for name in ("scheduler", "pipeline")}
+        for name, part in parts.items():
             if not isinstance(part, Mapping):
                 raise ConversionError(f"`config`: {name} must be a mapping of options, got {part!r}")
         if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
@@ -121,7 +106,7 @@ class Recipe:
                 rest = guided_diffusion.published_options(**rest.pop("published_options")) | rest
             except (TypeError, ValueError) as error:
                 raise ConversionError(f"`config`: published_options: {error}") from error
-        return cls(architecture, rest, *map(dict, parts))
+        return cls(architecture, rest, *map(dict, parts.values()))
 
     def build(self, device: str = "cpu") -> ModelMixin:
         """The network, with random weights; on "meta" without memory.
@@ -188,13 +173,14 @@ def convert_state_dict(
     finding, state, schedule = _identified(merge_convolutions(state))
     model = recipe.build("meta")
     _check_finding(finding, recipe, model.config, asked)
-    state = _completed(state, finding, recipe)
+    if recipe.architecture == "EDSR":
+        state = _with_mean_colour(state, finding, recipe)
     names = published_keys(model, finding.variant)
     check_keys(state, published_shapes(model, names))
-    weights = {
-        key: adapt(model, key, state[name].to(torch.float32)).clone().contiguous() for key, name in names.items()
-    }
-    model.eval().load_state_dict(weights, assign=True)
+    weights = {key: state[name].to(torch.float32) for key, name in names.items()}
+    if isinstance(model, GuidedDiffusionUNet):
+        weights = {key: guided_diffusion.adapt(key, value, model.config) for key, value in weights.items()}
+    model.eval().load_state_dict({key: value.clone().contiguous() for key, value in weights.items()}, assign=True)
     if recipe.architecture == "EDSR":
         # `assign` brings in parameters that could be trained: the colours are not.
         for layer in (model.sub_mean, model.add_mean):
@@ -204,37 +190,29 @@ def convert_state_dict(
 
 def published_keys(model: ModelMixin, variant: str = "") -> dict[str, str]:
     """Keys of our network -> keys of the published one, in one of the names in use for it."""
-    keys = list(model.state_dict())
-    architecture = type(model).__name__
-    if architecture == "GuidedDiffusionUNet":
+    if isinstance(model, GuidedDiffusionUNet):
         return guided_diffusion.published_keys(model)
-    rules: tuple[tuple[str, str], ...] = ()
-    if architecture == "HCFlow":
+    rules = list(_RULES.get((type(model).__name__, variant), ()))
+    if isinstance(model, HCFlow):
         per_level = len(model.levels[0]) + 2  # a squeeze before the steps and a split after them have no weights
-        layers = {
-            f"levels.{level}.{step}.": f"flow.layers.{level * per_level + step + 1}."
+        rules += [
+            (rf"^levels\.{level}\.{step}\.", f"flow.layers.{level * per_level + step + 1}.")
             for level, steps in enumerate(model.levels)
             for step in range(len(steps))
-        }
-        rules = (*((rf"^{re.escape(ours)}", theirs) for ours, theirs in layers.items()), *_HCFLOW)
-    else:
-        rules = _RULES.get((architecture, variant), ())
-    names = {key: key for key in keys}
-    for pattern, replacement in rules:
-        replacement = replacement.replace("{last}", str(model.config.get("num_blocks")))
-        names = {key: re.sub(pattern, replacement, name) for key, name in names.items()}
-    return names
+        ]
+    last = str(model.config.get("num_blocks"))
+    return rename(model.state_dict(), [(pattern, theirs.replace("{last}", last)) for pattern, theirs in rules])
 
 
-_HCFLOW = (
-    (r"^conditionals\.(\d+)\.", r"flow.level\1_condFlow."),
-    (r"_condFlow\.steps\.", "_condFlow.additional_flow_steps."),
-    (r"_condFlow\.trunk([01])\.", r"_condFlow.RRDB_trunk\1."),
-    (r"_condFlow\.trunk_conv\.", "_condFlow.trunk_conv1."),
-    (r"_condFlow\.gaussian\.", "_condFlow.f."),
-    (r"\.rdb(\d)\.", r".RDB\1."),
-)
 _RULES: dict[tuple[str, str], tuple[tuple[str, str], ...]] = {  # ours -> published
+    ("HCFlow", ""): (
+        (r"^conditionals\.(\d+)\.", r"flow.level\1_condFlow."),
+        (r"_condFlow\.steps\.", "_condFlow.additional_flow_steps."),
+        (r"_condFlow\.trunk([01])\.", r"_condFlow.RRDB_trunk\1."),
+        (r"_condFlow\.trunk_conv\.", "_condFlow.trunk_conv1."),
+        (r"_condFlow\.gaussian\.", "_condFlow.f."),
+        (r"\.rdb(\d)\.", r".RDB\1."),
+    ),
     ("EDSR", "BasicSR"): (
         (r"^head\.0\.", "conv_first."),
         (r"^body\.(\d+)\.body\.0\.", r"body.\1.conv1."),
@@ -264,65 +242,55 @@ _RULES: dict[tuple[str, str], tuple[tuple[str, str], ...]] = {  # ours -> publis
 def published_shapes(model: ModelMixin, names: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
     """Keys of the published network -> their shapes, from those of ours and `published_keys`."""
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    if _is_guided(model):
+    if isinstance(model, GuidedDiffusionUNet):
         shapes = {key: guided_diffusion.published_shape(key, shape, model.config) for key, shape in shapes.items()}
     return {names[key]: shape for key, shape in shapes.items()}
 
 
-def adapt(model: ModelMixin, key: str, value: Tensor) -> Tensor:
-    """The model's tensor `key` from the published one."""
-    return guided_diffusion.adapt(key, value, model.config) if _is_guided(model) else value
+_Network = tuple[Finding, Mapping[str, Tensor], Tensor | None]
+"""What weights are of, they themselves and, of an SR3 file, the schedule's betas that are beside them."""
 
 
-def _is_guided(model: ModelMixin) -> bool:
-    return isinstance(model, GuidedDiffusionUNet)
-
-
-def _without_schedule(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None]:
-    """The network's tensors of an SR3 file, without `denoise_fn.`, and the schedule's betas; another file as it is."""
+def _network(state: Mapping[str, Tensor]) -> _Network:
     if not any(key.startswith("denoise_fn.") for key in state):
-        return dict(state), None
+        return identify(state), state, None
     network = {key.removeprefix("denoise_fn."): value for key, value in state.items() if key not in _SCHEDULE}
-    return network, state.get("betas")
+    return identify(network), network, state.get("betas")
 
 
-def _identified(state: Mapping[str, Tensor]) -> tuple[Finding, Mapping[str, Tensor], Tensor | None]:
+def _identified(state: Mapping[str, Tensor]) -> _Network:
     """What the file holds, its tensors and an SR3's schedule, without names that all keys begin with.
 
     Raises:
         ConversionError: no network that is known, or one of a kind that is not read.
     """
-    stripped, (network, schedule) = state, _without_schedule(state)
-    finding = identify(network)
-    while finding.architecture is None and len({key.partition(".")[0] for key in stripped}) == 1:
-        if not all("." in key for key in stripped):
-            break
-        stripped = {key.partition(".")[2]: value for key, value in stripped.items()}
-        found, betas = _without_schedule(stripped)
-        if (named := identify(found)).architecture is not None:
-            finding, network, schedule = named, found, betas
-    if finding.architecture is None:  # one of several networks of a program, such as a generator beside its losses
+    stripped = [state]
+    while all("." in key for key in state) and len({key.partition(".")[0] for key in state}) == 1:
+        state = {key.partition(".")[2]: value for key, value in state.items()}
+        stripped.append(state)
+    found = [*map(_network, stripped)]
+    known = [one for one in found if one[0].architecture is not None]
+    if not known:  # one of several networks of a program, such as a generator beside its losses
         parts: dict[str, dict[str, Tensor]] = {}
-        for key, value in stripped.items():
+        for key, value in state.items():
             first, _, rest = key.partition(".")
             parts.setdefault(first, {})[rest] = value
-        known = [part for part in map(_without_schedule, parts.values()) if identify(part[0]).architecture is not None]
-        if len(known) == 1:
-            (network, schedule), finding = known[0], identify(known[0][0])
-    state = network
-    if finding.architecture == "SPAN" and "no_norm" in state:
+        known = [one for one in map(_network, parts.values()) if one[0].architecture is not None]
+        known = known if len(known) == 1 else []
+    finding, network, schedule = (known or found)[0]
+    if finding.architecture == "SPAN" and "no_norm" in network:
         raise ConversionError(
             "`checkpoint` holds a SPAN that reads y as it is (`no_norm`), not less the mean colour; only the published "
             "kind is read"
         )
-    if finding.architecture is None and {"body.0.weight", "body.2.weight"} <= {*state} and "body.1.weight" not in state:
+    if finding.architecture is not None:
+        return finding, network, schedule
+    if {"body.0.weight", "body.2.weight"} <= {*network} and "body.1.weight" not in network:
         raise ConversionError(
             "`checkpoint` may hold an SRVGGNetCompact with act_type 'relu' or 'leakyrelu', which weights do not tell "
             "apart; only 'prelu', that of the published weights, is read"
         )
-    if finding.architecture is None:
-        raise ConversionError(f"`checkpoint` holds weights of no known architecture, such as {', '.join([*state][:3])}")
-    return finding, state, schedule
+    raise ConversionError(f"`checkpoint` holds weights of no known architecture, such as {', '.join([*network][:3])}")
 
 
 def _check_pipeline(recipe: Recipe, own_factor: int | None) -> None:
@@ -351,32 +319,23 @@ def _check_finding(finding: Finding, recipe: Recipe, config: Mapping[str, Any], 
         raise ConversionError(f"{asked} does not fit: the file holds {finding.name} with {listed}")
 
 
-def _completed(state: Mapping[str, Tensor], finding: Finding, recipe: Recipe) -> dict[str, Tensor]:
+def _with_mean_colour(state: Mapping[str, Tensor], finding: Finding, recipe: Recipe) -> Mapping[str, Tensor]:
     """The state of an EDSR with its mean colour, which BasicSR's files lack.
 
     Raises:
         ConversionError: a mean colour that belongs to images on another range of values.
     """
-    completed = dict(state)
-    if finding.architecture != "EDSR":
-        return completed
     if finding.variant == "BasicSR":
-        fresh = recipe.build().state_dict()
-        return completed | {key: value for key, value in fresh.items() if "_mean." in key}
-    mean = completed.get("add_mean.bias")
+        return {**state, **{key: value for key, value in recipe.build().state_dict().items() if "_mean." in key}}
+    mean = state.get("add_mean.bias")
     value_range = recipe.config.get("value_range", 255.0)
     expected = any(recipe.config.get("mean", (1,)))  # some networks are built with black for their mean
-    if (
-        mean is not None
-        and mean.numel()
-        and expected
-        and not 0.1 * value_range < float(mean.float().mean()) < value_range
-    ):
+    if mean is not None and mean.numel() and expected and not 0.1 < float(mean.float().mean()) / value_range < 1:
         raise ConversionError(
             f"`checkpoint`: the mean colour is {[round(float(c), 4) for c in mean.flatten()[:3]]}, which belongs to "
             f"images on another range than the configuration's 0..{value_range:g}"
         )
-    return completed
+    return state
 
 
 def _scheduler(recipe: Recipe, betas: Tensor | None, out_channels: int) -> AncestralScheduler | None:

@@ -12,8 +12,7 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -208,7 +207,7 @@ def config_from_hparams(hparams: Mapping[str, Any]) -> dict[str, Any]:
         ConversionError: keys that are missing (all are named), images that are not RGB, or values that are none.
     """
     h = _flatten(hparams)
-    _require(h, ("width", "image_size", "enc_blocks", "dec_blocks"))
+    _require(h, "width", "image_size", "enc_blocks", "dec_blocks")
     if h.get("image_channels", 3) != 3:
         raise ConversionError(f"`hparams`: image_channels must be 3, got {h['image_channels']!r}")
     dataset = str(h.get("dataset", "")).replace("_", "")
@@ -227,7 +226,8 @@ def config_from_hparams(hparams: Mapping[str, Any]) -> dict[str, Any]:
             raise ConversionError(f"`hparams`: {key} must be a finite number, scale not 0; got {h[key]!r}")
     shift, scale = _on_255(float(h["shift"]), float(h["scale"]))
     return {
-        **{key: h[key] for key in ("image_size", "width")},
+        "image_size": h["image_size"],
+        "width": h["width"],
         "custom_widths": h.get("custom_width_str") or None,
         "encoder_blocks": h["enc_blocks"],
         "decoder_blocks": h["dec_blocks"],
@@ -246,7 +246,7 @@ def _flatten(hparams: Mapping[str, Any]) -> dict[str, Any]:
     return {**hparams.get("hparams", hparams), **hparams.get("input_normalisation", {}), **beside}
 
 
-def _require(values: Mapping[str, Any], keys: tuple[str, ...], argument: str = "hparams") -> None:
+def _require(values: Mapping[str, Any], *keys: str, argument: str = "hparams") -> None:
     missing = [key for key in keys if values.get(key) is None]
     if missing:
         raise ConversionError(f"`{argument}` lacks {', '.join(missing)}")
@@ -261,18 +261,18 @@ def _recipe_from_hparams(hparams: Mapping[str, Any], lr_class: str | None) -> _R
     """VDVAE-SR's code normalises by ImageNet-64's figures whatever the data, and never floors its targets."""
     h = _flatten(hparams)
     if lr_class == "LRConditioner":
-        _require(hparams, ("hparams_lr_encoder",))
+        _require(hparams, "hparams_lr_encoder")
         imagenet = _read_json(PRESETS["imagenet64"], "config.json")
         overrides = {key: hparams.get(key, imagenet[key]) for key in ("input_shift", "input_scale")}
         config = config_from_hparams({"hparams": h, "low_bit": hparams.get("low_bit", False), **overrides})
         lr = hparams["hparams_lr_encoder"]
-        _require(lr, ("enc_blocks", "image_size", "width"), "hparams_lr_encoder")
+        _require(lr, "enc_blocks", "image_size", "width", argument="hparams_lr_encoder")
         k = sum(spec.resolution < GATED_BELOW for spec in parse_blocks(config["decoder_blocks"]))
     else:
         config = config_from_hparams(hparams)
         if lr_class is None:
             return _Recipe(config)
-        _require(h, ("enc_blocks_y", "ky", "image_size_y"))
+        _require(h, "enc_blocks_y", "ky", "image_size_y")
         lr = {key: h.get(f"{key}_y") for key in ("enc_blocks", "image_size", "width", "custom_width_str")}
         k = h["ky"]
     scale_factor, rest = divmod(config["image_size"], lr["image_size"])
@@ -317,13 +317,20 @@ def _read_json(*path: str) -> dict[str, Any]:
 
 def _published_names(model: ModelMixin, vdvae: str = "", bottom_up: str = "") -> dict[str, str]:
     """Our name of each parameter -> its published name; `vdvae` and `bottom_up` are the published prefixes."""
-    names = {key: key for key in model.state_dict()}
-    biases = sorted(int(key.split(".")[1]) for key in names if key.startswith("biases."))
+    keys = model.state_dict()
+    biases = sorted(int(key.split(".")[1]) for key in keys if key.startswith("biases."))
     rules = [*_RENAMING, *((rf"^biases\.{side}\.bias$", f"decoder.bias_xs.{i}") for i, side in enumerate(biases))]
-    for pattern, replacement in rules:
-        names = {key: re.sub(pattern, replacement, name) for key, name in names.items()}
+    names = rename(keys, rules)
     names = {key: name if name.startswith("network.") else vdvae + name for key, name in names.items()}
     return {key: name.replace("network.bottom_up.", bottom_up) for key, name in names.items()}
+
+
+def rename(keys: Iterable[str], rules: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Keys -> what becomes of them when the rules, a pattern and its replacement each, are applied in turn."""
+    names = {key: key for key in keys}
+    for pattern, replacement in rules:
+        names = {key: re.sub(pattern, replacement, name) for key, name in names.items()}
+    return names
 
 
 def check_keys(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -346,11 +353,6 @@ def check_keys(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]
 
 def _published_shapes(parts: list[tuple[ModelMixin, dict[str, str]]]) -> dict[str, tuple[int, ...]]:
     return {names[key]: tuple(value.shape) for model, names in parts for key, value in model.state_dict().items()}
-
-
-def _renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
-    """The tensors under our names, fp32, each with a memory of its own (safetensors asks for it)."""
-    return {ours: state[name].to(torch.float32, copy=True).contiguous() for ours, name in names.items()}
 
 
 def convert(
@@ -385,16 +387,24 @@ def convert(
     if recipe is not None and recipe.lr_class != lr_class:
         expected, found = _KINDS[recipe.lr_class], _KINDS[lr_class]
         raise ConversionError(f"`preset` {preset!r} is for a {expected}, the checkpoint holds a {found}")
-    with _wrong_values("preset" if hparams is None else "hparams"):
+    try:
         recipe = recipe or _recipe_from_hparams(hparams or {}, lr_class)
         models = _meta_models(recipe)
+    except ConversionError:
+        raise
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
+        # Values of a wrong type or size surface wherever they are first used, as nearly every type of error.
+        message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ConversionError(f"`{'preset' if hparams is None else 'hparams'}`: {message}") from error
     parts = [(model, _published_names(model, *_PREFIXES[lr_class])) for model in models]
     used = {name for _, names in parts for name in names.values()}
     unused = re.compile(_UNUSED.get(lr_class or "", "(?!)"))
     read = {key: value for key, value in state.items() if key in used or not unused.match(key)}
     check_keys(read, _published_shapes(parts))
     for model, names in parts:
-        model.eval().load_state_dict(_renamed(state, names), assign=True)
+        # In fp32, and each with a memory of its own: safetensors asks for it.
+        weights = {ours: state[name].to(torch.float32, copy=True).contiguous() for ours, name in names.items()}
+        model.eval().load_state_dict(weights, assign=True)
         if lr_class == "LREncoder" and {"shift", "scale"} <= state.keys():
             _adopt_normalisation(model, *_on_255(float(state["shift"]), float(state["scale"])))
     if lr_class is None:
@@ -403,29 +413,16 @@ def convert(
     return write_folder(networks, output, "SuperResolutionPipeline", recipe.pipeline)
 
 
-@contextmanager
-def _wrong_values(argument: str) -> Iterator[None]:
-    """Values of a wrong type or size surface wherever they are first used, as nearly every type of error."""
-    try:
-        yield
-    except ConversionError:
-        raise
-    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
-        message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise ConversionError(f"`{argument}`: {message}") from error
-
-
 def _meta_models(recipe: _Recipe) -> list[ModelMixin]:
     """The VDVAE and, where there is one, the LR network: names and shapes without memory."""
     with torch.device("meta"):
-        models: list[ModelMixin] = [VDVAE(**recipe.vdvae)]
-        if recipe.lr_class is not None:
-            lr_network: Any = _LR_CLASSES[recipe.lr_class](**recipe.lr_network)
-            models.append(lr_network)
-    if recipe.lr_class is not None:
-        operator = Downsampling(recipe.pipeline["scale_factor"], recipe.pipeline["downsampling_kernel"])
-        lr_network.check_fit(models[0].config, operator)
-    return models
+        vdvae = VDVAE(**recipe.vdvae)
+        lr_network: Any = recipe.lr_class and _LR_CLASSES[recipe.lr_class](**recipe.lr_network)
+    if lr_network is None:
+        return [vdvae]
+    operator = Downsampling(recipe.pipeline["scale_factor"], recipe.pipeline["downsampling_kernel"])
+    lr_network.check_fit(vdvae.config, operator)
+    return [vdvae, lr_network]
 
 
 def _adopt_normalisation(model: Any, shift: float, scale: float) -> None:

@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Iterator
+from itertools import groupby, zip_longest
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..models import VDVAE, LRConditioner, LREncoder
-from ..models.blocks import BlockSpec, Upsampler, parse_blocks
+from ..models.blocks import Upsampler, parse_blocks
 from ..models.group import TopDownBlock
 
 logger = logging.getLogger(__name__)
@@ -78,8 +79,6 @@ _NUMBERED = {
     "upsamplers.": "decoder_blocks",
 }
 """Names of parameters that a block's number follows, and the option that says what the blocks are."""
-
-
 _STEM = "network.bottom_up.in_conv.weight"
 """The one convolution that may read more channels in a network that starts from a trained one: what a restorer
 or a regression adds."""
@@ -190,27 +189,15 @@ def _same_resolution(blocks: str | None, others: str | None) -> Iterator[tuple[i
 
 def _places(blocks: str, larger: str) -> list[int]:
     """Where each block of a network lies in a larger one."""
-    old, new = _runs(blocks), _runs(larger)
-    kinds = [spec for spec, _ in old]
-    if kinds != [spec for spec, _ in new] or any(few > many for (_, few), (_, many) in zip(old, new, strict=True)):
-        raise ValueError(f"`blocks` = {blocks!r} of the pretrained network cannot grow to {larger!r}")
+    old, new = ([(spec, len([*run])) for spec, run in groupby(parse_blocks(text))] for text in (blocks, larger))
     places: list[int] = []
     start = 0
-    for (spec, few), (_, many) in zip(old, new, strict=True):
-        if spec.down_rate is not None and few != many:
+    for (spec, few), (other, many) in zip_longest(old, new, fillvalue=(None, 0)):
+        if spec is None or spec != other or few > many or (spec.down_rate is not None and few != many):
             raise ValueError(f"`blocks` = {blocks!r} of the pretrained network cannot grow to {larger!r}")
         places += [start + i * many // few for i in range(few)]
         start += many
     return places
-
-
-def _runs(blocks: str) -> list[tuple[BlockSpec, int]]:
-    """Equal blocks in a row, and how many they are."""
-    runs: list[tuple[BlockSpec, int]] = []
-    for spec in parse_blocks(blocks):
-        count = runs.pop()[1] if runs and runs[-1][0] == spec else 0
-        runs.append((spec, count + 1))
-    return runs
 
 
 @torch.no_grad()
@@ -218,12 +205,6 @@ def _copy(tensor: Tensor, into: Tensor, name: str) -> None:
     """Writes a parameter into a larger one: old outputs read nothing from new inputs."""
     if any(few > many for few, many in zip(tensor.shape, into.shape, strict=True)):
         raise ValueError(f"`bottleneck_multiple`: {name} has {tuple(tensor.shape)}, more than {tuple(into.shape)}")
-    if tensor.ndim == 0:
-        into.copy_(tensor)
-        return
-    rows = slice(0, tensor.shape[0])
     if tensor.ndim > 1:
-        into[rows, tensor.shape[1] :] = 0
-        into[rows, : tensor.shape[1]] = tensor
-    else:
-        into[rows] = tensor
+        into[: tensor.shape[0], tensor.shape[1] :] = 0
+    into[tuple(slice(size) for size in tensor.shape[:2])] = tensor

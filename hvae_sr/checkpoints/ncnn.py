@@ -4,7 +4,6 @@ The `.param` lists the layers, the `.bin` has their numbers in the same order: o
 that says whether it is stored in half precision, then its bias; of a PReLU its slopes.
 """
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +17,8 @@ _MAGIC = "7767517"
 _HALF = 0x01306B47
 _SINGLE = 0
 _WEIGHTLESS = ("Input", "Split", "Concat", "Eltwise", "BinaryOp", "Interp", "PixelShuffle", "Swish", "Sigmoid")
-
-
-@dataclass
-class _Layer:
-    kind: str
-    options: dict[int, str] = field(default_factory=dict)
-
-    def whole(self, key: int, default: int | None = None) -> int:
-        """An option; raises a ValueError (or KeyError) where it is none."""
-        if default is not None and key not in self.options:
-            return default
-        return int(self.options[key])
+_Layers = list[tuple[str, dict[int, str]]]
+"""The kind of each layer and its options, mostly whole numbers."""
 
 
 def load_ncnn(path: str | Path) -> dict[str, Tensor]:
@@ -54,15 +43,19 @@ def load_ncnn(path: str | Path) -> dict[str, Tensor]:
         tensors = _read_tensors(layers, data)
     except (KeyError, ValueError) as error:
         raise ConversionError(f"{where} does not have what its .param lists: {error}") from error
-    kinds = [layer.kind for layer in layers if layer.kind not in (*_WEIGHTLESS, "MemoryData")]
-    if any(layer.kind == "MemoryData" for layer in layers):
-        names = _span_names()
+    all_kinds = [kind for kind, _ in layers]
+    kinds = [kind for kind in all_kinds if kind not in (*_WEIGHTLESS, "MemoryData")]
+    if "MemoryData" in all_kinds:
+        blocks = [f"block_{i}.c{j}_r" for i in range(1, NUM_BLOCKS + 1) for j in range(1, 4)]
+        names = ["conv_1", *blocks, "conv_2", "conv_cat", "upsampler.0"]
         if kinds != ["Convolution"] * len(names) or not _has_colour_mean(path):
             raise ConversionError(f"{where} has a constant, but is no SPAN with the mean colour of the published ones")
     elif kinds.count("Convolution") == len(kinds) and len(kinds) > 6 and (len(kinds) - 6) % 15 == 0:
-        names = _rrdb_names((len(kinds) - 6) // 15)
+        blocks = [f"body.{i}.rdb{j}" for i in range((len(kinds) - 6) // 15) for j in range(1, 4)]
+        dense = [f"{block}.conv{k}" for block in blocks for k in range(1, 6)]
+        names = ["conv_first", *dense, "conv_body", "conv_up1", "conv_up2", "conv_hr", "conv_last"]
     elif len(kinds) > 3 and kinds == ["Convolution", "PReLU"] * (len(kinds) // 2) + ["Convolution"]:
-        if [layer.kind for layer in layers if layer.kind in ("Interp", "BinaryOp")] != ["Interp", "BinaryOp"]:
+        if [kind for kind in all_kinds if kind in ("Interp", "BinaryOp")] != ["Interp", "BinaryOp"]:
             raise ConversionError(f"{where} resizes what its network returns, which SRVGGNetCompact does not")
         names = [f"body.{i}" for i in range(len(kinds))]
     else:
@@ -77,7 +70,7 @@ def load_ncnn(path: str | Path) -> dict[str, Tensor]:
     return weights
 
 
-def _read_layers(path: Path) -> list[_Layer]:
+def _read_layers(path: Path) -> _Layers:
     """Layers in order. A line is: kind, name, numbers of inputs and outputs, their names, options `key=value`."""
     lines = path.read_text().splitlines()
     if not lines or lines[0].strip() != _MAGIC:
@@ -88,11 +81,11 @@ def _read_layers(path: Path) -> list[_Layer]:
         if not words:
             continue
         first = 4 + int(words[2]) + int(words[3])
-        layers.append(_Layer(words[0], {int(key): value for key, value in (w.split("=", 1) for w in words[first:])}))
+        layers.append((words[0], {int(key): value for key, value in (w.split("=", 1) for w in words[first:])}))
     return layers
 
 
-def _read_tensors(layers: list[_Layer], data: np.ndarray) -> list[dict[str, Tensor]]:
+def _read_tensors(layers: _Layers, data: np.ndarray) -> list[dict[str, Tensor]]:
     """Weights of every layer that has some; the whole of `data` must be used."""
     position = 0
 
@@ -109,22 +102,22 @@ def _read_tensors(layers: list[_Layer], data: np.ndarray) -> list[dict[str, Tens
         return torch.from_numpy(values.astype(np.float32).reshape(shape))
 
     tensors = []
-    for layer in layers:
-        if layer.kind == "Convolution":
-            width, size, count = layer.whole(0), layer.whole(1), layer.whole(6)
+    for kind, options in layers:
+        if kind == "Convolution":
+            width, size, count = (int(options[key]) for key in (0, 1, 6))
             tag = int(take(1, "<u4")[0])
             if tag not in (_HALF, _SINGLE):
                 raise ValueError(f"weights are stored in an unknown way, tag {tag:#x}")
             weight = tensor(take(count, "<f2" if tag == _HALF else "<f4"), (width, -1, size, size))
-            if not layer.whole(5, 0):
+            if not int(options.get(5, 0)):
                 raise ValueError("a convolution has no bias")
             tensors.append({"weight": weight, "bias": tensor(take(width, "<f4"), (width,))})
-        elif layer.kind == "PReLU":
-            tensors.append({"weight": tensor(take(layer.whole(0), "<f4"), (-1,))})
-        elif layer.kind == "MemoryData":
-            take(layer.whole(0) * layer.whole(1, 1) * layer.whole(2, 1), "<f4")
-        elif layer.kind not in _WEIGHTLESS:
-            raise ValueError(f"a layer of kind {layer.kind} is not read")
+        elif kind == "PReLU":
+            tensors.append({"weight": tensor(take(int(options[0]), "<f4"), (-1,))})
+        elif kind == "MemoryData":
+            take(int(options[0]) * int(options.get(1, 1)) * int(options.get(2, 1)), "<f4")
+        elif kind not in _WEIGHTLESS:
+            raise ValueError(f"a layer of kind {kind} is not read")
     if position != len(data):
         raise ValueError(f"{len(data) - position} bytes are left")
     return tensors
@@ -134,15 +127,3 @@ def _has_colour_mean(path: Path) -> bool:
     """Whether the `.bin` of a SPAN begins with the mean colour of the published ones, which ours has in its code."""
     found = np.fromfile(path, "<f4", len(COLOUR_MEAN))
     return found.shape == (len(COLOUR_MEAN),) and bool(np.allclose(found, COLOUR_MEAN, atol=1e-6))
-
-
-def _span_names() -> list[str]:
-    """The convolutions of a SPAN in the order of their use."""
-    blocks = [f"block_{i}.c{j}_r" for i in range(1, NUM_BLOCKS + 1) for j in range(1, 4)]
-    return ["conv_1", *blocks, "conv_2", "conv_cat", "upsampler.0"]
-
-
-def _rrdb_names(num_blocks: int) -> list[str]:
-    """The convolutions of an RRDBNet in the order of their use."""
-    dense = [f"body.{i}.rdb{j}.conv{k}" for i in range(num_blocks) for j in range(1, 4) for k in range(1, 6)]
-    return ["conv_first", *dense, "conv_body", "conv_up1", "conv_up2", "conv_hr", "conv_last"]
