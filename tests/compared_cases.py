@@ -7,7 +7,7 @@ Their folder is HVAE_SR_COMPARED, by default `../shared/compared` beside the rep
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hvae_sr.baselines.guided_diffusion import published_options
+from hvae_sr.checkpoints.compared import ARCHITECTURES, convert_baseline
 
 TOLERANCE = 1e-4  # max|a - b| / max|b|, fp32
 COMPARED = Path(os.environ.get("HVAE_SR_COMPARED", Path(__file__).resolve().parents[1] / "../shared/compared"))
@@ -51,19 +52,13 @@ def configuration(case: str) -> dict[str, Any]:
     if case.startswith("hcflow"):
         flow = c["network_G"]["flowDownsampler"]
         split = flow["splitOff"]
-        return {
-            "architecture": "HCFlow",
-            "num_levels": flow["L"],
-            "num_steps": flow["K"],
-            "num_conditional_steps": split["after_flowstep"][0],
-            "hidden_width": flow["hidden_channels"],
-            "feature_blocks": split["RRDB_nb"],
-            "feature_width": split["RRDB_nf"],
-            "feature_growth": split["RRDB_gc"],
-            "quantisation": c["quant"],
-        }
+        steps = {"num_steps": flow["K"], "num_conditional_steps": split["after_flowstep"][0]}
+        blocks = {"feature_blocks": split["RRDB_nb"], "feature_width": split["RRDB_nf"]}
+        config = {**steps, "hidden_width": flow["hidden_channels"], **blocks, "feature_growth": split["RRDB_gc"]}
+        return {"architecture": "HCFlow", "num_levels": flow["L"], **config, "quantisation": c["quant"]}
     if case == "sr3_x4":
-        unet, betas = c["unet"], c["beta_schedule"]
+        unet = c["unet"]
+        betas = [c["beta_schedule"][name] for name in ("n_timestep", "linear_start", "linear_end")]
         return {
             "architecture": "SR3UNet",
             "image_size": c["diffusion"]["image_size"],
@@ -73,14 +68,18 @@ def configuration(case: str) -> dict[str, Any]:
             "num_res_blocks": unet["res_blocks"],
             "norm_groups": unet["norm_groups"],
             "dropout": unet["dropout"],
-            "scheduler": {
-                "num_train_timesteps": betas["n_timestep"],
-                "beta_start": betas["linear_start"],
-                "beta_end": betas["linear_end"],
-            },
+            "scheduler": dict(zip(("num_train_timesteps", "beta_start", "beta_end"), betas, strict=True)),
         }
     schedule = {"num_train_timesteps": c["diffusion"]["steps"], "variance_type": c["diffusion"]["model_var_type"]}
     return {"architecture": "GuidedDiffusionUNet", **published_options(**c["model"]), "scheduler": schedule}
+
+
+def converted(case: str, file: str, folder: Path) -> tuple[Any, Path]:
+    """The network in a case's file of weights, and the folder of the pipeline that it became."""
+    config = configuration(case)
+    output = convert_baseline(COMPARED / case / file, folder / "out", config=config)
+    (subfolder,) = {"network", "flow", "unet"} & {path.name for path in output.iterdir()}
+    return ARCHITECTURES[config["architecture"]].from_pretrained(output, subfolder=subfolder), output
 
 
 class Comparison:
@@ -120,6 +119,19 @@ class Comparison:
         assert value.shape == theirs.shape, f"{name}: {tuple(value.shape)} against {tuple(theirs.shape)}"
         scale = theirs.abs().max().item() or 1.0
         self.errors[name] = (value - theirs).abs().max().item() / scale
+
+    def compare_all(self, values: Mapping[Any, Tensor | float], start: str = "") -> None:
+        for name, value in values.items():
+            self.compare(f"{start}{name}", value)
+
+    def compare_steps(self, chain: Iterable[Any], single: Iterable[Any], compare: Callable[[Any], None]) -> None:
+        """The whole chain, and single steps from the recorded x_t: a flipped clamp may not hide the later ones."""
+        for step in chain:
+            compare(step)
+        chained = dict(self.errors)
+        for step in single:
+            compare(step)
+        self.errors = {name: max(error, chained.get(name, 0.0)) for name, error in self.errors.items()}
 
     def compare_rounded(self, name: str, ours: Tensor) -> None:
         """Compares our image, in grey levels, with a recorded rounded one: what it lies beyond half a level, of 255.

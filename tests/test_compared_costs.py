@@ -1,14 +1,16 @@
 """The table of costs, against what was counted from the published implementations."""
 
-import importlib.util
 import json
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from compared_cases import COMPARED, needs_compared
 
-SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "costs.py"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import costs  # noqa: E402
+
 ROWS = {  # recorded name -> preset and the number of its row, at 256 x 256 or the network's own size
     "EDSR_x4": ("edsr-x4", 0),
     "EDSR_x2": ("edsr-x2", 0),
@@ -35,15 +37,6 @@ ROWS = {  # recorded name -> preset and the number of its row, at 256 x 256 or t
 }
 
 
-@pytest.fixture(scope="module")
-def costs() -> Any:
-    spec = importlib.util.spec_from_file_location("costs", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 LARGE = ("dps-imagenet256", "hcflow-face-x8", "hcflow-x4", "sr3-16-128", "sr3-64-256")
 PRESETS = sorted({preset for preset, _ in ROWS.values()})
 
@@ -52,7 +45,7 @@ PRESETS = sorted({preset for preset, _ in ROWS.values()})
 @pytest.mark.parametrize(
     "preset", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in PRESETS]
 )
-def test_counted_costs_are_those_of_the_published_networks(preset: str, costs: Any) -> None:
+def test_counted_costs_are_those_of_the_published_networks(preset: str) -> None:
     recorded = json.loads((COMPARED / "costs.json").read_text())["rows"]
     rows = costs.costs_of_preset(preset)
     for name, (owner, index) in ROWS.items():
@@ -63,6 +56,6 @@ def test_counted_costs_are_those_of_the_published_networks(preset: str, costs: A
             assert row.gflop_per_sample == pytest.approx(expected["gflop_per_sample"], rel=1e-3, abs=0.06)
 
 
-def test_the_command_refuses_sides_that_not_all_networks_take(costs: Any) -> None:
+def test_the_command_refuses_sides_that_not_all_networks_take() -> None:
     with pytest.raises(ValueError, match="`--size` must be a multiple of 32, got 100"):
         costs.main(["--size", "100"])

@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from compared_cases import COMPARED, Comparison, configuration, needs_compared, outputs_of, pil_bicubic
+from compared_cases import Comparison, converted, needs_compared, outputs_of, pil_bicubic
 from torch import Tensor
 
 from hvae_sr.baselines import AncestralScheduler, GuidedDiffusionUNet, SR3UNet
 from hvae_sr.baselines.diffusion import space_timesteps
 from hvae_sr.baselines.dps import DPSStep, dps_chain, dps_step
 from hvae_sr.baselines.sr3 import SR3Step, sr3_chain, sr3_loss, sr3_step
-from hvae_sr.checkpoints.compared import convert_baseline
 from hvae_sr.operators import Downsampling
 
 pytestmark = needs_compared
@@ -23,8 +22,7 @@ pytestmark = needs_compared
 @pytest.mark.parametrize("file", ["I1_E1_gen.pth", "weights.safetensors"])
 def test_sr3_agrees_with_the_published_code(file: str, tmp_path: Path) -> None:
     case = Comparison("sr3_x4")
-    folder = convert_baseline(COMPARED / "sr3_x4" / file, tmp_path / "out", config=configuration("sr3_x4"))
-    unet = SR3UNet.from_pretrained(folder, subfolder="unet")
+    unet, folder = converted("sr3_x4", file, tmp_path)
     scheduler = AncestralScheduler.from_pretrained(folder / "scheduler")
     case.pair()
     up = case.given("up_uint8")
@@ -50,9 +48,7 @@ def sr3_network(case: Comparison, unet: SR3UNet, y: Tensor) -> None:
     }
     sample, level = case.given("unet.x_noisy"), case.given("unet.noise_level")
     out, seen = outputs_of(unet, modules, lambda: unet(sample, y, level).sample)
-    for name, value in seen.items():
-        case.compare(name, value)
-    case.compare("unet.output", out)
+    case.compare_all({**seen, "unet.output": out})
 
 
 def sr3_schedules(case: Comparison, scheduler: AncestralScheduler) -> None:
@@ -80,13 +76,10 @@ def sr3_training(case: Comparison, unet: SR3UNet, scheduler: AncestralScheduler,
     ends = [scheduler.level_within(index, torch.full((2,), end)) for end in (0.0, 1.0)]
     assert (ends[0] <= level[:, 0]).all() and (level[:, 0] <= ends[1]).all()
     noisy = scheduler.add_noise(hr, noise, level)
-    case.compare("train.x_noisy", noisy)
     prediction = unet(noisy, y, level).sample
-    case.compare("train.eps_pred", prediction)
-    loss = sr3_loss(prediction, noise)
-    case.compare("train.l_pix", loss)
-    case.compare("train.loss_sum", loss * noise.numel())
-    case.compare("train.loss_sum_l2", sr3_loss(prediction, noise, "l2") * noise.numel())
+    loss, count = sr3_loss(prediction, noise), noise.numel()
+    sums = {"loss_sum": loss * count, "loss_sum_l2": sr3_loss(prediction, noise, "l2") * count}
+    case.compare_all({"x_noisy": noisy, "eps_pred": prediction, "l_pix": loss, **sums}, "train.")
     loss.backward()
     for name in case.names("train.grad."):
         case.compare(name, unet.get_parameter(name.removeprefix("train.grad.denoise_fn.")).grad)
@@ -94,8 +87,6 @@ def sr3_training(case: Comparison, unet: SR3UNet, scheduler: AncestralScheduler,
 
 @torch.no_grad()
 def sr3_sampling(case: Comparison, unet: SR3UNet, scheduler: AncestralScheduler, y: Tensor) -> None:
-    """The whole chain, and every step from the recorded x_t: a flipped clamp may not hide the later ones."""
-
     def draw(index: int) -> Tensor | None:
         return None if index == 0 else case.given(f"sample.t{index:02d}.noise")
 
@@ -105,31 +96,24 @@ def sr3_sampling(case: Comparison, unet: SR3UNet, scheduler: AncestralScheduler,
         return found
 
     def compare(step: SR3Step) -> None:
-        start = f"sample.t{step.index:02d}."
-        case.compare(f"{start}noise_level", step.noise_level)
-        case.compare(f"{start}x_t", step.sample)
-        case.compare(f"{start}eps_pred", step.prediction)
         abar = scheduler.alphas_cumprod[step.index]
         original = (step.sample - np.sqrt(1 - abar) * step.prediction) / np.sqrt(abar)
-        case.compare(f"{start}x0_fraction_clipped", (original.abs() > 1).float().mean())
+        values = {"noise_level": step.noise_level, "x_t": step.sample, "eps_pred": step.prediction}
+        clipped = (original.abs() > 1).float().mean()
+        case.compare_all({**values, "x0_fraction_clipped": clipped}, f"sample.t{step.index:02d}.")
         if step.index:
             case.compare(f"sample.t{step.index - 1:02d}.x_t", step.previous)
         else:
             case.compare("sample.result", step.previous[0])
 
-    for step in sr3_chain(unet, scheduler, y, noise):
-        compare(step)
-    chained = dict(case.errors)
-    for index in range(scheduler.num_steps):
-        compare(sr3_step(unet, scheduler, index, case.given(f"sample.t{index:02d}.x_t"), y, draw(index)))
-    case.errors = {name: max(error, chained.get(name, 0.0)) for name, error in case.errors.items()}
+    steps = range(scheduler.num_steps)
+    single = (sr3_step(unet, scheduler, i, case.given(f"sample.t{i:02d}.x_t"), y, draw(i)) for i in steps)
+    case.compare_steps(sr3_chain(unet, scheduler, y, noise), single, compare)
 
 
 def test_dps_agrees_with_the_published_code(tmp_path: Path) -> None:
     case = Comparison("dps_x4")
-    file = COMPARED / "dps_x4" / "weights.safetensors"
-    folder = convert_baseline(file, tmp_path / "out", config=configuration("dps_x4"))
-    unet = GuidedDiffusionUNet.from_pretrained(folder, subfolder="unet")
+    unet, folder = converted("dps_x4", "weights.safetensors", tmp_path)
     scheduler = AncestralScheduler.from_pretrained(folder / "scheduler")
     scheduler.set_timesteps(case.config["diffusion"]["timestep_respacing"])
     for name in case.names("sampler."):
@@ -151,9 +135,7 @@ def dps_network(case: Comparison, unet: GuidedDiffusionUNet) -> None:
         "unet.output_blocks.1_up": "up_blocks.0.upsamplers.0",
     }
     out, seen = outputs_of(unet, modules, lambda: unet(case.given("unet.x"), case.given("unet.t")).sample)
-    for name, value in seen.items():
-        case.compare(name, value)
-    case.compare("unet.output", out)
+    case.compare_all({**seen, "unet.output": out})
 
 
 def dps_measurement(case: Comparison) -> None:
@@ -173,7 +155,6 @@ def dps_measurement(case: Comparison) -> None:
 
 
 def dps_sampling(case: Comparison, unet: GuidedDiffusionUNet, scheduler: AncestralScheduler) -> None:
-    """The whole chain, and every step from the recorded x_t."""
     operator, y = Downsampling(4, "matlab-bicubic"), case.given("y")
     scale = case.config["conditioning"]["params"]["scale"]
     last = scheduler.num_steps - 1
@@ -193,21 +174,19 @@ def dps_sampling(case: Comparison, unet: GuidedDiffusionUNet, scheduler: Ancestr
             "grad": step.gradient,
             "x_prev_before_guidance": step.unguided,
         }
-        for name, value in attributes.items():
-            case.compare(f"step{number}.{name}", value)
+        case.compare_all(attributes, f"step{number}.")
         case.given(f"step{number}.unused_q_sample_noise")  # drawn by the published code, and not used
         case.given(f"step{number}.noise")
         case.compare(f"step{number + 1}.x_t" if step.index else "result", step.previous)
 
-    for step in dps_chain(unet, scheduler, y, operator, (32, 32), noise, scale):
-        compare(step)
-    x = step.previous[0]
-    case.compare("result_minmax_saved", (x - x.min()) / (x.max() - x.min()))
-    chained = dict(case.errors)
-    for number in range(last + 1):
+    def single(number: int) -> DPSStep:
         draw = None if number == last else case.given(f"step{number}.noise")
-        compare(dps_step(unet, scheduler, last - number, case.given(f"step{number}.x_t"), y, operator, draw, scale))
-    case.errors = {name: max(error, chained.get(name, 0.0)) for name, error in case.errors.items()}
+        return dps_step(unet, scheduler, last - number, case.given(f"step{number}.x_t"), y, operator, draw, scale)
+
+    chain = list(dps_chain(unet, scheduler, y, operator, (32, 32), noise, scale))
+    case.compare_steps(chain, map(single, range(last + 1)), compare)
+    x = chain[-1].previous[0]
+    case.compare("result_minmax_saved", (x - x.min()) / (x.max() - x.min()))
 
 
 def test_shortened_chains_are_those_of_the_published_code() -> None:

@@ -4,32 +4,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from compared_cases import COMPARED, Comparison, configuration, needs_compared, outputs_of
+from compared_cases import Comparison, converted, needs_compared, outputs_of
 from torch import Tensor
 
 from hvae_sr.baselines import HCFlow
 from hvae_sr.baselines.hcflow import Level
-from hvae_sr.checkpoints.compared import convert_baseline, published_keys
+from hvae_sr.checkpoints.compared import published_keys
 
 pytestmark = [needs_compared, pytest.mark.parametrize("name", ["hcflow_x4", "hcflow_x8_face"])]
 
-ENCODED = {
-    "a": "split",
-    "z": "latent",
-    "eps": "noise",
-    "logdet_in": "log_det_before",
-    "logdet_out": "log_det",
-    "conditional_feature": "features",
-    "mean": "mean",
-    "logs": "log_sigma",
-}
 DECODED = {"a": "split", "mean": "mean", "logs": "log_sigma"}
+ENCODED = {
+    **DECODED, "z": "latent", "eps": "noise", "logdet_in": "log_det_before", "logdet_out": "log_det",
+    "conditional_feature": "features",
+}  # fmt: skip
 
 
 def test_hcflow_agrees_with_the_published_code(name: str, tmp_path: Path) -> None:
     case = Comparison(name)
-    folder = convert_baseline(COMPARED / name / "weights.pth", tmp_path / "out", config=configuration(name))
-    model = HCFlow.from_pretrained(folder, subfolder="flow")
+    model, _ = converted(name, "weights.pth", tmp_path)
     names = {theirs: ours for ours, theirs in published_keys(model).items()}
     hr, lr = case.pair()
     encode(case, model, names, hr, lr)
@@ -46,23 +39,18 @@ def recorded_steps(case: Comparison, names: dict[str, str], part: str) -> dict[s
 
 def compare_levels(case: Comparison, part: str, levels: tuple[Level, ...], attributes: dict[str, str]) -> None:
     for index, level in enumerate(levels):
-        for recorded, ours in attributes.items():
-            case.compare(f"{part}.level{index}.{recorded}", getattr(level, ours))
+        case.compare_all({name: getattr(level, ours) for name, ours in attributes.items()}, f"{part}.level{index}.")
 
 
 def encode(case: Comparison, model: HCFlow, names: dict[str, str], hr: Tensor, lr: Tensor) -> None:
     uniform = case.given("encode.dequant_uniform")
     out, seen = outputs_of(model, recorded_steps(case, names, "encode"), lambda: model(hr, lr, uniform))
     for step, (z, log_det) in seen.items():
-        case.compare(f"{step}.z", z)
-        case.compare(f"{step}.logdet", log_det)
+        case.compare_all({"z": z, "logdet": log_det}, f"{step}.")
     compare_levels(case, "encode", out.levels, ENCODED)
-    case.compare("encode.lr_before_quantization", out.lr_estimate)
-    case.compare("encode.fake_lr", out.quantised_lr)
-    case.compare("encode.logdet_total", out.log_det)
-    case.compare("encode.objective_per_image", out.objective)
     loss = out.loss.mean()
-    case.compare("encode.nll", loss)
+    values = {"lr_before_quantization": out.lr_estimate, "fake_lr": out.quantised_lr, "logdet_total": out.log_det}
+    case.compare_all({**values, "objective_per_image": out.objective, "nll": loss}, "encode.")
     loss.backward()
     for recorded in case.names("train.grad."):
         case.compare(recorded, model.get_parameter(names[recorded.removeprefix("train.grad.")]).grad)
@@ -75,8 +63,7 @@ def decode(case: Comparison, model: HCFlow, names: dict[str, str], lr: Tensor) -
     temperature = case.config["temperature"]
     steps = recorded_steps(case, names, "decode")
     out, seen = outputs_of(model, steps, lambda: model.sample(lr, noise, temperature))
-    for step, (z, _) in seen.items():
-        case.compare(f"{step}.z", z)
+    case.compare_all({f"{step}.z": z for step, (z, _) in seen.items()})
     compare_levels(case, "decode", out.levels, DECODED)
     case.compare("decode.sr_before_clamp", out.sample)
     case.compare("decode.sr", out.sample.clamp(0, 1))

@@ -11,7 +11,7 @@ import torch
 from test_compared_conversion import CONFIGS
 from torch import Tensor, nn
 
-from hvae_sr.baselines import EDSR, AncestralScheduler, HCFlow, SR3UNet
+from hvae_sr.baselines import AncestralScheduler, HCFlow, SR3UNet
 from hvae_sr.baselines.diffusion import space_timesteps
 from hvae_sr.baselines.dps import dps_chain
 from hvae_sr.baselines.guided_diffusion import GuidedDiffusionUNet, published_options
@@ -34,15 +34,15 @@ def make(name: str, seed: int = 0) -> Any:
     return model
 
 
-def run(model: Any, images: Tensor) -> Tensor:
-    """Some deterministic output of the model for images `[B, 3, 16, 16]` on [0, 1]."""
+def run(model: Any, images: Tensor, first: int = 0) -> Tensor:
+    """Some deterministic output of the model for images `[B, 3, 16, 16]` on [0, 1], at steps from the `first` on."""
     if isinstance(model, HCFlow):
         y, u = torch.nn.functional.avg_pool2d(images, 4), images.flip(3)
         return model(images, y, u).loss
     if isinstance(model, SR3UNet):
         return model(images, images.flip(2), images.mean((1, 2, 3))).sample
     if isinstance(model, GuidedDiffusionUNet):
-        return model(images, torch.arange(len(images))).sample
+        return model(images, first + torch.arange(len(images))).sample
     return model(images * 255 if "EDSR" in type(model).__name__ else images).sample
 
 
@@ -70,19 +70,13 @@ def test_a_saved_network_loads_again_and_strictly(name: str, images: Tensor, tmp
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", NAMES)
-def test_weights_kept_in_eight_bits_compute_in_float32(name: str, images: Tensor) -> None:
+def test_weights_kept_in_eight_bits_compute_in_more(name: str, dtype: torch.dtype, images: Tensor) -> None:
     model = make(name)
-    model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
-    assert run(model, images).dtype == torch.float32
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", NAMES)
-def test_weights_kept_in_eight_bits_compute_in_half_precision(name: str, images: Tensor) -> None:
-    model = make(name)
-    model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
-    assert torch.isfinite(run(model, images.bfloat16())).all()
+    model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
+    found = run(model, images.to(dtype))
+    assert found.isfinite().all() and (dtype != torch.float32 or found.dtype == dtype)
 
 
 @torch.no_grad()
@@ -97,10 +91,7 @@ def test_an_edsr_under_autocast_gives_more_than_whole_grey_levels(images: Tensor
 @pytest.mark.parametrize("name", NAMES)
 def test_a_batch_is_its_images_one_by_one(name: str, images: Tensor) -> None:
     model = make(name)
-    if name == "GuidedDiffusionUNet":
-        singles = [model(images[i : i + 1], torch.tensor([i])).sample for i in range(3)]
-    else:
-        singles = [run(model, images[i : i + 1]) for i in range(3)]
+    singles = [run(model, images[i : i + 1], first=i) for i in range(3)]
     torch.testing.assert_close(run(model, images), torch.cat(singles), rtol=1e-4, atol=1e-4)
 
 
@@ -113,8 +104,7 @@ def test_checkpointed_gradients_are_the_same(name: str, images: Tensor) -> None:
             model.enable_gradient_checkpointing()
         run(model, images).sum().backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
-    for plain, again in zip(*gradients, strict=True):
-        torch.testing.assert_close(plain, again, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -126,11 +116,7 @@ def test_checkpointed_gradients_are_the_same(name: str, images: Tensor) -> None:
         ("SRVGGNetCompact", lambda m: m([1]), "got list"),
         ("SPAN", lambda m: m(torch.zeros(3, 8, 8)), r"`sample` must be \[B, 3, h, w\], got \(3, 8, 8\)"),
         ("HCFlow", lambda m: m(*[torch.zeros(1, 3, 8, 8)] * 3), r"`low_resolution` must be \(1, 3, 2, 2\)"),
-        (
-            "HCFlow",
-            lambda m: m.sample(torch.zeros(1, 3, 2, 2), [torch.zeros(1)] * 2),
-            r"`noise\[1\]` must be a tensor of shape",
-        ),
+        ("HCFlow", lambda m: m.sample(torch.zeros(1, 3, 2, 2), [torch.zeros(1)] * 2), r"`noise\[1\]` must be a tensor"),
         (
             "SR3UNet",
             lambda m: m(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 4, 4), torch.zeros(1)),
@@ -148,6 +134,8 @@ def test_wrong_inputs_are_named(name: str, call: Callable[[Any], Any], message: 
     ("name", "changes", "message"),
     [
         ("EDSR", {"scale_factor": 8}, "`scale_factor` must be one of 2, 3, 4; got 8"),
+        ("EDSR", {"mean": [0.1]}, "`mean` must be three numbers"),
+        ("EDSR", {"value_range": 0}, "`value_range`"),
         ("RRDBNet", {"scale_factor": 3}, "`scale_factor` must be one of 1, 2, 4; got 3"),
         ("SRVGGNetCompact", {"num_layers": 0}, "`num_layers` must be a whole number >= 1, got 0"),
         ("SPAN", {"width": 0}, "`width` must be a whole number >= 1, got 0"),
@@ -168,14 +156,9 @@ def test_wrong_configurations_are_named(name: str, changes: dict[str, Any], mess
         ({"class_cond": True}, "`class_cond` must be False, got True"),
         ({"image_size": 96}, "`channel_mult` must be given for image_size=96"),
         ({"num_channels": 48}, r"multiples of 32, got \[48, 48"),
+        ({"channel_mult": "0.5,1"}, "`channel_mult` must begin with a whole number, got '0.5,1'"),
         (
-            {
-                "num_channels": 32,
-                "channel_mult": (1, 1),
-                "num_head_channels": -1,
-                "num_heads": 4,
-                "num_heads_upsample": 2,
-            },
+            {"channel_mult": (1, 1), "num_head_channels": -1, "num_heads": 4, "num_heads_upsample": 2},
             "`num_heads_upsample` must be -1 or 4, got 2",
         ),
         ({"noise_schedule": "cosine"}, "`noise_schedule` must be 'linear', got 'cosine'"),
@@ -195,14 +178,6 @@ def test_multiples_are_text_or_numbers_and_what_changes_nothing_is_taken() -> No
     assert published_options(**options, channel_mult=[1, 2]) == published_options(
         **options, channel_mult="1,2", **unused
     )
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"), [({"mean": [0.1]}, "`mean` must be three numbers"), ({"value_range": 0}, "`value_range`")]
-)
-def test_colours_of_an_edsr_that_are_none_are_named(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        EDSR(num_blocks=1, width=8, **changes)
 
 
 @torch.no_grad()

@@ -4,10 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from compared_cases import COMPARED, Comparison, configuration, needs_compared, outputs_of
-
-from hvae_sr.baselines import EDSR, RRDBNet, SRVGGNetCompact
-from hvae_sr.checkpoints.compared import convert_baseline
+from compared_cases import Comparison, converted, needs_compared, outputs_of
 
 pytestmark = needs_compared
 
@@ -27,14 +24,11 @@ ESRGAN_MODULES = {
 @pytest.mark.parametrize("name", ["edsr_x2", "edsr_x4"])
 def test_edsr_agrees_with_the_published_code(name: str, file: str, tmp_path: Path) -> None:
     case = Comparison(name)
-    model = EDSR.from_pretrained(
-        convert_baseline(COMPARED / name / file, tmp_path / "out", config=configuration(name)), subfolder="network"
-    )
+    model, _ = converted(name, file, tmp_path)
     hr, lr = case.pair()
     modules = {"after_sub_mean": "sub_mean", "head": "head", "body.0": "body.0", "body.1": "body.1", "tail.0": "tail.0"}
     out, seen = outputs_of(model, {**modules, "body_out_before_long_skip": "body.2"}, lambda: model(lr * 255).sample)
-    for key, value in seen.items():
-        case.compare(key, value)
+    case.compare_all(seen)
     case.compare("sr", out)
     case.compare_rounded("sr_quantized", out.clamp(0, 255))
     case.compare("l1_loss", (out - hr * 255).abs().mean())
@@ -52,8 +46,7 @@ def test_edsr_agrees_with_the_published_code(name: str, file: str, tmp_path: Pat
 )
 def test_rrdbnet_agrees_with_the_published_code(name: str, file: str, modules: dict[str, str], tmp_path: Path) -> None:
     case = Comparison(name)
-    folder = convert_baseline(COMPARED / name / file, tmp_path / "out", config=configuration(name))
-    model = RRDBNet.from_pretrained(folder, subfolder="network")
+    model, _ = converted(name, file, tmp_path)
     _, lr = case.pair()
     case.compare("lr", lr)
     if "pixel_unshuffled" in case.recorded:
@@ -62,8 +55,7 @@ def test_rrdbnet_agrees_with_the_published_code(name: str, file: str, modules: d
     last = f"body.{model.config.num_blocks - 1}"
     chosen = {key: last if module == "body" else module for key, module in modules.items()}
     out, seen = outputs_of(model, chosen, lambda: model(lr).sample)
-    for key, value in seen.items():
-        case.compare(key, value)
+    case.compare_all(seen)
     case.compare("sr", out)
     case.compare_rounded("sr_uint8", out.clamp(0, 1) * 255)
     case.finish()
@@ -71,15 +63,12 @@ def test_rrdbnet_agrees_with_the_published_code(name: str, file: str, modules: d
 
 @torch.no_grad()
 def test_srvgg_agrees_with_the_published_code(tmp_path: Path) -> None:
-    name = "realesrgan_srvgg_x4"
-    case = Comparison(name)
-    folder = convert_baseline(COMPARED / name / "weights.pth", tmp_path / "out", config=configuration(name))
-    model = SRVGGNetCompact.from_pretrained(folder, subfolder="network")
+    case = Comparison("realesrgan_srvgg_x4")
+    model, _ = converted("realesrgan_srvgg_x4", "weights.pth", tmp_path)
     _, lr = case.pair()
     case.compare("lr", lr)
     modules = {"body.0": "body.0", "body.1": "body.1", "body_last": f"body.{len(model.body) - 1}"}
     out, seen = outputs_of(model, modules, lambda: model(lr).sample)
-    for key, value in seen.items():
-        case.compare(key, value)
+    case.compare_all(seen)
     case.compare("sr", out)
     case.finish()

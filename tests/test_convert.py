@@ -32,30 +32,16 @@ needs_reference = pytest.mark.skipif(
 HUB_CONFIGS = importlib.resources.files("hvae_sr.hub_configs")
 
 HPARAMS = {
-    "width": 8,
-    "zdim": 2,
-    "custom_width_str": "4:12,1:12",
-    "no_bias_above": 4,
-    "num_mixtures": 2,
-    "image_size": 8,
-    "enc_blocks": "8x1,8d2,4x1,4d4,1x1",
-    "dec_blocks": "1x1,4m1,4x1,8m4",
-    "shift": -100.0,
-    "scale": 0.02,
-}
+    "width": 8, "zdim": 2, "custom_width_str": "4:12,1:12", "no_bias_above": 4, "num_mixtures": 2, "image_size": 8,
+    "enc_blocks": "8x1,8d2,4x1,4d4,1x1", "dec_blocks": "1x1,4m1,4x1,8m4", "shift": -100.0, "scale": 0.02,
+}  # fmt: skip
 HPARAMS_CVDVAE = HPARAMS | {
-    "custom_width_str": "",
-    "image_size_y": 4,
-    "enc_blocks_y": "4x1,4d4,1x1",
-    "width_y": 8,
-    "ky": 3,
-}
+    "custom_width_str": "", "image_size_y": 4, "enc_blocks_y": "4x1,4d4,1x1", "width_y": 8, "ky": 3,
+}  # fmt: skip
 HPARAMS_SR = {
-    "hparams": HPARAMS | {"custom_width_str": ""},
+    "hparams": HPARAMS | {"custom_width_str": ""}, "input_shift": -110.0, "input_scale": 0.015,
     "hparams_lr_encoder": {"width": 8, "image_size": 4, "enc_blocks": "4x1,4d4,1x1"},
-    "input_shift": -110.0,
-    "input_scale": 0.015,
-}
+}  # fmt: skip
 
 
 def published_block(state, name, sizes, kernel):
@@ -116,33 +102,48 @@ def sr_state():
     return state | published_lr_blocks("vae_sr.encoder")
 
 
+@pytest.fixture
+def given(vdvae_state, cvdvae_state):
+    """The state and the hyper-parameters of either kind."""
+    return {"vdvae": (vdvae_state, HPARAMS), "cvdvae": (cvdvae_state, HPARAMS_CVDVAE)}
+
+
 def saved(state, path):
-    torch.save(state, path)
+    (save_file if path.suffix == ".safetensors" else torch.save)(state, path)
     return path
+
+
+def refused(path, message, **options):
+    """The text of the one error that the conversion of a file ends with, after which there is nothing new."""
+    with pytest.raises(ConversionError, match=message) as caught:
+        convert(path, path.parent / "out", **(options or {"hparams": HPARAMS}))
+    assert list(path.parent.iterdir()) == [path]
+    return str(caught.value)
+
+
+def assert_same_files(first, second, pattern="*"):
+    files = sorted(path.relative_to(first) for path in first.rglob(pattern) if path.is_file())
+    assert files == sorted(path.relative_to(second) for path in second.rglob(pattern) if path.is_file())
+    assert len(files) > 1 and all((first / file).read_bytes() == (second / file).read_bytes() for file in files)
 
 
 @needs_reference
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_every_published_vdvae_converts_by_name_and_shape(name):
+def test_every_published_vdvae_converts_by_name_and_shape_and_has_its_preset(name):
     facts = PUBLISHED[name]
+    config = config_from_hparams(facts)
     with torch.device("meta"):
         state = {key: torch.empty(shape) for key, shape in facts["state_dict"].items()}
-        model = VDVAE(**config_from_hparams(facts))
+        model = VDVAE(**config)
     names = _published_names(model)
     check_keys(state, _published_shapes([(model, names)]))  # refuses any other name or shape
     assert sum(state[name].numel() for name in names.values()) == facts["n_parameters"]
     assert model.num_groups == facts["n_groups"]
-
-
-@needs_reference
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_the_preset_of_a_published_vdvae_is_its_configuration(name):
     preset = json.loads(HUB_CONFIGS.joinpath(PRESETS[name], "config.json").read_text("utf-8"))
     assert preset["_class_name"] == "VDVAE"
-    config = config_from_hparams(PUBLISHED[name])
     assert {key: preset[key] for key in config} == config
-    assert config_from_hparams(PUBLISHED[name]["hparams"]) == config  # normalisation by dataset
-    assert preset["output_bits"] == (5 if PUBLISHED[name]["low_bit"] else 8)
+    assert config_from_hparams(facts["hparams"]) == config  # normalisation by dataset
+    assert preset["output_bits"] == (5 if facts["low_bit"] else 8)
 
 
 @pytest.mark.parametrize("name", [name for name, folder in PRESETS.items() if name == folder])
@@ -175,9 +176,8 @@ def test_hparams_are_completed_or_refused_by_name():
 @pytest.mark.parametrize("wrapper", ["", "module."], ids=["plain", "DataParallel"])
 @pytest.mark.parametrize("suffix", [".th", ".safetensors", ".h5"])
 def test_a_vdvae_round_trips(vdvae_state, tmp_path, suffix, wrapper):
-    path, file = tmp_path / f"weights{suffix}", {f"{wrapper}{key}": value for key, value in vdvae_state.items()}
-    save_file(file, path) if suffix == ".safetensors" else torch.save(file, path)
-    convert(path, tmp_path / "out", hparams=HPARAMS)
+    file = {f"{wrapper}{key}": value for key, value in vdvae_state.items()}
+    convert(saved(file, tmp_path / f"weights{suffix}"), tmp_path / "out", hparams=HPARAMS)
     model = VDVAE.from_pretrained(tmp_path / "out")
     assert model.config.custom_widths == HPARAMS["custom_width_str"]
     names = _published_names(model)
@@ -191,16 +191,12 @@ def test_a_vdvae_round_trips(vdvae_state, tmp_path, suffix, wrapper):
 @pytest.mark.parametrize("folder", sorted(path.parent for path in REFERENCE.glob("*/weights.th")), ids=str)
 def test_recorded_weights_convert_alike_from_th_and_safetensors(folder, tmp_path):
     hparams = json.loads((folder / "config.json").read_text())
-    first, second = (
-        convert(folder / f"weights.{suffix}", tmp_path / suffix, hparams=hparams) for suffix in ("th", "safetensors")
-    )
-    files = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
-    assert files == sorted(path.relative_to(second) for path in second.rglob("*") if path.is_file())
-    for file in files:
-        assert (first / file).read_bytes() == (second / file).read_bytes()
+    suffixes = ("th", "safetensors")
+    assert_same_files(*(convert(folder / f"weights.{s}", tmp_path / s, hparams=hparams) for s in suffixes))
 
 
-def test_a_lightning_checkpoint_of_a_cvdvae_becomes_a_pipeline(cvdvae_state, tmp_path):
+def test_a_lightning_checkpoint_of_a_cvdvae_becomes_a_pipeline_and_its_normalisation_wins(cvdvae_state, tmp_path):
+    cvdvae_state["shift"].fill_(-90.0)
     lightning = {"epoch": 3, "state_dict": {f"cvae.{key}": value for key, value in cvdvae_state.items()}}
     path = saved(lightning, tmp_path / "last.ckpt")
     convert(path, tmp_path / "out", hparams=HPARAMS_CVDVAE)
@@ -210,23 +206,20 @@ def test_a_lightning_checkpoint_of_a_cvdvae_becomes_a_pipeline(cvdvae_state, tmp
     lr_encoder = LREncoder.from_pretrained(tmp_path / "out", subfolder="lr_encoder")
     head = cvdvae_state["decoder.dec_blocks.2.enc_y.c4.bias"]
     assert torch.equal(lr_encoder.heads[2].c4.bias, head)
-    VDVAE.from_pretrained(tmp_path / "out", subfolder="vdvae")
-
-
-def test_the_normalisation_in_a_cvdvae_checkpoint_wins(cvdvae_state, tmp_path):
-    path = saved(cvdvae_state | {"shift": torch.full((1, 1, 1), -90.0)}, tmp_path / "weights.th")
-    convert(path, tmp_path / "out", hparams=HPARAMS_CVDVAE)
-    for part in ("vdvae", "lr_encoder"):
-        config = json.loads((tmp_path / "out" / part / "config.json").read_text())
-        assert (config["input_shift"], config["input_scale"]) == (-90.0, 0.02)
+    vdvae = VDVAE.from_pretrained(tmp_path / "out", subfolder="vdvae")
+    for network in (vdvae, lr_encoder):
+        assert (network.config.input_shift, network.config.input_scale) == (-90.0, 0.02)
 
 
 def test_vdvae_sr_takes_the_averaged_weights_and_drops_what_is_unused(sr_state, tmp_path):
     # The published files hold the trained networks (wrapped) and their averages, and a decoder nobody runs.
-    file = {key.replace(".", ".module.", 1): torch.zeros_like(value) for key, value in sr_state.items()}
-    file |= {f"ema_{key}": value for key, value in sr_state.items()}
+    wrapped = {key.replace(".", ".module.", 1): value for key, value in sr_state.items()}
+    file = {key: torch.zeros_like(value) for key, value in wrapped.items()}
+    file |= {f"ema_{key}": value for key, value in wrapped.items()}
     file |= {"vae_sr.module.decoder.gain": torch.zeros(1), "ema_vae_sr.decoder.gain": torch.zeros(1)}
     convert(saved(file, tmp_path / "model.h5"), tmp_path / "out", hparams=HPARAMS_SR)
+    plain = convert(saved(sr_state, tmp_path / "plain.h5"), tmp_path / "plain", hparams=HPARAMS_SR)
+    assert_same_files(plain, tmp_path / "out")
     conditioner = LRConditioner.from_pretrained(tmp_path / "out", subfolder="lr_encoder")
     assert sorted(conditioner.gates) == ["0", "1", "2"]  # group 3 works at a resolution finer than y's
     gate = sr_state["vae.decoder.dec_blocks.1.gate_param"]
@@ -241,24 +234,12 @@ def test_wrong_keys_are_all_named_and_nothing_is_written(vdvae_state, tmp_path):
     vdvae_state["decoder.extra"] = torch.zeros(1)
     vdvae_state["decoder.dec_blocks.1.z_proj.weight"] = torch.zeros(12, 3, 1, 1)
     path = saved(vdvae_state, tmp_path / "weights.th")
-    with pytest.raises(ConversionError) as error:
-        convert(path, tmp_path / "out", hparams=HPARAMS)
-    message = str(error.value)
-    assert "1 missing: decoder.gain" in message
+    message = refused(path, "1 missing: decoder.gain")
     assert "1 unexpected: decoder.extra" in message
     assert "1 misshapen: decoder.dec_blocks.1.z_proj.weight [12, 3, 1, 1] (should be [12, 2, 1, 1])" in message
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_long_lists_of_wrong_keys_are_cut_and_counted(vdvae_state, tmp_path):
-    with pytest.raises(ConversionError, match=r"\d{4} missing: .*, \.\.\.") as error:
-        convert(saved(vdvae_state, tmp_path / "weights.th"), tmp_path / "out", preset="ffhq256")
-    assert len(str(error.value)) < 5000
-
-
-def test_a_checkpoint_of_another_kind_than_the_preset_is_refused(vdvae_state, tmp_path):
-    with pytest.raises(ConversionError, match="CVDVAE.*VD-VAE"):
-        convert(saved(vdvae_state, tmp_path / "w.th"), tmp_path / "out", preset="cvdvae-ffhq256-x4")
+    # Long lists are cut and counted.
+    assert len(refused(path, r"\d{4} missing: .*, \.\.\.", preset="ffhq256")) < 5000
+    refused(path, "CVDVAE.*VD-VAE", preset="cvdvae-ffhq256-x4")
 
 
 class Payload:
@@ -274,21 +255,16 @@ class Payload:
 @pytest.mark.parametrize("suffix", [".th", ".ckpt", ".h5"])
 def test_a_pickle_with_code_is_refused_and_the_code_is_not_run(tmp_path, suffix):
     path = saved({"weight": torch.zeros(1), "x": Payload(tmp_path / "pwned")}, tmp_path / f"evil{suffix}")
-    with pytest.raises(ValueError, match="refused and nothing in it was run: it refers to .*mkdir"):
-        convert(path, tmp_path / "out", hparams=HPARAMS)
-    assert list(tmp_path.iterdir()) == [path]
+    refused(path, "refused and nothing in it was run: it refers to .*mkdir")
 
 
 @pytest.mark.parametrize("suffix", [".th", ".safetensors"])
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.9])
 def test_a_truncated_file_is_refused(vdvae_state, tmp_path, suffix, share):
-    path = tmp_path / f"weights{suffix}"
-    save_file(vdvae_state, path) if suffix == ".safetensors" else torch.save(vdvae_state, path)
+    path = saved(vdvae_state, tmp_path / f"weights{suffix}")
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(ConversionError, match="damaged"):
-        convert(path, tmp_path / "out", hparams=HPARAMS)
-    assert list(tmp_path.iterdir()) == [path]
+    refused(path, "damaged")
 
 
 @pytest.mark.parametrize("content", [[1, 2], {}, {"epoch": 3}, {"state_dict": {"a": "text"}}])
@@ -308,13 +284,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("kind", "changes"), [(kind, one) for kind, all_ in WRONG.items() for one in all_], ids=str)
-def test_hparams_of_wrong_types_are_refused_in_one_line(kind, changes, vdvae_state, cvdvae_state, tmp_path):
-    state, hparams = {"vdvae": (vdvae_state, HPARAMS), "cvdvae": (cvdvae_state, HPARAMS_CVDVAE)}[kind]
-    path = saved(state, tmp_path / "weights.th")
-    with pytest.raises(ConversionError) as caught:
-        convert(path, tmp_path / "out", hparams=hparams | changes)
-    assert str(caught.value).startswith("`hparams`: ") and "\n" not in str(caught.value)
-    assert list(tmp_path.iterdir()) == [path]
+def test_hparams_of_wrong_types_are_refused_in_one_line(kind, changes, given, tmp_path):
+    state, hparams = given[kind]
+    assert "\n" not in refused(saved(state, tmp_path / "weights.th"), "^`hparams`: ", hparams=hparams | changes)
 
 
 def test_an_output_that_exists_is_left_alone(vdvae_state, tmp_path):
@@ -340,10 +312,8 @@ def test_the_output_may_be_empty_or_a_link_or_the_folder_one_is_in(vdvae_state, 
 
 @pytest.mark.parametrize("kind", ["vdvae", "cvdvae"])
 @pytest.mark.parametrize("error", [OSError("no space left on device"), KeyboardInterrupt("killed")], ids=repr)
-def test_what_was_being_written_is_removed_at_once_or_by_the_next(
-    error, kind, vdvae_state, cvdvae_state, tmp_path, monkeypatch
-):
-    state, hparams = {"vdvae": (vdvae_state, HPARAMS), "cvdvae": (cvdvae_state, HPARAMS_CVDVAE)}[kind]
+def test_what_was_being_written_is_removed_at_once_or_by_the_next(error, kind, given, tmp_path, monkeypatch):
+    state, hparams = given[kind]
     path = saved(state, tmp_path / "weights.th")
 
     def stopped(self, folder):
@@ -378,25 +348,6 @@ def test_arguments_are_checked_before_anything_is_read(arguments, message, tmp_p
         convert(tmp_path / "not-there.th", tmp_path / "out", **arguments)
 
 
-# Averaged weights, and files that are no checkpoints.
-
-
-@needs_reference
-def test_averages_beside_other_weights_convert_like_the_recorded_weights(tmp_path):
-    folder = REFERENCE / "vdvae_sr_x2"
-    hparams = json.loads((folder / "config.json").read_text())
-    weights = load_checkpoint(folder / "weights.th")
-    assert {key.split(".")[0] for key in weights} == {"vae", "vae_sr"}
-    file = {f"{key.replace('.', '.module.', 1)}": torch.randn_like(value) for key, value in weights.items()}
-    file |= {f"ema_{key.replace('.', '.module.', 1)}": value for key, value in weights.items()}
-    first = convert(folder / "weights.th", tmp_path / "plain", hparams=hparams)
-    second = convert(saved(file, tmp_path / "model.h5"), tmp_path / "averaged", hparams=hparams)
-    files = sorted(path.relative_to(first) for path in first.rglob("*.safetensors"))
-    assert len(files) == 2
-    for path in files:
-        assert (first / path).read_bytes() == (second / path).read_bytes()
-
-
 @pytest.mark.parametrize("part", ["vae", "vae_sr"])
 def test_averages_of_one_network_alone_are_taken_with_a_warning(sr_state, part, tmp_path, caplog):
     file = sr_state | {f"ema_{k}": v + 1 for k, v in sr_state.items() if k.startswith(f"{part}.")}
@@ -411,8 +362,7 @@ def test_averages_of_one_network_alone_are_taken_with_a_warning(sr_state, part, 
 def test_averages_that_lack_a_parameter_are_not_completed_from_the_last_weights(sr_state, tmp_path):
     file = sr_state | {f"ema_{key}": value for key, value in sr_state.items()}
     del file["ema_vae.decoder.gain"]
-    with pytest.raises(ConversionError, match="1 missing: vae.decoder.gain"):
-        convert(saved(file, tmp_path / "model.h5"), tmp_path / "out", hparams=HPARAMS_SR)
+    refused(saved(file, tmp_path / "model.h5"), "1 missing: vae.decoder.gain", hparams=HPARAMS_SR)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
@@ -426,9 +376,10 @@ def test_weights_of_any_floating_point_type_become_float32(vdvae_state, dtype, t
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (torch.zeros(1, 8, 1, 1, dtype=torch.complex64), "complex64"),
-        (torch.zeros(1, 8, 1, 1, dtype=torch.int64), "int64"),
-        (torch.zeros(1, 8, 1, 1).to(torch.float8_e4m3fn), "float8_e4m3fn"),
+        *(
+            (torch.zeros(1, 8, 1, 1).to(getattr(torch, dtype)), dtype)
+            for dtype in ("complex64", "int64", "float8_e4m3fn")
+        ),
         (torch.zeros(1, 8, 1, 1).to_sparse(), "sparse"),
         (torch.full((1, 8, 1, 1), torch.nan), "not finite in decoder.gain"),
         (torch.full((1, 8, 1, 1), torch.inf), "not finite in decoder.gain"),
@@ -439,10 +390,8 @@ def test_weights_of_any_floating_point_type_become_float32(vdvae_state, dtype, t
 )
 def test_tensors_that_are_no_weights_are_refused_by_name(vdvae_state, value, message, tmp_path):
     path = saved(vdvae_state | {"decoder.gain": value}, tmp_path / "weights.th")
-    with pytest.raises(ConversionError, match=rf"`checkpoint`.*{message}") as caught:
-        convert(path, tmp_path / "out", hparams=HPARAMS)
-    assert "decoder.gain" in str(caught.value) and "\n" not in str(caught.value)
-    assert list(tmp_path.iterdir()) == [path]
+    text = refused(path, rf"`checkpoint`.*{message}")
+    assert "decoder.gain" in text and "\n" not in text
 
 
 @pytest.mark.parametrize("suffix", [".th", ".h5", ".ckpt", ".safetensors"])

@@ -59,8 +59,7 @@ class Comparison(compared_cases.Comparison):
         super().compare(name, ours)
 
     def compare_groups(self, part: str, values: dict[str, Tensor], group: int) -> None:
-        for name, value in values.items():
-            self.compare(f"{part}.{name}.{group:03d}", value)
+        self.compare_all({f"{name}.{group:03d}": value for name, value in values.items()}, f"{part}.")
 
 
 def nhwc(x: Tensor) -> Tensor:
@@ -74,8 +73,7 @@ def vdvae_case(case: Comparison, folder: Path) -> None:
     case.compare("target", nhwc(quantise(x, vdvae.config.output_bits)))
 
     activations = vdvae.encode(x)
-    for resolution, activation in activations.items():
-        case.compare(f"posterior.activations.{resolution}", activation)
+    case.compare_all(activations, "posterior.activations.")
     noise = case.noise("posterior")
     out = vdvae.top_down(len(x), size, noise, activations=activations)
     assert len(out.groups) == case.config["n_groups"]
@@ -89,12 +87,11 @@ def vdvae_case(case: Comparison, folder: Path) -> None:
             "kl": group.posterior.kl(group.prior),
         }
         case.compare_groups("posterior", values, index)
-    case.compare("posterior.px_z", vdvae.affine(out.stream))
-    case.compare("posterior.dmol_params", nhwc(vdvae.likelihood(out.stream).parameters))
+    parameters = nhwc(vdvae.likelihood(out.stream).parameters)
+    case.compare_all({"px_z": vdvae.affine(out.stream), "dmol_params": parameters}, "posterior.")
     elbo = vdvae(x, noise=noise)
-    case.compare("posterior.nll_per_dim", elbo.distortion)
-    case.compare("posterior.rate_per_dim", elbo.rate)
-    case.compare("posterior.elbo_per_dim", elbo.loss)
+    parts = {"nll_per_dim": elbo.distortion, "rate_per_dim": elbo.rate, "elbo_per_dim": elbo.loss}
+    case.compare_all(parts, "posterior.")
 
     noise = case.noise("prior", uniforms=True)
     temperature = case.config["prior_temperature"]
@@ -119,17 +116,16 @@ def cvdvae_case(case: Comparison, folder: Path) -> None:
     out = vdvae.top_down(len(x), size, case.noise("train"), activations, condition, num_groups=k)
     kls = []
     for index, group in enumerate(out.groups):
-        kl = group.posterior.kl(group.lr_posterior)
+        kls.append(group.posterior.kl(group.lr_posterior))
         values = {
             "qx_m": group.posterior.mean,
             "qx_logsigma": group.posterior.log_sigma,
             "qy_m": group.lr_posterior.mean,
             "qy_logsigma": group.lr_posterior.log_sigma,
             "z": group.z,
-            "kl": kl,
+            "kl": kls[-1],
         }
         case.compare_groups("train", values, index)
-        kls.append(kl)
     case.compare("train.kl_sum_nats", sum(kl.sum(dim=(1, 2, 3)) for kl in kls))
     case.compare("train.kl_mean_of_groups", sum(kl.mean(dim=(1, 2, 3)) for kl in kls))
 
@@ -152,18 +148,15 @@ def vdvae_sr_case(case: Comparison, folder: Path) -> None:
     x = case.image("image_uint8", -1)
     size = (x.shape[2], x.shape[3])
     condition = conditioner.encode(case.image("low_resolution_uint8", -1))
-    for resolution, activation in condition.features.items():
-        case.compare(f"lr.activations.{resolution}", activation)
+    case.compare_all(condition.features, "lr.activations.")
 
     noise = case.noise("posterior")
     out = vdvae.top_down(len(x), size, noise, vdvae.encode(x), condition)
     for index, group in enumerate(out.groups):
-        values = {"z": group.z, "kl": group.posterior.kl(group.prior)}
-        case.compare_groups("posterior", values, index)
-    case.compare("posterior.px_z", vdvae.affine(out.stream))
+        case.compare_groups("posterior", {"z": group.z, "kl": group.posterior.kl(group.prior)}, index)
     elbo = vdvae(x, noise=noise, condition=condition)
-    case.compare("posterior.nll_per_dim", elbo.distortion)
-    case.compare("posterior.rate_per_dim", elbo.rate)
+    parts = {"px_z": vdvae.affine(out.stream), "nll_per_dim": elbo.distortion, "rate_per_dim": elbo.rate}
+    case.compare_all(parts, "posterior.")
 
     temperature = case.config["temperature"]
     out = vdvae.top_down(len(x), size, case.noise("sample"), condition=condition, temperature=temperature)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from torch import Tensor
+from stand_ins import levels, objective_of
 
 from hvae_sr import LRConditioner, SuperResolutionPipeline
 from hvae_sr.baselines import RRDBNet
@@ -20,17 +20,11 @@ from hvae_sr.images import to_tensor
 from hvae_sr.models.restorer import Restorer
 from hvae_sr.sampling import Budget, WindowSampler, budget
 from hvae_sr.sampling.sampler import Networks
-from hvae_sr.training import parse_arguments
-from hvae_sr.training.networks import build_objective, check_objective
 from hvae_sr.training.publish import _smaller, write_folder
 
 RESTORED = {"restorer_blocks": 1, "likelihood_location": "bicubic"}
 SIDE = 4
-
-
-def levels(batch_size: int, side: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (batch_size, 3, side, side), generator=generator) / 127.5 - 1
+SHARES = "0:-0.5,0.5:0.5,1:0"
 
 
 @pytest.fixture
@@ -56,6 +50,9 @@ def test_a_restorer_gives_what_the_network_gives_and_what_its_last_layers_read(t
     torch.testing.assert_close(image, expected.clamp(0, 1) * 2 - 1)
     assert features.shape == (2, 64, 8, 8) and image.shape == (2, 3, 32, 32)
     torch.testing.assert_close(trained.image(features), expected)
+    # As a LoRA wraps it, another layer may stand in the place of a convolution.
+    trained.body[0].rdb1.conv1 = torch.nn.Sequential(trained.body[0].rdb1.conv1)
+    assert torch.equal(trained((y + 1) / 2).sample, expected)
 
 
 def test_a_restorer_with_padding_sees_the_borders_repeated(trained: RRDBNet) -> None:
@@ -84,9 +81,8 @@ def test_taken_weights_are_those_of_the_network_with_rounded_kernels(trained: RR
     "shape", [{"num_blocks": 2}, {"width": 32}, {"growth": 8}, {"scale_factor": 2}, {"upsampling": "pixelshuffle"}]
 )
 def test_networks_of_another_shape_are_refused(shape: dict[str, int]) -> None:
-    with pytest.raises(
-        ValueError, match="an RRDBNet for x4 of 1 blocks, 64 channels and upsampling .nearest. is needed"
-    ):
+    message = "an RRDBNet for x4 of 1 blocks, 64 channels and upsampling .nearest. is needed"
+    with pytest.raises(ValueError, match=message):
         Restorer(1).take(RRDBNet(**{"num_blocks": 1, **shape}))
 
 
@@ -137,6 +133,16 @@ def test_convolutions_of_the_restorer_follow_the_compute_dtype(make_restored: An
         ({"restorer_blocks": "two"}, "`restorer_blocks` must be"),
         ({"conditioning": "lr_encoder", "upsampling_blocks": None, "gate_init": 0.0}, "conditioning 'final'"),
         ({"scale_factor": 2}, "scale_factor 4"),
+        ({"restorer_blocks": None, "restored_shares": SHARES}, "`restored_shares` needs `restorer_blocks`"),
+        ({"restorer_blocks": None, "restored_tolerance": 10.0}, "`restored_tolerance` needs `restorer_blocks`"),
+        *(
+            ({"restored_shares": shares}, "`restored_shares` must be pairs of rising temperatures and shares")
+            for shares in ("0.5:1,0.2:0", "0:x", "0:nan", "1", "0:1,0:2")
+        ),
+        *(
+            ({"restored_shares": SHARES, "restored_tolerance": tau}, "`restored_tolerance` must be")
+            for tau in (0, -1.0, float("inf"), float("nan"), "ten")
+        ),
     ],
 )
 def test_options_that_do_not_go_with_a_restorer_are_refused(
@@ -152,9 +158,6 @@ def test_a_saved_conditioner_is_the_same(make_restored: Any, tmp_path: Path) -> 
     again = LRConditioner.from_pretrained(tmp_path)
     assert torch.equal(again.encode(y).location, network.encode(y).location)
     assert not any(p.requires_grad for p in again.restorer.parameters())
-
-
-SHARES = "0:-0.5,0.5:0.5,1:0"
 
 
 @pytest.mark.parametrize(
@@ -178,17 +181,6 @@ def test_samples_are_moved_towards_the_estimate_by_the_share_of_their_temperatur
     inside = (found[0] > 0) & (found[0] < 1)  # what is clamped is so after the move
     expected = (found[0] + share * (estimate - found[0])).clamp(0, 1)
     torch.testing.assert_close(found[1][inside], expected[inside], atol=2e-5, rtol=0)
-
-
-@pytest.mark.parametrize("shares", ["0.5:1,0.2:0", "0:x", "0:nan", "1", "0:1,0:2"])
-def test_shares_that_are_none_are_named(make_restored: Any, shares: str) -> None:
-    with pytest.raises(ValueError, match="`restored_shares` must be pairs of rising temperatures and shares"):
-        make_restored(restored_shares=shares)
-
-
-def test_shares_need_a_restorer(make_restored: Any) -> None:
-    with pytest.raises(ValueError, match="`restored_shares` needs `restorer_blocks`"):
-        make_restored(restorer_blocks=None, restored_shares=SHARES)
 
 
 def test_windows_see_further_where_a_restorer_does_in_any_memory(make_vdvae: Any, make_restored: Any) -> None:
@@ -218,23 +210,11 @@ def training(make_vdvae: Any, make_restored: Any, trained: RRDBNet, tmp_path: Pa
     make_vdvae().save_pretrained(tmp_path / "prior")
     trained.save_pretrained(tmp_path / "restorer")
     (tmp_path / "lr.json").write_text(make_restored().to_json_string())
-    values = {
-        "stage": "energy-score", "train_data_dir": tmp_path, "output_dir": tmp_path / "out", "resolution": 16,
-        "pretrained_vdvae": tmp_path / "prior", "lr_config": tmp_path / "lr.json", "degradation": "real",
-    }  # fmt: skip
-
-    def make(**more: Any) -> tuple[Any, Any]:
-        config = parse_arguments([f"--{key}={value}" for key, value in {**values, **more}.items()])
-        objective = build_objective(config)
-        check_objective(objective, config, torch.device("cpu"))
-        return objective, config
-
-    make.folder = tmp_path  # type: ignore[attr-defined]
-    return make
+    return partial(objective_of, tmp_path, stage="energy-score", degradation="real")
 
 
-def test_an_update_leaves_the_restorer_as_it_was(training: Any) -> None:
-    objective, _ = training(pretrained_restorer=training.folder / "restorer")
+def test_an_update_leaves_the_restorer_as_it_was(training: Any, tmp_path: Path) -> None:
+    objective, _ = training(pretrained_restorer=tmp_path / "restorer")
     before = {name: value.clone() for name, value in objective.state_dict().items()}
     optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=1e-2)
     images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -246,9 +226,11 @@ def test_an_update_leaves_the_restorer_as_it_was(training: Any) -> None:
 
 
 @pytest.mark.parametrize("saved_dtype", ["float16", "float8"])
-def test_a_run_starts_with_the_restorers_weights_and_saves_small_ones(training: Any, saved_dtype: str) -> None:
-    objective, config = training(pretrained_restorer=training.folder / "restorer", saved_dtype=saved_dtype)
-    folder = training.folder / "model"
+def test_a_run_starts_with_the_restorers_weights_and_saves_small_ones(
+    training: Any, saved_dtype: str, tmp_path: Path
+) -> None:
+    objective, config = training(pretrained_restorer=tmp_path / "restorer", saved_dtype=saved_dtype)
+    folder = tmp_path / "model"
     write_folder(objective, config, folder)
     stored = load_file(folder / "lr_encoder" / "diffusion_pytorch_model.safetensors")
     exact = "restorer.conv_body"  # not rounded, and so not stored as if
@@ -272,8 +254,7 @@ def test_a_run_starts_with_the_restorers_weights_and_saves_small_ones(training: 
 def test_a_network_without_a_restorer_takes_no_weights_of_one(
     training: Any, make_restored: Any, tmp_path: Path
 ) -> None:
-    options = json.loads(make_restored(restorer_blocks=None).to_json_string())
-    (tmp_path / "plain.json").write_text(json.dumps(options))
+    (tmp_path / "plain.json").write_text(make_restored(restorer_blocks=None).to_json_string())
     with pytest.raises(ValueError, match="`pretrained_restorer` needs an LRConditioner with `restorer_blocks`"):
         training(lr_config=tmp_path / "plain.json", pretrained_restorer=tmp_path / "restorer")
     RRDBNet(num_blocks=2).save_pretrained(tmp_path / "two")
@@ -288,13 +269,6 @@ def test_a_restorer_that_would_stay_random_is_refused(training: Any, make_restor
         with pytest.raises(ValueError, match="`pretrained_restorer` must be given"):
             training(**start)
     training(pretrained_lr_encoder=tmp_path / "own")  # whose restorer is trained
-
-
-def test_a_stem_of_another_width_starts_anew(make_restored: Any) -> None:
-    wider = make_restored(custom_widths="4:12", decoder_custom_widths="4:12")
-    names = transfer(make_restored(restorer_blocks=None), wider)
-    assert "network.bottom_up.in_conv.weight" in names
-    assert wider.network.bottom_up.in_conv.weight.flatten(1).abs().sum(1).min() > 0
 
 
 def test_a_restorer_for_another_factor_does_not_fit_a_pipeline(make_vdvae: Any, make_restored: Any) -> None:
@@ -336,6 +310,9 @@ def test_a_network_with_a_restorer_starts_from_what_fits_of_one_without(
     assert objective.lr_network.restorer(y).features.abs().max() > 0.01
     for one, other in zip(plain(y).features, objective.lr_network(y).features, strict=True):
         torch.testing.assert_close(one, other)
+    wider = make_restored(custom_widths="4:12", decoder_custom_widths="4:12")  # whose stem starts anew
+    assert "network.bottom_up.in_conv.weight" in transfer(plain, wider)
+    assert wider.network.bottom_up.in_conv.weight.flatten(1).abs().sum(1).min() > 0
 
 
 def test_shares_may_be_given_to_a_trained_network(training: Any, make_restored: Any, tmp_path: Path) -> None:
@@ -348,19 +325,9 @@ def test_shares_may_be_given_to_a_trained_network(training: Any, make_restored: 
     assert all(torch.equal(value, own[name]) for name, value in network.state_dict().items())
 
 
-def test_another_layer_may_stand_in_the_place_of_a_convolution(trained: RRDBNet) -> None:
-    y = levels(1, 8, seed=1) / 2 + 0.5
-    expected = trained(y).sample
-    block = trained.body[0].rdb1
-    block.conv1 = torch.nn.Sequential(block.conv1)  # as a LoRA wraps it
-    assert torch.equal(trained(y).sample, expected)
-
-
 def test_where_estimate_and_sample_disagree_at_ys_resolution_the_share_is_smaller(make_restored: Any) -> None:
-    plain, tolerant = (
-        make_restored(restored_shares="0:0.5"),
-        make_restored(restored_shares="0:0.5", restored_tolerance=20),
-    )
+    plain = make_restored(restored_shares="0:0.5")
+    tolerant = make_restored(restored_shares="0:0.5", restored_tolerance=20)
     x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(4)) - 0.5
     fine = torch.tensor([0.3, -0.3]).repeat(8)  # which the mean over 4x4 pixels does not have
     t = torch.tensor(0.0)
@@ -368,11 +335,3 @@ def test_where_estimate_and_sample_disagree_at_ys_resolution_the_share_is_smalle
     moved = tolerant.finish(x, x + 20 / 127.5, t) - x  # one tau apart, everywhere
     torch.testing.assert_close(moved, torch.full_like(x, 0.5 * np.exp(-1) * 20 / 127.5))
     assert (tolerant.finish(x, x + 1.5, t) - x).abs().max() < 1e-6
-
-
-@pytest.mark.parametrize("tau", [0, -1.0, float("inf"), float("nan"), "ten"])
-def test_a_tolerance_that_is_none_is_named(make_restored: Any, tau: float) -> None:
-    with pytest.raises(ValueError, match="`restored_tolerance` must be"):
-        make_restored(restored_shares=SHARES, restored_tolerance=tau)
-    with pytest.raises(ValueError, match="`restored_tolerance` needs `restorer_blocks`"):
-        make_restored(restorer_blocks=None, restored_tolerance=10.0)
