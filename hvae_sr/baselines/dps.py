@@ -65,17 +65,8 @@ def dps_step(
         # Each norm depends on its own image alone: the gradient of their sum is that of each.
         (gradient,) = torch.autograd.grad(residual.sum(), x)
     unguided = out.prev_sample.detach()
-    return DPSStep(
-        index,
-        t,
-        x.detach(),
-        prediction.detach(),
-        out.pred_original_sample.detach(),
-        residual.detach(),
-        gradient,
-        unguided,
-        unguided - guidance_scale * gradient,
-    )
+    parts = (part.detach() for part in (x, prediction, out.pred_original_sample, residual))
+    return DPSStep(index, t, *parts, gradient, unguided, unguided - guidance_scale * gradient)
 
 
 def dps_chain(

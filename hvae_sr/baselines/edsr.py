@@ -82,7 +82,6 @@ class ResidualBlock(nn.Module):
         self.residual_scale = residual_scale
 
     def forward(self, h: Tensor) -> Tensor:
-        """f(h)."""
         return h + self.residual_scale * self.body(h)
 
 

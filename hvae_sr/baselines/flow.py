@@ -5,9 +5,6 @@ Every layer maps `[B, C, h, w]` to the same, and adds to `log_det` `[B]` the log
 With `reverse=True` it computes the inverse, and leaves `log_det` alone.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,7 +25,6 @@ class ActNorm(nn.Module):
         self.initialising = False
 
     def forward(self, z: Tensor, log_det: Tensor, reverse: bool = False) -> tuple[Tensor, Tensor]:
-        """z' and `log_det`."""
         if reverse:
             return z * torch.exp(-self.logs) - self.bias, log_det
         return self.normalise(z), log_det + z.shape[2] * z.shape[3] * self.logs.sum()
@@ -41,19 +37,6 @@ class ActNorm(nn.Module):
                 variance = (z + self.bias).square().mean((0, 2, 3), keepdim=True)
                 self.logs.copy_(-torch.log(variance.sqrt() + 1e-6))
         return (z + self.bias) * torch.exp(self.logs)
-
-
-@contextmanager
-def initialising(model: nn.Module) -> Iterator[None]:
-    """Every `ActNorm` of the model that is passed forward in the block sets its parameters by what it is given."""
-    layers = [module for module in model.modules() if isinstance(module, ActNorm)]
-    for layer in layers:
-        layer.initialising = True
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.initialising = False
 
 
 class InvertibleConv(nn.Module):
@@ -70,7 +53,6 @@ class InvertibleConv(nn.Module):
         self.weight = nn.Parameter(weight.to(torch.get_default_dtype()))
 
     def forward(self, z: Tensor, log_det: Tensor, reverse: bool = False) -> tuple[Tensor, Tensor]:
-        """z' and `log_det`."""
         # MPS has no float64.
         exact = (self.weight.cpu() if self.weight.device.type == "mps" else self.weight).double()
         weight = self.weight

@@ -24,7 +24,7 @@ from ..models.distributions import DiagonalGaussian
 from ..models.rrdb import RRDB
 from ..noise import NoiseSource, as_noise_source
 from .common import check_images, check_whole
-from .flow import FlowStep, ZeroConv, cross_split, initialising
+from .flow import ActNorm, FlowStep, ZeroConv, cross_split
 
 LR_LOG_SIGMA = -6.0
 """Of the Gaussian around the given y that the quantised LR estimate is judged by."""
@@ -245,8 +245,14 @@ class HCFlow(StrictLoading, ModelMixin, ConfigMixin):
 
         To be called once, before training (Glow, section 3.1); the arguments are those of `encode`.
         """
-        with initialising(self):
+        layers = [module for module in self.modules() if isinstance(module, ActNorm)]
+        for layer in layers:
+            layer.initialising = True
+        try:
             return self.encode(sample, low_resolution, uniform)
+        finally:
+            for layer in layers:
+                layer.initialising = False
 
 
 class ConditionalFlow(nn.Module):

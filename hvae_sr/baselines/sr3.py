@@ -9,7 +9,6 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -148,7 +147,6 @@ class NoiseLevelEncoding(nn.Module):
         self.frequencies = channels // 2
 
     def forward(self, noise_level: Tensor) -> Tensor:
-        """The encoding."""
         k = torch.arange(self.frequencies, device=noise_level.device, dtype=noise_level.dtype) / self.frequencies
         angles = noise_level[:, None] * torch.exp(-math.log(1e4) * k)
         return torch.cat((angles.sin(), angles.cos()), -1)
@@ -272,21 +270,18 @@ def activation_bytes(unet: SR3UNet, size: tuple[int, int]) -> int:
     """
     model = on_meta(unet)
     kept: list[int] = []
-    largest = [0]
-
-    def look(layer: nn.Module, _: Any, out: Any) -> None:
-        maps = 2 if isinstance(layer, SelfAttention) else 1
-        largest[0] = max(largest[0], maps * out.numel() * out.element_size())
-
+    maps: list[int] = []
     for layer in model.downs:
-        layer.register_forward_hook(lambda _, __, out: kept.append(out.numel() * out.element_size()))
-    for block in model.modules():
-        if isinstance(block, (AttentionBlock, NormedConv, SelfAttention)):
-            block.register_forward_hook(look)
+        layer.register_forward_hook(lambda _, __, out: kept.append(out.nbytes))
+    for layer in model.modules():
+        if isinstance(layer, (AttentionBlock, NormedConv)):
+            layer.register_forward_hook(lambda _, __, out: maps.append(out.nbytes))
+        elif isinstance(layer, SelfAttention):
+            layer.register_forward_hook(lambda _, __, out: maps.append(2 * out.nbytes))
     x = torch.zeros(1, 3, *size, device="meta", dtype=unet.dtype)
     with torch.no_grad():
         model(x, x, torch.zeros(1, device="meta"))
-    return sum(kept) + 4 * largest[0]
+    return sum(kept) + 4 * max(maps)
 
 
 def sr3_loss(prediction: Tensor, noise: Tensor, kind: str = "l1") -> Tensor:

@@ -312,7 +312,7 @@ def _check_finding(finding: Finding, recipe: Recipe, config: Mapping[str, Any], 
     differing = {
         name: (value, config[name])
         for name, value in finding.options.items()
-        if name in config and config[name] != value and list(np.atleast_1d(config[name])) != list(np.atleast_1d(value))
+        if name in config and list(np.atleast_1d(config[name])) != list(np.atleast_1d(value))
     }
     if differing:
         listed = ", ".join(f"{name}={value} (not {wanted})" for name, (value, wanted) in differing.items())

@@ -186,13 +186,6 @@ def _is_state(value: Any) -> bool:
     return isinstance(value, Mapping) and bool(value) and all(isinstance(entry, Tensor) for entry in value.values())
 
 
-def _lr_class(state: Mapping[str, Tensor]) -> str | None:
-    """The class of the LR network that belongs to a checkpoint's keys; None for a VD-VAE alone."""
-    if any(key.startswith("encoder_y.") or ".enc_y." in key for key in state):
-        return "LREncoder"
-    return "LRConditioner" if any(key.startswith(("vae.", "vae_sr.")) for key in state) else None
-
-
 def config_from_hparams(hparams: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration of `VDVAE` for hyper-parameters under their published names.
 
@@ -378,12 +371,13 @@ def convert(
     output = new_folder(output_dir)
     recipe = _recipe_from_preset(preset) if preset is not None else None  # before a large file is read
     state = load_checkpoint(checkpoint)
-    lr_class = _lr_class(state)
-    if (finding := identify(state)).architecture in READABLE:
+    finding = identify(state)
+    if finding.architecture in READABLE:
         raise ConversionError(
             f"`checkpoint`: {checkpoint} holds {finding}, which has presets of its own; or give its `architecture` in "
             "the hyper-parameters, and the arguments of that class"
         )
+    lr_class = {kind: name for name, kind in _KINDS.items()}.get(finding.architecture or "")
     if recipe is not None and recipe.lr_class != lr_class:
         expected, found = _KINDS[recipe.lr_class], _KINDS[lr_class]
         raise ConversionError(f"`preset` {preset!r} is for a {expected}, the checkpoint holds a {found}")

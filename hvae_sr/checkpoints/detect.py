@@ -134,8 +134,8 @@ READABLE = ("EDSR", "RRDBNet", "SRVGGNetCompact", "SPAN", "HCFlow", "SR3UNet", "
 
 _RULES: tuple[tuple[str, str, tuple[str, ...], Callable[[State], dict[str, Any]]], ...] = (
     # Those that only resemble another one's names come before it.
-    ("VDVAE-SR", "", (r"vae\.|vae_sr\.",), _nothing),
     ("CVDVAE", "", (r"encoder_y\.|.*\.enc_y\.",), _nothing),
+    ("VDVAE-SR", "", (r"vae\.|vae_sr\.",), _nothing),
     ("VD-VAE", "", (r"encoder\.enc_blocks\.", r"decoder\.dec_blocks\."), _nothing),
     ("SRFlow", "", (r"flowUpsamplerNet\.",), _nothing),
     ("latent diffusion model", "", (r"model\.diffusion_model\.",), _nothing),

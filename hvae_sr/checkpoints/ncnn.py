@@ -48,7 +48,9 @@ def load_ncnn(path: str | Path) -> dict[str, Tensor]:
     if "MemoryData" in all_kinds:
         blocks = [f"block_{i}.c{j}_r" for i in range(1, NUM_BLOCKS + 1) for j in range(1, 4)]
         names = ["conv_1", *blocks, "conv_2", "conv_cat", "upsampler.0"]
-        if kinds != ["Convolution"] * len(names) or not _has_colour_mean(path):
+        # The `.bin` begins with the mean colour, which our network has in its code.
+        mean = np.fromfile(path, "<f4", len(COLOUR_MEAN))
+        if kinds != ["Convolution"] * len(names) or not np.allclose(mean, COLOUR_MEAN, atol=1e-6):
             raise ConversionError(f"{where} has a constant, but is no SPAN with the mean colour of the published ones")
     elif kinds.count("Convolution") == len(kinds) and len(kinds) > 6 and (len(kinds) - 6) % 15 == 0:
         blocks = [f"body.{i}.rdb{j}" for i in range((len(kinds) - 6) // 15) for j in range(1, 4)]
@@ -121,9 +123,3 @@ def _read_tensors(layers: _Layers, data: np.ndarray) -> list[dict[str, Tensor]]:
     if position != len(data):
         raise ValueError(f"{len(data) - position} bytes are left")
     return tensors
-
-
-def _has_colour_mean(path: Path) -> bool:
-    """Whether the `.bin` of a SPAN begins with the mean colour of the published ones, which ours has in its code."""
-    found = np.fromfile(path, "<f4", len(COLOUR_MEAN))
-    return found.shape == (len(COLOUR_MEAN),) and bool(np.allclose(found, COLOUR_MEAN, atol=1e-6))

@@ -79,7 +79,6 @@ class RRDB(nn.Module):
         self.rdb3 = DenseBlock(width, growth)
 
     def forward(self, h: Tensor) -> Tensor:
-        """The block's output."""
         return torch.add(h, self.rdb3(self.rdb2(self.rdb1(h))), alpha=RESIDUAL_SCALE)
 
 
@@ -100,7 +99,6 @@ class DenseBlock(nn.Module):
         return self.conv1, self.conv2, self.conv3, self.conv4, self.conv5
 
     def forward(self, h: Tensor) -> Tensor:
-        """D(h)."""
         features = [h.to(getattr(self.conv1, "compute_dtype", None) or h.dtype)]  # a LoRA in its place has none
         for layer in (self.conv1, self.conv2, self.conv3, self.conv4):
             features.append(_activate(layer(torch.cat(features, 1))))
