@@ -65,7 +65,7 @@ def dps_step(
         # Each norm depends on its own image alone: the gradient of their sum is that of each.
         (gradient,) = torch.autograd.grad(residual.sum(), x)
     unguided = out.prev_sample.detach()
-    parts = (part.detach() for part in (x, prediction, out.pred_original_sample, residual))
+    parts = (x.detach(), prediction.detach(), out.pred_original_sample.detach(), residual.detach())
     return DPSStep(index, t, *parts, gradient, unguided, unguided - guidance_scale * gradient)
 
 
