@@ -44,18 +44,21 @@ HPARAMS_SR = {
 }  # fmt: skip
 
 
+def convolution(name, out, into, kernel=1):
+    return {f"{name}.weight": torch.randn(out, into, kernel, kernel), f"{name}.bias": torch.randn(out)}
+
+
 def published_block(state, name, sizes, kernel):
     width_in, middle, width_out = sizes
     shapes = {"c1": (middle, width_in, 1), "c2": (middle, middle, kernel), "c3": (middle, middle, kernel)}
-    for layer, (o, i, k) in (shapes | {"c4": (width_out, middle, 1)}).items():
-        state[f"{name}.{layer}.weight"] = torch.randn(o, i, k, k)
-        state[f"{name}.{layer}.bias"] = torch.randn(o)
+    for layer, shape in (shapes | {"c4": (width_out, middle, 1)}).items():
+        state |= convolution(f"{name}.{layer}", *shape)
 
 
 def published_state(widths):
     """Random weights of a VD-VAE with `HPARAMS`, named and shaped as openai/vdvae does."""
     torch.manual_seed(0)
-    state = {"encoder.in_conv.weight": torch.randn(8, 3, 3, 3), "encoder.in_conv.bias": torch.randn(8)}
+    state = convolution("encoder.in_conv", 8, 3, 3) | convolution("decoder.out_net.out_conv", 20, 8)
     for i, resolution in enumerate((8, 8, 4, 4, 1)):
         w = widths[resolution]
         published_block(state, f"encoder.enc_blocks.{i}", (w, w // 4, w), 3 if resolution > 2 else 1)
@@ -65,18 +68,14 @@ def published_state(widths):
         published_block(state, f"{name}.enc", (2 * w, w // 4, 4), kernel)
         published_block(state, f"{name}.prior", (w, w // 4, 4 + w), kernel)
         published_block(state, f"{name}.resnet", (w, w // 4, w), kernel)
-        state[f"{name}.z_proj.weight"] = torch.randn(w, 2, 1, 1)
-        state[f"{name}.z_proj.bias"] = torch.randn(w)
+        state |= convolution(f"{name}.z_proj", w, 2)
     for i, resolution in enumerate((1, 4)):
         state[f"decoder.bias_xs.{i}"] = torch.randn(1, widths[resolution], resolution, resolution)
-    state |= {"decoder.gain": torch.randn(1, 8, 1, 1), "decoder.bias": torch.randn(1, 8, 1, 1)}
-    state["decoder.out_net.out_conv.weight"] = torch.randn(20, 8, 1, 1)
-    state["decoder.out_net.out_conv.bias"] = torch.randn(20)
-    return state
+    return state | {"decoder.gain": torch.randn(1, 8, 1, 1), "decoder.bias": torch.randn(1, 8, 1, 1)}
 
 
 def published_lr_blocks(prefix):
-    state = {f"{prefix}.in_conv.weight": torch.randn(8, 3, 3, 3), f"{prefix}.in_conv.bias": torch.randn(8)}
+    state = convolution(f"{prefix}.in_conv", 8, 3, 3)
     for i, kernel in enumerate((3, 3, 1)):
         published_block(state, f"{prefix}.enc_blocks.{i}", (8, 2, 8), kernel)
     return state
