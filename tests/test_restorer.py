@@ -251,23 +251,17 @@ def test_a_run_starts_with_the_restorers_weights_and_saves_small_ones(
     assert images[0].size == (32, 32) and images[0].tobytes() != images[1].tobytes()
 
 
-def test_a_network_without_a_restorer_takes_no_weights_of_one(
-    training: Any, make_restored: Any, tmp_path: Path
-) -> None:
-    (tmp_path / "plain.json").write_text(make_restored(restorer_blocks=None).to_json_string())
+def test_weights_that_do_not_fit_or_are_missing_are_refused(training: Any, make_restored: Any, tmp_path: Path) -> None:
+    make_restored(restorer_blocks=None).save_pretrained(tmp_path / "plain")
     with pytest.raises(ValueError, match="`pretrained_restorer` needs an LRConditioner with `restorer_blocks`"):
-        training(lr_config=tmp_path / "plain.json", pretrained_restorer=tmp_path / "restorer")
+        training(lr_config=tmp_path / "plain" / "config.json", pretrained_restorer=tmp_path / "restorer")
     RRDBNet(num_blocks=2).save_pretrained(tmp_path / "two")
     with pytest.raises(ValueError, match="`pretrained_restorer` .*two.*: an RRDBNet for x4 of 1 blocks"):
         training(pretrained_restorer=tmp_path / "two")
-
-
-def test_a_restorer_that_would_stay_random_is_refused(training: Any, make_restored: Any, tmp_path: Path) -> None:
-    make_restored(restorer_blocks=None).save_pretrained(tmp_path / "plain")
-    make_restored().save_pretrained(tmp_path / "own")
-    for start in ({}, {"pretrained_lr_encoder": tmp_path / "plain"}):
+    for start in ({}, {"pretrained_lr_encoder": tmp_path / "plain"}):  # the restorer would stay random
         with pytest.raises(ValueError, match="`pretrained_restorer` must be given"):
             training(**start)
+    make_restored().save_pretrained(tmp_path / "own")
     training(pretrained_lr_encoder=tmp_path / "own")  # whose restorer is trained
 
 

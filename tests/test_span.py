@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -136,10 +135,7 @@ def test_the_likelihood_is_centred_on_what_the_regression_gives(make_centred: An
         drawn[location] = pipe.sample(2, (16, 16), None, condition=moved, temperature=0.0).sample
     (one, centred), (other, plain) = drawn.items()
     torch.testing.assert_close(centred - plain, one - other, rtol=1e-4, atol=1e-5)
-
-
-def test_the_stem_reads_the_regressions_features(make_centred: Any) -> None:
-    network = make_centred()
+    # Its features are read.
     with torch.no_grad():
         network.network.bottom_up.in_conv.weight[:, :3] = 0  # y itself is not read any more
     one, other = (network.encode(levels(1, 4, seed)).features for seed in (1, 2))
@@ -190,17 +186,6 @@ def test_a_gated_location_keeps_the_restorers_offset_from_y_resized(make_centred
     assert not torch.equal(one.location, other.location)
 
 
-def test_gates_of_a_location_are_trained(training: Any, make_centred: Any, tmp_path: Path) -> None:
-    (tmp_path / "lr.json").write_text(make_centred(likelihood_location="gated").to_json_string())
-    objective, _ = training(pretrained_regression=tmp_path / "span")
-    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    loss, _ = objective(images, [0, 1])
-    loss.backward()
-    gate = objective.lr_network.location_gate
-    assert gate.weight.grad.abs().max() > 0 and gate.bias.grad.abs().max() > 0
-    assert all(p.grad is None for p in objective.lr_network.regression.parameters())
-
-
 def test_all_but_the_last_convolution_follow_the_compute_dtype(make_centred: Any) -> None:
     network, y = make_centred(), levels(1, 8, seed=1)
     exact = network.regression(y).image
@@ -219,10 +204,7 @@ def test_all_but_the_last_convolution_follow_the_compute_dtype(make_centred: Any
         ({"likelihood_location": "bicubic"}, "None with another, got 4 with 'bicubic'"),
         ({"conditioning": "trivial", "gate_init": 0.0}, "`likelihood_location` 'regression' needs features of y"),
         ({"likelihood_location": "gated", "regression_width": None}, "got None with 'gated'"),
-        (
-            {"likelihood_location": "gated", "conditioning": "trivial", "gate_init": 0.0},
-            "`likelihood_location` 'gated' needs features of y",
-        ),
+        ({"likelihood_location": "gated", "conditioning": "trivial", "gate_init": 0.0}, "'gated' needs features of y"),
     ],
 )
 def test_options_that_do_not_go_together_are_named(make_centred: Any, changes: dict[str, Any], message: str) -> None:
@@ -241,9 +223,11 @@ def training(make_vdvae: Any, make_centred: Any, tmp_path: Path) -> Any:
     return partial(objective_of, tmp_path, stage="energy-score", saved_dtype="float8")
 
 
+@pytest.mark.parametrize("location", ["regression", "gated"])
 def test_a_run_takes_a_trained_regression_leaves_it_as_it_is_and_saves_it_exactly(
-    training: Any, make_centred: Any, tmp_path: Path
+    training: Any, make_centred: Any, location: str, tmp_path: Path
 ) -> None:
+    (tmp_path / "lr.json").write_text(make_centred(likelihood_location=location).to_json_string())
     plain = make_centred(likelihood_location="bicubic", regression_width=None)
     plain.save_pretrained(tmp_path / "plain")
     objective, config = training(pretrained_regression=tmp_path / "span", pretrained_lr_encoder=tmp_path / "plain")
@@ -259,6 +243,8 @@ def test_a_run_takes_a_trained_regression_leaves_it_as_it_is_and_saves_it_exactl
     loss.backward()
     assert all(p.grad is None for p in objective.lr_network.regression.parameters())
     assert objective.lr_network.network.bottom_up.in_conv.weight.grad[:, 3:].abs().max() > 0
+    if location == "gated":
+        assert all(parameter.grad.abs().max() > 0 for parameter in objective.lr_network.location_gate.parameters())
     write_folder(objective, config, tmp_path / "model")
     stored = load_file(tmp_path / "model" / "lr_encoder" / "diffusion_pytorch_model.safetensors")
     assert {x.dtype for name, x in stored.items() if name.startswith("regression.")} == {torch.float16}
@@ -275,8 +261,8 @@ def test_weights_that_are_missing_or_of_another_shape_are_refused(
     SPAN(2, 4).save_pretrained(tmp_path / "x2")
     with pytest.raises(ValueError, match=r"`pretrained_regression` '.*x2': .*upsampler\.0\.weight"):
         training(pretrained_regression=tmp_path / "x2")
-    options = json.loads(make_centred(likelihood_location="bicubic", regression_width=None).to_json_string())
-    (tmp_path / "lr.json").write_text(json.dumps(options))
+    plain = make_centred(likelihood_location="bicubic", regression_width=None)
+    (tmp_path / "lr.json").write_text(plain.to_json_string())
     with pytest.raises(ValueError, match="needs an LRConditioner with likelihood_location 'regression'"):
         training(pretrained_regression=tmp_path / "span")
 
