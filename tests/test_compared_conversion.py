@@ -231,6 +231,9 @@ def test_the_schedule_in_an_sr3_file_wins_and_must_be_linear(prefix: str) -> Non
     assert scheduler.config.beta_end == 0.1  # the configuration's own digits
     with pytest.raises(ConversionError, match="not linear"):
         schedule_of(torch.linspace(0.01, 0.7, 8) ** 2, prefix=prefix)
+    for none in (torch.arange(1, 9), torch.empty(0)):
+        with pytest.raises(ConversionError, match="its schedule of noise is"):
+            schedule_of(none, prefix=prefix)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
@@ -248,6 +251,9 @@ def test_guided_diffusion_without_a_schedule_has_the_published_one(out_channels:
     state = published_state("GuidedDiffusionUNet", out_channels=out_channels)
     _, scheduler = convert_state_dict(state, Recipe("GuidedDiffusionUNet", config))
     assert scheduler is not None and scheduler.num_steps == 1000 and scheduler.config.variance_type == variance
+    stored = {f"denoise_fn.{key}": value for key, value in state.items()} | {"betas": torch.linspace(1e-4, 0.5, 8)}
+    _, scheduler = convert_state_dict(stored, Recipe("GuidedDiffusionUNet", config))
+    assert scheduler is not None and scheduler.num_steps == 8 and scheduler.config.variance_type == variance
 
 
 @pytest.mark.parametrize("wrapper", ["model", "netG", "ema"])

@@ -358,6 +358,8 @@ def _scheduler(recipe: Recipe, betas: Tensor | None, out_channels: int) -> Ances
         raise ConversionError(f"`config`: scheduler: {error}") from error
     if betas is None:
         return scheduler
+    if not betas.is_floating_point() or not betas.numel():
+        raise ConversionError(f"`checkpoint`: its schedule of noise is {tuple(betas.shape)} of {betas.dtype}")
     found = betas.double().flatten().numpy()
     precision = torch.finfo(betas.dtype)
     smallest = max(precision.tiny * precision.eps, torch.finfo(torch.float32).eps * found.max())
@@ -368,7 +370,8 @@ def _scheduler(recipe: Recipe, betas: Tensor | None, out_channels: int) -> Ances
         return count == len(found) and np.allclose(found, line, rtol=tolerance, atol=smallest)
 
     # The configuration's own digits are kept where they agree: buffers are rounded.
-    if agrees(config["beta_start"], config["beta_end"], config["num_train_timesteps"], 1e-6):
+    own = scheduler.config
+    if agrees(own.beta_start, own.beta_end, own.num_train_timesteps, 1e-6):
         return scheduler
     if not agrees(found[0], found[-1], len(found), 1e-4):
         raise ConversionError("`checkpoint`: its schedule of noise is not linear, the only kind that is read")
