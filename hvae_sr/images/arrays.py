@@ -41,8 +41,7 @@ def to_8_bits(levels: np.ndarray) -> np.ndarray:
 def level_strips(tensor: torch.Tensor, most: int) -> Iterator[tuple[slice, torch.Tensor]]:
     """A float tensor `[3, H, W]`, clamped to [0, 1], in levels from 0 to `most`: rows, and the floats `[3, rows, W]`.
 
-    Raises:
-        ImageError: Not a float tensor [3, H, W], or it holds NaN.
+    Raises an ImageError unless it is one, and without NaN.
     """
     if not isinstance(tensor, torch.Tensor):
         raise ImageError(f"tensor must be a float tensor [3, H, W], got {type(tensor).__name__}")
@@ -50,8 +49,10 @@ def level_strips(tensor: torch.Tensor, most: int) -> Iterator[tuple[slice, torch
         raise ImageError(f"tensor must be float [3, H, W], got {tensor.dtype} {tuple(tensor.shape)}")
     if torch.isnan(tensor.detach().min()):
         raise ImageError("tensor holds NaN values")
-    for rows in row_strips(*tensor.shape[1:]):
-        yield rows, tensor[:, rows].detach().float().clamp(0.0, 1.0).mul_(float(most)).round_()
+    return (
+        (rows, tensor[:, rows].detach().float().clamp(0.0, 1.0).mul_(float(most)).round_())
+        for rows in row_strips(*tensor.shape[1:])
+    )
 
 
 def to_pil(tensor: torch.Tensor) -> Image.Image:
@@ -60,12 +61,11 @@ def to_pil(tensor: torch.Tensor) -> Image.Image:
     Raises:
         ImageError: Not a float tensor [3, H, W], or it holds NaN.
     """
-    image: Image.Image | None = None
-    for rows, strip in level_strips(tensor, 255):
-        image = image or Image.new("RGB", (tensor.shape[2], tensor.shape[1]))
+    strips = level_strips(tensor, 255)
+    image = Image.new("RGB", (tensor.shape[2], tensor.shape[1]))
+    for rows, strip in strips:
         levels = strip.to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
         image.paste(Image.fromarray(levels), (0, rows.start))
-    assert image is not None  # a tensor without pixels is refused
     return image
 
 
@@ -92,7 +92,7 @@ def uncertainty_to_pil(std: torch.Tensor | np.ndarray, max_std: float = 0.1) -> 
         values = values.permute(2, 0, 1)
     if values.numel() == 0 or values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[0] != 3):
         raise ImageError(f"std must have shape [H, W] or [3, H, W], got {tuple(std.shape)}")
-    low, high = (float(value) for value in torch.aminmax(values))
+    low, high = torch.aminmax(values)
     if not (low >= 0 and high < math.inf):
         raise ImageError("std must be finite and not negative")
     anchors = np.linspace(0.0, max_std, len(_MAGMA))

@@ -87,23 +87,13 @@ def to_srgb(image: Image.Image, profile: bytes) -> Image.Image | None:
 
 
 def _profile(curve: bytes, primaries: Chromaticities | None) -> bytes:
-    """An ICC profile of version 4.
+    """An ICC profile of version 4, of a tag of type `para` or `curv`, and of the primaries of RGB or None for grey.
 
-    Args:
-        curve: a tag of type `para` or `curv`.
-        primaries: of RGB; None for grey.
-
-    Raises:
-        LinAlgError: primaries on one line.
+    Raises a LinAlgError for primaries on one line.
     """
 
     def text(words: str) -> bytes:
-        return (
-            b"mluc"
-            + struct.pack(">4I", 0, 1, 12, 0x656E5553)
-            + struct.pack(">II", 2 * len(words), 28)
-            + (words.encode("utf-16-be"))
-        )
+        return b"mluc" + struct.pack(">6I", 0, 1, 12, 0x656E5553, 2 * len(words), 28) + words.encode("utf-16-be")
 
     def point(xyz: np.ndarray) -> bytes:
         return b"XYZ " + bytes(4) + struct.pack(">3i", *(round(float(value) * 65536) for value in xyz))
@@ -122,8 +112,7 @@ def _profile(curve: bytes, primaries: Chromaticities | None) -> bytes:
     for name, data in tags.items():
         entries += name + struct.pack(">II", place + len(body), len(data))
         body += data + bytes(-len(data) % 4)
-    head = struct.pack(
-        ">I4sI4s4s4s", place + len(body), b"", 0x04200000, b"mntr", b"GRAY" if primaries is None else (b"RGB "), b"XYZ "
-    )
+    kind = b"GRAY" if primaries is None else b"RGB "
+    head = struct.pack(">I4sI4s4s4s", place + len(body), b"", 0x04200000, b"mntr", kind, b"XYZ ")
     head += struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + b"acsp" + bytes(28) + point(_D50)[8:] + bytes(48)
     return head + struct.pack(">I", len(tags)) + entries + body

@@ -62,17 +62,15 @@ class InputStatistics:
         return [f"the image {reason}{advice}" for reason, advice in self._found()]
 
     def _found(self) -> list[tuple[str, str]]:
-        found = []
-        if self.noise > MAX_NOISE:
-            advice = "denoise it first, or halve it (which averages noise) and raise `--outscale`"
-            found.append(("looks noisy", f", and noise is enlarged with it: {advice}"))
-        if self.missing > MAX_MISSING:
-            advice = "use a better copy, or halve it and raise `--outscale`"
-            found.append(("shows the 8x8 blocks of strong JPEG compression", f", which are taken for detail: {advice}"))
-        if self.sharpness < MIN_SHARPNESS:
-            advice = "the model expects sharp pixels; shrink it until it looks sharp and raise `--outscale`"
-            found.append(("is blurred, or was enlarged before", f": {advice}"))
-        return found
+        noisy = ", and noise is enlarged with it: denoise it first, or halve it (which averages noise) and raise"
+        blocky = ", which are taken for detail: use a better copy, or halve it and raise"
+        blurred = ": the model expects sharp pixels; shrink it until it looks sharp and raise"
+        cases = [
+            (self.noise > MAX_NOISE, "looks noisy", noisy),
+            (self.missing > MAX_MISSING, "shows the 8x8 blocks of strong JPEG compression", blocky),
+            (self.sharpness < MIN_SHARPNESS, "is blurred, or was enlarged before", blurred),
+        ]
+        return [(reason, f"{advice} `--outscale`") for seen, reason, advice in cases if seen]
 
 
 def inspect(y: Tensor, alpha: Tensor | None = None) -> InputStatistics | None:

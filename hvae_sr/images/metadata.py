@@ -52,18 +52,20 @@ def kept_exif(found: Image.Exif, of_tiff: bool) -> bytes:
 
 def _leave_out_damaged(tags: Image.Exif) -> None:
     """Takes out what cannot be written, such as a number that a file holds as text: with it, all would be lost."""
-    try:
-        tags.tobytes()
+    if _can_be_written(tags):
         return
-    except Exception:  # of many types: what Pillow's writers raise for values of the wrong one
-        pass
     for tag in list(tags):
         one = Image.Exif()
         one[tag] = tags[tag]
-        try:
-            one.tobytes()
-        except Exception:
+        if not _can_be_written(one):
             del tags[tag]
+
+
+def _can_be_written(tags: Image.Exif) -> bool:
+    with contextlib.suppress(Exception):  # of many types: what Pillow's writers raise for values of the wrong one
+        tags.tobytes()
+        return True
+    return False
 
 
 def as_stored(tags: Image.Exif) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from functools import partial
 from typing import IO, Any
 
 import numpy as np
@@ -50,10 +51,7 @@ def read_16_bits(image: PngImageFile) -> tuple[np.ndarray, PngImageFile] | None:
 def transparent(image: Image.Image, pixels: np.ndarray, raw: Any) -> np.ndarray | None:
     """Where the one colour is that a PNG without alpha calls transparent; None where it has none.
 
-    Args:
-        image: of mode L, I;16 or RGB.
-        pixels: `[H, W, 1 | 3]`, all their bits.
-        raw: how they are packed, as Pillow calls it.
+    `pixels` `[H, W, 1 | 3]` are all its bits, packed as `raw` says in Pillow's words.
     """
     key = image.info.get("transparency")
     if not isinstance(key, (int, tuple)) or len(np.atleast_1d(key)) != pixels.shape[2]:
@@ -91,9 +89,8 @@ def without_long_chunks(file: IO[bytes]) -> tuple[IO[bytes], bytes]:
     Profiles of printers and scanners are tables that can be larger. One of more than `MAX_PROFILE` is left out.
     """
     file.seek(0)
-    data, kept, profile = file.read(), [], b""
-    place = 8
-    kept.append(data[:place])
+    data = file.read()
+    kept, profile, place = [data[:8]], b"", 8
     while place + 8 <= len(data):
         length, name = struct.unpack_from(">I4s", data, place)
         chunk = data[place : place + length + 12]
@@ -109,29 +106,12 @@ def without_long_chunks(file: IO[bytes]) -> tuple[IO[bytes], bytes]:
 
 
 def write_16_bits(
-    file: IO[bytes],
-    pixels: np.ndarray,
-    info: PngInfo,
-    profile: bytes,
-    dpi: tuple[float, float] | None,
-    exif: bytes,
+    file: IO[bytes], pixels: np.ndarray, info: PngInfo, profile: bytes, dpi: tuple[float, float] | None, exif: bytes
 ) -> None:
-    """A PNG of 16 bits a channel.
-
-    Args:
-        file: open for writing.
-        pixels: `[H, W, C]`, uint16: 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha.
-        info: texts and further chunks.
-        profile: ICC profile; may be empty.
-        dpi: dots per inch.
-        exif: as Pillow writes it; may be empty.
-    """
+    """A PNG of 16 bits a channel: `pixels` as of a `WideImage`, `info` texts and further chunks."""
     height, width, channels = pixels.shape
     file.write(b"\x89PNG\r\n\x1a\n")
-
-    def chunk(name: bytes, *data: bytes) -> None:
-        PngImagePlugin.putchunk(file, name, *data)
-
+    chunk = partial(PngImagePlugin.putchunk, file)
     chunk(b"IHDR", struct.pack(">2I5B", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0))
     if profile:
         chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(profile))

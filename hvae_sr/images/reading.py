@@ -62,12 +62,10 @@ class _Decoded:
         self.pixels = np.ascontiguousarray(self.pixels)
         self.grey = self.pixels.shape[2] < 3
         profile = self.info.get("icc_profile") or b""
-        if self.grey:
-            self.profile = colour.matched(profile, True) if colour.space(profile) in ("GRAY", "RGB") else b""
-        else:
-            self.profile = profile if colour.space(profile) == "RGB" else b""
-        if profile and not self.profile and colour.space(profile) != "CMYK":
-            kind = colour.space(profile)
+        kind = colour.space(profile)
+        fits = kind == "RGB" or (kind == "GRAY" and self.grey)
+        self.profile = colour.matched(profile, self.grey) if fits else b""
+        if profile and not self.profile and kind != "CMYK":
             self.warnings.append(f"its colour profile, of {kind}, does not fit its channels and is left out")
         self.profile = self.profile or colour.of_chunks(self.chunks, self.grey)
 
@@ -80,6 +78,11 @@ class _Decoded:
     def alpha(self) -> np.ndarray | None:
         """`[H, W]`."""
         return None if self.pixels.shape[2] % 2 else self.pixels[..., -1]
+
+    @property
+    def seen(self) -> np.ndarray:
+        """`[H, W, 3]`, transparent ones on white ground."""
+        return self.colours if self.alpha is None else on_white(self.colours, self.alpha)
 
 
 def load_image(source: PathLike | io.BytesIO | Image.Image, limited: bool = True) -> Image.Image:
@@ -109,7 +112,7 @@ def load_image(source: PathLike | io.BytesIO | Image.Image, limited: bool = True
             Pillow's limit against decompression bombs).
     """
     decoded = _decoded(source, None, limited)
-    image = Image.fromarray(to_8_bits(_seen(decoded)))
+    image = Image.fromarray(to_8_bits(decoded.seen))
     profile = colour.matched(decoded.profile, False)
     image.info = {"icc_profile": profile} if profile else {}
     return image
@@ -117,7 +120,7 @@ def load_image(source: PathLike | io.BytesIO | Image.Image, limited: bool = True
 
 def load_pixels(source: PathLike | Image.Image) -> np.ndarray:
     """As `load_image`, but with all the bits of the file: `[H, W, 3]`, uint8, or uint16 of more than 8."""
-    return _seen(_decoded(source))
+    return _decoded(source).seen
 
 
 def read_photo(source: PathLike | Image.Image, frame: int | None = None) -> Photo:
@@ -177,13 +180,16 @@ def image_size(source: PathLike | io.BytesIO | Image.Image) -> tuple[int, int]:
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
-    if isinstance(image, TiffImageFile):  # which Pillow gives upright
-        return image.size
-    exif = Image.Exif()
-    if image.format != "PNG" or "exif" in image.info:  # else Pillow looks behind the pixels
+    turn = 1  # also of a TIFF, which Pillow gives upright
+    if not isinstance(image, TiffImageFile) and _exif_is_at_hand(image):
         with contextlib.suppress(Exception):  # unreadable EXIF turns nothing
-            exif = image.getexif()
-    return metadata.upright(image.size, metadata.orientation(exif))
+            turn = metadata.orientation(image.getexif())
+    return metadata.upright(image.size, turn)
+
+
+def _exif_is_at_hand(image: Image.Image) -> bool:
+    """Else Pillow looks for it behind the pixels."""
+    return image.format != "PNG" or "exif" in image.info
 
 
 def list_frames(source: PathLike) -> list[str]:
@@ -224,7 +230,7 @@ def read_metadata(path: PathLike) -> dict[str, Any]:
         elif kind != "HEIF":
             with _pillow(file, limited=False) as image:  # of any size: nothing is decoded
                 text = image.info.get(metadata.METADATA_KEY)
-                if text is None and (image.format != "PNG" or "exif" in image.info):  # else Pillow looks behind pixels
+                if text is None and _exif_is_at_hand(image):
                     description = str(image.getexif().get(metadata.EXIF_DESCRIPTION))
         if text is None:
             caption, prefix, text = description.partition(metadata.EXIF_PREFIX)
@@ -335,11 +341,11 @@ def _from_pillow(image: Image.Image, frame: int | None = None, limited: bool = T
             image.info.clear()  # or what the frame does not say would be what another one says
         image.seek(frame)
     _check_size(image.size, limited)
+    if isinstance(image, TiffImageFile) and image.tile and image.fp is not None and tiff.is_wide(image.tag_v2):
+        return _from_page(image.fp, image.tag_v2, image.getexif())
     warnings: list[str] = []
     chunks: dict[bytes, bytes] = {}
     raw, wide = None, None
-    if isinstance(image, TiffImageFile) and image.tile and image.fp is not None and tiff.is_wide(image.tag_v2):
-        return _from_page(image.fp, image.tag_v2, image.getexif(), warnings)
     if isinstance(image, PngImageFile):
         raw, wide = image.tile[0][3] if image.tile else None, png.read_16_bits(image)
         chunks = png.colour_chunks(image)
@@ -400,11 +406,12 @@ def _from_tiff(file: IO[bytes], number: int) -> _Decoded:
         exif.load_from_fp(file, offset)
         for tag in tiff.POINTERS:
             exif.get_ifd(tag)  # while the file is open
-    return _from_page(file, tags, exif, [])
+    return _from_page(file, tags, exif)
 
 
-def _from_page(file: IO[bytes], tags: tiff.ImageFileDirectory_v2, exif: Image.Exif, warnings: list[str]) -> _Decoded:
+def _from_page(file: IO[bytes], tags: tiff.ImageFileDirectory_v2, exif: Image.Exif) -> _Decoded:
     _check_size(tiff.size_of(tags))
+    warnings: list[str] = []
     info = {"icc_profile": tags.get(34675) or b""}
     found = tiff.read_page(file, tags, warnings)
     pixels = _channels(found, info["icc_profile"], warnings) if isinstance(found, Image.Image) else found
@@ -442,9 +449,7 @@ def _from_heif(file: IO[bytes], frame: int | None) -> _Decoded:
 def _channels(image: Image.Image, profile: bytes, warnings: list[str]) -> np.ndarray:
     """`[H, W, 1 to 4]`, uint8 or uint16, of a decoded image of any mode."""
     mode = image.mode
-    if mode.startswith("I;16"):
-        return np.asarray(image).astype(np.uint16)[..., None]
-    if mode == "I" and image.format == "PPM":  # of more than 8 bits, which Pillow scales to 16
+    if mode.startswith("I;16") or (mode == "I" and image.format == "PPM"):  # which Pillow has scaled to 16 bits
         return np.asarray(image).astype(np.uint16)[..., None]
     if mode == "I":
         return tiff.integer_levels(np.asarray(image))[..., None]
@@ -484,11 +489,6 @@ def _check_plausible(image: Image.Image, size: int) -> None:
         most = size * tiff.RATIOS.get(compression, 0) * 8 // _BITS.get(image.mode, 1)
     if most and pixels > max(most, 2**16):
         raise ValueError(f"truncated or damaged: {image.width}x{image.height} pixels cannot be in {size} bytes")
-
-
-def _seen(decoded: _Decoded) -> np.ndarray:
-    """`[H, W, 3]`, transparent ones on white ground."""
-    return decoded.colours if decoded.alpha is None else on_white(decoded.colours, decoded.alpha)
 
 
 def _fill_transparent(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:

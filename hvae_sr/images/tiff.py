@@ -60,11 +60,7 @@ def read_tags(file: IO[bytes], offset: int) -> ImageFileDirectory_v2:
 
 
 def size_of(tags: ImageFileDirectory_v2) -> tuple[int, int]:
-    """Width and height of a page.
-
-    Raises:
-        ValueError: they are not there, or no whole numbers.
-    """
+    """Width and height of a page; a ValueError where they are not there, or no whole numbers."""
     width, height = tags.get(256), tags.get(257)
     if not (isinstance(width, int) and isinstance(height, int)):
         raise ValueError(f"damaged: a page of {width}x{height} pixels")
@@ -86,19 +82,10 @@ def is_wide(tags: ImageFileDirectory_v2) -> bool:
 
 
 def read_page(file: IO[bytes], tags: ImageFileDirectory_v2, warnings: list[str]) -> np.ndarray | Image.Image:
-    """The picture of a page.
+    """The picture of a page, `[H, W, C]`, uint8 or uint16, not premultiplied; or a Pillow image of mode CMYK.
 
-    Args:
-        file: of the page.
-        tags: of the page.
-        warnings: is added to.
-
-    Returns:
-        `[H, W, C]`, uint8 or uint16: 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha, not premultiplied; or a Pillow
-        image of mode CMYK.
-
-    Raises:
-        ValueError: a layout that is not read, or a damaged file.
+    C is 1 of grey, 2 of grey and alpha, 3 of RGB, 4 of RGB and alpha. `warnings` is added to. Raises a ValueError for
+    a layout that is not read, or a damaged file.
     """
     photometric, samples = tags.get(262, 0), tags.get(277, 1)
     bits, kind = (set(tags.get(tag, (1,))) for tag in (258, 339))
@@ -216,7 +203,7 @@ def _samples(
     values = np.frombuffer(data, f"{order}{dtype.kind}{size}", count).reshape(shape).astype(dtype)
     if predictor == 2:
         whole = values.view(f"u{size}")
-        values = np.cumsum(whole, axis=1, dtype=whole.dtype).view(dtype)
+        return np.cumsum(whole, axis=1, dtype=whole.dtype).view(dtype)
     return values
 
 
@@ -233,12 +220,8 @@ def _to_levels(values: np.ndarray, depth: int, coloured: bool, warnings: list[st
 
 
 def float_levels(values: np.ndarray, warnings: list[str]) -> np.ndarray:
-    """Floats to uint16: from 0 to 1 where none exceeds 2, else from 0 to 255; others are clipped, with a warning.
-
-    Raises:
-        ValueError: NaN or infinite values.
-    """
-    low, high = (float(bound(values)) for bound in (np.min, np.max))
+    """Floats to uint16: from 0 to 1 where none exceeds 2, else from 0 to 255; others are clipped, with a warning."""
+    low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError("the image holds NaN or infinite values")
     most = 1.0 if high <= 2 else 255.0
@@ -268,17 +251,9 @@ def integer_levels(values: np.ndarray, coloured: bool = False) -> np.ndarray:
 def write(
     file: IO[bytes], pixels: np.ndarray, tags: Image.Exif, profile: bytes, dpi: tuple[float, float] | None
 ) -> None:
-    """A TIFF of one page, deflated.
+    """A TIFF of one page, deflated, in an empty file: `pixels` as `read_page` returns them, EXIF among its tags.
 
-    Args:
-        file: empty, open for writing.
-        pixels: `[H, W, C]`, uint8 or uint16, as `read_page` returns them.
-        tags: EXIF, which is among the tags of a TIFF.
-        profile: ICC profile; may be empty.
-        dpi: dots per inch.
-
-    Raises:
-        ValueError: more than a TIFF of 4 GB holds.
+    Raises a ValueError where they are more than a TIFF of 4 GB holds.
     """
     height, width, channels = pixels.shape
     rows = max(2**18 // (width * channels * pixels.itemsize), 1)

@@ -22,15 +22,12 @@ from .reading import load_image, read_photo
 
 logger = logging.getLogger(__name__)
 
-_SAVE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".png": ("PNG", {}),
-    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
-    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
-    ".webp": ("WEBP", {"lossless": True, "exact": True}),
-    ".tif": ("TIFF", {}),
-    ".tiff": ("TIFF", {}),
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"lossless": True, "exact": True},
 }
-SUFFIXES = tuple(_SAVE_OPTIONS)
+SUFFIXES = tuple(_FORMATS)
 LOSSY_SUFFIXES = (".jpg", ".jpeg")
 WIDE_SUFFIXES = (".png", ".tif", ".tiff")
 """Of formats that hold 16 bits a channel."""
@@ -69,17 +66,16 @@ def save_image(
             f"`image` must be a PIL image, a float tensor [3, H, W] or a WideImage, got {type(image).__name__}"
         )
     path = Path(path)
-    if path.suffix.lower() not in _SAVE_OPTIONS:
-        raise ImageError(f"{path}: unknown suffix {path.suffix!r}, use one of {', '.join(_SAVE_OPTIONS)}")
-    file_format, defaults = _SAVE_OPTIONS[path.suffix.lower()]
-    if isinstance(image, WideImage) and path.suffix.lower() not in WIDE_SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in _FORMATS:
+        raise ImageError(f"{path}: unknown suffix {path.suffix!r}, use one of {', '.join(_FORMATS)}")
+    file_format = _FORMATS[suffix]
+    if isinstance(image, WideImage) and suffix not in WIDE_SUFFIXES:
         raise ImageError(f"{path}: {file_format} holds 8 bits, not 16; use one of {', '.join(WIDE_SUFFIXES)}")
-    options = dict(defaults)
-    if quality is not None and file_format in ("JPEG", "WEBP"):
-        options = {"quality": quality}
+    options = _OPTIONS.get(file_format, {}) if quality is None else {"quality": quality}
     if isinstance(image, torch.Tensor):
         image = to_pil(image)
-    elif isinstance(image, Image.Image) and image.mode.startswith("I") and path.suffix.lower() in WIDE_SUFFIXES:
+    elif isinstance(image, Image.Image) and image.mode.startswith("I") and suffix in WIDE_SUFFIXES:
         image = _as_wide(image)
     profile, dpi, chunks = (image.info.get(name) for name in ("icc_profile", "dpi", "png_chunks"))
     profile = profile or b""
@@ -122,7 +118,7 @@ def save_image(
             if file_format == "JPEG" and dpi and round(max(dpi)) > 0xFFFF:
                 dpi = None  # JFIF has 16 bits for it
             extra = {"icc_profile": profile, "dpi": dpi, "exif": tags if len(tags) else None}
-            options |= {name: value for name, value in extra.items() if value}
+            options = options | {name: value for name, value in extra.items() if value}
             image.save(file, format=file_format, pnginfo=info, **options)
 
 
@@ -149,7 +145,7 @@ def _in_a_mode_of(file_format: str, image: Image.Image, profile: bytes) -> tuple
 
 
 def _as_wide(image: Image.Image) -> Image.Image | WideImage:
-    """Grey levels of integers wider than 8 bits, as they are read: in 8 bits where none exceeds 255, else in 16."""
+    """Grey levels of integers wider than 8 bits, as they are read."""
     photo = read_photo(_bare(image))
     info = {str(name): value for name, value in image.info.items() if name != "transparency"}
     if photo.wide is not None:
