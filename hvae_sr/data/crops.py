@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,7 +86,7 @@ class ImageCrops(Dataset[dict[str, torch.Tensor]]):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._undecodable: set[int] = set()
         self._buffer: torch.Tensor | None = None  # one tensor: workers that are spawned share it as one file
-        self._offsets: list[list[int]] = []  # of the pictures of each image in the buffer
+        self._starts: list[int] = []  # of the pictures of each image in the buffer
         self._usable: list[int] = []  # image -> number of its source
         self._sizes: list[tuple[int, int]] = []  # (width, height)
         self._scan(count)
@@ -141,8 +142,8 @@ class ImageCrops(Dataset[dict[str, torch.Tensor]]):
         if not 0 <= index < len(self):
             raise IndexError(f"index must lie in 0..{len(self) - 1}, got {index}")
         draws = draw(self.seed, self.epoch, index)
-        pixels, low = self._pictures(index % self.num_images, float(draws[0]))
-        crop = self.augmentation.crop(pixels, draws, low, self.factor)
+        pictures = self._pictures(index % self.num_images, float(draws[0]))
+        crop = self.augmentation.crop(pictures[0], draws, pictures[1] if self.factor > 1 else None, self.factor)
         if self.degrade is not None:
             crop["low"] = self.degrade(crop["image"], (self.epoch << 32) + index)
         return crop
@@ -153,29 +154,30 @@ class ImageCrops(Dataset[dict[str, torch.Tensor]]):
             return self.augmentation.levels(size)
         return [size, (-(-size[0] // self.factor), -(-size[1] // self.factor))]
 
-    def _pictures(self, image: int, scale: float) -> tuple[np.ndarray, np.ndarray | None]:
+    def _pictures(self, image: int, scale: float) -> list[np.ndarray]:
         """One level [h, w, 3] of an image, or of the next that can be decoded, and its LR image if one is given."""
         for candidate in ((image + step) % self.num_images for step in range(self.num_images)):
+            decoded = None
+            if self._buffer is None and candidate not in self._undecodable:
+                decoded = self._decode(candidate)
             if candidate in self._undecodable:
                 continue
-            decoded = None
-            if self._buffer is None:
-                decoded = self._decode(candidate)
-                if decoded is None:
-                    continue
-            shapes = self._shapes(decoded[0].size if decoded else self._sizes[candidate])
+            shapes = self._shapes(self._sizes[candidate])
             wanted = [int(scale * len(shapes))] if self.factor == 1 else [0, 1]
-            if decoded is not None:
-                found = [np.asarray(resize(decoded[min(i, len(decoded) - 1)], shapes[i])) for i in wanted]
-            else:
-                found = [self._cached(self._offsets[candidate][i], shapes[i]) for i in wanted]
-            return found[0], found[1] if len(found) > 1 else None
+            if decoded is None:
+                kept = self._kept(candidate)
+                return [kept[i] for i in wanted]
+            return [_resized(decoded, i, shapes[i]) for i in wanted]
         raise ValueError(f"{self._where} holds no image that can be decoded")
 
-    def _cached(self, start: int, size: tuple[int, int]) -> np.ndarray:
+    def _kept(self, image: int) -> list[np.ndarray]:
+        """The pictures [h, w, 3] of an image in the buffer."""
         assert self._buffer is not None
-        width, height = size
-        return self._buffer[start : start + width * height * 3].numpy().reshape(height, width, 3)
+        place, found = self._starts[image], []
+        for width, height in self._shapes(self._sizes[image]):
+            found.append(self._buffer[place : place + width * height * 3].view(height, width, 3).numpy())
+            place += width * height * 3
+        return found
 
     def _decode(self, image: int) -> list[Image.Image] | None:
         """The image, and its LR image if one is given; None, with one line in the log, if they cannot be decoded."""
@@ -189,6 +191,7 @@ class ImageCrops(Dataset[dict[str, torch.Tensor]]):
                 decoded.append(load_image(self.low_source(number)))
                 if decoded[1].size != self._shapes(decoded[0].size)[1]:
                     raise ImageError(f"{self.name(number)}: its LR image has size {decoded[1].size} once upright")
+            self._sizes[image] = decoded[0].size
             return decoded
         except Exception as error:  # Pillow's readers raise nearly every type on damaged files
             self._undecodable.add(image)
@@ -198,14 +201,12 @@ class ImageCrops(Dataset[dict[str, torch.Tensor]]):
 
     def _scan(self, count: int) -> None:
         """Read the headers of all images."""
-        with ThreadPoolExecutor(_threads()) as pool:
-            headers = _progress(pool.map(self._header, range(count)), count, "Reading image headers")
-            for number, header in enumerate(headers):
-                if isinstance(header, str):
-                    self.skipped[self.name(number)] = header
-                else:
-                    self._usable.append(number)
-                    self._sizes.append(header)
+        for number, header in enumerate(_mapped(self._header, count, "Reading image headers")):
+            if isinstance(header, str):
+                self.skipped[self.name(number)] = header
+            else:
+                self._usable.append(number)
+                self._sizes.append(header)
         if self.skipped:
             shown = [f"{path} ({reason})" for path, reason in self.skipped.items()][:NAMES_LOGGED]
             more = len(self.skipped) - len(shown)
@@ -239,38 +240,26 @@ class ImageCrops(Dataset[dict[str, torch.Tensor]]):
 
     def _fill_cache(self, cache_bytes: int) -> None:
         """Decode everything into one buffer, if it fits."""
-        total = 0
-        for size in self._sizes:
-            offsets = []
-            for width, height in self._shapes(size):
-                offsets.append(total)
-                total += width * height * 3
-            self._offsets.append(offsets)
-        count = self.num_images
+        bytes_of = [sum(width * height * 3 for width, height in self._shapes(size)) for size in self._sizes]
+        count, total = self.num_images, sum(bytes_of)
         if total > cache_bytes:
             logger.info(
                 "%d images need %d bytes of cache, the limit is %d: each crop decodes its file",
                 count, total, cache_bytes,
             )  # fmt: skip
             return
-        buffer = torch.empty(total, dtype=torch.uint8)
-        flat = buffer.numpy()
+        self._starts = list(itertools.accumulate(bytes_of, initial=0))
+        self._buffer = torch.empty(total, dtype=torch.uint8)
 
         def fill(image: int) -> None:
-            decoded = self._decode(image)
-            if decoded is None:
-                return
-            self._sizes[image] = decoded[0].size
-            for i, size in enumerate(self._shapes(decoded[0].size)):
-                picture = np.asarray(resize(decoded[min(i, len(decoded) - 1)], size))
-                flat[self._offsets[image][i] :][: picture.size] = picture.reshape(-1)
+            if (decoded := self._decode(image)) is not None:
+                for i, picture in enumerate(self._kept(image)):
+                    picture[:] = _resized(decoded, i, picture.shape[1::-1])
 
-        with ThreadPoolExecutor(_threads()) as pool:
-            for _ in _progress(pool.map(fill, range(count)), count, "Decoding images"):
-                pass
+        for _ in _mapped(fill, count, "Decoding images"):
+            pass
         if len(self._undecodable) == count:
             raise ValueError(f"{self._where} holds no image that can be decoded")
-        self._buffer = buffer
 
 
 class ImageFolder(ImageCrops):
@@ -350,6 +339,11 @@ class ImageFolder(ImageCrops):
         return self._files[number]
 
 
+def _resized(decoded: list[Image.Image], number: int, size: tuple[int, int]) -> np.ndarray:
+    """Picture `number` of an image: one of its levels, or itself and then its LR image."""
+    return np.asarray(resize(decoded[min(number, len(decoded) - 1)], size))
+
+
 def _folders(argument: str, given: PathLike | Sequence[PathLike]) -> list[Path]:
     folders = [Path(folder) for folder in ([given] if isinstance(given, (str, os.PathLike)) else given)]
     for folder in folders:
@@ -390,11 +384,7 @@ def one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def _threads() -> int:
-    return min(8, os.cpu_count() or 1)
-
-
-def _progress(items: Iterable[_T], total: int, description: str) -> Iterable[_T]:
-    """A progress bar that shows itself only when it is waited for."""
-    bar: Iterable[_T] = tqdm(items, total=total, desc=description, delay=2.0, leave=False)
-    return bar
+def _mapped(function: Callable[[int], _T], count: int, description: str) -> Iterator[_T]:
+    """`function` of 0..count - 1, by several threads; a progress bar shows itself only when it is waited for."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        yield from tqdm(pool.map(function, range(count)), total=count, desc=description, delay=2.0, leave=False)

@@ -60,10 +60,8 @@ def open_dataset(
             "name the folder of the configuration"
         )
     try:
-        if builder is not None:
-            found = datasets.load_dataset(builder, data_files={split: files}, split=split, streaming=streaming)
-        else:
-            found = datasets.load_dataset(name, config_name, split=split, streaming=streaming)
+        place: dict[str, Any] = {"name": config_name} if builder is None else {"data_files": {split: files}}
+        found = datasets.load_dataset(builder or name, **place, split=split, streaming=streaming)
     except Exception as error:  # the library raises its own types, those of pyarrow, and of the network
         raise ValueError(f"dataset_name {name!r} cannot be read: {' '.join(str(error).split())}") from error
     features = found.features or {}

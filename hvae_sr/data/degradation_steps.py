@@ -48,23 +48,13 @@ def shares(**weights: float) -> Any:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a degradation.
-
-    Args:
-        probability: with which it is taken at all.
-    """
+    """One step of a degradation, which is taken at all with `probability`."""
 
     name: ClassVar[str]
     probability: float = 1.0
 
     def __call__(self, planes: Planes, random: np.random.Generator, size: Size) -> Planes:
-        """The image after the step, or as it is.
-
-        Args:
-            planes: the image.
-            random: where all draws come from.
-            size: of the result of the whole degradation.
-        """
+        """The image after the step, or as it is; all draws are of `random`, `size` is that of the whole's result."""
         return self.apply(planes, random, size) if random.random() < self.probability else planes
 
     def apply(self, planes: Planes, random: np.random.Generator, size: Size) -> Planes:
@@ -154,7 +144,8 @@ class Resize(Step):
     def apply(self, planes: Planes, random: np.random.Generator, size: Size) -> Planes:
         kind = choose(self.kinds, random)
         factor = math.exp(random.uniform(math.log(self.factor[0]), math.log(self.factor[1])))
-        return resize(planes, (_side(size[0] * factor), _side(size[1] * factor)), kind, random, self.jitter)
+        height, width = (max(1, round(side * factor)) for side in size)
+        return resize(planes, (height, width), kind, random, self.jitter)
 
 
 @dataclass(frozen=True)
@@ -307,8 +298,7 @@ def resize(planes: Planes, size: Size, kind: str, random: np.random.Generator, j
             planes = planes.take(low, axis) * (1 - weight) + planes.take(high, axis) * weight
         return planes
     method = Image.Resampling.BICUBIC if kind == "bicubic" else Image.Resampling.BOX
-    resized = [np.asarray(Image.fromarray(plane).resize(size[::-1], method)) for plane in planes]
-    return np.stack(resized)
+    return np.stack([np.asarray(Image.fromarray(plane).resize(size[::-1], method)) for plane in planes])
 
 
 def _nearest(old: int, new: int, jitter: float) -> NDArray[np.int64]:
@@ -331,7 +321,3 @@ def _grid(radius: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Rows and columns of the pixels of a kernel, from its centre."""
     places = np.arange(-radius, radius + 1, dtype=np.float64)
     return places[:, None], places[None, :]
-
-
-def _side(length: float) -> int:
-    return max(1, round(length))

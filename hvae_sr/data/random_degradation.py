@@ -87,14 +87,11 @@ class Degradation:
     def as_dict(self) -> dict[str, Any]:
         """What a file holds, with every default."""
         chains = [
-            {
-                "name": chain.name,
-                "weight": chain.weight,
-                "steps": [{"step": step.name, **_plain(asdict(step))} for step in chain.steps],
-            }
+            asdict(chain) | {"steps": [{"step": step.name, **asdict(step)} for step in chain.steps]}
             for chain in self.chains
         ]
-        return {"chains": chains}
+        plain: dict[str, Any] = json.loads(json.dumps({"chains": chains}))
+        return plain
 
 
 def degrade(
@@ -175,13 +172,7 @@ def load_degradation(name: str | os.PathLike[str]) -> Degradation:
 def parse_degradation(content: Any, name: str, where: str = "content") -> Degradation:
     """The degradation that a file's content describes: `chains` of `name`, `weight` and `steps`, or `steps` alone.
 
-    Args:
-        content: of the file.
-        name: of the degradation.
-        where: what messages call the file.
-
-    Raises:
-        ValueError: see `load_degradation`.
+    Messages call the file `where`; for errors see `load_degradation`.
     """
     where = f"`degradation` {where}"
     content = _mapping(content, where, {"chains", "steps"})
@@ -216,16 +207,14 @@ def _step(content: Any, where: str) -> Step:
     allowed = {entry.name: entry.metadata for entry in fields(kind)}
     values: dict[str, Any] = {}
     for key, value in _mapping(content, where, set(allowed)).items():
-        if "limits" in allowed[key]:
-            values[key] = _range(value, where, key, *allowed[key]["limits"])
-        elif "kinds" in allowed[key]:
-            names = allowed[key]["kinds"]
+        if limits := allowed[key].get("limits"):
+            values[key] = _range(value, where, key, *limits)
+        elif names := allowed[key].get("kinds"):
             weights = _mapping(value, f"{where}: `{key}`", set(names))
             values[key] = {each: _number(weights.get(each, 0), where, f"{key}.{each}", 0, np.inf) for each in names}
             if not any(values[key].values()):
-                raise ValueError(
-                    f"{where}: `{key}` must give one of {', '.join(names)} a weight above 0, got {value!r}"
-                )
+                named = ", ".join(names)
+                raise ValueError(f"{where}: `{key}` must give one of {named} a weight above 0, got {value!r}")
         else:
             values[key] = _number(value, where, key, 0, 1)
     return kind(**values)
@@ -240,9 +229,12 @@ def _mapping(value: Any, where: str, allowed: set[str] | None = None) -> Mapping
     return value
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _number(value: Any, where: str, key: str, low: float, high: float) -> float:
-    sound = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not sound or not low <= value <= high or not np.isfinite(value):
+    if not _is_number(value) or not low <= value <= high or not np.isfinite(value):
         limit = f"a number in [{low:g}, {high:g}]" if np.isfinite(high) else f"a finite number >= {low:g}"
         raise ValueError(f"{where}: `{key}` must be {limit}, got {value!r}")
     return float(value)
@@ -250,17 +242,11 @@ def _number(value: Any, where: str, key: str, low: float, high: float) -> float:
 
 def _range(value: Any, where: str, key: str, low: float, high: float) -> tuple[float, float]:
     pair = value if isinstance(value, list) else [value, value]  # one number is a range of that number alone
-    numbers = all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in pair)
-    if len(pair) != 2 or not numbers or not low <= pair[0] <= pair[1] <= high:
+    if len(pair) != 2 or not all(map(_is_number, pair)) or not low <= pair[0] <= pair[1] <= high:
         raise ValueError(
             f"{where}: `{key}` must be [lowest, highest] with {low:g} <= lowest <= highest <= {high:g}, got {value!r}"
         )
     return float(pair[0]), float(pair[1])
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(json.dumps(values))
-    return plain
 
 
 def _generator(seed: int, index: int, number: int) -> np.random.Generator:
