@@ -19,6 +19,17 @@ def clean(request):
     return to_tensor(np.asarray(to_pil(Downsampling(2)(to_tensor(getattr(skimage.data, request.param)())))))
 
 
+def compressed(levels, quality):
+    file = io.BytesIO()
+    Image.fromarray(levels).save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file))
+
+
+def with_noise(levels, deviation, seed=0):
+    noisy = levels + np.random.default_rng(seed).normal(0, deviation, levels.shape)
+    return np.rint(noisy).clip(0, 255).astype(np.uint8)
+
+
 def warned(levels, alpha=None):
     text = " ".join(inspect(to_tensor(levels), alpha).warnings())
     return {name for name, word in (("noise", "noisy"), ("jpeg", "JPEG"), ("blur", "blurred")) if word in text}
@@ -34,22 +45,18 @@ def test_few_clean_photographs_are_warned_of_and_most_noisy_ones(benchmark_folde
     for seed, path in enumerate(find_images(benchmark_folder / name)[::step]):
         y = operator(to_tensor(load_image(path)))
         levels = np.asarray(to_pil(y))
-        noisy = levels + np.random.default_rng(seed).normal(0, 5, levels.shape)
         if inspect(y) is not None:
-            given.append((bool(warned(levels)), "noise" in warned(np.rint(noisy).clip(0, 255).astype(np.uint8))))
+            given.append((bool(warned(levels)), "noise" in warned(with_noise(levels, 5, seed))))
     clean, noisy = np.mean(given, axis=0)
     assert len(given) >= 25 and clean <= 0.05 and noisy >= 0.9  # colourful textures of T91 look like noise
 
 
 def test_noise_blocks_and_blur_are_told_apart(clean):
     levels = np.asarray(to_pil(clean))
-    noisy = levels + np.random.default_rng(0).normal(0, 6, levels.shape)
-    assert warned(np.rint(noisy).clip(0, 255).astype(np.uint8)) == {"noise"}
-    file = io.BytesIO()
-    Image.fromarray(levels).save(file, "JPEG", quality=50)
-    compressed = np.asarray(Image.open(file))
-    assert "jpeg" in warned(compressed)
-    assert "jpeg" in warned(compressed[3:, 5:])  # a crop: the grid begins elsewhere
+    assert warned(with_noise(levels, 6)) == {"noise"}
+    blocks = compressed(levels, 50)
+    assert "jpeg" in warned(blocks)
+    assert "jpeg" in warned(blocks[3:, 5:])  # a crop: the grid begins elsewhere
     blurred = torch.from_numpy(ndimage.gaussian_filter(clean.numpy(), (0, 1.5, 1.5)))
     assert "blur" in warned(np.asarray(to_pil(blurred)))
 
@@ -57,10 +64,9 @@ def test_noise_blocks_and_blur_are_told_apart(clean):
 @pytest.mark.parametrize("added", ["bars", "frame", "highlights", "cut-out"])
 def test_noise_is_seen_beside_what_cannot_show_it(clean, added, tmp_path):
     levels, alpha = np.asarray(to_pil(clean)).astype(float), None
-    noise = np.random.default_rng(0).normal(0, 10, levels.shape)
     found = []
-    for given in (levels, levels + noise) if added != "highlights" else (1.6 * levels, 1.6 * levels + noise):
-        given = np.rint(given).clip(0, 255).astype(np.uint8)
+    for deviation in (0, 10):
+        given = with_noise(1.6 * levels if added == "highlights" else levels, deviation)
         if added == "bars":
             given = np.pad(given, ((len(given) // 12,) * 2, (0, 0), (0, 0)))
         elif added == "frame":
@@ -90,9 +96,7 @@ def test_blocks_are_seen_anywhere_in_a_large_image(clean):
     part = np.asarray(to_pil(clean))[:248, :248]
     large = np.full((512, 512, 3), 255, np.uint8)
     large[-len(part) :, -part.shape[1] :] = part
-    file = io.BytesIO()
-    Image.fromarray(large).save(file, "JPEG", quality=30)
-    levels = np.asarray(Image.open(file))
+    levels = compressed(large, 30)
     assert "jpeg" in warned(levels) and "jpeg" in warned(levels[::-1, ::-1])
 
 
@@ -120,8 +124,5 @@ def test_blur_and_blocks_are_seen_within_a_frame_and_in_what_is_visible(clean, f
 
     levels = np.asarray(to_pil(clean))
     blurred = ndimage.gaussian_filter(levels, (1.5, 1.5, 0))
-    file = io.BytesIO()
-    Image.fromarray(levels).save(file, "JPEG", quality=40)
-    blocks = np.asarray(Image.open(file).convert("RGB"))
     assert warned(*framed(levels)) == set()
-    assert "blur" in warned(*framed(blurred)) and "jpeg" in warned(*framed(blocks))
+    assert "blur" in warned(*framed(blurred)) and "jpeg" in warned(*framed(compressed(levels, 40)))

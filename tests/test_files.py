@@ -10,10 +10,10 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 from processes import run
+from stand_ins import noise
 
 from hvae_sr.baselines import RRDBNet
 from hvae_sr.cli import main
@@ -48,8 +48,7 @@ def writer(tmp_path):
 def test_what_a_killed_process_was_writing_is_removed_by_the_next_run(writer, make_pipeline, tmp_path, capsys):
     make_pipeline("vdvae-sr").save_pretrained(tmp_path / "model")
     (tmp_path / "in" / "below").mkdir(parents=True)
-    levels = np.random.default_rng(0).integers(60, 200, (8, 9, 3), dtype=np.uint8)
-    Image.fromarray(levels).save(tmp_path / "in" / "below" / "photo.png")
+    Image.fromarray(noise(8, 9)).save(tmp_path / "in" / "below" / "photo.png")
     command = ["upscale", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--recursive", "--device", "cpu"]
     command += ["--model", str(tmp_path / "model"), "--num_samples", "1"]
 
@@ -64,29 +63,21 @@ def test_what_a_killed_process_was_writing_is_removed_by_the_next_run(writer, ma
     assert len(list((tmp_path / "out" / "below").iterdir())) == 1
 
 
-def test_a_file_that_finds_no_room_is_named_and_leaves_nothing(tmp_path):
-    resource = pytest.importorskip("resource", reason="no bounds of file sizes on this system")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    try:
-        with pytest.raises(OSError, match=r"a\.png"):
-            save_image(Image.effect_noise((64, 64), 60), tmp_path / "a.png")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert not list(tmp_path.iterdir())
-
-
-def test_weights_that_find_no_room_are_an_error_of_the_disk(tmp_path):
+@pytest.mark.parametrize(("kind", "message"), [("image", r"a\.png"), ("weights", "weights cannot be written")])
+def test_a_file_that_finds_no_room_is_named_and_leaves_nothing(tmp_path, kind, message):
     resource = pytest.importorskip("resource", reason="no bounds of file sizes on this system")
     network = RRDBNet(num_blocks=1, width=8, growth=4)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000 if kind == "image" else 4096, before[1]))
     try:
-        with pytest.raises(OSError, match="weights cannot be written"):
-            network.save_pretrained(tmp_path / "network")
+        with pytest.raises(OSError, match=message):
+            if kind == "image":
+                save_image(Image.effect_noise((64, 64), 60), tmp_path / "a.png")
+            else:
+                network.save_pretrained(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert not list((tmp_path / "network").iterdir())
+    assert not list(tmp_path.iterdir())
 
 
 def test_only_files_that_nobody_is_writing_are_removed(tmp_path):
@@ -95,29 +86,29 @@ def test_only_files_that_nobody_is_writing_are_removed(tmp_path):
     ended = run([sys.executable, "-c", "import os; print(os.getpid())"])
     token, long_ago = "0123456789abcdef", time.time() - 10 * 24 * 3600
 
-    def make(name: str, modified: float | None = None) -> Path:
+    def make(name: str, modified: float) -> Path:
         path = tmp_path / name
         path.write_bytes(b"half of it")
-        if modified is not None:
-            os.utime(path, (modified, modified))
+        os.utime(path, (modified, modified))
         return path
 
+    of_ended, of_this = f"{machine}-{int(ended.stdout)}", f"{machine}-{os.getpid()}"
     gone = [
-        make(f".hvae-sr-{machine}-{int(ended.stdout)}-{token}.tmp"),
-        make(f".hvae-sr-{machine}-{os.getpid()}-{token}.tmp", long_ago),  # of another process that had this number
+        make(f".hvae-sr-{of_ended}-{token}.tmp", time.time()),
+        make(f".hvae-sr-{of_this}-{token}.tmp", long_ago),  # of another process that had this number
         make(f".hvae-sr-00000000-{os.getpid()}-{token}.tmp", long_ago),
         make(f".hvae-sr-{token}.tmp", long_ago),  # as earlier versions called it
     ]
     kept = [
-        make(own.name),
-        make(f".hvae-sr-00000000-{int(ended.stdout)}-{token}.tmp"),  # another machine may be writing it
-        make(f".hvae-sr-{machine}-{int(ended.stdout)}-{token}.tmp.png", long_ago),
-        make(f"hvae-sr-{machine}-{int(ended.stdout)}-{token}.tmp", long_ago),
+        make(own.name, time.time()),
+        make(f".hvae-sr-00000000-{int(ended.stdout)}-{token}.tmp", time.time()),  # another machine may be writing it
+        make(f".hvae-sr-{of_ended}-{token}.tmp.png", long_ago),
+        make(f"hvae-sr-{of_ended}-{token}.tmp", long_ago),
         make("notes.tmp", long_ago),
     ]
-    link = tmp_path / f".hvae-sr-{machine}-{int(ended.stdout)}-{token[::-1]}.tmp"
+    link = tmp_path / f".hvae-sr-{of_ended}-{token[::-1]}.tmp"
     link.symlink_to(kept[-1])
-    for name, paths in ((f"{machine}-{int(ended.stdout)}", gone), (f"{machine}-{os.getpid()}", kept)):  # of a model
+    for name, paths in ((of_ended, gone), (of_this, kept)):  # of a model
         paths.append(tmp_path / f".hvae-sr-{name}-{token[::2] * 2}.tmp")
         (paths[-1] / "vdvae").mkdir(parents=True)
         (paths[-1] / "vdvae" / "config.json").write_text("{}")
@@ -151,9 +142,8 @@ def test_what_loads_is_of_one_writer_wherever_the_other_was_killed(index, tmp_pa
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(os, "replace", killed)
             write("new")
-        found = {
-            name: (tmp_path / "model" / name).read_text() for name in names if (tmp_path / "model" / name).exists()
-        }
+        there = [path for path in (tmp_path / "model").rglob("*") if path.is_file()]
+        found = {path.relative_to(tmp_path / "model").as_posix(): path.read_text() for path in there}
         assert index not in found
         for part in ("a", "b"):
             assert found.get(f"{part}/config.json", found[f"{part}/weights"]) == found[f"{part}/weights"]

@@ -7,11 +7,11 @@ import sys
 import time
 from contextlib import suppress
 
-import numpy as np
 import psutil
 import pytest
 from PIL import Image
 from processes import PATIENCE, output
+from stand_ins import noise
 
 from hvae_sr.images import read_metadata
 
@@ -38,8 +38,8 @@ def launch(tmp_path, make_pipeline):
     make_pipeline("vdvae-sr").save_pretrained(tmp_path / "model")
     (tmp_path / "in" / "below").mkdir(parents=True)
     for number in range(6):
-        levels = np.random.default_rng(number).integers(60, 200, (48, 40 + number, 3), dtype=np.uint8)
-        Image.fromarray(levels).save(tmp_path / "in" / ("below" if number % 2 else "") / f"photo{number}.png")
+        picture = Image.fromarray(noise(48, 40 + number, number))
+        picture.save(tmp_path / "in" / ("below" if number % 2 else "") / f"photo{number}.png")
     (tmp_path / "in" / "damaged.png").write_bytes(b"\x89PNG\r\n\x1a\n and nothing that belongs there")
     (tmp_path / "stopping.py").write_text(COMMAND)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -48,15 +48,9 @@ def launch(tmp_path, make_pipeline):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
 
     def start(*program: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*command, *program, *arguments],
-            cwd=tmp_path,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        options = {"cwd": tmp_path, "env": environment, "text": True, "start_new_session": True}
+        words = [*command, *program, *arguments]
+        return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
 
     return start
 

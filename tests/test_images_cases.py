@@ -124,8 +124,8 @@ def test_deep_colours_are_read_in_every_layout(tmp_path, order, compression, pla
     assert photo.bits == 16 and not photo.grey and np.array_equal(photo.pixels, expected)
     assert np.abs(np.asarray(photo.image) - expected / 257).max() <= 0.51
     assert np.array_equal(np.asarray(load_image(path)), np.asarray(photo.image))
-    with Image.open(path) if kind == "u2" else io.BytesIO() as opened:
-        if kind == "u2":
+    if kind == "u2":
+        with Image.open(path) as opened:
             assert np.array_equal(read_photo(opened).pixels, expected)
 
 
@@ -177,29 +177,21 @@ def test_deep_cmyk_is_converted(tmp_path, planar):
     assert photo.bits == 8 and photo.image.getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_pages_of_a_float_tiff_are_read_one_by_one(tmp_path):
-    first, second = levels(3, "f4"), levels(3, "f4", (5, 7))
-    path = written(tmp_path, tiff(page(first, ">", 2), page(second, ">", 2)))
-    assert list_frames(path) == ["20x13", "7x5"]
-    for number, values in enumerate((first, second)):
-        assert np.array_equal(read_photo(path, number).pixels, np.rint(values * 65535.0))
-    with pytest.raises(ImageError, match=r"a\.tif: there is no page 2, it has 2"):
-        read_photo(path, 2)
-
-
-def test_pages_of_any_kind_stand_beside_each_other_each_with_its_own_profile(tmp_path):
-    pages = [
-        page(levels(3, "f4"), photometric=2),
-        page(levels(3, "u1"), photometric=2, t34675=SRGB),
-        page(levels(1, "u1")),
-        page(levels(3), photometric=2, t34675=SRGB, t254=1),
-        page(levels(3), photometric=2),
-    ]
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_pages_of_any_kind_stand_beside_each_other_each_with_its_own_profile(tmp_path, order):
+    values = [levels(3, "f4"), levels(3, "u1"), levels(1, "u1"), levels(3), levels(3, "f4", (5, 7))]
+    tags = [{}, {"t34675": SRGB}, {}, {"t34675": SRGB, "t254": 1}, {}]
+    pages = [page(v, order, 2 if v.shape[2] == 3 else 1, **t) for v, t in zip(values, tags, strict=True)]
     path = written(tmp_path, tiff(*pages))
     photos = [read_photo(path, number) for number in range(5)]
     assert [photo.bits for photo in photos] == [16, 8, 8, 16, 16]
     assert [bool(photo.icc_profile) for photo in photos] == [False, True, False, True, False]
-    assert list_frames(path)[2:4] == ["20x13", "20x13, a preview"]
+    assert list_frames(path) == ["20x13", "20x13", "20x13", "20x13, a preview", "7x5"]
+    for photo, stored in zip(photos, values, strict=True):
+        expected = np.rint(stored.astype(np.float64) * 65535) if stored.dtype.kind == "f" else stored
+        assert np.array_equal(photo.pixels, np.broadcast_to(expected, photo.pixels.shape))
+    with pytest.raises(ImageError, match=r"a\.tif: there is no page 5, it has 5"):
+        read_photo(path, 5)
 
 
 def test_floats_beyond_their_range_are_clipped_with_a_warning_and_slight_excesses_do_not_change_the_scale(tmp_path):
@@ -304,18 +296,13 @@ CHUNKS = {
     "steep": (b"gAMA", struct.pack(">I", 55556)),  # 1 / 1.8
     "wide": (b"cHRM", struct.pack(">8I", 31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)),
     "display-p3": (b"cICP", bytes([12, 13, 0, 1])),
-    "bt709": (b"cICP", bytes([1, 1, 0, 1])),
 }
 
 
 def seen(image):
     """In sRGB, by the profile that it carries."""
-    profile = image.info.get("icc_profile")
-    if not profile:
-        return np.asarray(image.convert("RGB")).astype(int)
-    return np.asarray(ImageCms.profileToProfile(image, io.BytesIO(profile), io.BytesIO(SRGB), outputMode="RGB")).astype(
-        int
-    )
+    profiles = (io.BytesIO(profile) for profile in (image.info["icc_profile"], SRGB))
+    return np.asarray(ImageCms.profileToProfile(image, *profiles, outputMode="RGB")).astype(int)
 
 
 def srgb(linear):
@@ -351,15 +338,11 @@ def test_primaries_of_a_png_become_a_profile(tmp_path):
 def test_what_says_srgb_needs_no_profile_and_high_dynamic_range_is_warned_of(tmp_path):
     ramp = np.tile(np.arange(0, 256, 5)[:, None], (2, 1, 3))
     plain = (b"gAMA", struct.pack(">I", 45455))
-    for chunks in (
-        [(b"sRGB", b"\0"), plain],
-        [plain],
-        [(b"cICP", bytes([1, 13, 0, 1]))],
-        [(b"cICP", bytes([9, 16, 0, 1]))],
-    ):
+    high = (b"cICP", bytes([9, 16, 0, 1]))
+    for chunks in ([(b"sRGB", b"\0"), plain], [plain], [(b"cICP", bytes([1, 13, 0, 1]))], [high]):
         photo = read_photo(written(tmp_path, png(ramp, 8, 2, *chunks), "a.png"))
         assert photo.icc_profile == b"" and dict(photo.png_chunks) == dict(chunks)
-        assert bool(photo.warnings) == (chunks[0][1] == bytes([9, 16, 0, 1]))
+        assert bool(photo.warnings) == (chunks == [high])
 
 
 # Others
@@ -448,9 +431,13 @@ def test_heic_without_its_reader_is_found_and_named(tmp_path, monkeypatch):
         list_frames(tmp_path / "a.heic")
 
 
+@pytest.fixture
+def pillow_heif():
+    return pytest.importorskip("pillow_heif", reason="HEIC needs pillow-heif")
+
+
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_heic_is_read_upright_with_its_exif(tmp_path, orientation):
-    pillow_heif = pytest.importorskip("pillow_heif", reason="HEIC needs pillow-heif")
+def test_heic_is_read_upright_with_its_exif(tmp_path, pillow_heif, orientation):
     ramp = np.zeros((32, 48, 3), np.uint8)
     ramp[..., 0], ramp[..., 1] = np.arange(48) * 5, np.arange(32)[:, None] * 8
     exif = Image.Exif()
@@ -465,8 +452,7 @@ def test_heic_is_read_upright_with_its_exif(tmp_path, orientation):
     assert found[0x010F] == "Maker" and 0x0112 not in found and photo.bits == 8
 
 
-def test_deep_heic_keeps_its_depth_and_spans_the_range(tmp_path):
-    pillow_heif = pytest.importorskip("pillow_heif", reason="HEIC needs pillow-heif")
+def test_deep_heic_keeps_its_depth_and_spans_the_range(tmp_path, pillow_heif):
     deep = np.full((32, 48, 3), 65535, np.uint16)
     deep[:, :24] = 20000
     pillow_heif.from_bytes("RGB;16", (48, 32), deep.tobytes()).save(tmp_path / "a.heic", quality=-1)
@@ -474,8 +460,7 @@ def test_deep_heic_keeps_its_depth_and_spans_the_range(tmp_path):
     assert photo.bits == 16 and np.abs(photo.pixels.astype(int) - deep).max() < 200 and photo.pixels.max() == 65535
 
 
-def test_heic_whose_head_tells_another_size_than_its_picture_has_is_refused(tmp_path):
-    pillow_heif = pytest.importorskip("pillow_heif", reason="HEIC needs pillow-heif")
+def test_heic_whose_head_tells_another_size_than_its_picture_has_is_refused(tmp_path, pillow_heif):
     pillow_heif.from_pillow(Image.effect_noise((36, 24), 60).convert("RGB")).save(tmp_path / "a.heic")
     data = bytearray((tmp_path / "a.heic").read_bytes())
     struct.pack_into(">i", data, data.index(b"clap") + 4 + 6 * 4, -2000)  # how far down the part lies that is shown

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image, ImageCms
+from stand_ins import noise
 
 from hvae_sr.images import (
     ImageError,
@@ -78,27 +79,18 @@ def test_alpha_is_kept_apart_and_hidden_colours_are_those_of_the_nearest_visible
     assert np.array_equal(np.asarray(load_image(image))[:, 4:8], colours[:, 4:8])
 
 
-def test_transparency_that_names_no_colour_of_the_mode_is_none():
+def test_alpha_turns_with_the_image_and_leaves_colours_alone_where_all_or_nothing_is_seen(tmp_path):
+    levels = np.zeros((2, 3, 4), dtype=np.uint8)
+    levels[0, 0] = 255
+    Image.fromarray(levels).save(tmp_path / "a.png", exif=camera_exif())
+    photo = read_photo(tmp_path / "a.png")
+    assert photo.image.size == (2, 3) and np.asarray(photo.alpha)[0].tolist() == [0, 255]
+    for alpha in (0, 255):
+        levels = np.dstack([noise(5, 6), np.full((5, 6), alpha, np.uint8)])
+        assert np.array_equal(np.asarray(read_photo(Image.fromarray(levels)).image), levels[..., :3])
     image = Image.new("RGB", (2, 2))
     image.info["transparency"] = 3  # of the palette it was made from
     assert read_photo(image).alpha is None
-
-
-def test_alpha_turns_with_the_image(tmp_path):
-    levels = np.zeros((2, 3, 4), dtype=np.uint8)
-    levels[0, 0] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(levels).save(tmp_path / "a.png", exif=exif)
-    photo = read_photo(tmp_path / "a.png")
-    assert photo.image.size == (2, 3) and np.asarray(photo.alpha)[0].tolist() == [0, 255]
-
-
-def test_an_opaque_or_wholly_transparent_image_keeps_its_colours():
-    for alpha in (0, 255):
-        levels = np.random.default_rng(0).integers(0, 256, (5, 6, 4), dtype=np.uint8)
-        levels[..., 3] = alpha
-        assert np.array_equal(np.asarray(read_photo(Image.fromarray(levels)).image), levels[..., :3])
 
 
 def test_integers_beyond_16_bits_are_refused_not_garbled(tmp_path):
@@ -107,16 +99,11 @@ def test_integers_beyond_16_bits_are_refused_not_garbled(tmp_path):
         read_photo(tmp_path / "a.tif")
 
 
-def test_finish_gives_alpha_grey_and_profile_back():
-    alpha = Image.new("L", (4, 3), 77)
+def test_finish_gives_alpha_and_profile_back_and_leaves_the_colours_as_they_are():
     colours = Image.new("RGB", (16, 12), (9, 9, 9))
-    photo = Photo(Image.new("RGB", (4, 3)), alpha, False, SRGB)
-    finished = photo.finish(colours)
+    finished = Photo(Image.new("RGB", (4, 3)), Image.new("L", (4, 3), 77), False, SRGB).finish(colours)
     assert finished.mode == "RGBA" and finished.getpixel((3, 3)) == (9, 9, 9, 77)
     assert finished.info["icc_profile"] == SRGB and colours.mode == "RGB"
-    assert Photo(photo.image, alpha, True).finish(colours, keep_grey=True).mode == "LA"
-    assert Photo(photo.image, None, True).finish(colours, keep_grey=True).mode == "L"
-    assert Photo(photo.image, None, True).finish(colours).mode == "RGB"
 
 
 def test_a_profile_is_fitted_to_the_channels_that_are_written(tmp_path):
@@ -183,10 +170,9 @@ def test_orientation_profile_and_exif_of_a_float_tiff_are_kept(tmp_path):
     levels = np.zeros((4, 6, 3), dtype=np.float32)
     levels[0, 0] = 1
     tags = [(274, "H", 1, 6, True), (271, "s", 0, "Maker", True)]
+    options = {"photometric": "rgb", "iccprofile": SRGB, "metadata": None, "extratags": tags}
     for big in (False, True):
-        tifffile.imwrite(
-            tmp_path / "a.tif", levels, photometric="rgb", iccprofile=SRGB, metadata=None, extratags=tags, bigtiff=big
-        )
+        tifffile.imwrite(tmp_path / "a.tif", levels, **options, bigtiff=big)
         photo = read_photo(tmp_path / "a.tif")
         assert photo.image.size == (4, 6) and photo.image.getpixel((3, 0)) == (255, 255, 255)
         assert load_image(tmp_path / "a.tif").size == (4, 6) and photo.icc_profile == SRGB
@@ -209,10 +195,12 @@ def test_frames_of_an_animation_are_counted_and_read_one_by_one(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif", "bmp", "avif", "gif"])
-def test_every_format_is_read(tmp_path, suffix):
+def test_every_format_is_read_also_of_images_that_compress_well(tmp_path, suffix):
     smooth = Image.fromarray(np.linspace(0, 255, 24 * 32).reshape(24, 32).astype(np.uint8)).convert("RGB")
-    smooth.save(tmp_path / f"a.{suffix}")
-    assert np.abs(np.asarray(load_image(tmp_path / f"a.{suffix}")).astype(int) - np.asarray(smooth)).mean() < 3
+    for image in (smooth, Image.new("RGB", (1500, 1000), (200, 30, 30)), Image.new("1", (3000, 2000))):
+        image.save(tmp_path / f"a.{suffix}")
+        levels = np.asarray(load_image(tmp_path / f"a.{suffix}")).astype(int)
+        assert np.abs(levels - np.asarray(image.convert("RGB"))).mean() < 3
 
 
 @pytest.mark.parametrize("name", ["turned.jpg", "turned.tif", "float.tif", "grey and alpha.tif", "plain.png", "a.webp"])
@@ -243,38 +231,18 @@ def test_what_would_start_a_program_or_is_empty_is_no_image(tmp_path, read):
                 read(source)
 
 
-def test_more_pixels_than_are_read_are_refused_by_their_header(tmp_path, monkeypatch):
-    Image.new("RGB", (100, 50)).save(tmp_path / "a.bmp")
-    monkeypatch.setattr(reading, "MAX_PIXELS", 4999)
-    with pytest.raises(ImageError, match="100x50 pixels are more"):
-        load_image(tmp_path / "a.bmp")
-
-
-def test_a_header_that_promises_more_than_the_file_can_hold_is_refused_before_memory_is_taken(tmp_path):
-    buffer = io.BytesIO()
-    Image.new("RGB", (64, 64)).save(buffer, "PNG")
-    data = bytearray(buffer.getvalue())
+def test_more_pixels_than_are_read_or_than_the_file_can_hold_are_refused_by_the_header(tmp_path, monkeypatch):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    data = bytearray((tmp_path / "a.png").read_bytes())
     data[16:24] = struct.pack(">II", 9000, 9000)
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
     (tmp_path / "a.png").write_bytes(data)
     with pytest.raises(ImageError, match="9000x9000 pixels cannot be in"):
         load_image(tmp_path / "a.png")
-
-
-def test_flat_images_that_compress_well_are_read(tmp_path):
-    for suffix in ("png", "jpg", "gif", "webp", "avif"):
-        Image.new("RGB", (1500, 1000), (200, 30, 30)).save(tmp_path / f"a.{suffix}")
-        assert load_image(tmp_path / f"a.{suffix}").size == (1500, 1000)
-    Image.new("1", (3000, 2000)).save(tmp_path / "b.png")
-    assert load_image(tmp_path / "b.png").size == (3000, 2000)
-
-
-def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
-    import os
-
-    os.mkfifo(tmp_path / "a.png")
-    with pytest.raises(ImageError, match="not a regular file"):
-        load_image(tmp_path / "a.png")
+    Image.new("RGB", (100, 50)).save(tmp_path / "a.bmp")
+    monkeypatch.setattr(reading, "MAX_PIXELS", 4999)
+    with pytest.raises(ImageError, match="100x50 pixels are more"):
+        load_image(tmp_path / "a.bmp")
 
 
 def test_photos_are_prepared_beside_tensors():
@@ -285,10 +253,8 @@ def test_photos_are_prepared_beside_tensors():
 
 
 def test_a_tag_that_cannot_be_written_does_not_take_the_others_with_it(tmp_path):
-    exif = Image.Exif()
-    exif[271], exif[296] = "A camera", "2"
     photo = Image.new("RGB", (8, 8))
-    photo.getexif().update(exif)
+    photo.getexif().update({271: "A camera", 296: "2"})
     kept = Image.Exif()
     kept.load(read_photo(photo).exif)
     assert dict(kept) == {271: "A camera"}
@@ -303,9 +269,7 @@ def test_xmp_as_text_and_pictures_near_the_limit_are_read_without_a_word(tmp_pat
     assert list(recwarn) == []
 
 
-def test_folders_hold_every_kind_that_is_read_and_a_path_that_is_none_is_named(tmp_path):
+def test_folders_hold_every_kind_that_is_read(tmp_path):
     for name in ("a.mpo", "b.J2K", "c.apng"):
         (tmp_path / name).touch()
     assert len(find_images(tmp_path)) == 3
-    with pytest.raises(ImageError, match="too long"):
-        find_images("a" * 300 + ".jpg")
