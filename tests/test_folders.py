@@ -32,9 +32,9 @@ sys.exit(main(sys.argv[2:]))
 """`hvae-sr`, which stops for good when it has written so many files, with the next one half there."""
 
 
-@pytest.fixture
-def launch(tmp_path, make_pipeline):
-    """Starts the command as the documentation tells, on two processes of the CPU."""
+@pytest.mark.slow
+def test_a_folder_that_was_killed_half_way_is_finished_by_the_same_command(tmp_path, make_pipeline):
+    """As the documentation tells, on two processes of the CPU."""
     make_pipeline("vdvae-sr").save_pretrained(tmp_path / "model")
     (tmp_path / "in" / "below").mkdir(parents=True)
     for number in range(6):
@@ -47,16 +47,11 @@ def launch(tmp_path, make_pipeline):
     arguments += ["--model", "model", "--num_samples", str(SAMPLES), "--device", "cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
 
-    def start(*program: str) -> subprocess.Popen[str]:
+    def launch(*program: str) -> subprocess.Popen[str]:
         options = {"cwd": tmp_path, "env": environment, "text": True, "start_new_session": True}
         words = [*command, *program, *arguments]
         return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
 
-    return start
-
-
-@pytest.mark.slow
-def test_a_folder_that_was_killed_half_way_is_finished_by_the_same_command(launch, tmp_path):
     process = launch("stopping.py", str(SAMPLES + 2 + 3))  # one image and three files of the next
     deadline = time.monotonic() + PATIENCE
     while [len(list((tmp_path / "out").glob(kind))) for kind in ("**/*.png", "**/.*")] != [2 * (SAMPLES + 2 + 3), 2]:

@@ -80,19 +80,22 @@ def test_premultiplied_colours_are_divided_by_alpha(mode):
     assert np.abs(pixels(premultiplied).astype(int) - pixels(straight)).max() <= 1
 
 
-@pytest.mark.parametrize("transparency", [None, 3, bytes([0, 255, 128, 7])])
-def test_palette_images_become_their_colours_with_or_without_transparency(tmp_path, transparency):
+@pytest.mark.parametrize(
+    ("options", "alpha"),
+    [
+        ({}, [255, 255, 255, 255]),
+        ({"transparency": 3}, [255, 255, 255, 0]),
+        ({"transparency": bytes([0, 255, 128, 7])}, [0, 255, 128, 7]),
+    ],
+)
+def test_palette_images_become_their_colours_with_or_without_transparency(tmp_path, options, alpha):
     colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 8, 7]], dtype=np.uint8)
     indices = np.arange(12, dtype=np.uint8).reshape(3, 4) % 4
     image = Image.fromarray(indices)
     image.putpalette(colours.tobytes())
-    assert image.mode == "P"
-    image.save(tmp_path / "a.png", **({} if transparency is None else {"transparency": transparency}))
-    expected = colours[indices]
-    if transparency is not None:
-        alpha = np.array([255, 255, 255, 0] if transparency == 3 else list(transparency))[indices][..., None] / 255
-        expected = np.rint(expected * alpha + 255 * (1 - alpha))
-    assert np.array_equal(pixels(tmp_path / "a.png"), expected)
+    image.save(tmp_path / "a.png", **options)
+    share = np.array(alpha)[:, None] / 255
+    assert np.array_equal(pixels(tmp_path / "a.png"), np.rint(colours * share + 255 * (1 - share))[indices])
 
 
 def test_transparency_in_the_palette_itself_is_seen():
@@ -195,17 +198,15 @@ def test_an_unreadable_file_is_one_error_of_one_line_that_names_it(tmp_path, mon
     assert message.startswith(f"{tmp_path / name}: ") and "\n" not in message and reason in message
 
 
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
+def test_what_is_no_file_or_without_pixels_is_refused():
+    unpainted = Image.new("RGB", (0, 5))
+    for source, message in (
         ("a\0b.png", "null"),
-        (3, "image must be a path or a PIL image, got int"),
-        (Image.new("RGB", (0, 5)), "no pixels"),
-    ],
-)
-def test_what_is_no_file_or_without_pixels_is_refused(source, message):
-    with pytest.raises(ImageError, match=message):
-        load_image(source)
+        (3, "must be a path or a PIL image, got int"),
+        (unpainted, "no pixels"),
+    ):
+        with pytest.raises(ImageError, match=message):
+            load_image(source)
 
 
 # Tensors
@@ -214,6 +215,7 @@ def test_what_is_no_file_or_without_pixels_is_refused(source, message):
 def test_all_kinds_of_the_same_image_give_the_same_tensor(tmp_path, rgb):
     Image.fromarray(rgb).save(tmp_path / "a.png")
     expected = torch.from_numpy(rgb).permute(2, 0, 1).float() / 255
+    given = expected.clone()
     kinds = [
         tmp_path / "a.png",
         Image.fromarray(rgb),
@@ -222,14 +224,15 @@ def test_all_kinds_of_the_same_image_give_the_same_tensor(tmp_path, rgb):
         rgb / 255,
         (rgb / 255).astype(np.float32),
         torch.from_numpy(rgb).permute(2, 0, 1),
-        expected,
-        expected.double(),
+        given,
+        given.double(),
     ]
     for kind in kinds:
         tensor = to_tensor(kind)
         assert tensor.dtype == torch.float32 and tensor.is_contiguous()
-        assert torch.equal(tensor, torch.from_numpy(rgb).permute(2, 0, 1).float() / 255)
-        tensor.zero_()  # none of them shares its memory
+        assert torch.equal(tensor, expected)
+        tensor.zero_()
+    assert torch.equal(given, expected)  # it shares no memory with the result
 
 
 def test_grey_and_flipped_and_read_only_arrays_are_taken_and_small_excesses_clamped(rgb):
@@ -281,13 +284,10 @@ def test_prepare_images_takes_single_images_batches_and_mixed_lists(tmp_path, rg
     assert shapes == [(3, 12, 17), (3, 4, 5), (3, 6, 7), (3, 6, 7), (3, 12, 17)]
 
 
-@pytest.mark.parametrize("empty", [[], (), np.zeros((0, 4, 4, 3)), torch.zeros(0, 3, 4, 4)])
-def test_an_empty_list_or_batch_is_refused(empty):
-    with pytest.raises(ValueError, match="image is empty"):
-        prepare_images(empty)
-
-
-def test_the_bad_element_of_a_list_is_named(tmp_path):
+def test_an_empty_list_or_batch_is_refused_and_the_bad_element_of_one_named(tmp_path):
+    for empty in ([], (), np.zeros((0, 4, 4, 3)), torch.zeros(0, 3, 4, 4)):
+        with pytest.raises(ValueError, match="image is empty"):
+            prepare_images(empty)
     with pytest.raises(ValueError, match=r"image\[1\] holds NaN"):
         prepare_images([torch.zeros(3, 2, 2), torch.full((3, 2, 2), float("nan"))])
     truncated(tmp_path / "a.png")
@@ -303,21 +303,15 @@ def test_to_pil_clamps_and_rounds_to_the_nearest_level():
     assert np.asarray(to_pil(values))[0, :, 0].tolist() == [0, 0, 1, 255, 255]
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [torch.zeros(1, 4, 4), torch.zeros(4, 4), torch.zeros(3, 4, 4).byte(), torch.full((3, 2, 2), torch.nan)],
-)
-def test_to_pil_refuses_other_shapes_integers_and_nan(bad):
-    with pytest.raises(ImageError, match="tensor"):
-        to_pil(bad)
-
-
-@pytest.mark.parametrize("wrong", [None, np.zeros((4, 4, 3), np.float32), [1]])
-def test_what_is_no_picture_is_named(tmp_path, wrong):
-    with pytest.raises(ImageError, match=f"`image` must be .* got {type(wrong).__name__}"):
-        save_image(wrong, tmp_path / "a.png")
-    with pytest.raises(ImageError, match=f"must be a float tensor .* got {type(wrong).__name__}"):
-        to_pil(wrong)
+def test_what_is_no_picture_is_named(tmp_path):
+    for bad in (torch.zeros(1, 4, 4), torch.zeros(4, 4), torch.zeros(3, 4, 4).byte(), torch.full((3, 2, 2), torch.nan)):
+        with pytest.raises(ImageError, match="tensor"):
+            to_pil(bad)
+    for wrong in (None, np.zeros((4, 4, 3), np.float32), [1]):
+        with pytest.raises(ImageError, match=f"`image` must be .* got {type(wrong).__name__}"):
+            save_image(wrong, tmp_path / "a.png")
+        with pytest.raises(ImageError, match=f"must be a float tensor .* got {type(wrong).__name__}"):
+            to_pil(wrong)
 
 
 # Writing

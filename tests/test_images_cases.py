@@ -5,10 +5,12 @@ import itertools
 import struct
 import sys
 import zlib
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from hvae_sr.images import ImageError, find_images, list_frames, load_image, read_photo, to_tensor
 
@@ -25,39 +27,23 @@ def lzw(data, row_bytes):
     return buffer.getvalue()[start : start + size]
 
 
-def directory(order, tags, place):
-    """The bytes of a directory of tags {number: value or tuple}, and of what does not fit into it, from `place` on."""
-    entries, beyond = b"", b""
-    after = place + 2 + 12 * len(tags) + 4
-    for tag, value in sorted(tags.items()):
-        if isinstance(value, bytes):
-            kind, count, data = 7, len(value), value
-        else:
-            values = value if isinstance(value, tuple) else (value,)
-            kind, count, data = 4, len(values), struct.pack(f"{order}{len(values)}I", *values)
-        if len(data) > 4:
-            entries += struct.pack(f"{order}HHII", tag, kind, count, after + len(beyond))
-            beyond += data + bytes(len(data) % 2)
-        else:
-            entries += struct.pack(f"{order}HHI", tag, kind, count) + data.ljust(4, b"\0")
-    return struct.pack(f"{order}H", len(tags)) + entries, beyond
-
-
 def tiff(*pages):
     """A TIFF of pages, each what `page` returns; all of one byte order."""
-    order = pages[0][0]
-    out = (b"II*\0" if order == "<" else b"MM\0*") + bytes(4)
+    out = (b"II*\0" if pages[0][0] == "<" else b"MM\0*") + bytes(4)
     pointer = 4  # where the place of the next directory is told
-    for _, tags, strips in pages:
-        starts = tuple(itertools.accumulate((len(strip) for strip in strips[:-1]), initial=len(out)))
-        out += b"".join(strips)
-        out += bytes(len(out) % 2)
-        tags = {**tags, (324 if 322 in tags else 273): starts}
-        tags[325 if 322 in tags else 279] = tuple(map(len, strips))
+    for order, tags, strips in pages:
+        directory, tiled = ImageFileDirectory_v2(out[:8]), 322 in tags
+        directory.tagtype[324] = 4
+        counts = [len(strip) for strip in strips]
+        starts = list(itertools.accumulate(counts[:-1], initial=0))
+        for tag, value in (tags | {324 if tiled else 273: starts, 325 if tiled else 279: counts}).items():
+            directory[tag] = value
+        if tiled:  # of strips, Pillow adds where they begin
+            directory[324] = [start + len(out) + len(directory.tobytes(len(out))) for start in starts]
         out = out[:pointer] + struct.pack(f"{order}I", len(out)) + out[pointer + 4 :]
-        head, beyond = directory(order, tags, len(out))
-        pointer = len(out) + len(head)
-        out += head + bytes(4) + beyond
+        pointer = len(out) + 2 + 12 * len(directory)
+        out += directory.tobytes(len(out)) + b"".join(strips)
+        out += bytes(len(out) % 2)
     return out
 
 
@@ -87,14 +73,11 @@ def page(values, order="<", photometric=1, planar=False, compression=1, predicto
                 data = np.packbits(ones.reshape(rows, -1).astype(np.uint8), axis=1).tobytes()
             else:
                 data = block.astype(block.dtype.newbyteorder(order)).tobytes()
-            row_bytes = len(data) // rows
-            packed = {1: lambda d, _: d, 5: lzw, 8: lambda d, _: zlib.compress(d)}[compression](data, row_bytes)
-            strips.append(packed)
+            strips.append({1: bytes, 5: partial(lzw, row_bytes=len(data) // rows), 8: zlib.compress}[compression](data))
     own = {256: width, 257: height, 258: (bits or 8 * size,) * channels, 259: compression, 262: photometric}
     own |= {277: channels, 278: down, 284: 2 if planar else 1, 317: predictor}
     own |= {339: ({"u": 1, "i": 2, "f": 3}[values.dtype.kind],) * channels}
-    if tile:
-        own |= {322: tile[1], 323: tile[0]}
+    own |= {322: tile[1], 323: tile[0]} if tile else {}
     return order, own | {int(tag.removeprefix("t")): value for tag, value in tags.items()}, strips
 
 

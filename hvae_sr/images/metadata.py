@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,10 @@ _CENTIMETRE = 3
 # EXIF among the tags of a TIFF: caption, make, model, resolution, software, dates, people, ratings, and the pointers to
 # exposure and place. Others tell how its own pixels are stored, or are private and of any size.
 TIFF_EXIF = {270, 271, 272, 282, 283, 296, 305, 306, 315, 316, 18246, 18249, 33432, *range(40091, 40096), *POINTERS}
+
+
+_told: deque[tuple[str, bytes]] = deque(maxlen=16)
+"""What was said, and of which photographs' EXIF: of each once."""
 
 
 def kept_exif(found: Image.Exif, of_tiff: bool) -> bytes:
@@ -126,12 +130,9 @@ def describe(tags: Image.Exif, size: tuple[int, int], dpi: tuple[float, float] |
 
 
 def fit_into_jpeg(tags: Image.Exif, exif: bytes, path: Path) -> Image.Exif:
-    """A photograph's EXIF without what a JPEG has no room for: the maker's notes, and then all of it.
+    """What is left, of `tags`, without what a JPEG has no room for: the maker's notes, and then all of `exif`.
 
-    Args:
-        tags: what is left of it.
-        exif: all of it.
-        path: of the JPEG, the first of which a warning names: a photograph's samples are many.
+    A warning names the `path` of the first JPEG alone: a photograph's samples are many.
     """
     tags.get_ifd(ExifTags.IFD.Exif).pop(_MAKER_NOTE, None)
     what = "the maker's notes of a photograph's EXIF"
@@ -141,13 +142,7 @@ def fit_into_jpeg(tags: Image.Exif, exif: bytes, path: Path) -> Image.Exif:
         if settings:
             add_settings(tags, settings)
         what = "a photograph's EXIF"
-    if not (told := _told(what, exif)):
-        told.append(path)
+    if (what, exif) not in _told:
+        _told.append((what, exif))
         logger.warning("%s: %s are left out: %d bytes, of which a JPEG has room for 64 kB", path, what, len(exif))
     return tags
-
-
-@functools.lru_cache(maxsize=16)
-def _told(what: str, exif: bytes) -> list[Path]:
-    """For which result that was said of a photograph, none at first."""
-    return []
