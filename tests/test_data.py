@@ -44,6 +44,11 @@ def test_items_are_uint8_crops_of_the_images(folder):
         crop = dataset[i]["image"]
         assert crop.dtype == torch.uint8 and crop.shape == (3, 16, 16) and crop.is_contiguous()
         assert (windows(Image.open(dataset.paths[i])) == crop).flatten(2).all(2).any()
+    many = ImageFolder(folder, 16, crops_per_image=7)
+    assert len(many) == 42 == len(list(many))  # iteration ends
+    for index in (42, -1):
+        with pytest.raises(IndexError):
+            many[index]
 
 
 def test_folders_are_joined_and_images_of_those_left_out_not_used(folder):
@@ -53,14 +58,6 @@ def test_folders_are_joined_and_images_of_those_left_out_not_used(folder):
     (folder / "a link").symlink_to(folder / "out", target_is_directory=True)
     assert len(ImageFolder(folder, 16).paths) == len(photographs) + 1
     assert ImageFolder(folder, 16, leave_out=[folder / "out"]).paths == photographs
-
-
-def test_an_epoch_may_hold_many_crops_of_an_image(folder):
-    dataset = ImageFolder(folder, 16, crops_per_image=7)
-    assert len(dataset) == 42 == len(list(dataset))  # iteration ends
-    for index in (42, -1):
-        with pytest.raises(IndexError):
-            dataset[index]
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 2**30])
