@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TypeVar
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,6 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 NUM_TAPS = 5
-_Network = TypeVar("_Network", bound="FeatureNetwork")
 
 #: Of each tap: the side of the maximum pooling before it (0: none), and its convolutions by torchvision's places.
 _TAPS: dict[str, tuple[tuple[int, tuple[int, ...]], ...]] = {
@@ -64,11 +63,8 @@ class FeatureNetwork(nn.Module):
 
     @classmethod
     def from_file(
-        cls: type[_Network],
-        path: str | os.PathLike[str],
-        device: str | torch.device = "cpu",
-        num_taps: int = NUM_TAPS,
-    ) -> _Network:
+        cls, path: str | os.PathLike[str], device: str | torch.device = "cpu", num_taps: int = NUM_TAPS
+    ) -> Self:
         """With the weights of a .safetensors file.
 
         Raises ValueError: the file cannot be read, or holds other weights.

@@ -24,7 +24,7 @@ from ..images import ImageError
 from ..operators import cached_downsampling
 from ..processes import bar_options, process_state
 from . import metrics, posterior
-from .perceptual import LPIPS, PerceptualMetrics, frechet_distance
+from .perceptual import LPIPS, PerceptualMetrics, frechet_distance, magnitude
 from .protocols import EvaluationProtocol, degraded, protocol_named
 from .samples import Float, draw, level_temperatures, quiet, vdvae_of
 from .sources import PathLike, Predictions, SourceImage, open_source
@@ -203,27 +203,20 @@ class Scorer:
 
 
 def _describe_pipeline(pipeline: SuperResolutionPipeline) -> dict[str, Any]:
-    """Class, configurations, dtype and, as a fingerprint of the weights, the sum of their magnitudes (CPU, fp64)."""
+    """Class, configurations, dtype and, as a fingerprint of the weights, the sum of their magnitudes."""
 
     def config(owner: Any) -> dict[str, str]:  # but for where it was loaded from, which changes nothing
         values = dict(getattr(owner, "config", {}))
         return {key: str(value) for key, value in sorted(values.items()) if key != "_name_or_path"}
 
-    def magnitude(module: torch.nn.Module) -> str:
-        return f"{sum(float(p.detach().cpu().abs().sum(dtype=torch.float64)) for p in module.parameters()):.9e}"
-
     components = getattr(pipeline, "components", {}).items()
     networks = {name: module for name, module in components if isinstance(module, torch.nn.Module)}
-    others = {
-        name: config(part)
-        for name, part in components
-        if hasattr(part, "config") and not isinstance(part, torch.nn.Module)
-    }
+    others = {name: config(part) for name, part in components if name not in networks and hasattr(part, "config")}
     return others | {
         "class": type(pipeline).__name__,
         "config": config(pipeline),
         "networks": {name: config(module) for name, module in networks.items()},
-        "weights": {name: magnitude(module) for name, module in networks.items()},
+        "weights": {name: magnitude(module.parameters()) for name, module in networks.items()},
         "dtype": str(getattr(pipeline, "inference_dtype", torch.float32)).removeprefix("torch."),
     }
 
@@ -362,11 +355,12 @@ def evaluate(
         others = Predictions(predictions, source)
         settings |= {"predictions": {"name": others.name, "sha256": others.sha256}, "num_samples": others.num_samples}
     kept = settings["num_samples"]
-    opened_levels: dict[str, list[float]] = {}
+    # What samples are drawn at: (label, temperatures, the temperature if it is one).
+    draws: list[tuple[str, Any, float | None]] = [(f"t={tau:g}", tau, tau) for tau in settings["temperatures"]]
     if pipeline is not None and levels:
         vdvae = vdvae_of(pipeline)
-        opened_levels = level_temperatures([vdvae.stride(group) for group in range(vdvae.num_groups)])
-        del opened_levels["all"]  # this is t=1
+        opened = level_temperatures([vdvae.stride(group) for group in range(vdvae.num_groups)])
+        draws += [(level, each, None) for level, each in opened.items() if level != "all"]  # this is t=1
     options = {"batch_size": batch_size} if batch_size is not None else {}
     options |= {"self_ensemble": True} if "self_ensemble" in settings else {}
 
@@ -375,15 +369,11 @@ def evaluate(
         for image in images:
             own = chosen if made is None else degraded(chosen, made, seed, image.number)
             scorers.append(Scorer(own, image, settings["size"] or 0, scale_factor, perceptual, exact, projects))
-        for tau in settings["temperatures"] if pipeline is not None else ():
+        for label, at, tau in draws if pipeline is not None else ():
             covered = (coverage_samples or 0) if tau == 1 else 0
-            drawn = draw(pipeline, [scorer.lr for scorer in scorers], tau, max(kept, covered), seed, **options)
+            drawn = draw(pipeline, [scorer.lr for scorer in scorers], at, max(kept, covered), seed, **options)
             for scorer, samples in zip(scorers, drawn, strict=True):
-                scorer.add_samples(samples, f"t={tau:g}", kept, bool(covered), tau)
-        for level, opened in opened_levels.items() if pipeline is not None else ():
-            drawn = draw(pipeline, [scorer.lr for scorer in scorers], opened, kept, seed, **options)
-            for scorer, samples in zip(scorers, drawn, strict=True):
-                scorer.add_samples(samples, level, kept)
+                scorer.add_samples(samples, label, kept, bool(covered), tau)
         for scorer, image in zip(scorers, images, strict=True):
             if others is not None:
                 scorer.add_samples(others.load(image, *scorer.hr.shape[:2]), others.name, kept)
@@ -391,10 +381,12 @@ def evaluate(
 
     if perceptual.features is not None and len(source.images) < 2:
         raise ValueError(f"`data` must hold at least 2 images for FID, got {len(source.images)}.")
+    # Degraded images' y depends on their places in the set.
+    keys = [(image.name, f"{image.sha256}:{image.number}" if made else image.sha256) for image in source.images]
     with quiet(pipeline):  # one bar, over the images
         partial, step = Partial(report_path, settings), max(1, (batch_size or 1) // kept)
-        done = _score_all(source.images, score, partial, step, source.name, progress_bar, made is not None)
-    keys = [_key(image, made is not None) for image in source.images]
+        todo = [(key, image) for key, image in zip(keys, source.images, strict=True) if key not in partial.done]
+        done = _score_all(todo, score, partial, step, source.name, progress_bar)
     rows = mean_rows([done[key][0] for key in keys], kept)
     _name_infinite(source.images, [done[key][0] for key in keys])
     if perceptual.features is not None:
@@ -402,7 +394,7 @@ def evaluate(
     return {
         **settings,
         "num_images": len(keys),
-        "num_images_available": source.available,
+        "num_images_available": len(source.names),
         "rows": rows,
         "images": [
             {"name": image.name, "sha256": image.sha256, "rows": done[key][0]}
@@ -411,30 +403,23 @@ def evaluate(
     }
 
 
-def _key(image: SourceImage, numbered: bool) -> Key:
-    """What results of an image are kept under; `numbered` where y depends on its place in the set, as degraded ones."""
-    return image.name, f"{image.sha256}:{image.number}" if numbered else image.sha256
-
-
 def _score_all(
-    images: Sequence[SourceImage],
+    todo: Sequence[tuple[Key, SourceImage]],
     score: Callable[[Sequence[SourceImage]], list[Scorer]],
     partial: Partial,
     step: int,
     title: str,
     progress_bar: bool,
-    numbered: bool,
 ) -> dict[Key, tuple[Rows, Features]]:
     """Results of all images, `step` at a time: from earlier runs, from here and from the other processes."""
     state = process_state()
-    todo = [image for image in images if _key(image, numbered) not in partial.done]
     share = todo[state.process_index :: state.num_processes]
     shown = bar_options(progress_bar and state.is_main_process)
     with tqdm(total=len(share), desc=title, unit="image", **shown) as bar:
         for start in range(0, len(share), step):
             group = share[start : start + step]
-            for scorer, image in zip(score(group), group, strict=True):
-                partial.add(_key(image, numbered), scorer.rows, scorer.features)
+            for scorer, (key, _) in zip(score([image for _, image in group]), group, strict=True):
+                partial.add(key, scorer.rows, scorer.features)
             bar.update(len(group))
     # Every process knows the earlier results and its own: together that is all.
     return dict(gather_object(list(partial.done.items())))

@@ -160,11 +160,14 @@ class PerceptualMetrics:
         return {name: _identity(function) for name, function in there if function is not None}
 
 
+def magnitude(tensors: Iterable[Tensor]) -> str:
+    """The sum of magnitudes, a fingerprint of weights; on the CPU, as some devices have no fp64."""
+    return f"{sum(float(tensor.detach().cpu().abs().sum(dtype=torch.float64)) for tensor in tensors):.9e}"
+
+
 def _identity(function: Any) -> str:
     if isinstance(function, torch.nn.Module):  # whose weights may be buffers, see `FeatureNetwork`
-        tensors = (*function.parameters(), *function.buffers())
-        size = sum(float(tensor.detach().cpu().abs().sum(dtype=torch.float64)) for tensor in tensors)
-        return f"{type(function).__name__} {size:.9e}"
+        return f"{type(function).__name__} {magnitude((*function.parameters(), *function.buffers()))}"
     kind = function if hasattr(function, "__qualname__") else type(function)
     return f"{kind.__module__}.{kind.__qualname__}"
 

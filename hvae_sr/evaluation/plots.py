@@ -7,10 +7,9 @@ palette, which colour-blind readers can tell apart), marker and dashes, so that 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 import numpy as np
 
@@ -50,17 +49,6 @@ PERCEPTION = ("fid", "lpips", "lpips_vgg", "brisque")
 _OF_ONE = ("exchangeability_mse", "exchangeability_lpips", "detail", "detail_tail")
 """Ratios that are 1 where samples look like the truth."""
 
-P = ParamSpec("P")
-
-
-def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    @wraps(draw)
-    def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with rc_context(_STYLE):
-            return draw(*args, **kwargs)
-
-    return styled
-
 
 def line_style(index: int) -> dict[str, Any]:
     """Colour, marker and dashes of the line of that number."""
@@ -81,7 +69,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
         figure.savefig(file, format=target.suffix[1:])
 
 
-@_styled
+@rc_context(_STYLE)
 def distance_figure(
     analysis: Mapping[str, Any], consistency: Mapping[str, Any] | None = None, threshold: float = 0.5
 ) -> Figure:
@@ -120,7 +108,7 @@ def distance_figure(
     return figure
 
 
-@_styled
+@rc_context(_STYLE)
 def temperature_figure(report: Mapping[str, Any]) -> Figure:
     """Metrics of one sample, and of the mean of its samples, against the temperature (table 2 of the CVDVAE paper).
 
@@ -158,7 +146,7 @@ def temperature_figure(report: Mapping[str, Any]) -> Figure:
     return figure
 
 
-@_styled
+@rc_context(_STYLE)
 def plane_figure(reports: Sequence[Mapping[str, Any]], perception: str | None = None) -> Figure:
     """The plane of distortion and perception (Blau & Michaeli 2018), marked by diversity.
 
@@ -204,7 +192,7 @@ def plane_figure(reports: Sequence[Mapping[str, Any]], perception: str | None = 
     return figure
 
 
-@_styled
+@rc_context(_STYLE)
 def calibration_figure(reports: Sequence[Mapping[str, Any]]) -> Figure:
     """Coverage of central intervals against their nominal level, and their width.
 
@@ -229,7 +217,7 @@ def calibration_figure(reports: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-@_styled
+@rc_context(_STYLE)
 def samples_figure(report: Mapping[str, Any]) -> Figure:
     """PSNR of the mean of n samples and of the best of n, against n, for each temperature."""
     by_name = {row["name"]: row for row in report["rows"]}
@@ -261,7 +249,7 @@ _INFORMATION = {
 }
 
 
-@_styled
+@rc_context(_STYLE)
 def information_figure(analysis: Mapping[str, Any]) -> Figure:
     """Bits per dimension of each group, of `group_information`; strides differ by colour and hatching."""
     parts = [(key, title) for key, title in _INFORMATION.items() if key in analysis]

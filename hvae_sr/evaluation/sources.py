@@ -61,11 +61,6 @@ class ImageSource:
     names: list[str]
     options: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def available(self) -> int:
-        """How many there are in all."""
-        return len(self.names)
-
 
 def _stem(name: str) -> str:
     path = Path(name)

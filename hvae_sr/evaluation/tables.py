@@ -458,18 +458,19 @@ def _images_table(reports: Sequence[Mapping[str, Any]]) -> list[str]:
     cells: dict[str, dict[str, str]] = {}
     for report in reports:
         for row in published_rows(report)[1]:
-            cells.setdefault(row["name"], {}).setdefault(_data_of(report), _cell(row))
+            cells.setdefault(row["name"], {}).setdefault(_data_of(report), image_cell(row))
     for report, row in _in_order(reports):
         name = _name_of(report, row)
-        cells.setdefault(name, {}).setdefault(_data_of(report), _cell(row))
+        cells.setdefault(name, {}).setdefault(_data_of(report), image_cell(row))
     data = list(dict.fromkeys(map(_data_of, reports)))
     rows = [[name, *(row.get(one, "") for one in data)] for name, row in cells.items() if any(row.values())]
     return markdown_lines(["Method", *data], rows)
 
 
-def _cell(row: Mapping[str, Any]) -> str:
+def image_cell(row: Mapping[str, Any], with_lpips: bool = True) -> str:
+    """ "25.70 (+0.67) / 0.7100 / 0.250": PSNR and its gain, SSIM, and LPIPS if there is one; nothing without a PSNR."""
     if "psnr" not in row:
         return ""
     gain = f" ({float(row['psnr_gain']):+.2f})" if row.get("psnr_gain") else ""
-    lpips = f" / {float(row['lpips']):.3f}" if "lpips" in row else ""
+    lpips = f" / {float(row['lpips']):.3f}" if with_lpips and "lpips" in row else ""
     return f"{float(row['psnr']):.2f}{gain} / {float(row['ssim']):.4f}{lpips}"

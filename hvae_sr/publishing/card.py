@@ -20,7 +20,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..checkpoints.convert import PRESETS
 from ..evaluation import read_report
-from ..evaluation.tables import command_line, kept_rows, markdown_lines, part_of, table
+from ..evaluation.tables import command_line, image_cell, kept_rows, markdown_lines, part_of, table
 from ..files import read_object, write_atomically
 from ..pictures import CONTACT_SHEET
 
@@ -298,12 +298,8 @@ def _results(reports: list[dict[str, Any]], name: str) -> str:
     tables = [{row["name"]: row for row in _chosen_rows(report)} for report in reports]
     titles = [_title(report) for report in reports]
 
-    def cell(row: Mapping[str, Any]) -> str:
-        gain = f" ({float(row['psnr_gain']):+.2f})" if row.get("psnr_gain") else ""
-        return f"{float(row['psnr']):.2f}{gain} / {float(row['ssim']):.4f}" if "psnr" in row else ""
-
     names = dict.fromkeys(row for rows in tables for row in rows)
-    cells = [[row, *(cell(rows.get(row, {})) for rows in tables)] for row in names]
+    cells = [[row, *(image_cell(rows.get(row, {}), with_lpips=False) for rows in tables)] for row in names]
     lines = markdown_lines(["PSNR (gain over bicubic) / SSIM", *titles], cells, "---|" * (len(tables) + 1))
     samples = [
         {**row, "name": f"{title}: {row['name']}", "grey_levels": 255 * float(row["std"])}
@@ -354,10 +350,8 @@ def _emissions(cost: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
             raise ValueError(f"`notes`: training's {name} must be a finite number >= 0, got {value!r}")
     if not (cost.get("hours") and cost.get("watts")):
         return None, ""
-    kwh, intensity = (
-        float(cost["hours"]) * float(cost["watts"]) / 1000,
-        float(cost.get("grams_per_kwh", _GRAMS_PER_KWH)),
-    )
+    kwh = float(cost["hours"]) * float(cost["watts"]) / 1000
+    intensity = float(cost.get("grams_per_kwh", _GRAMS_PER_KWH))
     metadata = {
         "emissions": round(kwh * intensity, 1),
         "source": "hours x power x carbon intensity of electricity",

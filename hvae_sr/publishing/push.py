@@ -132,11 +132,24 @@ def push(
         OSError: the network or the server still fails after the last attempt.
     """
     check_repo_id(repo_id)
-    content = files_to_push(folder)
-    api = HfApi(token=token)
+    content, api = files_to_push(folder), HfApi(token=token)
+
+    def commit() -> str:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=source) for name, source in content.items()
+        ]
+        for name in api.list_repo_files(repo_id, revision=revision):
+            if name not in content and _WEIGHTS.fullmatch(name):
+                operations.append(CommitOperationDelete(path_in_repo=name))
+        title = message or f"Upload {Path(folder).name}"
+        return api.create_commit(repo_id, operations, commit_message=title, revision=revision).commit_url
+
     for attempt in range(attempts):
         try:
-            return _commit(api, content, repo_id, private, revision, message or f"Upload {Path(folder).name}")
+            return commit()
         except Exception as error:
             failure = _of_the_hub(error)
             if failure is None:
@@ -155,26 +168,6 @@ def push(
                 raise
             raise OSError(f"`repo_id`: {repo_id} could not be uploaded: {_first_line(error)}") from error
     raise ValueError(f"`attempts` must be at least 1, got {attempts}")
-
-
-def _commit(
-    api: HfApi,
-    content: dict[str, Path | bytes],
-    repo_id: str,
-    private: bool | None,
-    revision: str | None,
-    message: str,
-) -> str:
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    if revision is not None:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    operations: list[CommitOperationAdd | CommitOperationDelete] = [
-        CommitOperationAdd(path_in_repo=name, path_or_fileobj=source) for name, source in content.items()
-    ]
-    for name in api.list_repo_files(repo_id, revision=revision):
-        if name not in content and _WEIGHTS.fullmatch(name):
-            operations.append(CommitOperationDelete(path_in_repo=name))
-    return api.create_commit(repo_id, operations, commit_message=message, revision=revision).commit_url
 
 
 def _of_the_hub(error: BaseException | None) -> BaseException | None:
