@@ -159,32 +159,26 @@ def test_the_spread_of_a_level_is_that_of_samples_with_it_open(make_pipeline):
 def test_encoder_based_analyses_say_that_the_encoder_is_missing(make_vdvae, make_pipeline, photos, kind):
     model = make_vdvae() if kind == "vdvae" else make_pipeline(kind)
     (model if kind == "vdvae" else model.vdvae).remove_encoder()
-    for analysis in (
-        lambda: analyses.reconstructions(model, photos[0]),
-        lambda: analyses.group_information(model, photos),
-    ):
+    for analysis, given in ((analyses.reconstructions, photos[0]), (analyses.group_information, photos)):
         with pytest.raises(ValueError, match="made without an encoder"):
-            analysis()
+            analysis(model, given)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_bad_settings_are_errors_that_name_them(make_vdvae):
+    vdvae = make_vdvae()
+    for options, message in (
         ({"num_codes": 0}, "`num_codes`.*got 0"),
         ({"num_images": 1}, "`num_images` must be at least 2.*got 1"),
         ({"scales": ()}, "`scales`"),
         ({"scales": (4, 4)}, "`scales`"),
         ({"scales": (32,)}, "`scales` must not exceed.*got 32"),
         ({"size": (18, 16)}, "`size`"),
-    ],
-)
-def test_bad_settings_are_errors_that_name_them(make_vdvae, options, message):
-    with pytest.raises(ValueError, match=message):
-        distance(make_vdvae(), **options)
-    with pytest.raises(ValueError, match="`images` must hold at least one"):
-        analyses.group_information(make_vdvae(), [])
-    with pytest.raises(ValueError, match="`images` must be at least as large"):
-        analyses.group_information(make_vdvae(), [Image.new("RGB", (3, 8))])
+    ):
+        with pytest.raises(ValueError, match=message):
+            distance(vdvae, **options)
+    for images, message in (([], "hold at least one"), ([Image.new("RGB", (3, 8))], "be at least as large")):
+        with pytest.raises(ValueError, match=f"`images` must {message}"):
+            analyses.group_information(vdvae, images)
 
 
 def test_the_command_runs_every_analysis(make_pipeline, tmp_path, capsys, monkeypatch):

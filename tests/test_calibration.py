@@ -20,6 +20,7 @@ from hvae_sr.posterior.conformal import FACTORS, missed, quantiles_of, smallest_
 from hvae_sr.publishing.push import files_to_push
 
 LEVEL = 0.9
+NEEDED = [(0.9, 9), (0.5, 1), (0.99, 99)]
 
 
 def photos(count, seed=0, side=16):
@@ -75,16 +76,28 @@ def test_a_coverage_that_nine_images_all_but_allow_needs_ten():
         smallest_factor(curves, LEVEL + 5e-12)
 
 
-@pytest.mark.parametrize("coverage", [0, 1, -0.5, float("nan"), "0.9", True])
-def test_a_coverage_out_of_range_is_refused(make_pipeline, coverage):
-    with pytest.raises(ValueError, match="`coverage`"):
-        make_pipeline().calibrate(photos(20), coverage=coverage)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        *(({"coverage": c}, "`coverage`") for c in (0, 1, -0.5, float("nan"), "0.9", True)),
+        *(({"temperature": t}, "`temperature` must be one number, got") for t in (None, [0.5, 1.0], True)),
+        ({"images": "folder"}, "`images` must be several images, got one: str"),
+        ({"images": photos(1)[0]}, "`images` must be several images, got one: ndarray"),
+        ({"images": None}, "`images` must be several images, got"),
+        ({"images": photos(9, side=3)}, r"`images\[0\]` must be at least 4x4 pixels, is 3x3"),
+        ({"low": 2}, "`low` must be several images, got"),
+        ({"low": photos(8, side=4)}, "`low` must be as many as `images`, 9, got 8"),
+        ({"low": [np.zeros((5, 4, 3), np.float32)] * 9}, r"`low\[0\]` must be 4x4 pixels"),
+        *(({"images": photos(n - 1), "coverage": c}, f"`images` must be at least {n} ") for c, n in NEEDED),
+    ],
+)
+def test_what_cannot_be_calibrated_with_is_named(make_pipeline, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_pipeline().calibrate(**{"images": photos(9), "num_samples": 2, **changes})
 
 
-@pytest.mark.parametrize(("coverage", "needed"), [(0.9, 9), (0.5, 1), (0.99, 99)])
-def test_too_few_images_promise_nothing(make_pipeline, coverage, needed):
-    with pytest.raises(ValueError, match=f"`images` must be at least {needed} "):
-        make_pipeline().calibrate(photos(needed - 1), coverage=coverage)
+@pytest.mark.parametrize(("coverage", "needed"), NEEDED)
+def test_too_few_images_promise_nothing(coverage, needed):
     with pytest.raises(ValueError, match=f"at least {needed} "):
         smallest_factor([np.zeros(len(FACTORS))] * (needed - 1), coverage)
 
@@ -163,17 +176,10 @@ def test_pairs_may_be_given_and_must_fit(make_pipeline):
     low = [operator(torch.from_numpy(x).movedim(-1, 0)[:, :16, :16]).mul(255).round() / 255 for x in high]
     arguments = {"num_samples": 2}
     assert pipe.calibrate(iter(high), iter(low), **arguments) == pipe.calibrate(high, **arguments)
-    with pytest.raises(ValueError, match=r"`low\[0\]` must be 4x4 pixels"):
-        pipe.calibrate(high, [np.zeros((5, 4, 3), np.float32)] * 9)
-    with pytest.raises(ValueError, match="`low` must be as many as `images`"):
-        pipe.calibrate(high, low[:8])
     with pytest.raises(ValueError, match="`low` must be as many as `images`, got 8 of `low` and more of `images`"):
         pipe.calibrate(iter(high), iter(low[:8]), **arguments)
     with pytest.raises(ValueError, match="got 8 of `images` and more of `low`"):
         pipe.calibrate(iter(high[:8]), iter(low), coverage=0.5, **arguments)
-    for name, wrong in (("images", [None]), ("low", [high, 2])):
-        with pytest.raises(ValueError, match=f"`{name}` must be several images, got"):
-            pipe.calibrate(*wrong)
 
 
 def test_a_model_that_does_not_know_h_needs_pairs(make_pipeline):
@@ -192,84 +198,110 @@ def test_a_damaged_calibration_is_refused(make_pipeline, tmp_path, damaged):
         SuperResolutionPipeline.from_pretrained(tmp_path)
 
 
-def test_the_command_writes_a_model_that_is_calibrated(make_pipeline, tmp_path, capsys):
-    model, data = make_pipeline("vdvae-sr"), tmp_path / "photos"
-    model.save_pretrained(tmp_path / "model")
-    (tmp_path / "model" / "LICENSE.weights").write_text("for research")
-    data.mkdir()
-    for number, photo in enumerate(photos(10, side=24)):
-        Image.fromarray((255 * photo).astype(np.uint8)).save(data / f"{number}.png")
-    options = ["--model", tmp_path / "model", "--data", data, "--num-samples", 2, "--size", 16, "-o", tmp_path / "out"]
-    command = [str(word) for word in ["calibrate", *options, "--device", "cpu", "--dtype", "float32"]]
-    assert main(command) == 0
+@pytest.fixture
+def model(make_pipeline, tmp_path):
+    """The folder of a model."""
+    make_pipeline("vdvae-sr").save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def calibrate(tmp_path, capsys):
+    """Runs the command on the saved model: (its status, what it printed)."""
+
+    def calibrate(output="out", data="photos", **options):
+        if data == "photos" and not (tmp_path / data).exists():
+            (tmp_path / data).mkdir()
+            for number, photo in enumerate(photos(10, side=24)):
+                Image.fromarray((255 * photo).astype(np.uint8)).save(tmp_path / data / f"{number}.png")
+        command = ["calibrate", "--model", tmp_path / "model", "--data", tmp_path / data, "-o", tmp_path / output]
+        command += ["--device", "cpu", "--dtype", "float32"]
+        for name, value in {"num-samples": 2, "size": 16, **options}.items():
+            command += [f"--{name}", tmp_path / value if name == "low" else value]
+        status = main([str(word) for word in command])
+        return status, "".join(capsys.readouterr())
+
+    return calibrate
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The pairs that the command hands to the pipeline, which then does nothing."""
+    pairs = []
+
+    def calibrate(self, images, low, *arguments, **named):
+        pairs.extend(zip(images, low, strict=True))
+        return Calibration(0.9, 1.0, 9, 2, 1.0, True)
+
+    monkeypatch.setattr(SuperResolutionPipeline, "calibrate", calibrate)
+    return pairs
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_command_writes_a_model_that_is_calibrated(model, calibrate, tmp_path):
+    (model / "LICENSE.weights").write_text("for research")
+    status, said = calibrate()
     pipe = SuperResolutionPipeline.from_pretrained(tmp_path / "out")
-    assert pipe.calibration.num_images == 10 and pipe.calibration.num_samples == 2
+    assert status == 0 and pipe.calibration.num_images == 10 and pipe.calibration.num_samples == 2
     assert (tmp_path / "out" / "LICENSE.weights").read_text() == "for research"
-    said = capsys.readouterr().out
-    assert (
-        f"{pipe.calibration.factor:.3f}" in said
-        and "of the middle 16x16 of further ones" in said
-        and "hold 90.0% to 100.0% on average" in said
-    )
+    for part in (f"{pipe.calibration.factor:.3f}", "of the middle 16x16 of further ones", "hold 90.0% to 100.0% on"):
+        assert part in said
     assert "_name_or_path" not in json.loads((tmp_path / "out" / "model_index.json").read_text())  # of this machine
-    assert main([*command[:-6], "-o", str(tmp_path / "model"), *command[-4:]]) == 0  # in place
-    assert SuperResolutionPipeline.from_pretrained(tmp_path / "model").calibration == pipe.calibration
-    assert main([*command, "--num-images", "4"]) == 2
-    assert "`--data`: images must be at least 9" in capsys.readouterr().err
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "README.md").write_text("my own")
-    assert main([*command[:-6], "-o", str(tmp_path / "mine"), *command[-4:]]) == 2
-    assert "is not empty and holds no model" in capsys.readouterr().err
-    assert (tmp_path / "mine" / "README.md").read_text() == "my own"
-    low = tmp_path / "low"
-    low.mkdir()
-    assert main([*command, "--low", str(low)]) == 2
-    assert "--low" in capsys.readouterr().err
+    assert calibrate("model")[0] == 0  # in place
+    assert SuperResolutionPipeline.from_pretrained(model).calibration == pipe.calibration
 
 
-def calibrated(tmp_path, model, output):
-    """The status of the command, of a saved model."""
-    data = tmp_path / "photos"
-    data.mkdir(exist_ok=True)
-    for number, photo in enumerate(photos(10, side=24)):
-        Image.fromarray((255 * photo).astype(np.uint8)).save(data / f"{number}.png")
-    words = ["calibrate", "--model", model, "--data", data, "--num-samples", 2, "--size", 16, "-o", output]
-    return main([*map(str, words), "--device", "cpu", "--dtype", "float32"])
+def test_what_the_command_cannot_do_is_named_and_leaves_folders_as_they_are(model, calibrate, tmp_path):
+    for name, file in (("mine", "README.md"), ("edsr", "model_index.json")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text('{"_class_name": "EDSRPipeline"}')
+    (tmp_path / "low").mkdir()
+    before = contents(model) | contents(tmp_path / "mine") | contents(tmp_path / "edsr")
+    for options, message in (
+        ({"num-images": 4}, "`--data`: images must be at least 9"),
+        ({"output": "mine"}, "is not empty and holds no model"),
+        ({"output": "edsr"}, "holds another system, EDSRPipeline"),
+        ({"output": "model/calibrated"}, "`--output-dir`: "),
+        ({"output": "model/calibrated"}, "inside the model"),
+        ({"low": "low"}, "--low"),
+    ):
+        status, said = calibrate(**options)
+        assert status == 2 and message in said
+    assert before == contents(model) | contents(tmp_path / "mine") | contents(tmp_path / "edsr")
 
 
-def test_nothing_of_another_model_stays_in_the_folder(make_pipeline, tmp_path):
+@pytest.fixture
+def other(make_pipeline, tmp_path):
+    """Another model than the one that is saved as "out", in the place of the command's model."""
+    pipe = make_pipeline("vdvae-sr", seed=7, lr={"seed": 8})
+    pipe.save_pretrained(tmp_path / "model")
+    make_pipeline("vdvae-sr").save_pretrained(tmp_path / "out", max_shard_size="2KB")
+    return pipe
+
+
+def test_nothing_of_another_model_stays_in_the_folder(other, calibrate, tmp_path):
     """Its shards and their index would be loaded instead of the weights beside them."""
-    one, other = make_pipeline("vdvae-sr"), make_pipeline("vdvae-sr", seed=7, lr={"seed": 8})
-    other.save_pretrained(tmp_path / "model")
-    one.save_pretrained(tmp_path / "out", max_shard_size="2KB")
-    (tmp_path / "out" / "README.md").write_text("of the other model")
-    mine = [tmp_path / "out" / name for name in ("notes.txt", "4x-sharp.safetensors", "vdvae/backup.safetensors")]
-    mine.append(tmp_path / "out" / "model.safetensors")
+    out = tmp_path / "out"
+    (out / "README.md").write_text("of the other model")
+    mine = [out / name for name in ("notes.txt", "4x-sharp.safetensors", "vdvae/backup.safetensors")]
+    mine.append(out / "model.safetensors")
     for path in mine:
         path.write_text("mine")
-    assert len(list((tmp_path / "out").rglob("*model*.safetensors"))) > 3
-    assert calibrated(tmp_path, tmp_path / "model", tmp_path / "out") == 0
-    assert len(list((tmp_path / "out").rglob("diffusion*.safetensors"))) == 2
-    assert all(path.read_text() == "mine" for path in mine)
-    assert "of the other model" not in (tmp_path / "out" / "README.md").read_text()
-    found = SuperResolutionPipeline.from_pretrained(tmp_path / "out")
+    assert len(list(out.rglob("*model*.safetensors"))) > 3
+    assert calibrate()[0] == 0
+    assert len(list(out.rglob("diffusion*.safetensors"))) == 2 and all(path.read_text() == "mine" for path in mine)
+    assert "of the other model" not in (out / "README.md").read_text()
+    found = SuperResolutionPipeline.from_pretrained(out)
     for name, network in other.components.items():
         for key, value in network.state_dict().items():
             assert torch.equal(getattr(found, name).state_dict()[key], value), key
 
 
-def test_a_folder_inside_the_model_is_refused(make_pipeline, tmp_path, capsys):
-    make_pipeline("vdvae-sr").save_pretrained(tmp_path / "model")
-    assert calibrated(tmp_path, tmp_path / "model", tmp_path / "model" / "calibrated") == 2
-    assert "`--output-dir`" in (error := capsys.readouterr().err) and "inside the model" in error
-
-
-def test_a_model_that_cannot_be_copied_leaves_what_was_there(make_pipeline, tmp_path, monkeypatch, capsys):
-    one, other = make_pipeline("vdvae-sr"), make_pipeline("vdvae-sr", seed=7, lr={"seed": 8})
-    other.save_pretrained(tmp_path / "model")
-    one.save_pretrained(tmp_path / "out")
-    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    copyfile = shutil.copyfile
+def test_a_model_that_cannot_be_copied_leaves_what_was_there(other, calibrate, tmp_path, monkeypatch):
+    before, copyfile = contents(tmp_path / "out"), shutil.copyfile
 
     def full(source, target):
         if "safetensors" in str(source) and "vdvae" in str(source):
@@ -277,15 +309,8 @@ def test_a_model_that_cannot_be_copied_leaves_what_was_there(make_pipeline, tmp_
         return copyfile(source, target)
 
     monkeypatch.setattr(shutil, "copyfile", full)
-    assert calibrated(tmp_path, tmp_path / "model", tmp_path / "out") == 2
-    assert "No space left" in capsys.readouterr().err
-    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
-
-
-@pytest.mark.parametrize("temperature", [None, [0.5, 1.0], True])
-def test_a_calibration_is_at_one_temperature(make_pipeline, temperature):
-    with pytest.raises(ValueError, match="`temperature` must be one number, got"):
-        make_pipeline().calibrate(photos(9), temperature=temperature)
+    status, said = calibrate()
+    assert status == 2 and "No space left" in said and contents(tmp_path / "out") == before
 
 
 def test_low_images_with_the_sides_rounded_up_are_cut_as_the_photographs_are(make_pipeline):
@@ -296,77 +321,55 @@ def test_low_images_with_the_sides_rounded_up_are_cut_as_the_photographs_are(mak
     assert found.factor == pipe.calibrate(images, [y[:4, :4] for y in low], num_samples=2).factor
 
 
-def test_the_command_cuts_pairs_at_the_same_place(make_pipeline, tmp_path, monkeypatch):
-    make_pipeline("vdvae-sr").save_pretrained(tmp_path / "model")
+def test_the_command_cuts_pairs_at_the_same_place(model, calibrate, seen, tmp_path):
     for name, step in (("high", 1), ("low", 4)):
         (tmp_path / name).mkdir()
         places = np.arange(0, 29, step, dtype=np.uint8)
         pixels = np.stack(np.broadcast_arrays(places[:, None], places[None], 0), axis=2)
         for number in range(9):
             Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / name / f"{number}.png")
-    seen = []
-
-    def calibrate(self, images, low, *arguments, **named):
-        seen.extend(zip(images, low, strict=True))
-        return Calibration(0.9, 1.0, 9, 2, 1.0, True)
-
-    monkeypatch.setattr(SuperResolutionPipeline, "calibrate", calibrate)
-    options = ["--data", tmp_path / "high", "--low", tmp_path / "low", "--size", 16, "-o", tmp_path / "out"]
-    assert main([str(word) for word in ["calibrate", "--model", tmp_path / "model", *options, "--device", "cpu"]]) == 0
+    assert calibrate(data="high", low="low")[0] == 0
     for x, y in seen:
         assert x.size == (16, 16) and y.size == (4, 4) and x.getpixel((0, 0)) == y.getpixel((0, 0)) == (4, 4, 0)
 
 
-def test_pairs_are_of_one_name_or_of_one_stem(make_pipeline, tmp_path, monkeypatch, capsys):
-    make_pipeline("vdvae-sr").save_pretrained(tmp_path / "model")
+def test_pairs_are_of_one_name_or_of_one_stem(model, calibrate, seen, tmp_path):
     high, low = tmp_path / "high", tmp_path / "low"
     for folder, side in ((high, 16), (low, 4)):
         folder.mkdir()
         for number in range(5):
             for offset, kind in ((0, "bmp"), (100, "png")):
-                level = number + offset
-                Image.new("RGB", (side, side), (level, level, level)).save(folder / f"{number}.{kind}")
-    seen = []
-
-    def calibrate(self, images, low, *arguments, **named):
-        seen.extend((x.getpixel((0, 0)), y.getpixel((0, 0))) for x, y in zip(images, low, strict=True))
-        return Calibration(0.9, 1.0, 9, 2, 1.0, True)
-
-    monkeypatch.setattr(SuperResolutionPipeline, "calibrate", calibrate)
-    options = ["--model", tmp_path / "model", "--data", high, "--low", low, "--size", 0, "-o", tmp_path / "out"]
-    command = [str(word) for word in ["calibrate", *options, "--device", "cpu"]]
-    assert main(command) == 0
-    assert len(seen) == 10 and all(x == y for x, y in seen)
+                Image.new("RGB", (side, side), (number + offset,) * 3).save(folder / f"{number}.{kind}")
+    pairs = {"data": "high", "low": "low", "size": 0}
+    assert calibrate(**pairs)[0] == 0
+    assert len(seen) == 10 and all(x.getpixel((0, 0)) == y.getpixel((0, 0)) for x, y in seen)
     (low / "3.bmp").rename(low / "3.tiff")
-    assert main(command) == 2
-    assert "`--low`: 3.png and 3.tiff may be of 3.bmp or 3.png" in capsys.readouterr().err
+    status, said = calibrate(**pairs)
+    assert status == 2 and "`--low`: 3.png and 3.tiff may be of 3.bmp or 3.png" in said
     (high / "3.png").unlink()
     (low / "3.png").unlink()
-    assert main(command) == 0
+    assert calibrate(**pairs)[0] == 0
 
 
-def test_pairs_of_other_sizes_are_refused_before_they_are_cut_to_fit(make_pipeline, tmp_path, capsys):
-    make_pipeline("vdvae-sr").save_pretrained(tmp_path / "model")
+def test_pairs_of_other_sizes_are_refused_before_they_are_cut_to_fit(model, calibrate, tmp_path):
     for name, size in (("high", (32, 24)), ("whole", (32, 24)), ("turned", (6, 8))):
         (tmp_path / name).mkdir()
         for number in range(9):
             Image.effect_noise(size, 30).convert("RGB").save(tmp_path / name / f"{number}.png")
-    options = ["--model", tmp_path / "model", "--data", tmp_path / "high", "--size", 16, "-o", tmp_path / "out"]
     for name in ("whole", "turned"):
-        assert main([*map(str, ["calibrate", *options, "--low", tmp_path / name]), "--device", "cpu"]) == 2
-        assert "which is not 32x24 over 4" in capsys.readouterr().err
+        status, said = calibrate(data="high", low=name)
+        assert status == 2 and "which is not 32x24 over 4" in said
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
-def test_a_model_of_the_hub_is_calibrated_whole(make_pipeline, tmp_path):
+def test_a_model_of_the_hub_is_calibrated_whole(model, tmp_path):
     """With what is not loaded for it, such as the encoder of x. In a process of its own: see `test_evaluation`."""
-    make_pipeline("vdvae-sr").save_pretrained(tmp_path / "model")
-    (tmp_path / "model" / "README.md").write_text("---\nlicense: mit\n---\n")
+    (model / "README.md").write_text("---\nlicense: mit\n---\n")
     (tmp_path / "high").mkdir()
     for number in range(9):
         Image.effect_noise((16, 16), 30).convert("RGB").save(tmp_path / "high" / f"{number}.png")
-    held = {str(path.relative_to(tmp_path / "model")): path for path in (tmp_path / "model").rglob("*.*")}
+    held = {str(path.relative_to(model)): path for path in model.rglob("*.*")}
     options = ["--data", "high", "--num-samples", "2", "--size", "16", "-o", "out", "--device", "cpu"]
     with FakeHub() as hub:
         hub.repositories["ada/model"] = Repository()
@@ -380,29 +383,6 @@ def test_a_model_of_the_hub_is_calibrated_whole(make_pipeline, tmp_path):
     assert held.keys() <= found and any(name.endswith(".safetensors") for name in held)
     for name in held.keys() - {"model_index.json", "README.md"}:
         assert (tmp_path / "out" / name).read_bytes() == held[name].read_bytes()
-
-
-def test_a_folder_of_another_system_is_left_as_it_is(make_pipeline, tmp_path, capsys):
-    make_pipeline("vdvae-sr").save_pretrained(tmp_path / "model")
-    (tmp_path / "edsr").mkdir()
-    (tmp_path / "edsr" / "model_index.json").write_text('{"_class_name": "EDSRPipeline"}')
-    assert calibrated(tmp_path, tmp_path / "model", tmp_path / "edsr") == 2
-    assert "holds another system, EDSRPipeline" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "edsr").iterdir()] == ["model_index.json"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"images": "folder"}, "`images` must be several images, got one: str"),
-        ({"images": photos(1, side=16)[0]}, "`images` must be several images, got one: ndarray"),
-        ({"images": photos(9, side=3)}, r"`images\[0\]` must be at least 4x4 pixels, is 3x3"),
-        ({"low": photos(8, side=4)}, "`low` must be as many as `images`, 9, got 8"),
-    ],
-)
-def test_what_is_not_so_many_images_is_named(make_pipeline, changes, message):
-    with pytest.raises(ValueError, match=message):
-        make_pipeline().calibrate(**{"images": photos(9), "num_samples": 2, **changes})
 
 
 def test_a_calibration_is_of_its_networks_and_settings_alone(make_pipeline, make_lr_network, tmp_path, caplog):

@@ -9,7 +9,6 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from hvae_sr.checkpoints.names import bundled_checkpoints
-from hvae_sr.cli import main
 from hvae_sr.publishing.card import model_card, write_model_card
 from hvae_sr.publishing.push import files_to_push
 
@@ -101,28 +100,23 @@ def test_tables_show_the_rows_that_users_get_and_the_command_that_makes_them(fol
     assert "--model tiny-x4 --data Photos --protocol thesis --size 64 --temperatures 0.5 0.8" in text
 
 
-def test_the_metadata_keeps_two_sizes_apart_and_holds_the_default_temperature_alone(folder):
-    index = ModelCard(model_card(folder, reports=[REPORT, {**REPORT, "size": 256}])).data.to_dict()["model-index"]
-    part = "first-3-images"
-    configurations = [result["dataset"]["config"] for result in index[0]["results"]]
-    assert configurations == [f"thesis-64-{part}", f"thesis-256-{part}"]
+def test_the_metadata_keeps_configurations_apart_and_holds_the_default_temperature_alone(folder):
+    degraded = {**REPORT, "num_images": 5, "degradation": {"name": "noise", "seed": 1}}
+    reports = [REPORT, {**REPORT, "size": 256}, {**REPORT, "num_images": 5}, degraded]
+    text = model_card(folder, reports=reports)
+    data = [result["dataset"] for result in ModelCard(text).data.to_dict()["model-index"][0]["results"]]
+    configurations = [found["config"] for found in data]
+    assert configurations[:3] == ["thesis-64-first-3-images", "thesis-256-first-3-images", "thesis-64"]
+    assert len(set(configurations)) == 4
+    names = ["S=64, first 3 images", "S=256, first 3 images", "S=64", "S=64, LR degraded by noise of seed 1"]
+    assert [found["name"] for found in data] == [f"Photos thesis {name}" for name in names]
+    assert all(f"| Photos thesis {name}" in text for name in names)
     settings = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**settings, "default_temperature": 1.0}))
     rows = [*REPORT["rows"], {"name": "mean t=1 projected", "psnr": 25.0, "ssim": 0.6}]
     results = ModelCard(model_card(folder, reports=[{**REPORT, "rows": rows}])).data.eval_results
     names = {result.metric_name for result in results}
     assert names == {f"{metric}, mean of 8 samples, temperature 1" for metric in ("PSNR", "SSIM")}
-
-
-def test_reports_of_degraded_inputs_and_of_parts_are_kept_apart(folder):
-    whole = {**REPORT, "num_images": 5}
-    degraded = {**whole, "degradation": {"name": "noise", "seed": 1}}
-    text = model_card(folder, reports=[whole, REPORT, degraded])
-    results = ModelCard(text).data.to_dict()["model-index"][0]["results"]
-    names = ["Photos thesis S=64", "Photos thesis S=64, first 3 images"]
-    names += ["Photos thesis S=64, LR degraded by noise of seed 1"]
-    assert [result["dataset"]["name"] for result in results] == names
-    assert all(f"| {name}" in text for name in names) and len({r["dataset"]["config"] for r in results}) == 3
 
 
 def test_a_curve_that_is_not_there_leaves_nothing(folder, tmp_path):
@@ -140,18 +134,6 @@ def test_a_card_is_written_beside_its_curve_and_uploaded(folder, tmp_path):
     path = write_model_card(folder, curve=tmp_path / "loss.png")
     assert path == folder / "README.md" and "![Training curves](images/loss.png)" in path.read_text()
     assert {"README.md", "images/loss.png"} <= set(files_to_push(folder))
-
-
-def test_the_command_draws_pictures_that_the_hub_shows(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("hvae_sr.pictures.photographs", lambda: [Image.new("RGB", (32, 32), "teal")])
-    report = tmp_path / "report.json"
-    report.write_text(json.dumps(REPORT))
-    assert main(["card", str(folder), "--reports", str(report), "--pictures"]) == 0
-    data = ModelCard((folder / "README.md").read_text()).data
-    for pair in data.widget:
-        small, big = Image.open(folder / pair["src"]), Image.open(folder / pair["output"]["url"])
-        assert big.size == (4 * small.width, 4 * small.height)
-    assert "images/overview.png" in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize("kind", ["cvdvae", "vdvae-sr"])
@@ -203,31 +185,29 @@ def test_a_card_is_made_again_the_same(tmp_path):
     assert model_card(source) == (source / "README.md").read_text(encoding="utf-8")
 
 
-def test_a_compared_system_has_no_card(tmp_path):
-    (tmp_path / "model_index.json").write_text('{"_class_name": "RegressionPipeline"}')
-    with pytest.raises(ValueError, match=r"`folder`: .* is of a compared system \(RegressionPipeline\)"):
-        write_model_card(tmp_path)
-
-
-def test_what_cannot_be_read_is_named(folder, tmp_path):
+def test_what_cannot_be_read_or_has_no_card_is_named(folder, tmp_path):
     for argument, value in (("reports", ["nowhere.json"]), ("notes", "nowhere.md")):
         with pytest.raises(ValueError, match=f"`{argument}`.*nowhere"):
             model_card(folder, **{argument: value})
     with pytest.raises(ValueError, match="`folder`"):
         model_card(tmp_path)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "RegressionPipeline"}')
+    with pytest.raises(ValueError, match=r"`folder`: .* is of a compared system \(RegressionPipeline\)"):
+        write_model_card(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("training", "said"),
+    ("notes", "said"),
     [
-        ("5", "training must be a mapping"),
-        ("{hours: abc, watts: 3}", "training's hours must be a finite number >= 0, got 'abc'"),
-        ("{hours: .inf, watts: 10}", "training's hours must be a finite number"),
-        ("{hours: 1, watts: 10, grams_per_kwh: -1}", "training's grams_per_kwh must be"),
+        ("training: 5", "training must be a mapping"),
+        ("training: {hours: abc, watts: 3}", "training's hours must be a finite number >= 0, got 'abc'"),
+        ("training: {hours: .inf, watts: 10}", "training's hours must be a finite number"),
+        ("training: {hours: 1, watts: 10, grams_per_kwh: -1}", "training's grams_per_kwh must be"),
+        *((f"tags: {tags}", "tags must be a list") for tags in ("3", "faces", "{a: 1}")),
     ],
 )
-def test_costs_that_are_none_are_named(folder, training, said):
-    (folder / "card_notes.md").write_text(f"---\ntraining: {training}\n---\n")
+def test_metadata_that_are_none_are_named(folder, notes, said):
+    (folder / "card_notes.md").write_text(f"---\n{notes}\n---\n")
     with pytest.raises(ValueError, match=f"`notes`: {said}"):
         model_card(folder)
 
@@ -245,10 +225,3 @@ def test_code_and_repeated_headings_of_notes_stay_whole(folder):
     (folder / "card_notes.md").write_text(f"## Training\n\n{code}\n\n## Data\n\none\n\n## Data\n\ntwo\n")
     text = model_card(folder)
     assert code in text and text.count("## Data") == 1 and text.index("one") < text.index("two")
-
-
-@pytest.mark.parametrize("tags", ["3", "faces", "{a: 1}"])
-def test_tags_that_are_no_list_are_named(folder, tags):
-    (folder / "card_notes.md").write_text(f"---\ntags: {tags}\n---\n")
-    with pytest.raises(ValueError, match="`notes`: tags must be a list"):
-        model_card(folder)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from hvae_sr import RegressionPipeline, SuperResolutionPipeline
@@ -57,17 +58,10 @@ def test_references_are_y_by_the_pipelines_own_kernel(make_vdvae, make_lr_networ
     assert bicubic == small.resize(truth.size, Image.Resampling.BICUBIC)
 
 
-@pytest.mark.parametrize(
-    ("photos", "options", "message"),
-    [
-        ([], {}, "`photos` must be images of one size"),
-        ([photo(0), photo(1, 32)], {}, "`photos` must be images of one size"),
-        ([photo(0)], {"temperatures": ()}, "`temperatures`"),
-    ],
-)
-def test_sheets_that_cannot_be_drawn_are_errors(make_pipeline, photos, options, message):
-    with pytest.raises(ValueError, match=message):
-        contact_sheet(make_pipeline("cvdvae"), photos, **options)
+def test_sheets_that_cannot_be_drawn_are_errors(make_pipeline):
+    for photos, options in (([], {}), ([photo(0), photo(1, 32)], {}), ([photo(0)], {"temperatures": ()})):
+        with pytest.raises(ValueError, match="`photos` must be images of one size, at least one, and `temperatures`"):
+            contact_sheet(make_pipeline("cvdvae"), photos, **options)
 
 
 def test_the_colours_of_the_uncertainty_are_drawn_where_they_are_asked_for():
@@ -98,9 +92,14 @@ def test_the_card_command_draws_and_shows_the_contact_sheet(benchmarks, make_pip
     monkeypatch.setattr("hvae_sr.pictures.BENCHMARK_CROPS", dict(list(BENCHMARK_CROPS.items())[:2]))
     command = ["card", str(folder), "--benchmarks", str(benchmarks)]
     assert main(command) == 2 and "`--benchmarks` goes with `--pictures`" in capsys.readouterr().err
+    assert main([*command[:2], "--reports", "nowhere.json"]) == 2 and "nowhere.json" in capsys.readouterr().err
     assert main([*command, "--pictures", "--temperatures", "0", "0.5", "1"]) == 0
     picture = f"images/{CONTACT_SHEET}"
-    assert f"]({picture})" in (folder / "README.md").read_text() and picture in files_to_push(folder)
+    text = (folder / "README.md").read_text()
+    assert f"]({picture})" in text and "images/overview.png" in text and picture in files_to_push(folder)
+    for pair in ModelCard(text).data.widget:  # the Hub shows these
+        small, big = Image.open(folder / pair["src"]), Image.open(folder / pair["output"]["url"])
+        assert big.size == (4 * small.width, 4 * small.height)
     assert Image.open(folder / picture).format == "WEBP"
     (benchmarks / next(iter(BENCHMARK_CROPS))).unlink()
     assert main([*command, "--pictures"]) == 2

@@ -147,7 +147,7 @@ def test_coverage_takes_its_own_number_of_samples_and_leaves_the_rest_alone(fold
         assert all(one[key] == other[key] for key in other if "t=1 projected" not in one["name"] or "@" not in key)
 
 
-def test_the_curves_over_the_number_of_samples_end_at_the_rows(folder):
+def test_curves_over_the_number_of_samples_end_at_the_rows_which_tell_the_mse_ratio_to_expect(folder):
     rows = by_name(run(folder, NoisyBicubic(), num_samples=4))
     for suffix in ("t=0.8", "t=0.8 projected"):
         sizes, means = curve(rows[f"mean {suffix}"], "psnr@")
@@ -156,10 +156,6 @@ def test_the_curves_over_the_number_of_samples_end_at_the_rows(folder):
         assert means[-1] == pytest.approx(rows[f"mean {suffix}"]["psnr"])
         sizes, best = curve(rows[f"sample {suffix}"], "best_psnr@")
         assert best == sorted(best) and best[0] == pytest.approx(rows[f"sample {suffix}"]["psnr"])
-
-
-def test_rows_tell_the_mse_ratio_to_expect(folder):
-    rows = by_name(run(folder, NoisyBicubic(), num_samples=4))
     row = rows["sample t=0.8"]
     assert row["temperature"] == 0.8
     assert row["mse_ratio_expected"] == pytest.approx(1.64 / 1.16)
@@ -178,6 +174,9 @@ def test_batches_of_images_give_the_same_report(folder):
 def test_the_table_shows_published_rows_with_gains_over_their_own_bicubic(folder):
     report = run(folder, NoisyBicubic(), size=64)
     assert published_rows(report) == ("", [])  # a folder of this name only
+    small = run(folder)  # of a size without published figures
+    assert published_rows(small) == ("", []) and small["pipeline"] is None
+    assert "published" not in markdown_table(small).lower()
     report["rows"][0]["psnr"] = 23.2
     source, published = published_rows(report)
     assert "thesis" in source and len(published) == 5
@@ -191,13 +190,6 @@ def test_the_table_shows_published_rows_with_gains_over_their_own_bicubic(folder
         assert len({line.count("|") for line in block.splitlines() if line.startswith("|")}) <= 1
 
 
-def test_settings_without_published_figures_have_no_published_rows(folder):
-    report = run(folder, None)
-    assert published_rows(report) == ("", [])
-    assert "published" not in markdown_table(report).lower()
-    assert report["pipeline"] is None
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -206,6 +198,9 @@ def test_settings_without_published_figures_have_no_published_rows(folder):
         ({"size": 30}, r"`size` must be a positive multiple of `scale_factor` \(4\), got 30"),
         ({"temperatures": (0.8, 0.8)}, "`temperatures`"),
         ({"temperatures": (-1,)}, "`temperatures`"),
+        ({"temperatures": (0.1234567, 0.1234568)}, "`temperatures` must differ in their first six digits"),
+        ({"size": 4}, "`size` must be at least 7, the window of SSIM, got 4"),
+        ({"size": 0}, "`size` must be at least 7, the window of SSIM, got 0"),
         ({"num_samples": 0}, "`num_samples` must be at least 1, got 0"),
         ({"num_images": 0}, "`num_images`"),
         ({"coverage_samples": 18, "temperatures": (1.0,)}, "`coverage_samples`.*got 18"),
@@ -226,8 +221,8 @@ def test_errors_about_an_image_name_it(folder, pipeline):
     with pytest.raises(ValueError, match="^small.png: "):
         run(folder, pipeline, protocol="standard")  # it cannot be prepared
     Image.new("RGB", (12, 12)).save(folder / "small.png")
-    with pytest.raises(ValueError, match="^small.png: "):
-        run(folder, pipeline, protocol="standard")  # too small for the windows of SSIM
+    with pytest.raises(ValueError, match=r"^small.png: must be at least 19x19 .*got \(12, 12\)"):
+        run(folder, pipeline, protocol="standard")  # too small for the windows of SSIM without the border
     (folder / "small.png").write_text("no image")
     with pytest.raises(ValueError, match="small.png"):
         run(folder, pipeline, protocol="standard")
@@ -257,14 +252,10 @@ def test_weights_are_summed_on_the_cpu(folder, monkeypatch):
     assert report["pipeline"]["weights"] == {"vdvae": "3.000000000e+00"} and Elsewhere.moved == 1
 
 
-def test_an_image_smaller_than_the_scale_is_named_as_that():
-    with pytest.raises(ValueError, match="`image` must be at least 4x4 pixels, got 9x3"):
-        prepare_standard(Image.new("RGB", (9, 3)))
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: prepare_standard(Image.new("RGB", (9, 3))), "`image` must be at least 4x4 pixels, got 9x3"),
         (lambda: prepare_standard(Image.new("RGB", (9, 9)), 0), "`scale_factor` must be a whole number >= 1, got 0"),
         (lambda: prepare_standard(Image.new("RGB", (9, 9)), 1.5), "`scale_factor`.*got 1.5"),
         (lambda: prepare_thesis(Image.new("RGB", (64, 64)), 64.0), "`size` must be a whole number >= 1, got 64.0"),

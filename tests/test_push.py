@@ -59,24 +59,16 @@ def test_of_recipes_only_that_of_the_weights_is_uploaded():
     assert {"model_index.json", "lr_encoder/config.json", "LICENSE.weights", "images/overview.png"} <= found
 
 
-def test_folders_of_training_are_left_out_and_files_of_such_names_are_not(folder):
-    names = ["images/samples.png", "images/validation_curve.png", "logs.md"]
+def test_what_training_and_people_leave_beside_a_model_stays_here(folder):
+    taken = ["images/samples.png", "images/validation_curve.png", "images/a.png", "logs.md", "shown.png"]
     left_out = ["samples/a.png", "validation/b.png", "wandb/run/c.yaml", ".cache/d.md", "images/.hidden.png"]
-    for name in (*names, *left_out):
+    left_out += ["photos/0.png", "prior/diffusion_pytorch_model.safetensors", "cat.png"]
+    for name in (*taken, *left_out):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(b"")
-    found = set(files_to_push(folder))
-    assert set(names) <= found and not found & set(left_out)
-
-
-def test_photographs_and_networks_beside_a_model_stay_here(folder):
-    for name in ("photos/0.png", "prior/diffusion_pytorch_model.safetensors", "cat.png", "shown.png", "images/a.png"):
-        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"")
     (folder / "README.md").write_text("---\nlicense: mit\n---\n\n![curve](shown.png)\n")
     found = set(files_to_push(folder))
-    assert {"shown.png", "images/a.png"} <= found
-    assert not {"photos/0.png", "prior/diffusion_pytorch_model.safetensors", "cat.png"} & found
+    assert set(taken) <= found and not found & set(left_out)
 
 
 def test_push_uploads_the_listed_files_unchanged_in_one_commit(hub, folder, capsys):
@@ -101,25 +93,18 @@ def test_a_second_push_sends_only_what_has_changed_and_removes_weights_that_are_
     assert weights == {"lr_encoder/diffusion_pytorch_model.safetensors", "vdvae/model.safetensors"}
 
 
-def test_the_index_of_a_variant_goes_with_its_weights(make_vdvae, tmp_path):
+def test_the_index_of_a_variant_goes_and_stays_with_its_weights(hub, folder, make_vdvae, tmp_path):
     make_vdvae().save_pretrained(tmp_path / "prior", variant="fp16", max_shard_size="2KB")
     assert "diffusion_pytorch_model.safetensors.index.fp16.json" in files_to_push(tmp_path / "prior")
-
-
-def test_no_index_of_a_variant_stays_without_its_weights(hub, folder):
     pipe = SuperResolutionPipeline.from_pretrained(folder)
     pipe.save_pretrained(folder, variant="fp16", max_shard_size="2KB")
     push(folder, REPO)
     assert "vdvae/diffusion_pytorch_model.safetensors.index.fp16.json" in hub.files(REPO)
     for path in folder.rglob("*fp16*"):
         path.unlink()
-    push(folder, REPO)
-    assert not [name for name in hub.files(REPO) if "fp16" in name]
-
-
-def test_a_push_goes_to_the_branch_that_is_asked_for(hub, folder):
-    push(folder, REPO, revision="step-10")
-    assert "model_index.json" in hub.files(REPO, "step-10") and "model_index.json" not in hub.files(REPO)
+    push(folder, REPO, revision="step-10")  # to the branch that is asked for
+    assert not [name for name in hub.files(REPO, "step-10") if "fp16" in name]
+    assert [name for name in hub.files(REPO) if "fp16" in name]
 
 
 @pytest.mark.parametrize("request_", ["POST /api/repos/create", "PUT /lfs/", "POST .*/commit/", "GET .*/tree/"])
@@ -163,10 +148,9 @@ def test_a_push_that_was_killed_goes_on_where_it_was(folder, tmp_path):
 
 @pytest.mark.parametrize("repo_id", ["tiny", "a/b/c", "some one/tiny", "someone/tiny..x4"])
 def test_an_id_that_is_none_is_refused_before_anything_is_sent(hub, folder, repo_id, capsys):
-    assert main(["push", str(folder), "--repo_id", repo_id, "--dry-run"]) == 2
-    assert "`--repo-id`" in capsys.readouterr().err
-    assert main(["push", str(folder), "--repo_id", repo_id]) == 2
-    assert "`--repo-id`" in capsys.readouterr().err and not hub.log
+    for more in ("--dry-run", "--private"):
+        assert main(["push", str(folder), "--repo_id", repo_id, more]) == 2
+        assert "`--repo-id`" in capsys.readouterr().err and not hub.log
 
 
 def test_a_wrong_token_is_named_and_not_tried_again(hub, folder):
@@ -238,13 +222,11 @@ def test_code_in_a_repository_is_not_run_where_nobody_trusts_it(hub, folder, tmp
     assert not mark.exists()
 
 
-def test_a_private_repository_needs_the_token(folder, tmp_path, monkeypatch):
-    with FakeHub() as hub, monkeypatch.context() as patch:
-        hub.connect(patch, tmp_path / "home")
-        push(folder, REPO, private=True)
-        with pytest.raises(OSError, match=REPO):  # the Hub's own answer, not a damaged folder
-            SuperResolutionPipeline.from_pretrained(REPO, token=False, cache_dir=tmp_path / "empty")
-        assert SuperResolutionPipeline.from_pretrained(REPO, token=TOKEN, cache_dir=tmp_path / "full") is not None
+def test_a_private_repository_needs_the_token(hub, folder, tmp_path):
+    push(folder, REPO, private=True)
+    with pytest.raises(OSError, match=REPO):  # the Hub's own answer, not a damaged folder
+        SuperResolutionPipeline.from_pretrained(REPO, token=False, cache_dir=tmp_path / "empty")
+    assert SuperResolutionPipeline.from_pretrained(REPO, token=TOKEN, cache_dir=tmp_path / "full") is not None
 
 
 @pytest.mark.parametrize("error", [MemoryError("out of memory"), TypeError("a programming error"), RuntimeError("own")])
