@@ -190,12 +190,10 @@ def write_pictures(
         "mean.png": out.mean[0],
         "overview.png": contact_sheet(pipeline, photos, [pipeline.config.default_temperature], across=1),
     }
+    if crops:
+        pictures[CONTACT_SHEET] = contact_sheet(pipeline, crops, temperatures)
     target = Path(folder) / "images"
     target.mkdir(exist_ok=True)
-    for name, picture in pictures.items():
-        save_image(picture, target / name)
-    if crops:
-        sheet = contact_sheet(pipeline, crops, temperatures)
-        save_image(sheet, target / CONTACT_SHEET, quality=70)  # it is kept in the repository
-        return [target / name for name in (*pictures, CONTACT_SHEET)]
+    for name, picture in pictures.items():  # the sheet is kept in the repository
+        save_image(picture, target / name, quality=70 if name == CONTACT_SHEET else None)
     return [target / name for name in pictures]

@@ -28,26 +28,20 @@ def announce(
     worth_telling: float = WORTH_TELLING,
     probes: int = _PROBES,
 ) -> None:
-    """Tells about how long the samples of all images take, if that is more than a minute.
+    """Tells about how long the samples of all images take, if that is more than `worth_telling` seconds.
 
-    Args:
-        pipeline: that draws them.
-        jobs: the images.
-        options: of the command.
-        worth_telling: seconds.
-        probes: less work than that of so many probes is not timed.
+    Less work than that of `probes` small inputs is not timed.
     """
     sizes = [size for job in jobs if (size := _size(job, options)) is not None]
     pixels = options.num_samples * sum(evaluated_pixels(pipeline, size, options) for size in sizes)
-    networks = getattr(pipeline, "networks", None)
-    side = networks.sizes.fixed_side if networks is not None else None
-    side = side or _PROBE
+    side = (pipeline.networks.sizes.fixed_side if hasattr(pipeline, "networks") else None) or _PROBE
     if pixels <= probes * (side * pipeline.operator.scale_factor) ** 2:
         return
     seconds = pixels * seconds_per_pixel(pipeline, side, options)
     if seconds < worth_telling:
         return
-    what = f"{options.num_samples * len(sizes)} sample{'s' * (options.num_samples * len(sizes) > 1)}"
+    count = options.num_samples * len(sizes)
+    what = f"{count} sample{'s' * (count > 1)}"
     width, height = max(sizes, key=math.prod)
     largest = f"{round(width * options.outscale)}x{round(height * options.outscale)}"
     hint = "`--crop X,Y,W,H` takes a detail alone, a smaller `--outscale` or `--num-samples` is faster"

@@ -57,18 +57,13 @@ def _by_tap(name: str, taps: Sequence[float]) -> dict[str, float]:
 class Scorer:
     """The measurements on the (HR, LR) pair of one image: `rows` by name, and `features` for FID.
 
-    Args:
-        protocol, size, scale: how the pair is made and measured.
-        image: HR, as it is in the data.
-        perceptual: further metrics.
-        exact: whether y is H of the HR image, so that estimates are projected on {x : Hx = y} too.
-        projects: whether the projected ones are what users get.
+    `exact` says whether y is H of the HR image, so that estimates are projected on {x : Hx = y} too, and `projects`
+    whether the projected ones are what users get.
     """
 
     def __init__(
         self, protocol: EvaluationProtocol, image: SourceImage, size: int, scale: int, perceptual: PerceptualMetrics,
-        exact: bool = True,
-        projects: bool = True,
+        exact: bool, projects: bool,
     ):  # fmt: skip
         self.name, self.protocol, self.scale, self.perceptual = image.name, protocol, scale, perceptual
         self.exact, self.projects = exact, projects
@@ -96,7 +91,6 @@ class Scorer:
         return np.moveaxis(self.operator.project(metrics.to_planes(image), self.y).numpy(), -3, -1)
 
     def _psnr(self, estimate: Float) -> float:
-        """PSNR of one estimate, in 8 bits."""
         return self.protocol.psnr(self.hr, metrics.to_uint8(estimate), self.scale)
 
     def _quality(self, estimate: Float) -> tuple[dict[str, float], list[Tensor] | None]:

@@ -112,7 +112,7 @@ def psnr(a: ArrayLike, b: ArrayLike, data_range: float) -> float:
     if not isinstance(data_range, Real) or not 0 < data_range < inf:
         raise ValueError(f"`data_range` must be a finite number above 0, got {data_range!r}.")
     mse = float(np.mean((left.astype(np.float64) - right.astype(np.float64)) ** 2))
-    return float("inf") if mse == 0 else float(10 * np.log10(data_range**2 / mse))
+    return inf if mse == 0 else float(10 * np.log10(data_range**2 / mse))
 
 
 def psnr_y(a: ArrayLike, b: ArrayLike, crop_border: int = 0) -> float:
@@ -161,7 +161,7 @@ def detail_ratios(estimate: ArrayLike, truth: ArrayLike) -> tuple[float, float]:
 
 def ratio(a: float, b: float) -> float:
     """a / b; 1 where both are zero, else `inf` where b is."""
-    return float(a / b) if b > 0 else float("inf") if a > 0 else 1.0
+    return float(a / b) if b > 0 else inf if a > 0 else 1.0
 
 
 def lr_psnr(operator: Callable[[torch.Tensor], torch.Tensor], x: ArrayLike, y: ArrayLike) -> float:

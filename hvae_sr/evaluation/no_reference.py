@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import correlate1d
+from scipy.ndimage import gaussian_filter
 from scipy.special import gammaln
 
 from ..operators import Downsampling
@@ -25,8 +25,6 @@ Float = NDArray[np.float64]
 _SHAPES = np.arange(200, 10001) / 1000  # candidate shape parameters
 _LOG_GAMMA = {n: gammaln(n / _SHAPES) for n in (1, 2, 3)}
 _RATIOS = np.exp(2 * _LOG_GAMMA[2] - _LOG_GAMMA[1] - _LOG_GAMMA[3])  # (E|x|)² / E x² of a generalised Gaussian
-_WINDOW = np.exp(-(np.arange(-3, 4) ** 2) / (2 * (7 / 6) ** 2))
-_WINDOW /= _WINDOW.sum()
 _NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (-1, 1))
 _GREY = np.array([0.298936021293775, 0.587043074451121, 0.114020904255103])  # MATLAB's rgb2gray
 _TINY = np.finfo(np.float64).tiny
@@ -35,8 +33,7 @@ _HALVING = Downsampling(2, kernel="matlab-bicubic")
 
 
 def _blur(image: Float) -> Float:
-    rows = correlate1d(image, _WINDOW, axis=0, mode="constant")
-    return np.asarray(correlate1d(rows, _WINDOW, axis=1, mode="constant"), dtype=np.float64)
+    return np.asarray(gaussian_filter(image, 7 / 6, radius=3, mode="constant"), dtype=np.float64)
 
 
 def _normalised(image: Float) -> Float:

@@ -177,11 +177,7 @@ PROTOCOLS: dict[str, EvaluationProtocol] = {
 def degraded(protocol: EvaluationProtocol, degradation: Degradation, seed: int, number: int) -> EvaluationProtocol:
     """The protocol with y of `hvae_sr.data.degrade`: the HR image, and the metrics, are as they were.
 
-    Args:
-        protocol: makes the HR image.
-        degradation: makes y of it.
-        seed: of the degradations.
-        number: of the image in its data set, the index of its degradation.
+    The image's `number` in its data set is the index of its degradation.
     """
 
     def prepare(image: Image.Image, size: int, scale: int) -> tuple[Uint8, Uint8]:

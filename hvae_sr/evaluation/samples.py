@@ -48,17 +48,10 @@ def draw(
     values_per_call: int = 2**22,
     **options: Any,
 ) -> list[Float]:
-    """Unprojected samples of each image, ``[count, H, W, 3]`` in [0, 1]: sample j has the seed `seed` + j.
+    """Unprojected samples of each y (8-bit ``[h, w, 3]``), ``[count, H, W, 3]`` in [0, 1]: of the seeds `seed` + j.
 
-    Args:
-        pipeline: draws them.
-        lows: y, 8-bit ``[h, w, 3]``, of any sizes.
-        temperature: one, or one for each group.
-        count: of each image.
-        seed: of the first sample.
-        values_per_call: pixel values that the pipeline is asked for at a time (21 samples of 256x256). They are copied,
-            so that memory holds the samples of an image once, however many they are.
-        options: of the pipeline's call.
+    The pipeline is asked for `values_per_call` pixel values at a time (21 samples of 256x256). They are copied, so that
+    memory holds the samples of an image once, however many they are. `options` are of its call.
     """
     values = sum(low.size for low in lows) * pipeline.operator.scale_factor**2
     step = max(1, values_per_call // values)
