@@ -120,6 +120,10 @@ class FakeHub:
         return None
 
 
+class _Missing(Exception):
+    """Of this kind: Repo, Revision or Entry."""
+
+
 class _Handler(BaseHTTPRequestHandler):
     hub: FakeHub
     protocol_version = "HTTP/1.1"
@@ -144,7 +148,10 @@ class _Handler(BaseHTTPRequestHandler):
         for method, pattern, answer in _ROUTES:
             match = re.fullmatch(pattern, path)
             if match and self.command in method.split():
-                return answer(self, body, **match.groupdict())
+                try:
+                    return answer(self, body, **match.groupdict())
+                except _Missing as missing:
+                    return self._json(404, {"error": f"{missing} not found"}, X_Error_Code=f"{missing}NotFound")
         self._json(404, {"error": f"no route for {request}"})
 
     do_GET = do_HEAD = do_POST = do_PUT = _serve
@@ -174,16 +181,15 @@ class _Handler(BaseHTTPRequestHandler):
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         self._answer(status, json.dumps(content).encode(), {"Content-Type": "application/json", **named})
 
-    def _missing(self, kind: str) -> None:
-        self._json(404, {"error": f"{kind} not found"}, X_Error_Code=f"{kind}NotFound")
-
-    def _find(self, id: str, revision: str | None) -> tuple[str, dict[str, bytes]] | None:
-        """(sha, files), or None after an answer that says what is missing."""
+    def _find(self, id: str, revision: str | None) -> tuple[str, dict[str, bytes]]:
+        """(sha, files)."""
         repository = self.hub.repositories.get(id)
         if repository is None or (repository.private and not self._may_write()):
-            return self._missing("Repo")
+            raise _Missing("Repo")
         found = repository.at(revision or "main")
-        return found if found is not None else self._missing("Revision")
+        if found is None:
+            raise _Missing("Revision")
+        return found
 
     # Writing.
 
@@ -214,19 +220,17 @@ class _Handler(BaseHTTPRequestHandler):
         self._json(400 if errors else 200, {"errors": errors, "warnings": []})
 
     def preupload(self, body: bytes, id: str, revision: str) -> None:
-        found = self._find(id, revision)
-        if found is None:
-            return
-        files = [
+        files = self._find(id, revision)[1]
+        answer = [
             {
                 "path": file["path"],
                 "uploadMode": "lfs" if _is_lfs(file["path"]) else "regular",
                 "shouldIgnore": False,
-                "oid": _oid(file["path"], found[1][file["path"]]) if file["path"] in found[1] else None,
+                "oid": _oid(file["path"], files[file["path"]]) if file["path"] in files else None,
             }
             for file in json.loads(body)["files"]
         ]
-        self._json(200, {"files": files})
+        self._json(200, {"files": answer})
 
     def lfs_batch(self, body: bytes, id: str) -> None:
         objects = []
@@ -250,10 +254,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._json(200 if good else 400, {"message": "ok" if good else "not there"})
 
     def commit(self, body: bytes, id: str, revision: str) -> None:
-        found = self._find(id, revision)
-        if found is None:
-            return
-        files = dict(found[1])
+        files = dict(self._find(id, revision)[1])
         for line in body.decode().splitlines():
             entry = json.loads(line)
             value = entry["value"]
@@ -272,21 +273,17 @@ class _Handler(BaseHTTPRequestHandler):
     # Reading.
 
     def info(self, body: bytes, id: str, revision: str | None = None) -> None:
-        found = self._find(id, revision)
-        if found is None:
-            return
-        siblings = [{"rfilename": name} for name in sorted(found[1])]
-        self._json(200, {"id": id, "modelId": id, "sha": found[0], "siblings": siblings, "private": False, "tags": []})
+        sha, files = self._find(id, revision)
+        siblings = [{"rfilename": name} for name in sorted(files)]
+        self._json(200, {"id": id, "modelId": id, "sha": sha, "siblings": siblings, "private": False, "tags": []})
 
     def tree(self, body: bytes, id: str, revision: str, folder: str | None = None) -> None:
-        found = self._find(id, revision)
-        if found is None:
-            return
+        files = self._find(id, revision)[1]
         inside = f"{folder}/" if folder else ""
-        names = sorted(name for name in found[1] if name.startswith(inside))
+        names = sorted(name for name in files if name.startswith(inside))
         if inside and not names:
-            return self._missing("Entry")
-        entries = [self._entry(name, found[1][name]) for name in names]
+            raise _Missing("Entry")
+        entries = [self._entry(name, files[name]) for name in names]
         if "recursive=true" not in self.path.lower():
             parts = [name.removeprefix(inside).split("/") for name in names]
             entries = [entry for entry, part in zip(entries, parts, strict=True) if len(part) == 1]
@@ -295,10 +292,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._json(200, entries)
 
     def paths_info(self, body: bytes, id: str, revision: str) -> None:
-        found = self._find(id, revision)
-        if found is not None:
-            paths = json.loads(body)["paths"]
-            self._json(200, [self._entry(path, found[1][path]) for path in paths if path in found[1]])
+        files = self._find(id, revision)[1]
+        self._json(200, [self._entry(path, files[path]) for path in json.loads(body)["paths"] if path in files])
 
     def _entry(self, name: str, data: bytes) -> dict[str, Any]:
         entry: dict[str, Any] = {"type": "file", "path": name, "size": len(data), "oid": _blob(data)}
@@ -307,13 +302,11 @@ class _Handler(BaseHTTPRequestHandler):
         return entry
 
     def resolve(self, body: bytes, id: str, revision: str, path: str) -> None:
-        found = self._find(id, revision)
-        if found is None:
-            return
-        if path not in found[1]:
-            return self._missing("Entry")
-        data = found[1][path]
-        headers = {"X-Repo-Commit": found[0], "ETag": f'"{_oid(path, data)}"', "Accept-Ranges": "bytes"}
+        sha, files = self._find(id, revision)
+        if path not in files:
+            raise _Missing("Entry")
+        data = files[path]
+        headers = {"X-Repo-Commit": sha, "ETag": f'"{_oid(path, data)}"', "Accept-Ranges": "bytes"}
         if _is_lfs(path):
             linked = {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(len(data))}
             # As on the real Hub another host: redirects to the same one are taken for renamed repositories.

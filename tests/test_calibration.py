@@ -12,6 +12,7 @@ import pytest
 import torch
 from fake_hub import FakeHub, Repository
 from PIL import Image
+from stand_ins import photo_folder
 
 from hvae_sr import Downsampling, SuperResolutionPipeline
 from hvae_sr.cli import main
@@ -210,10 +211,8 @@ def calibrate(tmp_path, capsys):
     """Runs the command on the saved model: (its status, what it printed)."""
 
     def calibrate(output="out", data="photos", **options):
-        if data == "photos" and not (tmp_path / data).exists():
-            (tmp_path / data).mkdir()
-            for number, photo in enumerate(photos(10, side=24)):
-                Image.fromarray((255 * photo).astype(np.uint8)).save(tmp_path / data / f"{number}.png")
+        if not (tmp_path / data).exists():
+            photo_folder(tmp_path / data, dict.fromkeys("0123456789", (24, 24)))
         command = ["calibrate", "--model", tmp_path / "model", "--data", tmp_path / data, "-o", tmp_path / output]
         command += ["--device", "cpu", "--dtype", "float32"]
         for name, value in {"num-samples": 2, "size": 16, **options}.items():
@@ -353,9 +352,7 @@ def test_pairs_are_of_one_name_or_of_one_stem(model, calibrate, seen, tmp_path):
 
 def test_pairs_of_other_sizes_are_refused_before_they_are_cut_to_fit(model, calibrate, tmp_path):
     for name, size in (("high", (32, 24)), ("whole", (32, 24)), ("turned", (6, 8))):
-        (tmp_path / name).mkdir()
-        for number in range(9):
-            Image.effect_noise(size, 30).convert("RGB").save(tmp_path / name / f"{number}.png")
+        photo_folder(tmp_path / name, dict.fromkeys("123456789", size))
     for name in ("whole", "turned"):
         status, said = calibrate(data="high", low=name)
         assert status == 2 and "which is not 32x24 over 4" in said
@@ -366,9 +363,7 @@ def test_pairs_of_other_sizes_are_refused_before_they_are_cut_to_fit(model, cali
 def test_a_model_of_the_hub_is_calibrated_whole(model, tmp_path):
     """With what is not loaded for it, such as the encoder of x. In a process of its own: see `test_evaluation`."""
     (model / "README.md").write_text("---\nlicense: mit\n---\n")
-    (tmp_path / "high").mkdir()
-    for number in range(9):
-        Image.effect_noise((16, 16), 30).convert("RGB").save(tmp_path / "high" / f"{number}.png")
+    photo_folder(tmp_path / "high", dict.fromkeys("123456789", (16, 16)))
     held = {str(path.relative_to(model)): path for path in model.rglob("*.*")}
     options = ["--data", "high", "--num-samples", "2", "--size", "16", "-o", "out", "--device", "cpu"]
     with FakeHub() as hub:

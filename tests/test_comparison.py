@@ -8,10 +8,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stand_ins import photo_folder
 
 from hvae_sr import VDVAE, LRConditioner, LREncoder, SuperResolutionPipeline
 
@@ -75,10 +75,7 @@ def test_the_systems_have_as_many_parameters_to_train(command):
 def test_a_run_with_other_options_is_not_taken_for_this_one(command, given, tmp_path, monkeypatch):
     short_runs = command("short_runs")
     given.photographs, given.updates = [str(tmp_path / "photos")], 2
-    (tmp_path / "photos").mkdir()
-    levels = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
-    for name in ("a.png", "b.png"):
-        Image.fromarray(levels).save(tmp_path / "photos" / name)
+    photo_folder(tmp_path / "photos", dict.fromkeys("ab", (40, 40)))
     config = json.loads((short_runs.SOURCE / "lr_encoder" / "config.json").read_text())
 
     def train() -> dict[str, float]:
@@ -121,10 +118,8 @@ def test_tables_take_their_place_in_a_document(command, given, tmp_path, capsys)
     for table in ("| first |\n", "| second |\n"):
         command("short_runs").publish(given, "ablation", table)
     lines = document.read_text().splitlines()
-    assert (lines[:2], lines[-3:]) == (
-        ["before", "<!-- ablation -->"],
-        ["| second |", "<!-- end of ablation -->", "after"],
-    )
+    assert lines[:2] == ["before", "<!-- ablation -->"]
+    assert lines[-3:] == ["| second |", "<!-- end of ablation -->", "after"]
     assert any(line.startswith("python benchmarks/ablation.py") and "--updates 3" in line for line in lines)
     assert str(tmp_path) not in document.read_text() and "first" not in document.read_text()
     assert (tmp_path / "ablation.md").read_text() == "| second |\n" and "| second |" in capsys.readouterr().out
@@ -146,10 +141,7 @@ def test_swin2sr_is_scored_beside_a_model_on_the_same_pairs(command, make_pipeli
     pad = {"image_processor_type": "Swin2SRImageProcessor", "do_pad": True, "do_rescale": True, "size_divisor": 8}
     (tmp_path / "weights" / "preprocessor_config.json").write_text(json.dumps({**pad, "rescale_factor": 1 / 255}))
     make_pipeline("vdvae-sr").save_pretrained(tmp_path / "ours")
-    (tmp_path / "photos").mkdir()
-    for name in "ab":
-        levels = np.random.default_rng(ord(name)).integers(0, 255, (50, 60, 3), dtype=np.uint8)
-        Image.fromarray(levels).save(tmp_path / "photos" / f"{name}.png")
+    photo_folder(tmp_path / "photos", dict.fromkeys("ab", (60, 50)))
     given = ["--data", tmp_path / "photos", "--output_dir", tmp_path / "out", "--swin2sr", tmp_path / "weights"]
     given += ["--model", tmp_path / "ours", "--size", 48, "--num_samples", 2, "--temperatures", 0.5]
     rows = {row["name"]: row for row in command("swin2sr").main([str(value) for value in given])}

@@ -104,20 +104,12 @@ def test_a_file_is_of_the_longest_name_also_of_images_that_are_not_asked_for(fol
     assert report["num_samples"] == 1 and math.isinf(by_name(report)["Copies"]["psnr"])
 
 
-def test_one_image_of_each_is_one_row_without_diversity(folder, predictions):
+def test_means_that_upscale_wrote_are_no_samples_and_one_sample_of_each_is_one_row(folder, predictions):
     for file in predictions.glob("*_seed1.png"):
-        file.unlink()
+        save_image(Image.new("RGB", (32, 32)), file, {"what": "mean of the samples"})
     rows = by_name(run(folder, predictions=predictions))
     assert list(rows) == ["bicubic", "bicubic projected", "Ours", "Ours projected"]
     assert "apd_mse" not in rows["Ours"]
-
-
-def test_means_and_maps_that_upscale_wrote_are_no_samples(folder, predictions):
-    before = run(folder, predictions=predictions)["rows"]
-    for file in list(predictions.glob("*_seed0.png")):
-        mean = predictions / file.name.replace("seed0", "mean")
-        save_image(Image.new("RGB", (32, 32)), mean, {"what": "mean of the samples"})
-    assert run(folder, predictions=predictions)["rows"] == before
 
 
 @pytest.mark.parametrize(
@@ -393,54 +385,57 @@ def test_reports_of_one_name_keep_their_places_in_the_results_document(folder, p
     assert "natural-x4, sample t=0.5 |" in text and "natural-x4 (two), sample t=0.5 |" in text
 
 
-@pytest.mark.parametrize(
-    ("given", "named"),
-    [
-        (["--coverage-samples", "64"], "`--coverage-samples` needs `--model`"),
-        (["--temperatures", "3", "3"], "`--temperatures` needs `--model`"),
+@pytest.fixture
+def score(folder, tmp_path, capsys):
+    """Runs the command on a folder's images at S = 32: (its status, what it printed)."""
+
+    def score(*given, data=folder):
+        words = ["evaluate", "--data", data, "--size", 32, "-o", tmp_path / "r.json", *given]
+        return main([str(word) for word in words]), "".join(capsys.readouterr())
+
+    return score
+
+
+def test_options_without_effect_are_refused(score, predictions, tmp_path):
+    for given, named in (
+        (["--coverage-samples", 64], "`--coverage-samples` needs `--model`"),
+        (["--temperatures", 3, 3], "`--temperatures` needs `--model`"),
         (["--levels"], "`--levels` needs `--model`"),
         (["--lpips-weights", "nowhere"], "`--lpips-weights` needs `--metrics` lpips"),
-    ],
-)
-def test_options_without_effect_are_refused(given, named, folder, predictions, tmp_path, capsys):
-    command = ["evaluate", "--data", str(folder), "--size", "32", "-o", str(tmp_path / "r.json")]
-    assert main([*command, "--predictions", str(predictions), *given]) == 2
-    assert named in capsys.readouterr().err and not (tmp_path / "r.json").exists()
+        (["--metrics", "ssim"], "`--metrics` must be among"),
+        (["--write_pairs", tmp_path / "pairs"], "`--predictions` does not go with `--write-pairs`"),
+    ):
+        status, said = score("--predictions", predictions, *given)
+        assert status == 2 and named in said
+    status, said = score("--write_pairs", tmp_path / "pairs", "--model", "natural-x2")
+    assert status == 2 and "`--model` does not go with `--write-pairs`" in said
+    assert not (tmp_path / "r.json").exists() and not (tmp_path / "pairs").exists()
 
 
-def test_the_command_scores_predictions_of_the_pairs_it_wrote(folder, tmp_path, capsys):
-    pairs, report = tmp_path / "pairs", tmp_path / "report.json"
-    common = ["evaluate", "--data", str(folder), "--size", "32", "-o", str(report)]
-    assert main([*common, "--write_pairs", str(pairs)]) == 0 and not report.exists()
-    assert main([*common, "--write_pairs", str(pairs), "--model", "natural-x2"]) == 2
-    assert "`--model` does not go with `--write-pairs`" in capsys.readouterr().err
+def test_the_command_scores_predictions_of_the_pairs_it_wrote(score, tmp_path):
+    for _ in range(2):  # the second time everything is there
+        assert score("--write_pairs", tmp_path / "pairs")[0] == 0 and not (tmp_path / "r.json").exists()
     made = tmp_path / "Lanczos"
     made.mkdir()
-    for file in (pairs / "LR").iterdir():
-        image = Image.open(file)
-        image.resize((32, 32), Image.Resampling.LANCZOS).save(made / file.name)
-    assert main([*common, "--predictions", str(made), "--metrics", "brisque"]) == 0
-    assert "| Lanczos projected |" in capsys.readouterr().out
-    rows = by_name(read_report(report))
+    for file in (tmp_path / "pairs" / "LR").iterdir():
+        Image.open(file).resize((32, 32), Image.Resampling.LANCZOS).save(made / file.name)
+    status, said = score("--predictions", made, "--metrics", "brisque")
+    assert status == 0 and "| Lanczos projected |" in said
+    rows = by_name(read_report(tmp_path / "r.json"))
     assert rows["Lanczos"]["psnr"] > 10 and "brisque" in rows["Lanczos"]
-    assert main([*common, "--predictions", str(made), "--metrics", "ssim"]) == 2
-    assert "`--metrics`" in capsys.readouterr().err
 
 
-def test_pairs_replace_no_other_files(folder, tmp_path, capsys):
+def test_pairs_replace_no_other_files(folder, score, tmp_path):
     (tmp_path / "set").mkdir()
-    shutil.copytree(folder, tmp_path / "set" / "HR")
-    before = {path: path.read_bytes() for path in (tmp_path / "set" / "HR").iterdir()}
-    write = ["evaluate", "--size", "32", "-o", str(tmp_path / "r.json"), "--data"]
-    assert main([*write, str(tmp_path / "set" / "HR"), "--write_pairs", str(tmp_path / "set")]) == 2
-    assert "`--write-pairs`" in capsys.readouterr().err
-    assert {path: path.read_bytes() for path in (tmp_path / "set" / "HR").iterdir()} == before
-    for _ in range(2):  # the second time everything is there
-        assert main([*write, str(folder), "--write_pairs", str(tmp_path / "pairs")]) == 0
+    high = shutil.copytree(folder, tmp_path / "set" / "HR")
+    before = {path: path.read_bytes() for path in high.iterdir()}
+    status, said = score("--write_pairs", tmp_path / "set", data=high)
+    assert status == 2 and "`--write-pairs`" in said
+    assert {path: path.read_bytes() for path in high.iterdir()} == before
     first = next(folder.iterdir())
     Image.open(first).save(first.with_suffix(".bmp"))
-    assert main([*write, str(folder), "--write_pairs", str(tmp_path / "others")]) == 2
-    assert "of the same name" in capsys.readouterr().err and not (tmp_path / "others").exists()
+    status, said = score("--write_pairs", tmp_path / "others")
+    assert status == 2 and "of the same name" in said and not (tmp_path / "others").exists()
 
 
 def test_the_command_draws_the_figures_of_reports(folder, tmp_path, capsys):

@@ -90,8 +90,10 @@ def test_the_card_command_draws_and_shows_the_contact_sheet(benchmarks, make_pip
     folder = tmp_path / "model"
     make_pipeline("cvdvae").save_pretrained(folder)
     monkeypatch.setattr("hvae_sr.pictures.BENCHMARK_CROPS", dict(list(BENCHMARK_CROPS.items())[:2]))
+    monkeypatch.setattr("hvae_sr.pictures.photographs", lambda: [photo(0, 32)])
     command = ["card", str(folder), "--benchmarks", str(benchmarks)]
     assert main(command) == 2 and "`--benchmarks` goes with `--pictures`" in capsys.readouterr().err
+    assert main([*command[:2], "--pictures"]) == 0 and CONTACT_SHEET not in (folder / "README.md").read_text()
     assert main([*command[:2], "--reports", "nowhere.json"]) == 2 and "nowhere.json" in capsys.readouterr().err
     assert main([*command, "--pictures", "--temperatures", "0", "0.5", "1"]) == 0
     picture = f"images/{CONTACT_SHEET}"
