@@ -167,6 +167,12 @@ def test_crps_is_its_double_sum_and_of_a_point_mass_the_mean_absolute_error(rng,
         assert posterior.crps(ensemble, t, fair=fair) == pytest.approx(np.abs(x[0] - t).mean())
 
 
+def test_fair_crps_of_a_gaussian_is_its_closed_form_for_few_samples(rng):
+    # E over t ~ N(0, 1) of CRPS(N(0, 1), t) = 1 / sqrt(pi)
+    score = posterior.crps(rng.normal(size=(3, 200_000)), rng.normal(size=200_000))
+    assert score == pytest.approx(1 / math.sqrt(math.pi), abs=0.005)
+
+
 def test_diversity_score_is_zero_without_diversity_and_grows_with_finer_neighbourhoods(rng):
     target, x = rng.random((9, 9, 3)), rng.random((4, 9, 9, 3))
     assert posterior.diversity_score(np.stack([x[0]] * 3), target) == pytest.approx(0, abs=1e-9)
