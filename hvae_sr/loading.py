@@ -265,7 +265,7 @@ def without_warning(beginning: str) -> Iterator[None]:
 
 
 def _is_pickled(name: str) -> bool:
-    """Whether a file is called like pickled weights or the index of their shards (`x.bin`, `x.bin.index.fp16.json`)."""
+    """Whether a name is that of pickled weights or of the index of their shards (`x.bin`, `x.bin.index.fp16.json`)."""
     parts = name.lower().split(".")
     return parts[-1] in PICKLED or (parts[-1] == "json" and "index" in parts and not PICKLED.isdisjoint(parts))
 
@@ -296,14 +296,10 @@ def _check_values(model: torch.nn.Module, source: str | os.PathLike[str] | None,
         if not WEIGHTS.fullmatch(path.name):  # a file of somebody's, which nothing was loaded from
             continue
         with safe_open(path, "pt") as file:
-            bad = [key for key in own.keys() & set(file.keys()) if not _is_float(file.get_slice(key).get_dtype())]
+            stored = {key: file.get_slice(key).get_dtype() for key in own.keys() & set(file.keys())}
+        bad = [key for key, kind in stored.items() if not kind.startswith(("F", "BF"))]  # such as BOOL, I8
         if bad:
             raise ValueError(f"{path} holds integers where {type(model).__name__} has weights: {_some(bad)}")
-
-
-def _is_float(dtype: str) -> bool:
-    """Whether a dtype of safetensors is one ("F32", "BF16", "F8_E4M3"); "BOOL" and "I8" are not."""
-    return dtype.startswith(("F", "BF"))
 
 
 def _refuse_pickles(source: str | os.PathLike[str] | None, subfolder: str | None) -> None:

@@ -171,14 +171,15 @@ class GeneratorNoise:
         self.generator = generator
 
     def __call__(self, group: int, stride: int, shape: tuple[int, int, int, int], device: torch.device) -> Tensor:
-        made_on = self.generator.device if self.generator is not None else device
-        return torch.randn(shape, generator=self.generator, device=made_on, dtype=torch.float32).to(device)
+        return self._draw(torch.randn, shape, device)
 
     def uniform(self, number: int, shape: tuple[int, int, int, int], device: torch.device) -> Tensor:
         """Uniforms in (0, 1) for pixels `[B, C, H, W]`."""
+        return self._draw(torch.rand, shape, device).clamp(1e-5, 1 - 1e-5)
+
+    def _draw(self, function: Callable[..., Tensor], shape: tuple[int, ...], device: torch.device) -> Tensor:
         made_on = self.generator.device if self.generator is not None else device
-        draws = torch.rand(shape, generator=self.generator, device=made_on, dtype=torch.float32)
-        return draws.clamp(1e-5, 1 - 1e-5).to(device)
+        return function(shape, generator=self.generator, device=made_on, dtype=torch.float32).to(device)
 
 
 def uniform_source(source: NoiseSource, generator: torch.Generator | None = None) -> UniformSource:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,6 +21,11 @@ def gelu(x: Tensor, inplace: bool = False) -> Tensor:
 
 
 ACTIVATIONS: dict[str, Callable[..., Tensor]] = {"gelu": gelu, "silu": F.silu}
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number >= 1, also one that a graph knows as a symbol."""
+    return isinstance(value, (int, np.integer, torch.SymInt)) and not isinstance(value, bool) and bool(value >= 1)
 
 
 def check_choice(name: str, value: Any, allowed: Collection[Any]) -> None:
@@ -126,10 +132,7 @@ def set_channels(x: Tensor, channels: int) -> Tensor:
 
 
 class Convolution(nn.Conv2d):
-    """A "same" convolution with VD-VAE's initial weights, which may compute in another dtype than that of its weights.
-
-    `compute_dtype` is set by `set_compute_dtype` of the models; None computes in the dtype of the weights.
-    """
+    """A "same" convolution with VD-VAE's initial weights, computed in `compute_dtype`; None is that of its weights."""
 
     compute_dtype: torch.dtype | None = None
 
@@ -197,12 +200,10 @@ class Bottleneck(nn.Module):
     """VD-VAE's block: four convolutions (1x1, kxk, kxk, 1x1), each after the activation; optional residual, pooling.
 
     Args:
-        in_channels, middle_channels, out_channels: widths.
         resolution: nominal; k is 3, but 1 at resolutions 1 and 2, where a 3x3 kernel would mostly see padding.
         residual: whether the input is added to the output.
         down_rate: average pooling after the block, or None.
         zero_last: zero weights in the last convolution at the start.
-        activation: "gelu" or "silu".
     """
 
     def __init__(
@@ -264,10 +265,13 @@ class Bottleneck(nn.Module):
 
 
 def residual_block(
-    width: int, multiple: float, resolution: int, activation: str, down_rate: int | None = None
+    width: int, multiple: float, resolution: int, activation: str, depth: int = 1, down_rate: int | None = None
 ) -> Bottleneck:
-    """A `Bottleneck` of `int(width * multiple)` channels inside that is added to its input."""
-    return Bottleneck(width, int(width * multiple), width, resolution, True, down_rate, activation=activation)
+    """A `Bottleneck` of `int(width * multiple)` channels inside that is added to its input, one of `depth` in a row."""
+    block = Bottleneck(width, int(width * multiple), width, resolution, True, down_rate, activation=activation)
+    with torch.no_grad():
+        block.c4.weight.mul_((1 / depth) ** 0.5)
+    return block
 
 
 def add_in_place(total: Tensor, x: Tensor) -> Tensor:
@@ -278,10 +282,15 @@ def add_in_place(total: Tensor, x: Tensor) -> Tensor:
     return total.to(torch.promote_types(total.dtype, x.dtype)).add_(x)
 
 
-def set_compute_dtype(model: Any, dtype: torch.dtype | None) -> None:
-    """The dtype policy: residual blocks convolve in `dtype`, None is that of the weights; all else stays as it is.
+def run(model: Any, block: nn.Module, *inputs: Any, **options: Any) -> Any:
+    """A block's output; where the model has gradient checkpointing, computed once more in the backward pass."""
+    if model.gradient_checkpointing and torch.is_grad_enabled():
+        return checkpoint(block, *inputs, use_reentrant=False, **options)
+    return block(*inputs, **options)
 
-    Blocks say which of their convolutions that are (`reducible`).
+
+def set_compute_dtype(model: Any, dtype: torch.dtype | None) -> None:
+    """The dtype policy: `reducible` convolutions compute in `dtype` (None: that of the weights), all else as it is.
 
     The rounding of a coarse group is amplified by the finer ones, most of all by their heads: with streams, heads,
     Gaussians and likelihood in bfloat16 too, a window of a large image, which sees a little less than the whole, would
@@ -312,10 +321,8 @@ class BottomUp(nn.Module):
     Args:
         blocks: block notation from the finest resolution down, such as `"32x2,32d2,16x2"`.
         widths: channels at each nominal resolution.
-        bottleneck_multiple: inner width of a block as a share of its width.
         patch_size: space-to-depth factor before the stem (1 as published).
         skip: adds the stem's output after the last block at the finest resolution (EDSR's long skip).
-        activation: "gelu" or "silu".
         argument: the name of `blocks` in errors.
         extra_channels: what the stem reads beside the image.
     """
@@ -340,19 +347,14 @@ class BottomUp(nn.Module):
         for after, then in zip(self.resolutions_after, following, strict=True):
             if after != then or after < 1:
                 raise ValueError(f"`{argument}`: resolution {after} cannot be followed by {then} in {blocks!r}")
-        resolutions = [spec.resolution for spec in specs]
-        self.widths = {resolution: widths[resolution] for resolution in (*resolutions, *self.resolutions_after)}
+        self.widths = {resolution: widths[resolution] for resolution in (self.resolution, *self.resolutions_after)}
         last = [i for i, spec in enumerate(specs) if spec == BlockSpec(self.resolution)]
         self.skip_after = last[-1] if skip and last else None
         self.in_conv = Convolution(3 * patch_size**2 + extra_channels, widths[self.resolution], 3)
-        blocks_of_specs = [
-            residual_block(widths[spec.resolution], bottleneck_multiple, spec.resolution, activation, spec.down_rate)
-            for spec in specs
-        ]
-        self.blocks = nn.ModuleList(blocks_of_specs)
-        with torch.no_grad():
-            for block in blocks_of_specs:
-                block.c4.weight.mul_((1 / len(specs)) ** 0.5)
+        self.blocks = nn.ModuleList(
+            residual_block(widths[s.resolution], bottleneck_multiple, s.resolution, activation, len(specs), s.down_rate)
+            for s in specs
+        )
         self.gradient_checkpointing = False
 
     def forward(self, x: Tensor) -> dict[int, Tensor]:
@@ -362,10 +364,7 @@ class BottomUp(nn.Module):
         stem = x = self.in_conv(x.contiguous(memory_format=torch.channels_last))
         features = {self.resolution: x}
         for i, block in enumerate(self.blocks):
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
+            x = run(self, block, x)
             if i == self.skip_after:
                 x = x + stem
             x = set_channels(x, self.widths[self.resolutions_after[i]])

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from ..hooks import entry_point, per_group
 from ..operators import Downsampling
 from .blocks import (
-    BlockSpec,
     BottomUp,
     Convolution,
     Upsampler,
@@ -27,20 +26,6 @@ from .outputs import LRFeatures
 
 Features = dict[int, Tensor]
 """Maps of y, `{nominal resolution: [B, width, h, w]}`."""
-
-
-class Readings(NamedTuple):
-    """What is made of y before an LR network's own features.
-
-    Args:
-        features: maps at y's resolution that the bottom-up network reads beside y, `[B, width, h, w]` each.
-        location: `[B, 3, H, W]` on [-1, 1], what the likelihood is centred on, or None.
-        estimate: `[B, 3, H, W]` on [-1, 1], what a restorer makes of y, or None.
-    """
-
-    features: tuple[Tensor, ...] = ()
-    location: Tensor | None = None
-    estimate: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -149,15 +134,12 @@ class LRFeatureNetwork(nn.Module):
         """`[B, 3, h, w]`, normalised -> `{nominal resolution: [B, width, ...]}`."""
         features = self.bottom_up(y)
         for spec, block in zip(self.up_specs, self.up_blocks, strict=True):
-            features[spec.resolution] = block(features[spec.mixin if spec.mixin is not None else spec.resolution])
+            features[spec.resolution] = block(features[spec.mixin or spec.resolution])
         return features
 
 
 class GroupConditioning:
-    """What group l of a top-down pass makes of features of y, `{nominal resolution: [B, width, h, w]}`: here nothing.
-
-    The LR networks say what they change.
-    """
+    """What group l of a top-down pass makes of features of y: here nothing; the LR networks say what they change."""
 
     def add_to_stream(self, features: Features, group: int, x: Tensor) -> Tensor:
         """The stream `[B, width, h, w]` before the group, with what y adds to it."""
@@ -196,33 +178,27 @@ class LRNetwork(GroupConditioning):
 
     @property
     def read_channels(self) -> dict[str, int]:
-        """What the stem reads, in its order, and the channels of each: y, and the features that `_read` gives."""
+        """What the stem reads, in its order, and the channels of each: y, and maps that other networks make of it."""
         return {"y": 3}
 
     def _build_network(self) -> None:
         """Makes the feature network from the configuration."""
         c = self.config
-        widths = parse_widths(c.width, c.custom_widths)
+        widths, beside = parse_widths(c.width, c.custom_widths), sum(self.read_channels.values()) - 3
         self.network = LRFeatureNetwork(
-            c.blocks,
-            c.upsampling_blocks,
-            widths,
-            c.bottleneck_multiple,
-            c.long_skip,
-            c.activation,
-            sum(self.read_channels.values()) - 3,
+            c.blocks, c.upsampling_blocks, widths, c.bottleneck_multiple, c.long_skip, c.activation, beside
         )
         if self.network.bottom_up.resolution != c.image_size:
             raise ValueError(f"`blocks` must start at image_size = {c.image_size}, got {c.blocks!r}")
 
-    def _conditioned_groups(self) -> list[BlockSpec]:
-        """The blocks of the first `num_conditioned_groups` groups."""
+    def _conditioned_resolutions(self) -> list[int]:
+        """Those of the first `num_conditioned_groups` groups."""
         c = self.config
         specs = parse_blocks(c.decoder_blocks, "decoder_blocks", "xmr")
         k = len(specs) if c.num_conditioned_groups is None else c.num_conditioned_groups
         if not 0 < k <= len(specs):
             raise ValueError(f"`num_conditioned_groups` must be between 1 and {len(specs)}, got {k}")
-        return specs[:k]
+        return [spec.resolution for spec in specs[:k]]
 
     def check_fit(self, vdvae: Any, operator: Downsampling) -> None:
         """Raises a ValueError unless this network was made for a decoder, whose configuration is `vdvae`, and an H."""
@@ -230,11 +206,8 @@ class LRNetwork(GroupConditioning):
         if vdvae.image_size != own.image_size * scale:
             sizes = f"the VDVAE works at {vdvae.image_size}, the LR network at {own.image_size}"
             raise ValueError(f"`scale_factor` = {scale} does not fit: {sizes}")
-        expected = {
-            "decoder_blocks": vdvae.decoder_blocks,
-            "decoder_width": vdvae.width,
-            "decoder_custom_widths": vdvae.custom_widths,
-        }
+        expected = {"decoder_blocks": vdvae.decoder_blocks, "decoder_width": vdvae.width}
+        expected["decoder_custom_widths"] = vdvae.custom_widths
         if own.get("conditioning") != "final":  # which has no parameters of any latent
             expected["latent_channels"] = vdvae.get("custom_latent_channels") or vdvae.latent_channels
         if own.get("restorer_blocks") is not None:
@@ -252,17 +225,16 @@ class LRNetwork(GroupConditioning):
         """What the sides of y must be multiples of, for every feature map to have a whole size."""
         return self.config.image_size // min(self.network.widths)
 
-    def _read(self, y: Tensor) -> Readings:
-        """What other networks, or an interpolation, make of y, `[B, 3, h, w]` on [-1, 1]; here nothing."""
-        return Readings()
-
-    def _features(self, sample: Tensor) -> tuple[Features, Readings]:
-        """The features of y, and what was made of y before them."""
+    def _input(self, sample: Tensor) -> Tensor:
+        """y as the bottom-up network reads it, checked."""
         y, multiple = network_input(sample, self.config, self.dtype), self.size_multiple
         if sample.shape[-2] % multiple or sample.shape[-1] % multiple or not sample.numel():
             raise ValueError(f"`sample` must have sides that are multiples of {multiple}, got {tuple(sample.shape)}")
-        read = self._read(sample)
-        return self.network(torch.cat([y, *(x.to(y.dtype) for x in read.features)], dim=1)), read
+        return y
+
+    def _read(self, sample: Tensor) -> tuple[Features, Tensor | None, Tensor | None]:
+        """Features, location and estimate of y, see `Condition`."""
+        return self.network(self._input(sample)), None, None
 
     @entry_point
     def encode(self, sample: Tensor) -> Condition:
@@ -274,8 +246,8 @@ class LRNetwork(GroupConditioning):
         Raises:
             ValueError: not [B, 3, h, w], or sides that are no multiples of `size_multiple`.
         """
-        features, read = self._features(sample)
-        return Condition(self, self._for_groups(features), read.location, read.estimate)
+        features, location, estimate = self._read(sample)
+        return Condition(self, self._for_groups(features), location, estimate)
 
     def _for_groups(self, features: Features) -> Features:
         """The features as the groups read them."""
@@ -283,7 +255,7 @@ class LRNetwork(GroupConditioning):
 
     def forward(self, sample: Tensor, return_dict: bool = True) -> LRFeatures | tuple[Any, ...]:
         """The features of y, `[B, 3, h, w]` on [-1, 1]."""
-        features, _ = self._features(sample)
+        features, *_ = self._read(sample)
         ordered = per_group(features[resolution] for resolution in sorted(features))
         output = LRFeatures(sample=ordered[-1], features=ordered)
         return output if return_dict else output.to_tuple()

@@ -19,13 +19,9 @@ class TopDownBlock(nn.Module):
     Args:
         spec: resolution, the coarser resolution whose stream is mixed in, and the number of further residual blocks.
         width: channels of the stream.
-        latent_channels: channels of z.
-        bottleneck_multiple: inner width of the blocks as a share of `width`.
+        latent_channels, bottleneck_multiple, activation, max_log_sigma, residual_multiple: see `VDVAE`.
         num_blocks: blocks of the whole decoder; scales the initial weights.
         with_posterior: whether the head q(z_l | z_<l, x) is built.
-        activation: "gelu" or "silu".
-        max_log_sigma: bound of the prior's log_sigma, or None.
-        residual_multiple: `bottleneck_multiple` of the further residual blocks; None means the same.
     """
 
     def __init__(
@@ -54,16 +50,15 @@ class TopDownBlock(nn.Module):
             width, middle, 2 * latent_channels + width, spec.resolution, zero_last=True, activation=activation
         )
         self.z_projection = Convolution(latent_channels, width)
-        self.resnet = residual_block(width, bottleneck_multiple, spec.resolution, activation)
+        self.resnet = residual_block(width, bottleneck_multiple, spec.resolution, activation, num_blocks)
         inner = bottleneck_multiple if residual_multiple is None else residual_multiple
         if residual_multiple is not None and not 1 <= width * residual_multiple <= MAX_WIDTH:
             raise ValueError(f"`residual_multiple` = {residual_multiple!r} leaves no width between 1 and {MAX_WIDTH}")
         self.residual_blocks = nn.ModuleList(
-            residual_block(width, inner, spec.resolution, activation) for _ in range(spec.residual_blocks)
+            residual_block(width, inner, spec.resolution, activation, num_blocks) for _ in range(spec.residual_blocks)
         )
         with torch.no_grad():
-            for layer in (self.z_projection, *(block.c4 for block in (self.resnet, *self.residual_blocks))):
-                layer.weight.mul_((1 / num_blocks) ** 0.5)
+            self.z_projection.weight.mul_((1 / num_blocks) ** 0.5)
 
     def prior(self, h: Tensor) -> tuple[DiagonalGaussian, Tensor]:
         """p(z_l | z_<l) from the activated stream `[B, width, h, w]`, and the residual that is added to the stream."""
@@ -90,8 +85,7 @@ class TopDownBlock(nn.Module):
     ) -> tuple[Tensor, GroupStatistics]:
         """The whole step of the group, in one call so that hooks, sharding and checkpointing can treat it as a unit.
 
-        z_l is given, or drawn from q(z_l | z_<l, x) where there is an activation of x, else from q_psi(z_l | z_<l, y)
-        where the condition gives one (CVDVAE, eq. 12), else from the prior.
+        Where z_l comes from is said at `VDVAE.top_down`.
 
         Args:
             x: the stream, `[B, width, h, w]`, or `[1, width, h, w]` where all rows share it so far.

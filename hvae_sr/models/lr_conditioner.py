@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,18 +14,14 @@ from torch import Tensor, nn
 from ..hooks import entry_point
 from ..loading import StrictLoading
 from ..operators import cached_downsampling
-from .blocks import Convolution, check_choice, parse_widths
-from .checks import is_count
-from .condition import Features, LinearFeatures, LRNetwork, Readings
+from .blocks import Convolution, check_choice, is_count, parse_widths
+from .condition import Features, LinearFeatures, LRNetwork
 from .distributions import DiagonalGaussian
 from .restorer import RESTORER_WIDTH, Restorer, move_towards
 from .span import Regression
 
 CONDITIONINGS = ("trivial", "lr_encoder", "posterior", "final")
 """The rows of table 5.1 of the VDVAE-SR thesis, as `LRConditioner` names them."""
-
-LOCATIONS = (None, "bicubic", "projection", "regression", "gated")
-"""What an `LRConditioner` centres the likelihood on."""
 
 _CLOSED = -3.0
 """Where the gates of a location start, before the sigmoid: at 1/20 of the regression, so that they learn either way."""
@@ -34,11 +31,7 @@ _LEAST_TOLERANCE = 0.1
 
 
 def _parse_shares(text: str | None) -> list[tuple[float, float]]:
-    """(temperature, share) pairs of `restored_shares`.
-
-    Raises:
-        ValueError: not "0:-0.4,0.35:0.4,1:0" or the like, with rising temperatures.
-    """
+    """(temperature, share) pairs of `restored_shares`; raises a ValueError for what are none."""
     try:
         found = [(float(t), float(m)) for t, m in (item.split(":") for item in (text or "").split(",") if item)]
         if any(low >= high for (low, _), (high, _) in pairwise(found)) or not np.isfinite(found).all():
@@ -95,8 +88,8 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         conditioning: "trivial", "lr_encoder", "posterior" or "final".
         latent_channels: as in the VDVAE's configuration; not used by "final".
         restorer_blocks: None, or how many blocks a `Restorer` has that y is read through, for x4: the bottom-up network
-            reads its features beside y, and the finest features that there are its estimate, as an offset from y
-            resized, or from the regression where the likelihood is centred on that.
+            reads its features beside y, and the finest features get its estimate, as an offset from y resized, or from
+            the regression where the likelihood is centred on that.
         restored_shares: None, or pairs "temperature:share" such as "0:-0.4,0.35:0.4,1:0": at a temperature t the sample
             is moved that share of the way to the restorer's estimate, linear between the pairs. A negative share takes
             out of the sample what it has of the estimate.
@@ -143,10 +136,9 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         regression_width: int | None = None,
     ) -> None:
         super().__init__()
-        check_choice("likelihood_location", likelihood_location, LOCATIONS)
+        check_choice("likelihood_location", likelihood_location, (None, "bicubic", "projection", "regression", "gated"))
         self._check_conditioning()
-        specs = self._conditioned_groups()
-        self.resolutions = [spec.resolution for spec in specs]
+        self.resolutions = self._conditioned_resolutions()
         self._build_network()
         widths = parse_widths(decoder_width, decoder_custom_widths)
         # What is added to the decoder: gates of the stream, or features as they are for the posteriors.
@@ -165,15 +157,13 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
                 self.gates[str(index)] = Gate(widths[resolution], gate_init)
         if conditioning == "final" and not self.gates:
             found = sorted(set(self.resolutions))
-            raise ValueError(
-                f"`blocks`: no features of y where groups are conditioned, {found}, in {self.config.blocks!r}"
-            )
+            raise ValueError(f"`blocks`: no features of y where groups are conditioned, {found}, in {blocks!r}")
         self.top: nn.Module | None = None
         if conditioning in ("lr_encoder", "posterior"):
             if self.resolutions[0] not in self.network.widths:
                 raise ValueError(
                     f"`blocks`: no features of y at resolution {self.resolutions[0]} of the top group, which "
-                    f"conditioning={conditioning!r} needs, in {self.config.blocks!r}"
+                    f"conditioning={conditioning!r} needs, in {blocks!r}"
                 )
             self.top = Convolution(self.network.widths[self.resolutions[0]], 2 * latent_channels, zero_weights=True)
         self._build_restorer()
@@ -188,12 +178,11 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
     def _check_conditioning(self) -> None:
         """Raises a ValueError for options that do not go with `conditioning`."""
         c = self.config
-        given = f"conditioning={c.conditioning!r}"
+        given, k = f"conditioning={c.conditioning!r}", c.num_conditioned_groups
         check_choice("conditioning", c.conditioning, CONDITIONINGS)
         if c.conditioning != "final" and c.gate_init:
             raise ValueError(f"`gate_init` must be 0 for {given}, which has no gates; got {c.gate_init}")
-        if c.conditioning in ("trivial", "lr_encoder") and c.num_conditioned_groups not in (None, 1):
-            k = c.num_conditioned_groups
+        if c.conditioning in ("trivial", "lr_encoder") and k not in (None, 1):
             raise ValueError(f"`num_conditioned_groups` must be None or 1 for {given}: the top group alone; got {k}")
         needed = c.likelihood_location in ("regression", "gated")
         if needed != (c.regression_width is not None) or (needed and not is_count(c.regression_width)):
@@ -212,22 +201,23 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
 
     @property
     def read_channels(self) -> dict[str, int]:
-        found = {"restorer": RESTORER_WIDTH if self.config.restorer_blocks else 0}
-        return super().read_channels | found | {"regression": self.config.regression_width or 0}
+        restorer = RESTORER_WIDTH if self.config.restorer_blocks else 0
+        return {"y": 3, "restorer": restorer, "regression": self.config.regression_width or 0}
 
     def _build_network(self) -> None:
-        if self.config.conditioning != "trivial":
+        c = self.config
+        if c.conditioning == "trivial":
+            self.network = LinearFeatures(c.image_size, self.resolutions[0], 2 * c.latent_channels)
+        else:
             super()._build_network()
-            return
-        self.network = LinearFeatures(self.config.image_size, self.resolutions[0], 2 * self.config.latent_channels)
 
     def _build_restorer(self) -> None:
         c = self.config
         self.restorer: Restorer | None = None
         self.shares = _parse_shares(c.restored_shares)
         if c.restorer_blocks is None:
-            none = {"restored_shares": None, "restored_tolerance": None}
-            for name, value in (none | {"restorer_upsampling": "nearest", "restorer_padding": 0}).items():
+            names = ("restored_shares", "restored_tolerance", "restorer_upsampling", "restorer_padding")
+            for name, value in zip(names, (None, None, "nearest", 0), strict=True):
                 if c[name] != value:
                     raise ValueError(f"`{name}` needs `restorer_blocks`, got {c[name]!r} without them")
             return
@@ -255,37 +245,31 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         self.stride = side // finest
         self.estimate = Convolution(3 * self.stride**2, self.network.widths[finest], zero_weights=True)
 
-    def _enlarged(self, y: Tensor) -> Tensor:
-        return F.interpolate(y, scale_factor=self.config.scale_factor, mode="bicubic", align_corners=False)
-
-    def _read(self, y: Tensor) -> Readings:
-        restored = None if self.restorer is None else self.restorer(y.to(self.dtype))
-        regressed = None if self.regression is None else self.regression(y.to(self.dtype))
-        location = None if regressed is None else regressed.image
-        if self.config.likelihood_location == "bicubic":
-            location = self._enlarged(y.float())
-        elif self.config.likelihood_location == "projection":
-            location = self.operator.project(self._enlarged(y.float()), y.float())
-        features = tuple(read.features for read in (restored, regressed) if read is not None)
-        return Readings(features, location, None if restored is None else restored.image)
-
-    def _features(self, sample: Tensor) -> tuple[Features, Readings]:
-        features, read = super()._features(sample)
-        c = self.config
-        if self.location_gate is None and read.estimate is None:
-            return features, read
-        centred = read.location is not None and c.likelihood_location in ("bicubic", "regression")
-        base = read.location if centred else self._enlarged(sample.float())
-        assert base is not None
-        if read.location is not None and self.location_gate is not None:
+    def _read(self, sample: Tensor) -> tuple[Features, Tensor | None, Tensor | None]:
+        y, c = self._input(sample), self.config
+        restored: Any = None if self.restorer is None else self.restorer(sample.to(self.dtype))
+        regressed: Any = None if self.regression is None else self.regression(sample.to(self.dtype))
+        beside = [read.features.to(y.dtype) for read in (restored, regressed) if read is not None]
+        features = self.network(torch.cat([y, *beside], dim=1))
+        if c.likelihood_location is None and restored is None:
+            return features, None, None
+        if c.likelihood_location == "regression":
+            base = regressed.image
+        else:
+            base = F.interpolate(sample.float(), scale_factor=c.scale_factor, mode="bicubic", align_corners=False)
+        location = None if c.likelihood_location is None else base
+        if c.likelihood_location == "projection":
+            location = self.operator.project(base, sample.float())
+        elif self.location_gate is not None:
             gate = self.location_gate(features[c.image_size]).float().sigmoid()
             share = F.interpolate(gate, scale_factor=c.scale_factor, mode="bilinear", align_corners=False)
-            read = read._replace(location=torch.lerp(base, read.location, share))
-        if read.estimate is not None:
-            offset = F.pixel_unshuffle(read.estimate - base, self.stride)
-            finest = max(features)
-            features[finest] = features[finest] + self.estimate(offset.to(features[finest].dtype))
-        return features, read
+            location = torch.lerp(base, regressed.image, share)
+        if restored is None:
+            return features, location, None
+        offset = F.pixel_unshuffle(restored.image - base, self.stride)
+        finest = max(features)
+        features[finest] = features[finest] + self.estimate(offset.to(features[finest].dtype))
+        return features, location, restored.image
 
     def finish(self, x: Tensor, estimate: Tensor, temperature: Tensor) -> Tensor:
         """Samples of temperature t moved by the share m(t) of `restored_shares` towards the estimate (`move_towards`).

@@ -62,10 +62,9 @@ class LREncoder(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         if max_deviation is not None and not max_deviation > 0:
             raise ValueError(f"`max_deviation` must be None or above 0, got {max_deviation}")
         self._build_network()
-        specs = self._conditioned_groups()
         widths = parse_widths(decoder_width, decoder_custom_widths)
-        resolutions = [spec.resolution for spec in specs]
-        for index, resolution in enumerate(resolutions):
+        self.resolutions = self._conditioned_resolutions()
+        for index, resolution in enumerate(self.resolutions):
             if resolution not in self.network.widths:
                 raise ValueError(
                     f"`num_conditioned_groups`: group {index} works at resolution {resolution}, where there are "
@@ -79,9 +78,8 @@ class LREncoder(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
                 resolution,
                 activation=activation,
             )
-            for resolution in resolutions
+            for resolution in self.resolutions
         )
-        self.resolutions = resolutions
 
     def _for_groups(self, features: Features) -> Features:
         """Activated here, once for all heads and samples."""

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..hooks import entry_point, execution_device, per_group
 from ..loading import StrictLoading
@@ -21,13 +20,14 @@ from .blocks import (
     Convolution,
     Upsampler,
     check_choice,
+    is_count,
     network_input,
     parse_blocks,
     parse_widths,
+    run,
     set_channels,
     set_compute_dtype,
 )
-from .checks import check_maps, is_count
 from .condition import Condition
 from .distributions import DiscretizedLogisticMixture, group_temperatures, half_bin_shift, quantise
 from .group import TopDownBlock
@@ -130,16 +130,14 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             if spec.mixin is not None and spec.mixin not in met:
                 raise ValueError(f"`decoder_blocks`: resolution {spec.mixin} is mixed in before it has a block")
             met.add(spec.resolution)
-        self.encoder = (
-            BottomUp(encoder_blocks, widths, bottleneck_multiple, patch_size, activation=activation)
-            if encoder_blocks
-            else None
-        )
-        if self.encoder is not None and (self.encoder.resolution != finest or met - self.encoder.widths.keys()):
-            raise ValueError(
-                f"`encoder_blocks` must begin at {finest} and reach every resolution of decoder_blocks, got "
-                f"{encoder_blocks!r}"
-            )
+        self.encoder: BottomUp | None = None
+        if encoder_blocks:
+            self.encoder = BottomUp(encoder_blocks, widths, bottleneck_multiple, patch_size, activation=activation)
+            if self.encoder.resolution != finest or met - self.encoder.widths.keys():
+                raise ValueError(
+                    f"`encoder_blocks` must begin at {finest} and reach every resolution of decoder_blocks, got "
+                    f"{encoder_blocks!r}"
+                )
         self.blocks = nn.ModuleList(
             TopDownBlock(
                 spec,
@@ -204,8 +202,8 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
 
     def latent_shape(self, group: int, batch_size: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
         """`(B, C, h, w)` of z_group for an image of `size` = (H, W)."""
-        s, channels = self.stride(group), self.latent_channels[group]
-        return batch_size, channels, size[0] // s, size[1] // s
+        s = self.stride(group)
+        return batch_size, self.latent_channels[group], size[0] // s, size[1] // s
 
     def check_size(self, size: tuple[int, int], argument: str = "sample") -> None:
         """Raises a ValueError that names `argument` if the model cannot work at `size` = (H, W)."""
@@ -222,13 +220,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
 
     @entry_point
     def encode(self, sample: Tensor) -> dict[int, Tensor]:
-        """Bottom-up activations of x.
-
-        Args:
-            sample: `[B, 3, H, W]` on [-1, 1].
-
-        Returns:
-            `{nominal resolution: [B, width, h, w]}`.
+        """Bottom-up activations `{nominal resolution: [B, width, h, w]}` of x, `[B, 3, H, W]` on [-1, 1].
 
         Raises:
             ValueError: a wrong shape or dtype, sides that do not fit, or the model was made without an encoder.
@@ -292,9 +284,9 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             raise ValueError(f"`condition` is of {condition.batch_size} observations, for a batch of {batch_size}")
         sizes = {r: self.latent_shape(group, 1, size)[2:] for group, r in enumerate(self.resolutions)}
         if condition is not None:
-            check_maps("condition", condition.features, sizes)
+            _check_maps("condition", condition.features, sizes)
         if activations is not None:
-            check_maps("activations", activations, sizes, batch_size)
+            _check_maps("activations", activations, sizes, batch_size)
         source = as_noise_source(noise, num_groups=self.num_groups)
         given = self.check_latents("latents", latents, size, (batch_size, 1))
         tau = group_temperatures(temperature, self.num_groups)
@@ -307,20 +299,15 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         for group, block in enumerate(self.blocks[:stop]):
             assert isinstance(block, TopDownBlock)
             x = self._start(group, streams, 1 if activations is None else batch_size, size)
-            step: dict[str, Any] = {
-                "condition": condition if group < conditioned_groups else None,
-                "activation": None if activations is None else activations[block.resolution],
-                "z": given[group],
-                "noise": None,
-                "temperature": tau[group],
-                "lr_temperature": lr_tau[group],
-            }
+            draws = None
             if given[group] is None and (activations is not None or tau[group] or lr_tau[group]):
-                step["noise"] = source(group, self.stride(group), self.latent_shape(group, batch_size, size), x.device)
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x, statistics = checkpoint(block, x, group, use_reentrant=False, **step)
-            else:
-                x, statistics = block(x, group, **step)
+                draws = source(group, self.stride(group), self.latent_shape(group, batch_size, size), x.device)
+            x, statistics = run(
+                self, block, x, group,
+                condition=condition if group < conditioned_groups else None,
+                activation=None if activations is None else activations[block.resolution],
+                z=given[group], noise=draws, temperature=tau[group], lr_temperature=lr_tau[group],
+            )  # fmt: skip
             streams[block.resolution] = x
             if record != "nothing":
                 out.latents.append(statistics.z.expand(batch_size, -1, -1, -1))
@@ -331,11 +318,11 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
 
     def _start(self, group: int, streams: dict[int, Tensor], rows: int, size: tuple[int, int]) -> Tensor:
         """The stream of the group's resolution, started from its bias or zero, with the coarser stream mixed in."""
-        block, stride = self.blocks[group], self.stride(group)
+        block, (height, width) = self.blocks[group], self.latent_shape(group, 1, size)[2:]
         assert isinstance(block, TopDownBlock)
         x = streams.get(block.resolution)
         if x is None and str(block.resolution) in self.biases:
-            x = self.biases[str(block.resolution)](rows, size[0] // stride, size[1] // stride)
+            x = self.biases[str(block.resolution)](rows, height, width)
             x = x.to(_stream_dtype(x))
         if block.mixin is not None:
             coarse = streams[block.mixin]
@@ -345,8 +332,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
                 coarse = F.interpolate(set_channels(coarse, block.width), scale_factor=block.resolution // block.mixin)
             x = coarse if x is None else x.to(coarse.device) + coarse
         if x is None:
-            device = execution_device(self)
-            x = torch.zeros(rows, block.width, size[0] // stride, size[1] // stride, dtype=self.dtype, device=device)
+            x = torch.zeros(rows, block.width, height, width, dtype=self.dtype, device=execution_device(self))
         return x.contiguous(memory_format=torch.channels_last)
 
     def _count(self, name: str, value: int | None, least: int) -> int:
@@ -370,29 +356,26 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             ValueError: too many, or another shape; the message names the argument and the group.
         """
         given: list[Tensor | None] = list(values) if isinstance(values, (list, tuple)) else []
-        if len(given) > self.num_groups or not isinstance(values, (list, tuple, type(None))):
+        most = self.num_groups
+        if len(given) > most or not isinstance(values, (list, tuple, type(None))):
             found = len(given) or type(values).__name__
-            raise ValueError(
-                f"`{name}` must be a list of at most {self.num_groups} tensors, one for each group; got {found}"
-            )
+            raise ValueError(f"`{name}` must be a list of at most {most} tensors, one for each group; got {found}")
         for group, z in enumerate(given):
             if z is None:
                 continue
-            shape = list(self.latent_shape(group, 1, size)[1:])
-            if not isinstance(z, Tensor) or z.ndim != 4 or list(z.shape[1:]) != shape or len(z) not in rows:
+            shape = self.latent_shape(group, 1, size)[1:]
+            if not isinstance(z, Tensor) or z.ndim != 4 or tuple(z.shape[1:]) != shape or len(z) not in rows:
                 counts = " or ".join(str(count) for count in dict.fromkeys(rows))
                 got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
-                raise ValueError(
-                    f"`{name}[{group}]` must have shape [N, {', '.join(map(str, shape))}] with N = {counts}, got {got}"
-                )
+                wanted = f"[N, {', '.join(map(str, shape))}] with N = {counts}"
+                raise ValueError(f"`{name}[{group}]` must have shape {wanted}, got {got}")
             given[group] = z.float()
         return [*given, *[None] * (self.num_groups - len(given))]
 
     @entry_point
     def likelihood(self, stream: Tensor, condition: Condition | None = None) -> DiscretizedLogisticMixture:
         """p(x|z) from the end of the top-down pass, `[B, width, h, w]`; centred on the condition's location, if any."""
-        location = condition.location if condition is not None else None
-        c = self.config
+        location, c = condition.location if condition is not None else None, self.config
         parameters = self.out_conv(self.affine(stream))
         return DiscretizedLogisticMixture(parameters, c.num_mixtures, c.output_bits, location, c.patch_size)
 
@@ -429,7 +412,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         Raises:
             ValueError: as `top_down`.
         """
-        size = (self.config.image_size, self.config.image_size) if size is None else size
+        size = (self.config.image_size,) * 2 if size is None else size
         self.check_size(size, "size")
         source = as_noise_source(noise, generator, self.num_groups)
         record = "latents" if return_latents else "nothing"
@@ -488,9 +471,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         target = quantise(sample, self.config.output_bits)
         distortion = -likelihood.log_prob(target).sum(dim=(1, 2)) / dimensions
         group_kl = per_group(
-            group.posterior.kl(group.prior).sum(dim=(1, 2, 3))
-            for group in out.groups
-            if group.posterior is not None and group.prior is not None
+            group.posterior.kl(group.prior).sum(dim=(1, 2, 3)) for group in out.groups if group.posterior is not None
         )
         rate = torch.stack(group_kl).sum(dim=0) / dimensions
         return VDVAEOutput(
@@ -500,6 +481,20 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             rate=rate,
             group_kl=group_kl,
         )
+
+
+def _check_maps(
+    argument: str, maps: dict[int, Tensor], sizes: dict[int, tuple[int, int]], batch_size: int | None = None
+) -> None:
+    """Raises a ValueError unless maps of the decoder's resolutions are as large as its own, and of B rows, if given."""
+    for resolution in maps.keys() & sizes.keys():
+        (rows, _, *found), (height, width) = maps[resolution].shape, sizes[resolution]
+        if tuple(found) != (height, width) or batch_size not in (None, rows):
+            wanted = f"{'B' if batch_size is None else batch_size}, width, {height}, {width}"
+            raise ValueError(
+                f"`{argument}` at resolution {resolution} must have shape [{wanted}] to fit `size` and `batch_size`, "
+                f"got {tuple(maps[resolution].shape)}"
+            )
 
 
 def _stream_dtype(x: Tensor) -> torch.dtype:

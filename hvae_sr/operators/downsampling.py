@@ -11,7 +11,6 @@ from functools import cached_property, lru_cache
 from itertools import accumulate
 
 import torch
-from scipy import sparse
 
 from ..checks import check_count
 from ..hooks import outside_graphs
@@ -214,7 +213,7 @@ class Downsampling:
             ValueError: if `size` is not two integers >= 1.
         """
         height, width = _check_size(size)
-        return self._output_side(height), self._output_side(width)
+        return -(-height // self.scale_factor), -(-width // self.scale_factor)
 
     @cached_property
     def reach(self) -> int:
@@ -246,13 +245,9 @@ class Downsampling:
         # Copies and pickles carry the two arguments: the cache is rebuilt, and a lock cannot travel.
         return type(self), (self.scale_factor, self.kernel)
 
-    def _output_side(self, n: int) -> int:
-        return -(-n // self.scale_factor)
-
     def _check_lr(self, name: str, y: torch.Tensor, size: tuple[int, int]) -> tuple[int, int]:
         _check_image(name, y)
-        height, width = _check_size(size)
-        expected = (self._output_side(height), self._output_side(width))
+        (height, width), expected = _check_size(size), self.output_size(size)
         if tuple(y.shape[-2:]) != expected:
             raise ValueError(
                 f"`{name}` must be [..., {expected[0]}, {expected[1]}] for an HR image of {height} x {width} "
@@ -261,13 +256,9 @@ class Downsampling:
         return height, width
 
     def _transform(self, kind: str, image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """A_h image A_wᵀ with the `kind` of A that belongs to HR sides `size`."""
-        return torch.cat([strip.to(image.dtype) for strip in self._strips(kind, image, size)], dim=-2)
-
-    def _strips(self, kind: str, image: torch.Tensor, size: tuple[int, int]) -> Iterator[torch.Tensor]:
-        """`_transform`, some rows at a time, in the dtype it is computed in: what lies between is never held whole."""
+        """A_h image A_wᵀ, A the `kind` of matrix of HR sides `size`; what lies between is never held whole."""
         rows, columns = self._matrices(kind, size, image.device, image.dtype)
-        return (self._strip(tile, columns, image) for tile in rows.tiles)
+        return torch.cat([self._strip(tile, columns, image).to(image.dtype) for tile in rows.tiles], dim=-2)
 
     @staticmethod
     def _strip(tile: tuple[int, int, torch.Tensor], columns: BandedMatrix, image: torch.Tensor) -> torch.Tensor:
@@ -314,7 +305,14 @@ class Downsampling:
         with torch.inference_mode(False), torch.no_grad():
             r = resizing_matrix(self.kernel, n, self.scale_factor)
             if kind == "pseudo_inverse":
-                matrix = self._pseudo_inverse_matrix(r, n, dtype, device)
+                inverse = PseudoInverse(r)
+                if not inverse.condition <= MAX_CONDITION:
+                    raise ValueError(
+                        f"HHᵀ is singular or nearly so for {self!r} and an HR side of {n}, and has no usable inverse:"
+                        f" the condition number of RRᵀ is {inverse.condition:.1e}, and must be {MAX_CONDITION:.0e} at"
+                        " most"
+                    )
+                matrix = BandedMatrix(inverse.row_tiles, dtype, device, inverse.condition)
             else:
                 matrix = BandedMatrix(row_tiles(r.T.tocsr() if kind == "adjoint" else r), dtype, device)
         with self._lock:
@@ -322,18 +320,6 @@ class Downsampling:
             while len(self._cache) > CACHE_ENTRIES:
                 self._cache.popitem(last=False)
         return matrix
-
-    def _pseudo_inverse_matrix(
-        self, r: sparse.csr_array, n: int, dtype: torch.dtype, device: torch.device
-    ) -> BandedMatrix:
-        """R⁺ of R `[m, n]`. Raises ValueError where RRᵀ cannot be inverted."""
-        inverse = PseudoInverse(r)
-        if not inverse.condition <= MAX_CONDITION:
-            raise ValueError(
-                f"HHᵀ is singular or nearly so for {self!r} and an HR side of {n}, and has no usable inverse:"
-                f" the condition number of RRᵀ is {inverse.condition:.1e}, and must be {MAX_CONDITION:.0e} at most"
-            )
-        return BandedMatrix(inverse.row_tiles, dtype, device, inverse.condition)
 
 
 def cached_downsampling(scale_factor: int, kernel: str | Sequence[float] | torch.Tensor = "bicubic") -> Downsampling:
@@ -381,10 +367,9 @@ def _check_kernel(kernel: str | Sequence[float] | torch.Tensor, s: int) -> str |
     if isinstance(kernel, torch.Tensor) and kernel.is_complex():
         raise ValueError(f"`kernel` must be of real numbers, but is of {kernel.dtype}")
     try:
-        if isinstance(kernel, torch.Tensor):
-            taps = kernel.detach().cpu().to(torch.float64)
-        else:
-            taps = torch.as_tensor(kernel, dtype=torch.float64, device="cpu")
+        # A device without float64 is left before it.
+        given = kernel.detach().cpu() if isinstance(kernel, torch.Tensor) else kernel
+        taps = torch.as_tensor(given, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"`kernel` must be one of {KERNELS} or a 1-D tensor, but is {kernel!r}") from error
     if taps.ndim != 1 or taps.numel() == 0 or not bool(taps.isfinite().all()):

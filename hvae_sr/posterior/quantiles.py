@@ -65,17 +65,14 @@ def quantiles(
         kept = y.new_empty(len(seeds), 3, max(high_row - low_row, 0), max(high_column - low_column, 0))
         for place, seed in enumerate(seeds):
             drawn = sampler.sample_window(window, 1, partial(CounterNoise, [seed]), **arguments).sample[0]
-            kept[place] = consistency.image(drawn)[..., _shift(rows, -top * scale), _shift(columns, -left * scale)]
+            image = consistency.image(drawn)[..., low_row - top * scale :, low_column - left * scale :]
+            kept[place] = image[..., : kept.shape[-2], : kept.shape[-1]]
             if on_sample is not None:
                 on_sample()
         if kept.numel():
             found[..., rows, columns] = _quantiles(kept, values).cpu()
         sampler.forget()
     return found
-
-
-def _shift(span: slice, by: int) -> slice:
-    return slice(span.start + by, span.stop + by)
 
 
 def _quantiles(samples: Tensor, q: list[float]) -> Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import check_count
 from ..noise import CounterNoise
 from ..sampling.sampler import WindowNoise
 
@@ -65,8 +66,7 @@ class Recipe:
         Raises:
             ValueError: `kept` is no number of its groups.
         """
-        if not isinstance(kept, Integral) or isinstance(kept, bool) or not 0 <= kept <= len(self.group_seeds):
-            raise ValueError(f"`kept` must be a whole number between 0 and {len(self.group_seeds)}, got {kept!r}")
+        check_count("kept", kept, 0, len(self.group_seeds))
         regions = self.regions
         if kept < len(self.group_seeds):
             regions = tuple(region.first(kept) for region in regions) if kept else ()

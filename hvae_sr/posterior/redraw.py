@@ -1,7 +1,6 @@
 """New versions of a region of a sample: what is outside stays as it is, bit for bit, and H sees no change."""
 
 from collections.abc import Callable, Sequence
-from numbers import Integral
 
 import numpy as np
 import torch
@@ -9,6 +8,7 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
+from ..checks import check_count
 from ..operators import Downsampling
 from .recipe import Recipe
 
@@ -147,9 +147,5 @@ def mix(coarse: Sequence[Tensor], fine: Sequence[Tensor], num_fixed_groups: int)
     """
     if len(coarse) != len(fine):
         raise ValueError(f"`coarse` has {len(coarse)} groups and `fine` {len(fine)}")
-    whole = isinstance(num_fixed_groups, Integral) and not isinstance(num_fixed_groups, bool)
-    if not whole or not 0 <= num_fixed_groups <= len(coarse):
-        raise ValueError(
-            f"`num_fixed_groups` must be a whole number between 0 and {len(coarse)}, got {num_fixed_groups!r}"
-        )
+    check_count("num_fixed_groups", num_fixed_groups, 0, len(coarse))
     return [*coarse[:num_fixed_groups], *fine[num_fixed_groups:]]
