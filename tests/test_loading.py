@@ -1,6 +1,7 @@
 """Saving and loading as diffusers' own tests ask for it, where this package reads safetensors only."""
 
 import os
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +20,6 @@ from hvae_sr.loading import from_diffusers
 over_models = pytest.mark.parametrize("kind", ["vdvae", "cvdvae", "vdvae-sr"])
 
 
-def image() -> torch.Tensor:
-    return torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
-
-
 @pytest.mark.parametrize("variant", [None, "fp16"])
 def test_a_pipeline_saved_without_safe_serialization_is_safetensors_and_loads(
     make_pipeline: Any, tmp_path: Path, variant: str | None
@@ -33,14 +30,8 @@ def test_a_pipeline_saved_without_safe_serialization_is_safetensors_and_loads(
     assert weights == [f"diffusion_pytorch_model.{variant + '.' if variant else ''}safetensors"] * 2
     loaded = SuperResolutionPipeline.from_pretrained(tmp_path, variant=variant)
     loaded.set_progress_bar_config(disable=True)
-    images = [p(image(), seed=0, output_type="np").images for p in (pipe, loaded)]
-    assert np.array_equal(*images)
-
-
-def test_a_variant_that_could_not_be_loaded_is_not_saved(make_pipeline: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="`variant`.*'v1.1'"):
-        make_pipeline().save_pretrained(tmp_path, variant="v1.1")
-    assert not list(tmp_path.iterdir())
+    image = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert np.array_equal(*(p(image, seed=0, output_type="np").images for p in (pipe, loaded)))
 
 
 @over_models
@@ -52,41 +43,36 @@ def test_a_missing_variant_is_named_as_diffusers_names_it(make_model: Any, tmp_p
         type(model).from_pretrained(tmp_path)
 
 
-def test_an_index_of_pickled_shards_is_refused(make_vdvae: Any, tmp_path: Path) -> None:
-    model = make_vdvae()
-    model.save_pretrained(tmp_path)
-    (tmp_path / "diffusion_pytorch_model.bin.index.json").write_text('{"weight_map": {"x": "../other.bin"}}')
-    with pytest.raises(ValueError, match="pickled weights"):
-        type(model).from_pretrained(tmp_path)
-
-
-def test_names_that_look_a_little_like_weights_are_no_weights(make_vdvae: Any, tmp_path: Path) -> None:
-    model = make_vdvae()
-    model.save_pretrained(tmp_path)
+def test_an_index_of_pickled_shards_is_refused_and_names_a_little_like_it_are_not(
+    make_vdvae: Any, tmp_path: Path
+) -> None:
+    make_vdvae().save_pretrained(tmp_path)
     (tmp_path / "README.pt.md").write_text("em português")
     (tmp_path / "bin").mkdir()
-    type(model).from_pretrained(tmp_path)
+    VDVAE.from_pretrained(tmp_path)
+    (tmp_path / "diffusion_pytorch_model.bin.index.json").write_text('{"weight_map": {"x": "../other.bin"}}')
+    with pytest.raises(ValueError, match="pickled weights"):
+        VDVAE.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("module", ["diffusers.pipelines.pipeline_loading_utils", "diffusers.a_module_of_long_ago"])
-def test_a_diffusers_without_a_name_that_is_needed_says_which_versions_have_it(module: str) -> None:
-    with pytest.raises(ImportError, match=rf"has no `{module}.TABLES`.*install 'diffusers>=0.40,<"):
-        from_diffusers(module, "TABLES")
-
-
-def test_a_registry_that_diffusers_keeps_elsewhere_is_named() -> None:
-    with pytest.raises(ImportError, match="has no `Linear._hooks_of_diffusers`.*install 'diffusers>=0.40,<"):
-        from_diffusers(torch.nn.Linear(1, 1), "_hooks_of_diffusers")
-
-
-def weights_of(pipe: SuperResolutionPipeline) -> list[torch.Tensor]:
-    return [*pipe.vdvae.state_dict().values(), *pipe.lr_encoder.state_dict().values()]
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("diffusers.pipelines.pipeline_loading_utils", "diffusers.pipelines.pipeline_loading_utils"),
+        ("diffusers.a_module_of_long_ago", "diffusers.a_module_of_long_ago"),
+        (torch.nn.Linear(1, 1), "Linear"),
+    ],
+)
+def test_a_diffusers_without_a_name_that_is_needed_says_which_versions_have_it(place: object, name: str) -> None:
+    with pytest.raises(ImportError, match=rf"has no `{name}._TABLES`.*install 'diffusers>=0.40,<"):
+        from_diffusers(place, "_TABLES")
 
 
 def is_same(folder: Path, pipe: SuperResolutionPipeline, **options: Any) -> bool:
     """Whether a folder loads as this pipeline."""
-    loaded = SuperResolutionPipeline.from_pretrained(folder, **options)
-    return all(map(torch.equal, weights_of(loaded), weights_of(pipe)))
+    pipes = SuperResolutionPipeline.from_pretrained(folder, **options), pipe
+    loaded, own = ([*p.vdvae.state_dict().values(), *p.lr_encoder.state_dict().values()] for p in pipes)
+    return all(map(torch.equal, loaded, own))
 
 
 def test_what_was_saved_last_loads_and_other_variants_stay(make_pipeline: Any, tmp_path: Path) -> None:
@@ -161,15 +147,16 @@ def test_files_of_two_savings_never_load_as_one_pipeline(
     assert is_same(tmp_path, second) and not list(tmp_path.rglob(".*"))
 
 
-def test_places_that_cannot_be_saved_to_are_named(make_pipeline: Any, tmp_path: Path) -> None:
+def test_places_and_variants_that_cannot_be_saved_to_are_named(make_pipeline: Any, tmp_path: Path) -> None:
     pipe = make_pipeline()
     (tmp_path / "file").write_text("")
     for saved in (pipe, pipe.vdvae):
         with pytest.raises(ValueError, match="`save_directory` must be a folder"):
             saved.save_pretrained(tmp_path / "file")
-        for variant in ("../fp16", "", 16):
-            with pytest.raises(ValueError, match="`variant` must be"):
+        for variant in ("../fp16", "", 16, "v1.1"):
+            with pytest.raises(ValueError, match=f"`variant` must be.*{re.escape(repr(variant))}"):
                 saved.save_pretrained(tmp_path / "model", variant=variant)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
@@ -232,28 +219,22 @@ def test_weights_that_are_no_numbers_are_refused(
     [
         ("config.json", "[" * 100_000),
         ("config.json", '{"_class_name": "VDVAE", "width": "8"}'),
+        ("config.json", '{"_class_name": "VDVAE", "width": 0}'),
         ("diffusion_pytorch_model.safetensors.index.json", "{}"),
         ("diffusion_pytorch_model.safetensors.index.json", '{"metadata": {}, "weight_map": {"a": 3}}'),
     ],
 )
-def test_damaged_folders_of_a_model_are_one_kind_of_error(
+def test_damaged_folders_of_a_model_are_one_kind_of_error_that_leaves_the_default_dtype(
     make_vdvae: Any, tmp_path: Path, name: str, text: str
 ) -> None:
     make_vdvae().save_pretrained(tmp_path)
     (tmp_path / name).write_text(text)
-    with pytest.raises(ValueError):
-        VDVAE.from_pretrained(tmp_path)
-
-
-def test_a_loading_that_fails_leaves_the_default_dtype_of_the_process(make_vdvae: Any, tmp_path: Path) -> None:
-    make_vdvae().save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text('{"_class_name": "VDVAE", "width": 0}')
-    with pytest.raises(ValueError, match="`width`"):
+    with pytest.raises(ValueError, match="`width`" if "width" in text else ""):
         VDVAE.from_pretrained(tmp_path, dtype=torch.float16)
     assert torch.get_default_dtype() == torch.float32
 
 
-def test_networks_of_other_classes_are_named(make_vdvae: Any, make_lr_network: Any) -> None:
+def test_networks_and_lists_of_another_kind_are_named(make_vdvae: Any, make_lr_network: Any) -> None:
     vdvae, lr_encoder = make_vdvae(), make_lr_network("cvdvae")
     with pytest.raises(ValueError, match="`vdvae` must be of the class VDVAE, got NoneType"):
         SuperResolutionPipeline(None, lr_encoder)
@@ -261,9 +242,6 @@ def test_networks_of_other_classes_are_named(make_vdvae: Any, make_lr_network: A
         SuperResolutionPipeline(vdvae, vdvae)
     with pytest.raises(ValueError, match="called by a text or a path, got None"):
         SuperResolutionPipeline.from_pretrained(None)
-
-
-def test_configurations_take_lists_of_numbers_alone() -> None:
     with pytest.raises(ValueError, match="`mean` must be a list, each of it a finite number, got"):
         EDSR(num_blocks=1, width=8, mean=[0.4, "0.4", 0.4])
 

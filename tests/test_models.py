@@ -110,42 +110,46 @@ def test_forward_is_deterministic_as_a_tuple_too_and_does_not_change_its_input(
     assert torch.equal(inputs["sample"], before["sample"])
 
 
+def check_checkpointing(model: Model, loss: Callable[[], Tensor]) -> None:
+    """Asserts that checkpointing changes no gradient, and runs what it covers, such as a block of z_1, twice."""
+    gradients = []
+    for checkpointing in (False, True):
+        model.zero_grad()
+        assert not model.is_gradient_checkpointing
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        runs: list[int] = []
+        block = model.blocks[1].prior_head if isinstance(model, VDVAE) else model.network.bottom_up.blocks[0].c1
+        hook = block.register_forward_hook(lambda *_, seen=runs: seen.append(1))
+        loss().backward()
+        hook.remove()
+        assert len(runs) == 1 + checkpointing == 1 + model.is_gradient_checkpointing
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    model.disable_gradient_checkpointing()
+    assert not model.is_gradient_checkpointing and gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-4, atol=1e-6)
+
+
 @over_models
-def test_gradient_checkpointing_changes_nothing_and_uses_every_block(
+def test_gradient_checkpointing_reruns_blocks_and_changes_nothing(
     make_model: Any, model_inputs: Any, kind: str
 ) -> None:
-    model, other = make_model(kind).train(), make_model(kind).train()
-    assert not other.is_gradient_checkpointing
-    other.enable_gradient_checkpointing()
-    assert other.is_gradient_checkpointing
-    for network in (model, other):
-        network(**model_inputs(model)).sample.square().mean().backward()
-    for (name, a), b in zip(model.named_parameters(), other.parameters(), strict=True):
-        assert (a.grad is None) == (b.grad is None), name
-        if a.grad is not None:
-            torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
-    other.disable_gradient_checkpointing()
-    assert not other.is_gradient_checkpointing
+    model = make_model(kind).train()
+    check_checkpointing(model, lambda: model(**model_inputs(model)).sample.square().mean())
 
 
 @pytest.mark.parametrize("encoder_blocks", [None, "16x1,16d2,8x1,8d2,4x1"])
 def test_checkpointing_reruns_top_down_blocks_with_the_same_draws(make_vdvae: Any, encoder_blocks: str | None) -> None:
     model = make_vdvae(encoder_blocks=encoder_blocks).train()
-    gradients = []
-    for checkpointing in (False, True):
-        model.zero_grad()
-        if checkpointing:
-            model.enable_gradient_checkpointing()
-        runs: list[int] = []
-        hook = model.blocks[1].prior_head.register_forward_hook(lambda *_, seen=runs: seen.append(1))
+
+    def loss() -> Tensor:
         generator = torch.Generator().manual_seed(0)
-        out = model(image(), generator=generator).loss if encoder_blocks else model.sample(2, generator=generator)[0]
-        out.mean().backward()
-        hook.remove()
-        assert len(runs) == 1 + checkpointing
-        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
-    for a, b in zip(*gradients, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+        return (
+            model(image(), generator=generator).loss if encoder_blocks else model.sample(2, generator=generator)[0]
+        ).mean()
+
+    check_checkpointing(model, loss)
 
 
 @over_models
@@ -159,16 +163,17 @@ def test_moving_averages_are_saved_and_loaded(make_model: Any, kind: str, tmp_pa
 
 
 @over_models
-@pytest.mark.parametrize("storage", [torch.float16, torch.float8_e4m3fn])
+@pytest.mark.parametrize(("storage", "tolerance"), [(torch.float16, 0.01), (torch.float8_e4m3fn, 0.3)])
 def test_layerwise_casting_computes_in_the_compute_dtype(
-    make_model: Any, model_inputs: Any, kind: str, storage: torch.dtype
+    make_model: Any, model_inputs: Any, kind: str, storage: torch.dtype, tolerance: float
 ) -> None:
     model = make_model(kind)
+    present = {type(module).__name__ for module in model.modules()}  # names that hooks rely on are true
+    assert set(model._repeated_blocks) <= present and {"Bottleneck"} <= set(model._no_split_modules) & present
     expected = model(**model_inputs(model))[0]
     model.enable_layerwise_casting(storage_dtype=storage, compute_dtype=torch.float32)
     assert storage in {parameter.dtype for parameter in model.parameters()}
-    output = model(**model_inputs(model))[0]
-    torch.testing.assert_close(output, expected, rtol=0.3, atol=0.3 if storage != torch.float16 else 0.01)
+    torch.testing.assert_close(model(**model_inputs(model))[0], expected, rtol=0.3, atol=tolerance)
 
 
 OFFLOADING = [{"offload_type": "block_level", "num_blocks_per_group": 1}, {"offload_type": "leaf_level"}]
@@ -253,15 +258,7 @@ def test_sequential_offloading_gives_the_same(make_model: Any, model_inputs: Any
 
 
 @over_models
-def test_names_of_blocks_that_hooks_rely_on_are_true(make_model: Any, kind: str) -> None:
-    model = make_model(kind)
-    present = {type(module).__name__ for module in model.modules()}
-    assert set(model._repeated_blocks) <= present
-    assert {"Bottleneck"} <= set(model._no_split_modules) & present
-
-
-@over_models
-def test_a_batch_is_its_rows_one_by_one(make_model: Any, model_inputs: Any, kind: str) -> None:
+def test_a_batch_is_its_rows_one_by_one_and_channels_may_be_last(make_model: Any, model_inputs: Any, kind: str) -> None:
     model = make_model(kind)
     inputs = model_inputs(model, batch_size=3)
     together = model(**inputs)[0]
@@ -270,14 +267,8 @@ def test_a_batch_is_its_rows_one_by_one(make_model: Any, model_inputs: Any, kind
         if "noise" in inputs:
             one["noise"] = [draws[row : row + 1] for draws in inputs["noise"]]
         torch.testing.assert_close(model(**one)[0], together[row : row + 1], rtol=1e-5, atol=1e-5)
-
-
-@over_models
-def test_channels_last_equals_contiguous(make_model: Any, model_inputs: Any, kind: str) -> None:
-    model, inputs = make_model(kind), model_inputs(make_model(kind))
-    expected = model(**inputs)[0]
     inputs["sample"] = inputs["sample"].to(memory_format=torch.channels_last)
-    torch.testing.assert_close(model.to(memory_format=torch.channels_last)(**inputs)[0], expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model.to(memory_format=torch.channels_last)(**inputs)[0], together, rtol=1e-5, atol=1e-5)
 
 
 @over_models
@@ -310,13 +301,6 @@ def test_channel_biases_work_at_any_multiple_of_the_stride(make_vdvae: Any, size
     assert model.sample(2, size).sample.shape == (2, 3, *size)
 
 
-@pytest.mark.parametrize("size", [16, (16,), (16.0, 16.0), (-16, 16), (0, 16), (16, 16, 3), (True, 16), "16"])
-def test_what_is_no_size_is_refused(make_vdvae: Any, size: Any) -> None:
-    message = f"`size` must be (height, width), two whole numbers >= 1, got {size!r}"
-    with pytest.raises(ValueError, match=re.escape(message)):
-        make_vdvae().sample(1, size)
-
-
 @pytest.mark.parametrize("kind", ["cvdvae", "vdvae-sr"])
 def test_maps_of_another_size_or_batch_are_refused(make_vdvae: Any, make_lr_network: Any, kind: str) -> None:
     """Also where they would be of one row or column, and so would be taken for all."""
@@ -331,13 +315,17 @@ def test_maps_of_another_size_or_batch_are_refused(make_vdvae: Any, make_lr_netw
 
 
 def test_other_sizes_are_refused(make_vdvae: Any) -> None:
+    model, spatial = make_vdvae(), make_vdvae(bias_type="spatial")
+    for size in (16, (16,), (16.0, 16.0), (-16, 16), (0, 16), (16, 16, 3), (True, 16), "16"):
+        message = f"`size` must be (height, width), two whole numbers >= 1, got {size!r}"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            model.sample(1, size)
     for size in ((16, 18), (15, 16)):
         with pytest.raises(ValueError, match=f"multiples of 4, got {size[0]}x{size[1]}"):
-            make_vdvae().sample(1, size)
-    model = make_vdvae(bias_type="spatial")
-    assert model(image()).sample.shape == (2, 3, 16, 16)
+            model.sample(1, size)
+    assert spatial(image()).sample.shape == (2, 3, 16, 16)
     with pytest.raises(ValueError, match="must be 16x16 .* got 32x16"):
-        model(image(1, 32, 16))
+        spatial(image(1, 32, 16))
 
 
 @pytest.mark.parametrize(
@@ -424,23 +412,18 @@ def test_wrong_arguments_of_the_pass_are_refused(make_vdvae: Any, changes: dict[
             call(**arguments)
 
 
-def test_temperature_zero_is_deterministic_and_needs_no_noise(make_vdvae: Any) -> None:
-    model = make_vdvae()
-    state = torch.get_rng_state()
-    a, b = (model.sample(1, noise=CounterNoise([seed]), temperature=0).sample for seed in range(2))
-    assert torch.equal(a, b)
-    assert torch.equal(model.sample(1, temperature=0.0).sample, a)
-    assert torch.equal(torch.get_rng_state(), state)
-
-
 def test_temperature_is_per_group_and_scales_the_standard_deviation(make_vdvae: Any) -> None:
-    model = make_vdvae()
+    model, state = make_vdvae(), torch.get_rng_state()
+    a, b, c = (
+        model.sample(1, noise=noise, temperature=0).sample for noise in (CounterNoise([0]), CounterNoise([1]), None)
+    )
+    assert torch.equal(a, b) and torch.equal(a, c) and torch.equal(torch.get_rng_state(), state)  # 0 needs no noise
     mean, half, full = (
         model.sample(1, noise=CounterNoise([0]), temperature=[t, 0, 0, 0]).latents[0] for t in (0, 0.5, 1)
     )
     torch.testing.assert_close(half - mean, 0.5 * (full - mean), rtol=1e-4, atol=1e-6)
-    a, b = (model.sample(1, noise=CounterNoise([s]), temperature=[0, 0, 0, 1]).latents for s in (0, 1))
-    assert all(torch.equal(x, y) for x, y in zip(a[:3], b[:3], strict=True)) and not torch.equal(a[3], b[3])
+    one, other = (model.sample(1, noise=CounterNoise([s]), temperature=[0, 0, 0, 1]).latents for s in (0, 1))
+    assert [torch.equal(x, y) for x, y in zip(one, other, strict=True)] == [True, True, True, False]
 
 
 @over_models
@@ -474,23 +457,18 @@ def test_pixel_draws_are_on_the_image_range_and_follow_the_noise(make_vdvae: Any
 # Conditioning.
 
 
-def test_only_conditioned_groups_have_a_posterior_given_y(make_vdvae: Any, make_lr_network: Any) -> None:
-    model, encoder = make_vdvae(), make_lr_network("cvdvae")
-    condition = encoder.encode(image(1, 4, 4))
+def test_only_conditioned_groups_have_a_posterior_given_y_which_may_have_its_own_temperature(
+    make_vdvae: Any, make_lr_network: Any
+) -> None:
+    model, condition, noise = make_vdvae(), make_lr_network("cvdvae").encode(image(1, 4, 4)), CounterNoise([0])
     for k, expected in ((None, 3), (0, 0), (1, 1), (4, 3)):
-        out = model.top_down(1, (16, 16), CounterNoise([0]), condition=condition, num_conditioned_groups=k)
+        out = model.top_down(1, (16, 16), noise, condition=condition, num_conditioned_groups=k)
         assert [group.lr_posterior is not None for group in out.groups] == [i < expected for i in range(4)]
-
-
-def test_the_lr_posterior_may_have_its_own_temperature(make_vdvae: Any, make_lr_network: Any) -> None:
-    model, condition = make_vdvae(), make_lr_network("cvdvae").encode(image(1, 4, 4))
-
-    def latents(**temperatures: float) -> tuple[Tensor, ...]:
-        return model.sample(1, noise=CounterNoise([0]), condition=condition, **temperatures).latents
-
-    mixed = latents(temperature=0.0, lr_posterior_temperature=1.0)
-    assert all(torch.equal(a, b) for a, b in zip(mixed[:3], latents(temperature=1.0)[:3], strict=True))
-    assert not torch.equal(mixed[3], latents(temperature=1.0)[3])
+    mixed, full = (
+        model.sample(1, noise=noise, condition=condition, temperature=t, lr_posterior_temperature=1.0).latents
+        for t in (0.0, 1.0)
+    )
+    assert [torch.equal(a, b) for a, b in zip(mixed, full, strict=True)] == [True, True, True, False]
 
 
 @over_conditions
@@ -538,13 +516,12 @@ def test_wrong_block_notation_is_refused_with_the_argument_and_the_item(item: st
 
 
 def test_block_notation_is_vd_vae_s() -> None:
-    specs = parse_blocks("1x2, 4m1,8,8d2")
-    assert [tuple(spec) for spec in specs] == [
-        (1, None, None, 0), (1, None, None, 0), (4, None, 1, 0), (8, None, None, 0), (8, 2, None, 0)
-    ]  # fmt: skip
-    assert [tuple(spec) for spec in parse_blocks("4x2,4r1,8m4,8r2,8r1")] == [
-        (4, None, None, 0), (4, None, None, 1), (8, None, 4, 3)
-    ]  # fmt: skip
+    def read(blocks: str) -> list[tuple[int | None, ...]]:
+        return [tuple(spec) for spec in parse_blocks(blocks)]
+
+    assert read("1x2, 4m1") == [(1, None, None, 0), (1, None, None, 0), (4, None, 1, 0)]
+    assert read("8,8d2") == [(8, None, None, 0), (8, 2, None, 0)]
+    assert read("4x2,4r1,8m4,8r2,8r1") == [(4, None, None, 0), (4, None, None, 1), (8, None, 4, 3)]
 
 
 def test_residual_blocks_without_latents_belong_to_the_group_before_them(make_vdvae: Any) -> None:
@@ -654,8 +631,7 @@ def test_the_networks_of_the_defaults_belong_together() -> None:
 
 def test_initial_weights_are_the_published_ones(make_vdvae: Any) -> None:
     model = make_vdvae(randomise=False, initial_log_scale=-3.0)
-    for block in model.blocks:
-        assert not block.prior_head.c4.weight.any()
+    assert not any(block.prior_head.c4.weight.any() for block in model.blocks)
     assert not any(bias.bias.any() for bias in model.biases.values())
     convolutions = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
     assert not any(module.bias.any() for module in convolutions if module is not model.out_conv)
@@ -663,12 +639,7 @@ def test_initial_weights_are_the_published_ones(make_vdvae: Any) -> None:
     assert all(not group.prior.mean.any() and not group.prior.log_sigma.any() for group in out.groups)
     bias = model.out_conv.bias.view(10, 2)
     assert (bias[[2, 5, 8]] == -3).all() and not bias[[0, 1, 3, 4, 6, 7, 9]].any()
-
-
-@pytest.mark.parametrize("count", [1, 4, 16])
-def test_residual_branches_start_smaller_the_deeper_the_network(count: int) -> None:
-    torch.manual_seed(0)
-    network = BottomUp(f"8x{count}", {8: 64})
-    bound = (1 / 16) ** 0.5 * (1 / count) ** 0.5  # torch's default is uniform within 1 / sqrt(fan_in)
-    for block in network.blocks:
-        assert 0.9 * bound < block.c4.weight.abs().max() <= bound
+    for count in (1, 4, 16):  # residual branches start smaller the deeper the network
+        bound = (1 / 16) ** 0.5 * (1 / count) ** 0.5  # torch's default is uniform within 1 / sqrt(fan_in)
+        for block in BottomUp(f"8x{count}", {8: 64}).blocks:
+            assert 0.9 * bound < block.c4.weight.abs().max() <= bound

@@ -78,7 +78,7 @@ class Condition:
 class LinearFeatures(nn.Module):
     """A linear map of the pixels of y that a position of a coarser resolution covers, to `channels` that start at 0.
 
-    The encoder of VDVAE-SR's trivial version (thesis, section 5.4), where the resolution is 1.
+    It is the encoder of VDVAE-SR's trivial version (thesis, section 5.4), where the resolution is 1.
     """
 
     def __init__(self, image_size: int, resolution: int, channels: int) -> None:

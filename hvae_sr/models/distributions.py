@@ -142,9 +142,8 @@ class DiscretizedLogisticMixture:
         red, green = r[:, 0:1], r[:, 1:2]  # [B, 1, H, W], broadcast over the mixtures
         a, b, c = self.coefficients.unbind(1)  # [B, K, H, W] each
         centred = r[:, :, None] - self.means
-        centred = torch.stack(
-            (centred[:, 0], centred[:, 1] - a * red, centred[:, 2] - b * red - c * green), dim=1
-        )  # [B, 3, K, H, W]
+        uncoupled = centred[:, 0], centred[:, 1] - a * red, centred[:, 2] - b * red - c * green
+        centred = torch.stack(uncoupled, dim=1)  # [B, 3, K, H, W]
         log_scales = self.log_scales
         inverse_scale = torch.exp(-log_scales)
         plus = inverse_scale * (centred + self.half_bin)
@@ -186,9 +185,9 @@ class DiscretizedLogisticMixture:
         gumbel = -torch.log(-torch.log(uniform_mixture))
         chosen = torch.argmax(self.logits + gumbel, dim=1, keepdim=True)  # [B, 1, H, W]
         index = chosen[:, None].expand(-1, 3, -1, -1, -1)
-        mean = self.means.gather(2, index)[:, :, 0]  # [B, 3, H, W]
-        log_scale = self.log_scales.gather(2, index)[:, :, 0]
-        coefficient = self.coefficients.gather(2, index)[:, :, 0]
+        mean, log_scale, coefficient = (
+            of_all.gather(2, index)[:, :, 0] for of_all in (self.means, self.log_scales, self.coefficients)
+        )  # [B, 3, H, W]
         draw = mean + torch.exp(log_scale) * (torch.log(uniform_logistic) - torch.log1p(-uniform_logistic))
         location = torch.zeros_like(draw) if self.location is None else self.location.float()
         red = (draw[:, 0] + location[:, 0]).clamp(-1, 1)
@@ -226,9 +225,8 @@ def group_temperatures(
         ValueError: not one number or `num_groups` of them, finite and >= 0; the message names `argument`.
     """
     given: Any = temperature
-    several = isinstance(given, Sequence) and not isinstance(given, str)
-    several = several or (isinstance(given, np.ndarray) and given.ndim > 0)
-    values = list(given) if several else [given] * num_groups
+    several = given.ndim > 0 if isinstance(given, np.ndarray) else isinstance(given, Sequence)
+    values = list(given) if several and not isinstance(given, str) else [given] * num_groups
     if len(values) != num_groups:
         raise ValueError(f"`{argument}` must be a number or one for each of {num_groups} groups, got {len(values)}")
     for value in values:

@@ -11,12 +11,7 @@ from .distributions import DiagonalGaussian
 
 
 class Regressed(NamedTuple):
-    """What a network of one image, a restorer or a regression, makes of y.
-
-    Args:
-        features: `[B, width, h, w]`, at y's resolution.
-        image: `[B, 3, s h, s w]` on [-1, 1]: its estimate of x.
-    """
+    """What a restorer or a regression makes of y: features `[B, width, h, w]` and x, `[B, 3, s h, s w]` on [-1, 1]."""
 
     features: Tensor
     image: Tensor

@@ -46,14 +46,14 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
 
     Args:
         image_size: side of the image, or nominal side for `bias_type="channel"`.
-        width: channels of every resolution that `custom_widths` does not name.
-        custom_widths: such as `"32:64,16:96"`.
+        width, custom_widths: channels of each resolution: `width` but where the other, such as `"32:64,16:96"`, says.
         encoder_blocks: bottom-up network, such as `"32x2,32d2,16x2,16d2,8x2"`; None builds no encoder and no
             posterior heads (for inference; `from_pretrained(..., encoder_blocks=None)` leaves their weights out).
         decoder_blocks: top-down groups, such as `"8x2,16m8,16x2,32m16,32x2"`; "16r3" adds three residual blocks without
             latents to the group before it.
-        bottleneck_multiple: inner width of a block as a share of its width.
-        latent_channels: channels of each z_l whose resolution `custom_latent_channels` does not name.
+        bottleneck_multiple, residual_multiple: inner width of a block as a share of its width; the other is that of
+            blocks without latents, None means the same.
+        latent_channels, custom_latent_channels: channels of the z_l of each resolution, as for `width`.
         num_mixtures: logistics of the likelihood.
         bias_type: "spatial" (as published) or "channel".
         no_bias_above: finest resolution that starts from a learned bias; finer ones start from zero.
@@ -64,8 +64,6 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         initial_log_scale: log-scale of the logistics (on [-1, 1]) that the output layer's bias starts at.
         max_log_sigma: bound of the priors' log_sigma, so that a conditioned stream unlike any in training, such as that
             of noise, cannot send draws to infinity; None (as published) leaves it free.
-        residual_multiple: `bottleneck_multiple` of the blocks without latents; None means the same.
-        custom_latent_channels: such as `"32:4"`.
         mixin_upsampling: how a coarser stream comes to the resolution that it is mixed into: "nearest" (as published),
             or "pixel_shuffle" of a 3x3 convolution, with which it can say different things to neighbouring places.
     """
@@ -289,8 +287,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             _check_maps("activations", activations, sizes, batch_size)
         source = as_noise_source(noise, num_groups=self.num_groups)
         given = self.check_latents("latents", latents, size, (batch_size, 1))
-        tau = group_temperatures(temperature, self.num_groups)
-        lr_tau = tau
+        tau = lr_tau = group_temperatures(temperature, self.num_groups)
         if lr_posterior_temperature is not None:
             lr_tau = group_temperatures(lr_posterior_temperature, self.num_groups, "lr_posterior_temperature")
 
@@ -348,8 +345,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
 
         Args:
             name: of the argument, for errors.
-            values: at most one `[N, C, h, w]` for each group, or None.
-            size: (H, W) of the image.
+            values: at most one `[N, C, h, w]` for each group of an image of `size` = (H, W), or None.
             rows: what N may be.
 
         Raises:
@@ -451,36 +447,22 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
         Raises:
             ValueError: sides that do not fit, or a wrong number of channels.
         """
-        activations = self.encode(sample)
+        activations, size = self.encode(sample), (sample.shape[-2], sample.shape[-1])
         source = as_noise_source(noise, generator, self.num_groups)
-        size = (sample.shape[-2], sample.shape[-1])
-        out = self.top_down(len(sample), size, source, activations=activations, condition=condition)
+        out = self.top_down(len(sample), size, source, activations, condition)
         output = self.elbo(sample, out, condition)
         return output if return_dict else output.to_tuple()
 
     def elbo(self, sample: Tensor, out: TopDownOutput, condition: Condition | None = None) -> VDVAEOutput:
-        """The negative ELBO of images, from a top-down pass that drew z from q(z|x).
-
-        Args:
-            sample: `[B, 3, H, W]` on [-1, 1], 8-bit levels.
-            out: what `top_down` returned for the activations of `sample`.
-            condition: that of the pass.
-        """
+        """`forward`, from what `top_down` returned for the activations of `sample` and the same `condition`."""
         likelihood = self.likelihood(out.stream, condition)
-        dimensions = sample[0].numel()
-        target = quantise(sample, self.config.output_bits)
-        distortion = -likelihood.log_prob(target).sum(dim=(1, 2)) / dimensions
+        dimensions, bits = sample[0].numel(), self.config.output_bits
+        distortion = -likelihood.log_prob(quantise(sample, bits)).sum(dim=(1, 2)) / dimensions
         group_kl = per_group(
             group.posterior.kl(group.prior).sum(dim=(1, 2, 3)) for group in out.groups if group.posterior is not None
         )
         rate = torch.stack(group_kl).sum(dim=0) / dimensions
-        return VDVAEOutput(
-            sample=likelihood.mean() + half_bin_shift(self.config.output_bits),
-            loss=distortion + rate,
-            distortion=distortion,
-            rate=rate,
-            group_kl=group_kl,
-        )
+        return VDVAEOutput(likelihood.mean() + half_bin_shift(bits), distortion + rate, distortion, rate, group_kl)
 
 
 def _check_maps(
