@@ -99,14 +99,7 @@ class CounterNoise:
         self.origin = origin
 
     def __call__(self, group: int, stride: int, shape: tuple[int, int, int, int], device: torch.device) -> Tensor:
-        """Standard normals `[B, C, h, w]`, fp32, channels last in memory as in the networks.
-
-        Args:
-            group: index of the latent group.
-            stride: pixels of the HR image for each element of the group.
-            shape: `(B, C, h, w)`; B must be the number of seeds.
-            device: where the tensor is made.
-        """
+        """Standard normals, one row for each seed, see `NoiseSource`; channels last in memory, as in the networks."""
         return self._draw(_normals, group, stride, shape, device)
 
     def uniform(self, number: int, shape: tuple[int, int, int, int], device: torch.device) -> Tensor:

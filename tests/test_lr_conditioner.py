@@ -93,15 +93,6 @@ def test_y_reaches_what_the_table_says_and_nothing_else(make_vdvae: Any, make_ro
     assert torch.equal(*alone)  # no conditioned groups leave the prior
 
 
-def test_the_posterior_row_samples_as_the_lr_encoder_row_with_the_same_weights(make_vdvae: Any, make_row: Any) -> None:
-    # What is added to the posteriors is not there when there is no x.
-    vdvae, posterior, top = make_vdvae(), make_row("posterior", upsampling_blocks=None), make_row("lr_encoder")
-    top.load_state_dict(posterior.state_dict())
-    y, noise = levels(1, 4, seed=3), CounterNoise([0])
-    one, other = (vdvae.sample(1, SIZE, noise=noise, condition=n.encode(y)).sample for n in (posterior, top))
-    assert torch.equal(one, other)
-
-
 # The equations, computed by other means.
 
 
@@ -143,10 +134,15 @@ def test_the_top_group_is_drawn_from_its_conditioned_prior_and_the_rate_is_that_
     torch.testing.assert_close(out.loss, out.distortion + out.rate)
 
 
-def test_the_trivial_encoder_is_one_linear_map(make_row: Any) -> None:
-    network = make_row("trivial", image_size=8)  # y finer than the top group, so that positions cover several pixels
+def test_rows_are_special_cases_of_each_other(make_vdvae: Any, make_row: Any) -> None:
+    # What is added to the posteriors is not there when there is no x.
+    vdvae, posterior, top = make_vdvae(), make_row("posterior", upsampling_blocks=None), make_row("lr_encoder")
+    top.load_state_dict(posterior.state_dict())
+    y, noise = levels(1, 4, seed=3), CounterNoise([0])
+    assert torch.equal(*(vdvae.sample(1, SIZE, noise, n.encode(y)).sample for n in (posterior, top)))
+    # The trivial encoder is one linear map, here of a y finer than the top group: positions cover several pixels.
+    network, a, b = make_row("trivial", image_size=8), levels(1, 8, seed=3), levels(1, 8, seed=4)
     assert [parameter.ndim for parameter in network.parameters()] == [4, 1]
-    a, b = levels(1, 8, seed=3), levels(1, 8, seed=4)
     first, second, middle = (network(y).sample for y in (a, b, 0.25 * a + 0.75 * b))
     torch.testing.assert_close(middle, 0.25 * first + 0.75 * second)
     assert first.shape == (1, 8, 4, 4) and not torch.allclose(first, second)
@@ -156,25 +152,18 @@ def test_the_trivial_encoder_is_one_linear_map(make_row: Any) -> None:
 
 
 @pytest.mark.parametrize("conditioning", [*CONDITIONINGS, "cvdvae"])
-def test_rows_of_a_batch_are_the_images_one_by_one(
+def test_rows_of_a_batch_are_the_images_one_by_one_and_a_bound_of_log_sigma_holds(
     make_vdvae: Any, make_lr_network: Any, make_row: Any, conditioning: str
 ) -> None:
     network = make_row(conditioning) if conditioning in CONDITIONINGS else make_lr_network(conditioning)
-    vdvae, y = make_vdvae(), levels(2, 4, seed=3)
+    vdvae, bounded, y = make_vdvae(), make_vdvae(max_log_sigma=-1.0), levels(2, 4, seed=3)
     condition = network.encode(y).select(torch.tensor([1, 1, 0]))
     together = vdvae.sample(3, SIZE, noise=CounterNoise([5, 6, 7]), condition=condition).sample
     for row, source in enumerate([1, 1, 0]):
         condition = network.encode(y[source : source + 1])
         alone = vdvae.sample(1, SIZE, noise=CounterNoise([5 + row]), condition=condition).sample
         torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-5, atol=1e-5)
-
-
-@over_rows
-def test_a_bound_of_log_sigma_holds_for_the_conditioned_prior(
-    make_vdvae: Any, make_row: Any, conditioning: str
-) -> None:
-    vdvae, network = make_vdvae(max_log_sigma=-1.0), make_row(conditioning)
-    out = vdvae.top_down(1, SIZE, CounterNoise([0]), condition=network.encode(levels(1, 4, seed=3)))
+    out = bounded.top_down(1, SIZE, CounterNoise([0]), condition=condition)
     assert max(group.prior.log_sigma.max() for group in out.groups) == -1
 
 
@@ -268,7 +257,9 @@ def test_the_pipeline_samples_projects_and_reloads_with_a_card_that_says_what_is
 
 
 @over_rows
-def test_other_widths_are_refused_where_they_matter(make_vdvae: Any, make_row: Any, conditioning: str) -> None:
+def test_other_widths_are_refused_where_they_matter(
+    make_vdvae: Any, make_row: Any, training: Any, conditioning: str
+) -> None:
     network = make_row(conditioning, latent_channels=6)
     if conditioning == "final":
         SuperResolutionPipeline(make_vdvae(), network)
@@ -277,6 +268,8 @@ def test_other_widths_are_refused_where_they_matter(make_vdvae: Any, make_row: A
             SuperResolutionPipeline(make_vdvae(), network)
     if conditioning in ONLY_THE_TOP:  # nothing is added to the decoder
         assert torch.isfinite(make_row(conditioning, width=12)(levels(1, 4, seed=3)).sample).all()
+        with pytest.raises(ValueError, match="`lr_encoder` was made for decoder_width 12, not"):
+            training(conditioning, lr={"decoder_width": 12})
 
 
 # Training.
@@ -292,12 +285,6 @@ def training(make_vdvae: Any, make_row: Any, tmp_path: Path) -> Any:
         return objective_of(tmp_path, stage=stage, **more)
 
     return make
-
-
-@pytest.mark.parametrize("conditioning", ONLY_THE_TOP)
-def test_training_names_what_does_not_fit_the_decoder(training: Any, conditioning: str) -> None:
-    with pytest.raises(ValueError, match="`lr_encoder` was made for decoder_width 12, not"):
-        training(conditioning, lr={"decoder_width": 12})
 
 
 def update(objective: Any) -> set[str]:

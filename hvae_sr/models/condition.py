@@ -162,7 +162,7 @@ class GroupConditioning:
         return False
 
     def posterior(self, features: Features, group: int, h: Tensor, prior: DiagonalGaussian) -> DiagonalGaussian | None:
-        """q_psi(z_l | z_<l, y) from the group's activated stream and prior, or None."""
+        """q_psi(z_l | z_<l, y) from the group's activated stream h and prior, or None."""
         return None
 
 

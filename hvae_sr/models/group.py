@@ -90,12 +90,11 @@ class TopDownBlock(nn.Module):
         Args:
             x: the stream, `[B, width, h, w]`, or `[1, width, h, w]` where all rows share it so far.
             group: l, for the condition.
-            condition: what an LR network's `encode` returned.
             activation: HR activation, `[B, width, h, w]`.
             z: the value `[B, C, h, w]`, where it is given.
             noise: standard normals `[B, C, h, w]`; None takes the mean. Made outside, as checkpointing runs the block
                 twice.
-            temperature, lr_temperature: factors of the standard deviations of prior and q_psi; q(z|x) is not scaled.
+            temperature, lr_temperature: factors of the standard deviations of prior and q_psi.
 
         Returns:
             The stream after the group, and the group's statistics.
@@ -116,7 +115,6 @@ class TopDownBlock(nn.Module):
             z = lr_posterior.sample(noise, lr_temperature)
         elif z is None:
             z = prior.sample(noise, temperature)
-
         z = z.to(x.device)
         x = add_in_place(add_in_place(self.z_projection(z.to(residual.dtype)), x), residual)
         for block in (self.resnet, *self.residual_blocks):

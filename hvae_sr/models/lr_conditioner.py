@@ -274,13 +274,9 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
     def finish(self, x: Tensor, estimate: Tensor, temperature: Tensor) -> Tensor:
         """Samples of temperature t moved by the share m(t) of `restored_shares` towards the estimate (`move_towards`).
 
-        What is likely, what looks right and what is true to the spread are three images, at temperatures of 0, of the
-        default and of 1: m is the share of the estimate in each.
-
-        Args:
-            x: `[n, 3, H, W]` on [-1, 1].
-            estimate: G(y), `[n, 3, H, W]` or `[1, 3, H, W]` on [-1, 1].
-            temperature: t, `[]`.
+        x and the estimate G(y) are `[n, 3, H, W]` on [-1, 1], G(y) may be one for all. What is likely, what looks right
+        and what is true to the spread are three images, at temperatures of 0, of the default and of 1: m is the share
+        of the estimate in each.
         """
         if not self.shares:
             return x

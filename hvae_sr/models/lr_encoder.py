@@ -15,11 +15,10 @@ from .distributions import DiagonalGaussian
 class LREncoder(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
     """CVDVAE's stochastic encoder q_psi(z_<k | y): a bottom-up network over y and one posterior head per group.
 
-    Heads of groups finer than y read features that `upsampling_blocks` make. Resolutions are nominal, as in `VDVAE`:
-    `image_size` here is the nominal side of y, the VDVAE's divided by the scale.
+    Heads of groups finer than y read features that `upsampling_blocks` make. Resolutions are nominal, as in `VDVAE`.
 
     Args:
-        image_size: nominal side of y.
+        image_size: nominal side of y, the VDVAE's divided by the scale.
         blocks: bottom-up block notation, such as `"16x3,16d2,8x2"`.
         upsampling_blocks: such as `"32m16,32x1"`, or None.
         width, custom_widths, bottleneck_multiple, activation: of the bottom-up network.
@@ -64,22 +63,16 @@ class LREncoder(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         self._build_network()
         widths = parse_widths(decoder_width, decoder_custom_widths)
         self.resolutions = self._conditioned_resolutions()
+        self.heads = nn.ModuleList()
         for index, resolution in enumerate(self.resolutions):
             if resolution not in self.network.widths:
                 raise ValueError(
                     f"`num_conditioned_groups`: group {index} works at resolution {resolution}, where there are "
                     "no features of y; extend `blocks` or `upsampling_blocks`, or condition fewer groups"
                 )
-        self.heads = nn.ModuleList(
-            Bottleneck(
-                widths[resolution] + self.network.widths[resolution],
-                int(widths[resolution] * decoder_bottleneck_multiple),
-                2 * latent_channels,
-                resolution,
-                activation=activation,
-            )
-            for resolution in self.resolutions
-        )
+            read = widths[resolution] + self.network.widths[resolution]
+            inner = int(widths[resolution] * decoder_bottleneck_multiple)
+            self.heads.append(Bottleneck(read, inner, 2 * latent_channels, resolution, activation=activation))
 
     def _for_groups(self, features: Features) -> Features:
         """Activated here, once for all heads and samples."""
@@ -92,13 +85,9 @@ class LREncoder(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
 
     @entry_point
     def posterior(self, features: Features, group: int, h: Tensor, prior: DiagonalGaussian) -> DiagonalGaussian | None:
-        """q_psi(z_l | z_<l, y) for l < k (CVDVAE, eq. 12); within `max_deviation` of the group's prior.
+        """q_psi(z_l | z_<l, y) for l < k (CVDVAE, eq. 12), within `max_deviation` of the group's prior.
 
-        Args:
-            features: of y, activated, `{nominal resolution: [B, width, h, w]}`.
-            group: l.
-            h: the group's stream, activated, `[B or 1, width, h, w]`.
-            prior: of the group.
+        It reads the features of y and the group's stream h `[B or 1, width, h, w]`, both activated.
         """
         if not self.has_posterior(group):
             return None

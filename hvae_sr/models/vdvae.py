@@ -136,34 +136,30 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
                     f"`encoder_blocks` must begin at {finest} and reach every resolution of decoder_blocks, got "
                     f"{encoder_blocks!r}"
                 )
+        num_blocks = len(specs) + sum(spec.residual_blocks for spec in specs)
         self.blocks = nn.ModuleList(
             TopDownBlock(
                 spec,
                 widths[spec.resolution],
                 channels[spec.resolution],
                 bottleneck_multiple,
-                len(specs) + sum(spec.residual_blocks for spec in specs),
-                with_posterior=encoder_blocks is not None,
-                activation=activation,
-                max_log_sigma=max_log_sigma,
-                residual_multiple=residual_multiple,
-            )
+                num_blocks,
+                encoder_blocks is not None,
+                activation,
+                max_log_sigma,
+                residual_multiple,
+            )  # fmt: skip
             for spec in specs
         )
-        self.upsamplers = nn.ModuleDict(
-            {
-                str(group): Upsampler(widths[spec.mixin], widths[spec.resolution], spec.resolution // spec.mixin)
-                for group, spec in enumerate(specs)
-                if mixin_upsampling == "pixel_shuffle" and spec.mixin is not None
-            }
-        )
-        self.biases = nn.ModuleDict(
-            {
-                str(resolution): Bias(widths[resolution], resolution if bias_type == "spatial" else 1)
-                for resolution in sorted(met)
-                if resolution <= no_bias_above
-            }
-        )
+        self.upsamplers, self.biases = nn.ModuleDict(), nn.ModuleDict()
+        for group, spec in enumerate(specs):
+            if mixin_upsampling == "pixel_shuffle" and spec.mixin is not None:
+                factor = spec.resolution // spec.mixin
+                self.upsamplers[str(group)] = Upsampler(widths[spec.mixin], widths[spec.resolution], factor)
+        for resolution in sorted(met):
+            if resolution <= no_bias_above:
+                side = resolution if bias_type == "spatial" else 1
+                self.biases[str(resolution)] = Bias(widths[resolution], side)
         self.affine = Affine(widths[finest])
         self.out_conv = Convolution(widths[finest], 10 * num_mixtures * patch_size**2)
         with torch.no_grad():

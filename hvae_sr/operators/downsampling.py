@@ -75,10 +75,6 @@ class Downsampling:
         self._cache: OrderedDict[tuple[object, ...], BandedMatrix] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """`apply`."""
-        return self.apply(x)
-
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """Hx = R_h x R_wᵀ: the LR image, [..., ceil(H / s), ceil(W / s)], of x [..., H, W].
 
@@ -87,6 +83,8 @@ class Downsampling:
         """
         _check_image("x", x)
         return self._transform("apply", x, (x.shape[-2], x.shape[-1]))
+
+    __call__ = apply
 
     def apply_rows(
         self, rows: Callable[[int, int], torch.Tensor], size: tuple[int, int], device: torch.device | str = "cpu"
