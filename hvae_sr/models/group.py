@@ -1,5 +1,7 @@
 """The step of one latent group: prior, posterior, z, and the blocks after it (VD-VAE, figure 3)."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -40,15 +42,10 @@ class TopDownBlock(nn.Module):
         self.resolution, self.mixin, self.width = spec.resolution, spec.mixin, width
         self.latent_channels, self.max_log_sigma = latent_channels, max_log_sigma
         self.activation = ACTIVATIONS[activation]
-        middle = int(width * bottleneck_multiple)
-        self.posterior_head = (
-            Bottleneck(2 * width, middle, 2 * latent_channels, spec.resolution, activation=activation)
-            if with_posterior
-            else None
-        )
-        self.prior_head = Bottleneck(
-            width, middle, 2 * latent_channels + width, spec.resolution, zero_last=True, activation=activation
-        )
+        middle, parameters = int(width * bottleneck_multiple), 2 * latent_channels
+        head = partial(Bottleneck, middle_channels=middle, resolution=spec.resolution, activation=activation)
+        self.posterior_head = head(2 * width, out_channels=parameters) if with_posterior else None
+        self.prior_head = head(width, out_channels=parameters + width, zero_last=True)
         self.z_projection = Convolution(latent_channels, width)
         self.resnet = residual_block(width, bottleneck_multiple, spec.resolution, activation, num_blocks)
         inner = bottleneck_multiple if residual_multiple is None else residual_multiple

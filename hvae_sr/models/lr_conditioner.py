@@ -178,26 +178,23 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
     def _check_conditioning(self) -> None:
         """Raises a ValueError for options that do not go with `conditioning`."""
         c = self.config
-        given, k = f"conditioning={c.conditioning!r}", c.num_conditioned_groups
+        given, k, location = f"conditioning={c.conditioning!r}", c.num_conditioned_groups, c.likelihood_location
         check_choice("conditioning", c.conditioning, CONDITIONINGS)
         if c.conditioning != "final" and c.gate_init:
             raise ValueError(f"`gate_init` must be 0 for {given}, which has no gates; got {c.gate_init}")
         if c.conditioning in ("trivial", "lr_encoder") and k not in (None, 1):
             raise ValueError(f"`num_conditioned_groups` must be None or 1 for {given}: the top group alone; got {k}")
-        needed = c.likelihood_location in ("regression", "gated")
+        needed = location in ("regression", "gated")
         if needed != (c.regression_width is not None) or (needed and not is_count(c.regression_width)):
             raise ValueError(
                 "`regression_width` must be a whole number >= 1 with likelihood_location 'regression' or 'gated', and "
-                f"None with another, got {c.regression_width!r} with {c.likelihood_location!r}"
+                f"None with another, got {c.regression_width!r} with {location!r}"
             )
         if needed and c.conditioning == "trivial":
-            raise ValueError(
-                f"`likelihood_location` {c.likelihood_location!r} needs features of y, which {given} does not read"
-            )
-        if c.conditioning == "lr_encoder" and c.upsampling_blocks:
-            raise ValueError(
-                f"`upsampling_blocks` must be None for {given}, which reads none; got {c.upsampling_blocks!r}"
-            )
+            raise ValueError(f"`likelihood_location` {location!r} needs features of y, which {given} does not read")
+        above = c.upsampling_blocks
+        if c.conditioning == "lr_encoder" and above:
+            raise ValueError(f"`upsampling_blocks` must be None for {given}, which reads none; got {above!r}")
 
     @property
     def read_channels(self) -> dict[str, int]:
@@ -260,7 +257,7 @@ class LRConditioner(LRNetwork, StrictLoading, ModelMixin, ConfigMixin):
         location = None if c.likelihood_location is None else base
         if c.likelihood_location == "projection":
             location = self.operator.project(base, sample.float())
-        elif self.location_gate is not None:
+        if self.location_gate is not None:
             gate = self.location_gate(features[c.image_size]).float().sigmoid()
             share = F.interpolate(gate, scale_factor=c.scale_factor, mode="bilinear", align_corners=False)
             location = torch.lerp(base, regressed.image, share)

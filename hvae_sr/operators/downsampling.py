@@ -107,11 +107,7 @@ class Downsampling:
             yield columns.multiply_width(block @ rows(low, high).to(dtype))
 
     def adjoint(self, y: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """Hᵀy = R_hᵀ y R_w, [..., H, W]: the linear map for which <Hx, y> = <x, Hᵀy>.
-
-        Args:
-            y: [..., ceil(H / s), ceil(W / s)].
-            size: (H, W) of the HR image.
+        """Hᵀy = R_hᵀ y R_w, [..., H, W] = `size`, of y [..., ceil(H / s), ceil(W / s)]: <Hx, y> = <x, Hᵀy>.
 
         Raises:
             ValueError: if y is not a floating-point image of that size.
@@ -120,11 +116,7 @@ class Downsampling:
         return self._transform("adjoint", y, size)
 
     def pseudo_inverse(self, y: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """H⁺y = Hᵀ(HHᵀ)⁻¹y = R_h⁺ y (R_w⁺)ᵀ, [..., H, W]: of all x with Hx = y, the one of least norm.
-
-        Args:
-            y: [..., ceil(H / s), ceil(W / s)].
-            size: (H, W) of the HR image.
+        """H⁺y = Hᵀ(HHᵀ)⁻¹y = R_h⁺ y (R_w⁺)ᵀ: of all x [..., H, W] = `size` with Hx = y, the one of least norm.
 
         Raises:
             ValueError: if y is not a floating-point image of that size, or if RRᵀ of either side is singular
