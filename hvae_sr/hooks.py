@@ -46,11 +46,11 @@ def entry_point(method: _Method) -> _Method:
     return cast(_Method, wrapper)
 
 
-def run_layer(model: Any, layer: Any, *inputs: Tensor) -> Any:
+def run_layer(model: Any, layer: Any, *inputs: Any, **options: Any) -> Any:
     """What a layer of a model gives; computed once more for the gradient, where the model is checkpointed."""
     if model.gradient_checkpointing and torch.is_grad_enabled():
-        return model._gradient_checkpointing_func(layer, *inputs)
-    return layer(*inputs)
+        return model._gradient_checkpointing_func(functools.partial(layer, **options), *inputs)
+    return layer(*inputs, **options)
 
 
 def execution_device(model: Any) -> torch.device:

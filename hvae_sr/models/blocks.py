@@ -9,7 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from ..hooks import run_layer
 
 MAX_BLOCKS, MAX_WIDTH = 10_000, 2**16
 """Beyond these a configuration is damaged, or meant to fill the memory."""
@@ -282,13 +283,6 @@ def add_in_place(total: Tensor, x: Tensor) -> Tensor:
     return total.to(torch.promote_types(total.dtype, x.dtype)).add_(x)
 
 
-def run(model: Any, block: nn.Module, *inputs: Any, **options: Any) -> Any:
-    """A block's output; where the model has gradient checkpointing, computed once more in the backward pass."""
-    if model.gradient_checkpointing and torch.is_grad_enabled():
-        return checkpoint(block, *inputs, use_reentrant=False, **options)
-    return block(*inputs, **options)
-
-
 def set_compute_dtype(model: Any, dtype: torch.dtype | None) -> None:
     """The dtype policy: `reducible` convolutions compute in `dtype` (None: that of the weights), all else as it is.
 
@@ -364,7 +358,7 @@ class BottomUp(nn.Module):
         stem = x = self.in_conv(x.contiguous(memory_format=torch.channels_last))
         features = {self.resolution: x}
         for i, block in enumerate(self.blocks):
-            x = run(self, block, x)
+            x = run_layer(self, block, x)
             if i == self.skip_after:
                 x = x + stem
             x = set_channels(x, self.widths[self.resolutions_after[i]])

@@ -9,7 +9,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from ..hooks import entry_point, execution_device, per_group
+from ..hooks import entry_point, execution_device, per_group, run_layer
 from ..loading import StrictLoading
 from ..noise import NoiseSource, as_noise_source, uniform_source
 from .blocks import (
@@ -24,7 +24,6 @@ from .blocks import (
     network_input,
     parse_blocks,
     parse_widths,
-    run,
     set_channels,
     set_compute_dtype,
 )
@@ -295,7 +294,7 @@ class VDVAE(StrictLoading, ModelMixin, ConfigMixin):
             draws = None
             if given[group] is None and (activations is not None or tau[group] or lr_tau[group]):
                 draws = source(group, self.stride(group), self.latent_shape(group, batch_size, size), x.device)
-            x, statistics = run(
+            x, statistics = run_layer(
                 self, block, x, group,
                 condition=condition if group < conditioned_groups else None,
                 activation=None if activations is None else activations[block.resolution],
