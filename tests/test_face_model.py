@@ -17,17 +17,10 @@ from hvae_sr.models import VDVAE
 
 SIDE = 32
 HPARAMS = {
-    "width": 8,
-    "zdim": 2,
-    "custom_width_str": "",
-    "no_bias_above": 8,
-    "num_mixtures": 2,
-    "image_size": SIDE,
-    "enc_blocks": "32x1,32d2,16d2,8x1,8d2,4d4,1x1",
-    "dec_blocks": "1x1,4m1,8m4,16m8,32m16",
-    "shift": -112.9,
+    "width": 8, "zdim": 2, "custom_width_str": "", "no_bias_above": 8, "num_mixtures": 2, "image_size": SIDE,
+    "enc_blocks": "32x1,32d2,16d2,8x1,8d2,4d4,1x1", "dec_blocks": "1x1,4m1,8m4,16m8,32m16", "shift": -112.9,
     "scale": 0.0144,
-}
+}  # fmt: skip
 """Published names, as those of FFHQ-256, of a prior with biases of a fixed size."""
 LR_BLOCKS = {4: "8x1,8d2,4d4,1x1", 8: "4x1,4d4,1x1"}
 

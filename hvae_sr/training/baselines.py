@@ -15,9 +15,8 @@ from ..noise import CounterNoise
 from ..operators import Downsampling
 from ..pipelines.baselines import DPSPipeline, HCFlowPipeline, RegressionPipeline, SR3Pipeline
 from ..pipelines.compared import ComparedPipeline
-from .critic import FeatureCritic
 from .objectives import Loss, PairedObjective
-from .scores import PerceptualDistance
+from .scores import FeatureCritic, PerceptualDistance
 
 _TIME, _WITHIN = 0, 1
 """Numbers of the uniform draws of a diffusion step: which one, and how far from its noise level."""

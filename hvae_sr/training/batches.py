@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,8 @@ logger = logging.getLogger(__name__)
 
 _SEED_STRIDE = 0x9E3779B97F4A7C15
 """Addresses of noise have 64 bits: odd, so that no two seeds share them; far from 1, so that no two runs overlap."""
-
-
 _LEFT_BY_RUNS = ("checkpoint-*", "images", "logs", "validation")
 """Folders with which a run leaves pictures beside its options."""
-
 _VALIDATION = 1 << 63
 """Numbers of degradations from here on are those of the images held out."""
 
@@ -57,20 +55,17 @@ class Batches:
     """
 
     def __init__(self, dataset: ImageCrops | ImageStream, config: TrainingConfig, accelerator: Accelerator) -> None:
-        self.dataset = dataset
-        self.config = config
-        self.accelerator = accelerator
+        self.dataset, self.config, self.accelerator = dataset, config, accelerator
         self.sampler: SeedableRandomSampler | None = None
         self.updates_per_epoch = sys.maxsize  # a stream has no end
-        crops, workers, persistent = None, config.dataloader_num_workers, False
-        self.stream_workers = 0
+        crops, workers, self.stream_workers = None, config.dataloader_num_workers, 0
         if isinstance(dataset, ImageStream):
             workers = min(workers, dataset.num_shards)
             self.stream_workers = max(workers, 1)
         else:
             # Kept at hand: accelerate's loaders pass the epoch on to it, but not through all their wrappers.
             self.sampler = SeedableRandomSampler(dataset, generator=torch.Generator(), data_seed=config.seed)
-            crops, persistent = len(dataset), workers > 0
+            crops = len(dataset)
         self.crops_per_update = crops_per_update(config, accelerator.num_processes, crops)
         self.loader: Any = DataLoader(
             dataset,
@@ -78,13 +73,18 @@ class Batches:
             sampler=self.sampler,
             drop_last=True,
             num_workers=workers,
-            persistent_workers=persistent,
+            persistent_workers=workers > 0 and self.sampler is not None,
             worker_init_fn=leave_to_the_run,
             pin_memory=accelerator.device.type == "cuda",
         )
         if self.sampler is not None:
             self.loader = accelerator.prepare(self.loader)
             self.updates_per_epoch = len(self.loader) // config.gradient_accumulation_steps
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What the place of a run in its images is counted in, as in `Progress`."""
+        return {name: getattr(self, name) for name in ("crops_per_update", "updates_per_epoch", "stream_workers")}
 
     def epoch(self, step: int) -> Iterator[tuple[dict[str, Tensor], list[int]]]:
         """What is left of the epoch after `step` updates: batches, and an address of noise for each of their crops."""
@@ -152,14 +152,9 @@ def build_training_set(config: TrainingConfig, rank: int, num_processes: int) ->
     if config.streaming:
         if config.crops_per_image != 1:
             logger.warning("`crops_per_image` %d is not used: a stream gives one crop of a row", config.crops_per_image)
+        named = _dataset(config, config.dataset_split, augmentation)
         with _options_named("train"):
-            found = ImageStream(
-                **_dataset(config, config.dataset_split),
-                augmentation=augmentation,
-                batch_size=config.train_batch_size,
-                rank=rank,
-                world_size=num_processes,
-            )
+            found = ImageStream(**named, batch_size=config.train_batch_size, rank=rank, world_size=num_processes)
     else:
         found = _images(config, "train", config.dataset_split, augmentation, config.crops_per_image)
     found.degrade = _degrader(config)
@@ -221,37 +216,29 @@ def _degraded(degradation: Degradation, seed: int, first: int, scale_factor: int
 def _images(config: TrainingConfig, part: str, split: str | None, augmentation: Augmentation, crops: int) -> ImageCrops:
     """The images of "train" or "validation": of a dataset's split, or of that part's folders."""
     folders: list[str] = getattr(config, f"{part}_data_dir")
-    cache_bytes = int(config.cache_gib * 2**30)
+    common: dict[str, Any] = {"crops_per_image": crops, "cache_bytes": int(config.cache_gib * 2**30)}
     with _options_named(part):
         if not folders:
-            return ImageTable(
-                **_dataset(config, split or ""),
-                augmentation=augmentation,
-                crops_per_image=crops,
-                cache_bytes=cache_bytes,
-            )
+            return ImageTable(**_dataset(config, split or "", augmentation), **common)
         return ImageFolder(
             folders,
-            augmentation.crop_size,
+            **asdict(augmentation),
             seed=config.seed,
-            horizontal_flip=augmentation.horizontal_flip,
-            rotate=augmentation.rotate,
-            scales=augmentation.scales,
-            crops_per_image=crops,
-            cache_bytes=cache_bytes,
             train_lr_dir=getattr(config, f"{part}_lr_dir"),
             scale_factor=config.scale_factor,
             leave_out=_left_out(config, folders),
+            **common,
         )
 
 
-def _dataset(config: TrainingConfig, split: str) -> dict[str, Any]:
+def _dataset(config: TrainingConfig, split: str, augmentation: Augmentation) -> dict[str, Any]:
     return {
         "dataset_name": config.dataset_name or "",
         "dataset_config_name": config.dataset_config_name,
         "split": split,
         "image_column": config.image_column,
         "seed": config.seed,
+        "augmentation": augmentation,
     }
 
 
@@ -270,14 +257,10 @@ def _left_out(config: TrainingConfig, folders: Sequence[str]) -> list[Path]:
 
 
 def _errors_in_words(batches: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """The batches; errors of the data in the words of the command line.
-
-    Those of reading processes come with the process' whole traceback as their text.
-    """
     try:
         with _options_named("train"):
             yield from batches
-    except ValueError as error:
+    except ValueError as error:  # those of reading processes come with the process' whole traceback as their text
         raise ValueError(str(error).rpartition("\nValueError: ")[2].strip()) from error
 
 
@@ -288,8 +271,6 @@ def _options_named(part: str) -> Iterator[None]:
         yield
     except ValueError as error:
         message = str(error).replace("crop_size", "`resolution`")
-        for name in ("data_dir", "lr_dir"):
-            message = message.replace(f"train_{name}", f"`{part}_{name}`")
-        for name in ("dataset_name", "image_column"):
-            message = message.replace(name, f"`{name}`")
+        message = message.replace("train_data_dir", f"`{part}_data_dir`").replace("train_lr_dir", f"`{part}_lr_dir`")
+        message = message.replace("dataset_name", "`dataset_name`").replace("image_column", "`image_column`")
         raise ValueError(message) from error

@@ -7,6 +7,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ _PARTIAL = ".partial"
 _MANIFEST = "files.json"
 
 
+@dataclass
 class Progress:
     """What a checkpoint must remember beside weights, optimiser, average and schedule.
 
@@ -30,13 +32,13 @@ class Progress:
         stream_workers: processes of each process that read a stream, of which each has a place of its own; else 0.
     """
 
-    def __init__(self, crops_per_update: int, updates_per_epoch: int, stream_workers: int = 0) -> None:
-        self.step = 0
-        self.skipped = 0
-        self.skipped_in_a_row = 0
-        self.unsound_in_a_row = 0
-        self.crops_per_update, self.updates_per_epoch = crops_per_update, updates_per_epoch
-        self.stream_workers = stream_workers
+    crops_per_update: int
+    updates_per_epoch: int
+    stream_workers: int = 0
+    step: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    unsound_in_a_row: int = 0
 
     def count(self, skipped: bool, sound: bool) -> None:
         """Counts an update that was left out or not, with a finite gradient (`sound`) or not."""
@@ -128,19 +130,18 @@ def _finish(partial: Path, target: Path) -> None:
     _sync(target.parent)
 
 
-def remove_partial(output_dir: Path) -> None:
-    """Removes what a process that was killed while it wrote or removed a checkpoint has left."""
+def clean_up(output_dir: Path, step: int | None) -> None:
+    """Removes what a process that was killed while it wrote or removed a checkpoint has left.
+
+    With a `step`, to which the run is taken back, also the checkpoints after it: they would count as the newest.
+    """
     for path in output_dir.glob(f"checkpoint-*{_PARTIAL}"):
         logger.warning("removing %s, which was not finished", path)
         shutil.rmtree(path, ignore_errors=True)
-
-
-def remove_later(output_dir: Path, step: int) -> None:
-    """Removes checkpoints after update `step`, to which a run is taken back: they would count as the newest."""
-    for path in list_checkpoints(output_dir):
-        if checkpoint_step(path) > step:
-            logger.warning("removing %s: the run goes on from update %d", path, step)
-            _discard(path)
+    later = [] if step is None else [path for path in list_checkpoints(output_dir) if checkpoint_step(path) > step]
+    for path in later:
+        logger.warning("removing %s: the run goes on from update %d", path, step)
+        _discard(path)
 
 
 def find_checkpoints(resume_from: str | None, output_dir: Path) -> list[Path]:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
@@ -24,18 +25,11 @@ OPTIONS_FILE = "training_config.json"
 BASELINE_STAGES = ("regression", "hcflow", "sr3", "ddpm")
 """Those of the compared systems."""
 STAGES = ("vdvae", "lr-encoder", "joint", "vdvae-sr", "energy-score", *BASELINE_STAGES)
+_SCHEDULES = "constant constant_with_warmup linear cosine cosine_with_restarts piecewise_constant plateau"
 _CHOICES = {
     "stage": STAGES,
     "kl_reduction": ("sum", "group_mean"),
-    "lr_scheduler": (
-        "constant",
-        "constant_with_warmup",
-        "linear",
-        "cosine",
-        "cosine_with_restarts",
-        "piecewise_constant",
-        "plateau",
-    ),
+    "lr_scheduler": tuple(_SCHEDULES.split()),
     "mixed_precision": ("no", "bf16", "fp16"),
     "saved_dtype": ("float32", "float16", "float8"),
     "consistency": (None, "exact", "none"),
@@ -55,16 +49,36 @@ _PATHS = (*_RELATIVE, "output_dir", "dataset_name", "pretrained_vdvae", "pretrai
 """Options that may begin with `~`."""
 _FREEZE = {"train_decoder": ("vdvae-sr", "energy-score"), "train_encoder": ("vdvae-sr",)}
 """Options that freeze weights where they are false, and the stages that read them."""
-_AT_LEAST = {
-    0: "regression_pixel_weight regression_perceptual_weight regression_critic_weight flow_pixel_weight vlb_weight "
-    "score_point_weight score_band_weight score_perceptual_weight score_distance_fade "
-    "seed lr_warmup_steps dataloader_num_workers learning_rate adam_weight_decay adam_epsilon "
-    "default_temperature plateau_patience cache_gib validation_images",
-    1: "score_samples score_perceptual_taps resolution crops_per_image train_batch_size "
-    "gradient_accumulation_steps max_train_steps num_train_epochs scale_factor checkpointing_steps "
-    "checkpoints_total_limit logging_steps validation_steps lr_num_cycles",
-}
-"""Lowest values that are allowed, and the options that they are of."""
+_RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    (
+        "regression_pixel_weight regression_perceptual_weight regression_critic_weight flow_pixel_weight vlb_weight "
+        "score_point_weight score_band_weight score_perceptual_weight score_distance_fade seed lr_warmup_steps "
+        "dataloader_num_workers learning_rate adam_weight_decay adam_epsilon default_temperature plateau_patience "
+        "cache_gib validation_images",
+        lambda value: 0 <= value < math.inf,
+        "must be at least 0 and finite, got",
+    ),
+    (
+        "score_samples score_perceptual_taps resolution crops_per_image train_batch_size gradient_accumulation_steps "
+        "max_train_steps num_train_epochs scale_factor checkpointing_steps checkpoints_total_limit logging_steps "
+        "validation_steps lr_num_cycles",
+        lambda value: 1 <= value < math.inf,
+        "must be at least 1 and finite, got",
+    ),
+    ("max_grad_norm", lambda norm: 0 < norm < math.inf, "must be above 0 and finite (a large one clips nothing), got"),
+    (
+        "skip_threshold",
+        lambda norm: 0 < norm < math.inf,
+        "must be above 0 and finite (a large one leaves out nothing that is finite), got",
+    ),
+    ("adam_beta1 adam_beta2 ema_decay", lambda value: 0 <= value < 1, "must lie in [0, 1), got"),
+    ("plateau_factor", lambda factor: 0 < factor < 1, "must lie between 0 and 1, got"),
+    ("seed", lambda seed: seed < 2**32, "must be below 2**32, got"),
+    ("score_level_dropout score_low_temperatures", lambda share: 0 <= share <= 1, "must lie in [0, 1], got"),
+    ("scales", lambda scale: 0 < scale < math.inf, "must be finite factors above 0, at least one, got"),
+    ("validation_temperatures", lambda value: 0 <= value < math.inf, "must be finite and >= 0, got"),
+)
+"""Options, what must hold of their values, and the words of the error."""
 
 
 def option(default: Any, help: str) -> Any:
@@ -104,16 +118,10 @@ class TrainingConfig:
     pretrained_lr_encoder: str | None = option(
         None, "A trained LR network; with lr_config, it grows to that, or for another decoder gives it what fits."
     )
-    pretrained_restorer: str | None = option(
-        None, "A trained RRDBNet that the restorer of a new LR network gets its weights from: its folder."
-    )
-    pretrained_regression: str | None = option(
-        None, "A trained SPAN that the regression of a new LR network starts from: its folder."
-    )
+    pretrained_restorer: str | None = option(None, "Folder of a trained RRDBNet for a new LR network's restorer.")
+    pretrained_regression: str | None = option(None, "Folder of a trained SPAN for a new LR network's regression.")
     baseline: str | None = option(
-        None,
-        "Compared system: a name that `hvae-sr convert --preset` takes, or a JSON file with architecture, its options, "
-        "scheduler and pipeline.",
+        None, "Compared system: a preset of `hvae-sr convert`, or JSON: architecture, options, scheduler, pipeline."
     )
     pretrained_network: str | None = option(None, "A trained network of that system to start from: its folder.")
     pretrained_blocks: list[int] = option(
@@ -130,8 +138,7 @@ class TrainingConfig:
     scale_factor: int = option(4, "Sides of x over sides of y.")
     downsampling_kernel: str = option("bicubic", "Kernel that makes y from x (see Downsampling).")
     degradation: str | None = option(
-        None,
-        "Random degradation that makes y instead: mild-jpeg, noise, blur-noise, second-order, real or a YAML file.",
+        None, "Random degradation to make y instead: mild-jpeg, noise, blur-noise, second-order, real or a YAML file."
     )
     consistency: str | None = option(
         None, "exact (samples are projected on Hx = y) or none; default: none with `degradation`, else exact."
@@ -140,9 +147,7 @@ class TrainingConfig:
         "float32", "Of the saved weights: float32, float16, or float8 for kernels and float16 for all else."
     )
     default_temperature: float | None = option(
-        None,
-        "Temperature that the saved pipeline uses by default; if not given, that of the pipeline whose LR network is "
-        "pretrained_lr_encoder, or 0.8.",
+        None, "The saved pipeline's; if not given, that of the pipeline of pretrained_lr_encoder, or 0.8."
     )
     kl_reduction: str = option("sum", "lr-encoder: sum (the paper's eq. 14) or group_mean (the published code).")
     rate_weights: list[str] = option(
@@ -159,14 +164,10 @@ class TrainingConfig:
     score_perceptual_weight: float = option(0.0, "energy-score: weight of the score of features of VGG16.")
     score_perceptual_taps: int = option(3, "energy-score: how many of LPIPS' five taps are scored, from the finest.")
     score_level_dropout: list[float] = option(
-        [],
-        "energy-score: shares of the updates in which only the coarsest level, the two coarsest, ... are at "
-        "temperature 1; the rest goes to all levels.",
+        [], "energy-score: shares of the updates with only the coarsest level, the two coarsest, ... at temperature 1."
     )
     score_level_pools: list[int] = option(
-        [],
-        "energy-score: sides in pixels of the squares that images are averaged over in these updates, one for "
-        "each; none: half the stride of the finest level at temperature 1.",
+        [], "energy-score: pixels of the squares to average over in each of these; none: half the finest one's stride."
     )
     score_low_temperatures: float = option(
         0.0, "energy-score: share of the updates at a temperature drawn from [0, 1), whose spread counts less."
@@ -226,91 +227,69 @@ class TrainingConfig:
         for name, kind in get_type_hints(type(self)).items():  # HfArgumentParser changes the types of the fields
             value = getattr(self, name)
             if name in _FOLDERS and isinstance(value, list):
-                value = [_expanded(folder) for folder in value]
+                setattr(self, name, [_expanded(folder) for folder in value])
             elif name in _PATHS:
-                value = _expanded(value)
+                setattr(self, name, _expanded(value))
             must = f"must be {kind.__name__ if isinstance(kind, type) else kind}, got"
-            _check(_fits(value, kind), name, must, value)
-            setattr(self, name, value)
+            self._check(_fits(getattr(self, name), kind), name, must)
         for name, allowed in _CHOICES.items():
-            _check(
-                getattr(self, name) in allowed,
-                name,
-                f"must be one of {', '.join(filter(None, allowed))}; got",
-                getattr(self, name),
-            )
+            must = f"must be one of {', '.join(filter(None, allowed))}; got"
+            self._check(getattr(self, name) in allowed, name, must)
         self._check_data()
-        _check(self.output_dir, "output_dir", "must be given")
-        for lowest, names in _AT_LEAST.items():
+        self._check(self.output_dir, "output_dir", "must be given")
+        for names, holds, must in _RANGES:
             for name in names.split():
-                value = getattr(self, name)
-                sound = value is None or (value >= lowest and math.isfinite(value))
-                _check(sound, name, f"must be at least {lowest} and finite, got", value)
-        for name, large in (
-            ("max_grad_norm", "clips nothing"),
-            ("skip_threshold", "leaves out nothing that is finite"),
-        ):
-            norm = getattr(self, name)
-            _check(0 < norm < math.inf, name, f"must be above 0 and finite (a large one {large}), got", norm)
-        for name in ("adam_beta1", "adam_beta2", "ema_decay"):
-            _check(0 <= getattr(self, name) < 1, name, "must lie in [0, 1), got", getattr(self, name))
-        _check(0 < self.plateau_factor < 1, "plateau_factor", "must lie between 0 and 1, got", self.plateau_factor)
+                values = getattr(self, name)
+                values = values if isinstance(values, list) else [values]
+                self._check(all(value is None or holds(value) for value in values), name, must)
+        self._check(self.scales, "scales", "must be finite factors above 0, at least one, got")
         updates = [_parse_point(entry)[0] for entry in self.rate_weights]
-        _check(updates == sorted(updates), "rate_weights", "must name ascending updates, got", self.rate_weights)
-        _check(self.seed < 2**32, "seed", "must be below 2**32, got", self.seed)
-        for name in ("score_level_dropout", "score_low_temperatures"):
-            shares = getattr(self, name)
-            sound = all(0 <= share <= 1 for share in (shares if isinstance(shares, list) else [shares]))
-            _check(sound, name, "must lie in [0, 1], got", shares)
-        sound = bool(self.scales) and all(0 < scale < math.inf for scale in self.scales)
-        _check(sound, "scales", "must be finite factors above 0, at least one, got", self.scales)
-        temperatures = self.validation_temperatures
-        sound = all(0 <= t < math.inf for t in temperatures)
-        _check(sound, "validation_temperatures", "must be finite and >= 0, got", temperatures)
+        self._check(updates == sorted(updates), "rate_weights", "must name ascending updates, got")
         self._check_stage()
         self._check_degradation()
 
+    def _check(self, sound: Any, name: str, must: str) -> None:
+        """Raises a ValueError about the option `name` unless it is sound, with its value where `must` ends openly."""
+        if not sound:
+            value = f" {getattr(self, name)!r}" if must.endswith((" got", ":")) else ""
+            raise ValueError(f"`{name}` {must}{value}")
+
     def _check_stage(self) -> None:
-        """Raises a ValueError unless the stage has what it needs."""
         stage, side = self.stage, self.resolution
         multiple = stage == "vdvae" or side % self.scale_factor == 0
-        _check(multiple, "resolution", f"must be a multiple of scale_factor {self.scale_factor}:", side)
+        self._check(multiple, "resolution", f"must be a multiple of scale_factor {self.scale_factor}:")
         if stage == "energy-score":
-            sizes = self.score_patch_sizes
-            sound = bool(sizes) and all(p >= 1 and side % p == 0 for p in sizes)
-            _check(sound, "score_patch_sizes", f"must divide resolution {side}:", sizes)
+            sound = bool(self.score_patch_sizes) and all(p >= 1 and side % p == 0 for p in self.score_patch_sizes)
+            self._check(sound, "score_patch_sizes", f"must divide resolution {side}:")
             sound = not self.score_band_weight or min(self.score_band_windows, default=0) > 1
-            _check(sound, "score_band_windows", "must be integers above 1, got", self.score_band_windows)
+            self._check(sound, "score_band_windows", "must be integers above 1, got")
             sound = not self.score_perceptual_weight or self.lpips_weights is not None
-            _check(sound, "lpips_weights", "must be given for a score_perceptual_weight above 0")
-            _check(
-                self.score_perceptual_taps <= NUM_TAPS,
-                "score_perceptual_taps",
-                f"must be at most {NUM_TAPS}, got",
-                self.score_perceptual_taps,
-            )
+            self._check(sound, "lpips_weights", "must be given for a score_perceptual_weight above 0")
+            sound = self.score_perceptual_taps <= NUM_TAPS
+            self._check(sound, "score_perceptual_taps", f"must be at most {NUM_TAPS}, got")
         if self.lr_scheduler == "piecewise_constant":
-            _check_rules(self.lr_step_rules)
+            must = "must be factors and ascending updates, such as 1:200000,0.5; got"
+            self._check(_are_rules(self.lr_step_rules), "lr_step_rules", must)
         if stage in BASELINE_STAGES:
-            _check(self.baseline, "baseline", f"must be given for stage {stage}")
+            self._check(self.baseline, "baseline", f"must be given for stage {stage}")
             seen = self.regression_perceptual_weight or self.regression_critic_weight
             sound = not seen or self.lpips_weights is not None
-            _check(sound, "lpips_weights", "must be given for a perceptual or critic weight above 0")
+            self._check(sound, "lpips_weights", "must be given for a perceptual or critic weight above 0")
             sound = not self.pretrained_blocks or self.pretrained_network is not None
-            _check(sound, "pretrained_blocks", "needs `pretrained_network`, got", self.pretrained_blocks)
+            self._check(sound, "pretrained_blocks", "needs `pretrained_network`, got")
             # The flow's Jacobian and its inverse are no better than the precision of every layer.
             sound = stage != "hcflow" or self.mixed_precision == "no"
-            _check(sound, "mixed_precision", "must be no for stage hcflow, got", self.mixed_precision)
+            self._check(sound, "mixed_precision", "must be no for stage hcflow, got")
             return
         pretrained = self.pretrained_vdvae is not None
-        _check(pretrained or self.vdvae_config, "vdvae_config", "or `pretrained_vdvae` must be given")
+        self._check(pretrained or self.vdvae_config, "vdvae_config", "or `pretrained_vdvae` must be given")
         for name, stages in _FREEZE.items():
             sound = pretrained or stage not in stages or getattr(self, name)
-            _check(sound, name, "false needs `pretrained_vdvae`: random weights would be frozen")
+            self._check(sound, name, "false needs `pretrained_vdvae`: random weights would be frozen")
         sound = pretrained or stage != "lr-encoder"
-        _check(sound, "pretrained_vdvae", "must be given for stage lr-encoder: the prior stays frozen")
+        self._check(sound, "pretrained_vdvae", "must be given for stage lr-encoder: the prior stays frozen")
         sound = stage == "vdvae" or bool(self.lr_config or self.pretrained_lr_encoder)
-        _check(sound, "lr_config", f"or `pretrained_lr_encoder` must be given for stage {stage}")
+        self._check(sound, "lr_config", f"or `pretrained_lr_encoder` must be given for stage {stage}")
 
     def _check_data(self) -> None:
         """Raises a ValueError unless exactly one source of images is named, with options that it has."""
@@ -327,28 +306,22 @@ class TrainingConfig:
             "num_train_epochs": self.streaming and self.num_train_epochs is not None,
         }
         for name, is_wrong in wrong.items():
-            _check(not is_wrong, name, "does not go with the other sources of images given; got", getattr(self, name))
+            self._check(not is_wrong, name, "does not go with the other sources of images given; got")
         for name in _FOLDERS:
-            folders = [Path(folder).resolve() for folder in getattr(self, name)]
-            sound = self.output_path.resolve() not in folders
-            _check(
-                sound, "output_dir", f"is `{name}` too: its pictures would become images of the run", self.output_dir
-            )
+            sound = self.output_path.resolve() not in [Path(folder).resolve() for folder in getattr(self, name)]
+            self._check(sound, "output_dir", f"is `{name}` too, its pictures would become images of the run:")
         for name in ("train_lr_dir", "validation_lr_dir"):
-            given = getattr(self, name)
-            _check(not given or self.scale_factor > 1, name, "needs a `scale_factor` above 1; got", given)
+            sound = not getattr(self, name) or self.scale_factor > 1
+            self._check(sound, name, "needs a `scale_factor` above 1; got")
 
     def _check_degradation(self) -> None:
-        """Raises a ValueError unless `degradation` can be read, and goes with the other options."""
         if self.degradation is None:
             return
         load_degradation(self.degradation)
-        given = {"stage": self.stage in ("vdvae", "ddpm"), "consistency": self.consistency == "exact"}
-        given |= {name: bool(getattr(self, name)) for name in ("train_lr_dir", "validation_lr_dir")}
-        for name in [name for name, wrong in given.items() if wrong]:
-            _check(
-                False, name, "does not go with `degradation`, which makes a y that is not Hx; got", getattr(self, name)
-            )
+        wrong = {"stage": self.stage in ("vdvae", "ddpm"), "consistency": self.consistency == "exact"}
+        wrong |= {name: bool(getattr(self, name)) for name in ("train_lr_dir", "validation_lr_dir")}
+        for name, is_wrong in wrong.items():
+            self._check(not is_wrong, name, "does not go with `degradation`, which makes a y that is not Hx; got")
 
     @property
     def exact(self) -> bool:
@@ -420,12 +393,6 @@ _DEFAULTS = {
 }
 
 
-def _check(sound: Any, name: str, must: str, *value: Any) -> None:
-    """Raises a ValueError about the option `name` unless it is sound."""
-    if not sound:
-        raise ValueError(" ".join([f"`{name}` {must}", *map(repr, value)]))
-
-
 def _expanded(value: Any) -> Any:
     """A path as text, without a leading `~`; what is none as it is."""
     return os.path.expanduser(value) if isinstance(value, (str, Path)) else value
@@ -445,16 +412,15 @@ def _is_file(name: str, value: Any) -> bool:
     return isinstance(value, str) and value not in names
 
 
-def _check_rules(rules: str | None) -> None:
-    """Raises a ValueError unless diffusers can read them: "factor:update,...,factor"."""
+def _are_rules(rules: str | None) -> bool:
+    """Whether diffusers can read them: "factor:update,...,factor"."""
     try:
         *steps, last = (rules or "").split(",")
         pairs = [(float(factor), int(update)) for factor, update in (step.split(":") for step in steps)]
         updates, factors = [update for _, update in pairs], [float(last), *(factor for factor, _ in pairs)]
-        sound = updates == sorted(updates) and all(0 <= factor < math.inf for factor in factors)
     except ValueError:
-        sound = False
-    _check(sound, "lr_step_rules", "must be factors and ascending updates, such as 1:200000,0.5; got", rules)
+        return False
+    return updates == sorted(updates) and all(0 <= factor < math.inf for factor in factors)
 
 
 def _parse_point(entry: str) -> tuple[int, float]:

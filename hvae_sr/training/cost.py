@@ -4,7 +4,8 @@ import functools
 import json
 import time
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from typing import NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -14,8 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..data import ImageStream
 from .batches import build_training_set, build_validation_set, crops_per_update
-from .checkpoints import find_checkpoints
-from .config import OPTIONS_FILE, TrainingConfig
+from .config import TrainingConfig
 from .networks import build_objective, check_objective, checkpoint_gradients
 from .objectives import Objective, PairedObjective
 from .surroundings import check_surroundings
@@ -25,8 +25,7 @@ DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SINGLE_PRECISION = 4  # bytes: parameters, gradients and the optimiser are fp32 also under autocast
 
 
-@dataclass
-class Cost:
+class Cost(NamedTuple):
     """Of one image, forward and backward.
 
     Args:
@@ -69,17 +68,14 @@ def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
     side = 8192 if device.type == "cuda" else 512
     a, b = torch.ones(2, side, side, device=device, dtype=dtype)
 
-    def run() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+    seconds = []
+    for _ in range(6):  # the first warms up
         start = time.perf_counter()
         torch.mm(a, b)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return time.perf_counter() - start
-
-    run()
-    return 2 * side**3 / min(run() for _ in range(5))
+        seconds.append(time.perf_counter() - start)
+    return 2 * side**3 / min(seconds[1:])
 
 
 def memory_estimate(objective: Objective, config: TrainingConfig, cost: Cost, num_processes: int = 1) -> dict[str, int]:
@@ -110,12 +106,9 @@ def plan(config: TrainingConfig, num_processes: int = 1) -> tuple[Objective, Cos
         objective = build_objective(config, load_weights=False)
     if isinstance(objective, PairedObjective):
         image = torch.zeros(1, 3, config.resolution, config.resolution)
-        for holder in (
-            objective,
-            getattr(objective, "lr_network", None),
-        ):  # H's matrices are cut by their values: no fake ones
-            operator = getattr(holder, "operator", None)
-            if operator is not None:
+        conditioner = getattr(objective, "lr_network", None)
+        for operator in (objective.operator, getattr(conditioner, "operator", None)):
+            if operator is not None:  # H's matrices are cut by their values: no fake ones
                 operator.project(image, operator(image))
     with mode:
         if config.gradient_checkpointing:
@@ -131,9 +124,6 @@ def describe(config: TrainingConfig) -> str:
         ValueError: what would also end the run itself before its first update.
     """
     check_surroundings(config)
-    checkpoints = find_checkpoints(config.resume_from_checkpoint, config.output_path)
-    if checkpoints:
-        config.check_resumed(checkpoints[0].parent / OPTIONS_FILE)
     sizes_only = replace(config, cache_gib=0.0)  # no image is decoded
     state = PartialState()
     objective, cost = plan(config, state.num_processes)
@@ -146,12 +136,13 @@ def describe(config: TrainingConfig) -> str:
     parts = ", ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in memory.items() if size)
     lines.append(f"memory (estimate, each process): {sum(memory.values()) / 2**20:,.0f} MiB: {parts}")
     dataset = build_training_set(sizes_only, 0, 1)
-    crops = None if isinstance(dataset, ImageStream) else len(dataset)
-    update = crops_per_update(config, state.num_processes, crops)
     if isinstance(dataset, ImageStream):
+        update = crops_per_update(config, state.num_processes, None)
         lines.append("images: streamed, not counted")
     else:
-        lines.append(f"images: {dataset.num_images}, {crops} crops in an epoch, {len(dataset) // update} updates")
+        crops = len(dataset)
+        update = crops_per_update(config, state.num_processes, crops)
+        lines.append(f"images: {dataset.num_images}, {crops} crops in an epoch, {crops // update} updates")
         lines.append(f"images skipped: {len(dataset.skipped)}")
     validation = build_validation_set(sizes_only)
     if validation is not None:

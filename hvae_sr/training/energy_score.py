@@ -57,12 +57,12 @@ class EnergyScore(ConditionalObjective):
         patch_sizes: p, in pixels; all must divide the sides of the crops.
         point_weight: w; 0 leaves the term out.
         distances: further distances and the weights of their scores, by name.
-        level_dropout: share of the updates in which only the first levels, coarse to fine, are at temperature 1: only
-            the coarsest, the two coarsest, and so on. What is left of 1 goes to all levels.
-        level_pools: side in pixels of the squares that photographs and samples are averaged over there, one for each of
-            these shares; None means half the stride of the finest level at temperature 1.
+        level_dropout: shares of the updates with only the coarsest level at temperature 1, the two coarsest, and so on;
+            what is left of 1 goes to all levels.
+        level_pools: sides in pixels of these squares, one for each share; None means half the stride of the finest
+            level at temperature 1.
         low_temperatures: share of the updates with all levels at a temperature below 1.
-        distance_fade: power of the temperature that the weights of `distances` are multiplied by in these updates.
+        distance_fade: see above.
         exact: whether y is Hx. If not (y of random degradations), nothing is projected, here as at inference.
     """
 
@@ -78,8 +78,9 @@ class EnergyScore(ConditionalObjective):
     ) -> None:  # fmt: skip
         super().__init__(vdvae, lr_network, operator)
         check_count("num_samples", num_samples, 1)
-        if not 0 <= point_weight < float("inf"):
-            raise ValueError(f"`point_weight` must be a finite number >= 0, got {point_weight}")
+        for name, value in (("point_weight", point_weight), ("distance_fade", distance_fade)):
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"`{name}` must be a finite number >= 0, got {value}")
         self.levels = sorted(set(vdvae.resolutions))
         most = len(self.levels) - 1
         if len(level_dropout) > most or any(p < 0 for p in level_dropout) or sum(level_dropout) > 1:
@@ -87,12 +88,8 @@ class EnergyScore(ConditionalObjective):
                 f"`level_dropout` must be at most {most} shares >= 0 with a sum of at most 1, got {level_dropout}"
             )
         if not 0 <= low_temperatures <= 1 - sum(level_dropout):
-            raise ValueError(
-                f"`low_temperatures` must be a share between 0 and 1, what `level_dropout` leaves of it, got "
-                f"{low_temperatures}"
-            )
-        if not 0 <= distance_fade < float("inf"):
-            raise ValueError(f"`distance_fade` must be a finite number >= 0, got {distance_fade}")
+            words = "must be a share between 0 and 1, what `level_dropout` leaves of it"
+            raise ValueError(f"`low_temperatures` {words}, got {low_temperatures}")
         strides = [vdvae.config.image_size // level for level in self.levels[: len(level_dropout)]]
         pools = [max(1, stride // 2) for stride in strides] if level_pools is None else level_pools
         if len(pools) != len(level_dropout) or any(pool < 1 for pool in pools):
@@ -193,12 +190,9 @@ class EnergyScore(ConditionalObjective):
         return [temperature if resolution <= self.levels[finest] else 0.0 for resolution in self.vdvae.resolutions]
 
     def _draw(
-        self,
-        size: tuple[int, int],
-        noise: CounterNoise | None,
-        condition: Condition,
+        self, size: tuple[int, int], noise: CounterNoise | None, condition: Condition,
         temperature: float | Sequence[float],
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """One sample for each row of the condition, not projected."""
         out = self.vdvae.sample(condition.batch_size, size, noise, condition=condition, temperature=temperature)
         return condition.finish(out.sample.float(), temperature)

@@ -65,8 +65,7 @@ class Log:
     """`log.jsonl` in the folder of the run, and the tracker that `report_to` names, in its folder `logging_dir`."""
 
     def __init__(self, config: TrainingConfig, accelerator: Accelerator) -> None:
-        self.config = config
-        self.accelerator = accelerator
+        self.config, self.accelerator = config, accelerator
         self.path = config.output_path / "log.jsonl"
 
     def begin(self, step: int) -> None:

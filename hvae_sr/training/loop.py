@@ -2,7 +2,6 @@
 
 import logging
 import math
-import pickle
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, DistributedType, ProjectConfiguration, set_seed
-from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -21,19 +19,11 @@ from ..processes import bar_options
 from ..publishing.push import push
 from .baselines import Flow
 from .batches import Batches, build_training_set, build_validation_set, first_crops
-from .checkpoints import (
-    Progress,
-    check_checkpoint,
-    find_checkpoints,
-    list_checkpoints,
-    remove_later,
-    remove_partial,
-    save_checkpoint,
-)
+from .checkpoints import Progress, check_checkpoint, clean_up, list_checkpoints, save_checkpoint
 from .config import OPTIONS_FILE, TrainingConfig
 from .cost import DTYPES, measure_cost, measure_peak
 from .log import Log, Meter, read_log
-from .networks import STAGES, build_objective, checkpoint_gradients
+from .networks import STAGES, UNREADABLE, build_objective, checkpoint_gradients
 from .publish import repository, write_card, write_folder
 from .schedule import PlateauSchedule, make_schedule
 from .sharding import Average, averaged, check_sharding, whole
@@ -45,8 +35,6 @@ logger = logging.getLogger(__name__)
 
 UNSOUND_IN_A_ROW = 100
 """Updates in a row without a finite gradient that end a run: more than fp16's scale takes to come down."""
-_DAMAGE = (RuntimeError, ValueError, KeyError, EOFError, OSError, pickle.UnpicklingError, SafetensorError)
-"""What loading a damaged checkpoint raises."""
 
 
 class Trainer:
@@ -59,12 +47,8 @@ class Trainer:
     """
 
     def __init__(self, config: TrainingConfig) -> None:
-        self.config = config
-        self.output_dir = config.output_path
-        check_surroundings(config)
-        self.checkpoints = find_checkpoints(config.resume_from_checkpoint, self.output_dir)
-        if self.checkpoints:
-            config.check_resumed(self.checkpoints[0].parent / OPTIONS_FILE)
+        self.config, self.output_dir = config, config.output_path
+        self.checkpoints = check_surroundings(config)
         self.accelerator = Accelerator(
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             mixed_precision=config.mixed_precision,
@@ -93,17 +77,16 @@ class Trainer:
         dataset = build_training_set(config, self.accelerator.process_index, processes)
         if isinstance(objective, Flow) and not self.checkpoints and config.pretrained_network is None:
             objective.initialise(*first_crops(dataset, config.train_batch_size, device))
-        self.trainable = [parameter for parameter in objective.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            self.trainable,
+            [parameter for parameter in objective.parameters() if parameter.requires_grad],
             lr=config.learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
             weight_decay=config.adam_weight_decay,
             eps=config.adam_epsilon,
             fused=device.type in ("cpu", "cuda"),
         )
-        self.validation_set = build_validation_set(config)
-        self.validator = Validator(self.validation_set, config, self.accelerator) if self.validation_set else None
+        held_out = build_validation_set(config)
+        self.validator = Validator(held_out, config, self.accelerator) if held_out else None
         self.batches = Batches(dataset, config, self.accelerator)
         self.max_steps = config.max_train_steps
         if config.num_train_epochs is not None:
@@ -115,8 +98,7 @@ class Trainer:
         if self.average is not None:
             self.average.to(device)
             self.accelerator.register_for_checkpointing(self.average)
-        batches = self.batches
-        self.progress = Progress(batches.crops_per_update, batches.updates_per_epoch, batches.stream_workers)
+        self.progress = Progress(**self.batches.counts)
         self.accelerator.register_for_checkpointing(self.scheduler, self.progress)
         self.log = Log(config, self.accelerator)
         self.saved_step: int | None = None
@@ -200,19 +182,14 @@ class Trainer:
                     self.optimizer.step()
                     if self.average is not None:
                         self.average.step(self.trainable)
-                else:
-                    if accelerator.scaler is not None:
-                        accelerator.scaler.update()  # fp16: or the scale that overflowed would stay
+                elif accelerator.scaler is not None:
+                    accelerator.scaler.update()  # fp16: or the scale that overflowed would stay
                 self.scheduler.step()
             self.optimizer.zero_grad()
         return figures
 
     def _check_skipped(self) -> None:
-        """Says when many updates in a row are left out.
-
-        Raises:
-            ValueError: and none of them had a finite gradient.
-        """
+        """Says when many updates in a row are left out; a ValueError if none of them had a finite gradient."""
         progress = self.progress
         row, unsound = progress.skipped_in_a_row, progress.unsound_in_a_row
         limit = UNSOUND_IN_A_ROW
@@ -251,7 +228,7 @@ class Trainer:
         figures: dict[str, Any] = {}
         if self.validator is not None:
             self.objective.eval()  # networks of compared systems may have dropout
-            with self._averaged() as objective:
+            with averaged(self._unwrapped(), self.average, self.config) as objective:
                 figures = self.validator.figures(objective)
                 if self.accelerator.is_main_process:
                     pictures, measured = self.validator.pictures(objective, step, figures)
@@ -274,43 +251,37 @@ class Trainer:
     def _resume(self) -> None:
         """Loads the checkpoint, if there is one, and makes the output folder what it was at that step."""
         found = self._load_newest()
-        given = self.batches.crops_per_update
-        if self.progress.crops_per_update != given:
+        progress, given = self.progress, self.batches.counts
+        if progress.crops_per_update != given["crops_per_update"]:
             raise ValueError(
                 f"`train_batch_size` {self.config.train_batch_size} x `gradient_accumulation_steps` "
-                f"{self.config.gradient_accumulation_steps} x {self.accelerator.num_processes} processes = {given} "
-                f"must be the {self.progress.crops_per_update} crops an update of {found}: its place in the epoch is "
-                "counted in these"
+                f"{self.config.gradient_accumulation_steps} x {self.accelerator.num_processes} processes = "
+                f"{given['crops_per_update']} must be the {progress.crops_per_update} crops an update of {found}: its "
+                "place in the epoch is counted in these"
             )
-        if self.progress.stream_workers != self.batches.stream_workers and self.accelerator.is_main_process:
+        if progress.stream_workers != given["stream_workers"] and self.accelerator.is_main_process:
             logger.warning(
                 "`dataloader_num_workers` gives %d processes that read, up to %s there were %d: the stream goes on at "
                 "another place, and rows of before may come again",
-                self.batches.stream_workers, found, self.progress.stream_workers,
+                given["stream_workers"], found, progress.stream_workers,
             )  # fmt: skip
-        self.progress.stream_workers = self.batches.stream_workers
-        if self.progress.updates_per_epoch != self.batches.updates_per_epoch and self.accelerator.is_main_process:
+        if progress.updates_per_epoch != given["updates_per_epoch"] and self.accelerator.is_main_process:
             logger.warning(
                 "an epoch is of another length than up to %s: with other photographs or `crops_per_image` the run goes "
                 "on at another place of it, and crops of before may come again", found,
             )  # fmt: skip
-        self.progress.updates_per_epoch = self.batches.updates_per_epoch
+        vars(progress).update(given)
         if found is not None and found.parent.resolve() == self.output_dir.resolve():
             self.saved_step = self.progress.step
         if self.accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
-            remove_partial(self.output_dir)
-            if self.saved_step is not None and self.config.resume_from_checkpoint != "latest":
-                remove_later(self.output_dir, self.progress.step)
+            back = self.saved_step is not None and self.config.resume_from_checkpoint != "latest"
+            clean_up(self.output_dir, progress.step if back else None)
             self.config.save(self.output_dir / OPTIONS_FILE)
         self.accelerator.wait_for_everyone()
 
     def _load_newest(self) -> Path | None:
-        """Loads the first of `self.checkpoints` that is sound, on all processes, and returns it.
-
-        Raises:
-            ValueError: there are checkpoints, and none is sound.
-        """
+        """Loads the first of `self.checkpoints` that is sound, on all processes; a ValueError if none of them is."""
         reasons = []
         for folder in self.checkpoints:
             damage = None
@@ -318,7 +289,7 @@ class Trainer:
                 check_checkpoint(folder)
                 self.accelerator.load_state(str(folder))
                 self.accelerator.step = 0  # of batches since an update, which may be others now
-            except _DAMAGE as error:
+            except UNREADABLE as error:
                 damage = one_line(error)
             bad = torch.tensor(float(damage is not None), device=self.accelerator.device)
             if float(self.accelerator.reduce(bad, reduction="sum")) == 0:
@@ -331,9 +302,6 @@ class Trainer:
             raise ValueError(f"`resume_from_checkpoint`: {reasons[0]}")
         return None
 
-    def _averaged(self) -> Any:
-        return averaged(self._unwrapped(), self.average, self.config)
-
     def _unwrapped(self) -> Any:
         """The objective without the wrappers of accelerate; one of `torch.compile` would hide its class."""
         return self.accelerator.unwrap_model(self.objective, keep_torch_compile=False)
@@ -341,7 +309,7 @@ class Trainer:
     def _finish(self) -> Path:
         """Writes the (averaged) networks and their card, and uploads them where that is asked for."""
         self.accelerator.wait_for_everyone()
-        with self._averaged() as objective:
+        with averaged(self._unwrapped(), self.average, self.config) as objective:
             if self.accelerator.is_main_process:
                 write_folder(objective, self.config, self.output_dir)
         if self.accelerator.is_main_process:

@@ -3,7 +3,6 @@
 import inspect
 import json
 import logging
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +10,13 @@ from typing import Any, TypeVar, cast
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
-from safetensors import SafetensorError
 
 from ..baselines import SPAN, AncestralScheduler, RRDBNet
 from ..checkpoints.compared import ARCHITECTURES, PRESETS, Recipe
 from ..checkpoints.growth import grow, transfer
 from ..checkpoints.pruning import take_blocks
 from ..data.crops import one_line
+from ..loading import DAMAGED
 from ..models import VDVAE, LRConditioner, LREncoder
 from ..operators import Downsampling
 from .baselines import BaselineObjective, DiffusionPrior, Flow, Refinement, Regression
@@ -38,10 +37,12 @@ _GROWN = ("decoder_blocks", "restorer_blocks", "restorer_upsampling", "regressio
 """Options of an LR network that its larger one shares; of another one it starts from what fits."""
 _CONDITIONED = ("vdvae-sr", "energy-score")
 _Network = TypeVar("_Network", bound=ModelMixin)
-_UNREADABLE = (
-    OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, SafetensorError,
-    pickle.UnpicklingError,
-)  # fmt: skip
+_FROZEN: dict[str, tuple[type[ModelMixin], str]] = {
+    "restorer": (RRDBNet, "`restorer_blocks`"),
+    "regression": (SPAN, "likelihood_location 'regression' or 'gated'"),
+}
+"""Parts of an LRConditioner that no stage trains: what their weights are of, and which conditioners have them."""
+UNREADABLE = (*DAMAGED, RuntimeError, EOFError)
 """What damaged folders and configurations with wrong values raise."""
 
 
@@ -97,24 +98,18 @@ def baseline_recipe(config: TrainingConfig) -> Recipe:
     name = config.baseline or ""
     if name in PRESETS:
         return Recipe.of_preset(name)
-    try:
+    with _in_words(f"`baseline`: {name!r} is no readable JSON configuration, and none of {', '.join(PRESETS)}"):
         options = json.loads(Path(name).read_text(encoding="utf-8"))
         if not isinstance(options, dict):
             raise ValueError(f"expected a mapping, got {type(options).__name__}")
         return Recipe.of_config(options)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"`baseline`: {name!r} is no readable JSON configuration, and none of {', '.join(PRESETS)}: "
-            f"{one_line(error)}"
-        ) from error
 
 
 def _baseline(config: TrainingConfig, load_weights: bool) -> BaselineObjective:
-    """The objective of a compared system."""
     recipe, folder = baseline_recipe(config), config.pretrained_network
     kind = STAGES[config.stage]
     operator = Downsampling(config.scale_factor, config.downsampling_kernel)
-    try:
+    with _in_words(f"`pretrained_network` {folder!r}" if folder is not None else f"`baseline` {config.baseline!r}"):
         network = recipe.build()
         scheduler = AncestralScheduler(**recipe.scheduler) if recipe.scheduler else None
         if folder is not None and load_weights:
@@ -123,9 +118,6 @@ def _baseline(config: TrainingConfig, load_weights: bool) -> BaselineObjective:
                 take_blocks(network, trained, config.pretrained_blocks)
             else:
                 _start_baseline(network, trained)
-    except _UNREADABLE as error:
-        named = "baseline" if folder is None else "pretrained_network"
-        raise ValueError(f"`{named}` {folder or config.baseline!r}: {one_line(error)}") from error
     own: dict[type[Objective], tuple[Any, ...]] = {
         Regression: _regression(config, load_weights) if kind is Regression else (),
         Flow: (config.flow_pixel_weight,), Refinement: (scheduler,), DiffusionPrior: (scheduler, config.vlb_weight)
@@ -143,9 +135,7 @@ _ENLARGING = ("tail.", "upsampler.", "conv_up", "conv_hr.", "conv_last.")
 def _start_baseline(network: Any, trained: Any) -> None:
     """All weights of a trained network; of one for another scale factor all but those that enlarge (EDSR, section 3.2).
 
-    Raises:
-        ValueError: it computes something else, by an option that may leave no trace in the weights.
-        RuntimeError: its weights have other names or shapes.
+    What computes something else, by an option that may leave no trace in the weights, is a ValueError.
     """
     state, own = trained.state_dict(), network.state_dict()
     options, before = (json.loads(model.to_json_string()) for model in (network, trained))  # lists, as saved
@@ -171,12 +161,9 @@ def _regression(config: TrainingConfig, load_weights: bool) -> tuple[Any, ...]:
     distance = PerceptualDistance(config.lpips_weights or "") if any(weights[1:]) else None
     teacher, folder = None, config.pretrained_teacher
     if folder is not None:
-        try:
-            name = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["_class_name"]
-            kind = {each.__name__: each for each in Regression.architectures}[name]
-        except _UNREADABLE as error:
-            kinds = ", ".join(each.__name__ for each in Regression.architectures)
-            raise ValueError(f"`pretrained_teacher` {folder!r} is no folder of {kinds}: {one_line(error)}") from error
+        kinds = {each.__name__: each for each in Regression.architectures}
+        with _in_words(f"`pretrained_teacher` {folder!r} is no folder of {', '.join(kinds)}"):
+            kind = kinds[json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["_class_name"]]
         teacher = _loaded(kind, "pretrained_teacher", config, load_weights)
     return *weights, distance, teacher, config.consistency == "exact"
 
@@ -215,19 +202,15 @@ def check_objective(objective: Objective, config: TrainingConfig, device: torch.
     """
     named = {name: parameter for name, parameter in objective.named_parameters() if parameter.requires_grad}
     image = torch.zeros(1, 3, config.resolution, config.resolution, dtype=torch.uint8, device=device)
-    try:
+    with _in_words(
+        f"the networks do not fit each other, or `resolution` {config.resolution} and `scale_factor` "
+        f"{config.scale_factor}"
+    ):
         if isinstance(objective, ConditionalObjective):
             objective.lr_network.check_fit(objective.vdvae.config, objective.operator)
         if isinstance(objective, EnergyScore):
             objective.check_resolution(config.resolution)
         loss, _ = objective(image, [0])
-    except torch.OutOfMemoryError:
-        raise
-    except (ValueError, RuntimeError, KeyError, IndexError) as error:
-        raise ValueError(
-            f"the networks do not fit each other, or `resolution` {config.resolution} and "
-            f"`scale_factor` {config.scale_factor}: {one_line(error)}"
-        ) from error
     if not loss.requires_grad:
         raise ValueError("there is nothing to train: the loss depends on no trainable parameter")
     gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
@@ -244,21 +227,20 @@ def check_objective(objective: Objective, config: TrainingConfig, device: torch.
 def _lr_class(config: TrainingConfig) -> type[LREncoder] | type[LRConditioner]:
     """The class that the LR network's configuration names: either system's sampler has an energy score."""
     folder = config.pretrained_lr_encoder
+    path = Path(folder) / "config.json" if folder else Path(config.lr_config or "")
     try:
-        path = Path(folder) / "config.json" if folder else Path(config.lr_config or "")
         name = json.loads(path.read_text())["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):
-        return LRConditioner  # where it cannot be read, loading says why
+        name = None  # where it cannot be read, loading says why
     return LREncoder if name == "LREncoder" else LRConditioner
 
 
 def _lr_network(kind: type[_Network], config: TrainingConfig, load_weights: bool) -> _Network:
     """An LR network, its bottom-up part started from a VDVAE's encoder where that is asked for."""
     network: Any = _started(kind, "pretrained_lr_encoder", "lr_config", config, load_weights)
-    if config.pretrained_restorer is not None:
-        _restore(network, config, load_weights)
-    if config.pretrained_regression is not None:
-        _center(network, config, load_weights)
+    for part in _FROZEN:
+        if getattr(config, f"pretrained_{part}") is not None:
+            _take_part(network, part, config, load_weights)
     if config.lr_from_vdvae is None:
         return network
     source = _loaded(VDVAE, "lr_from_vdvae", config, load_weights)
@@ -266,37 +248,22 @@ def _lr_network(kind: type[_Network], config: TrainingConfig, load_weights: bool
         raise ValueError(f"`lr_from_vdvae`: {config.lr_from_vdvae} has no encoder")
     if network.config.get("conditioning") == "trivial":
         raise ValueError(f"`lr_from_vdvae` must be None for conditioning 'trivial', got {config.lr_from_vdvae!r}")
-    try:
+    with _in_words(f"`lr_from_vdvae`: the encoder of {config.lr_from_vdvae} does not fit"):
         network.network.bottom_up.load_state_dict(source.encoder.state_dict())
-    except RuntimeError as error:
-        raise ValueError(
-            f"`lr_from_vdvae`: the encoder of {config.lr_from_vdvae} does not fit: {one_line(error)}"
-        ) from error
     return network
 
 
-def _restore(network: Any, config: TrainingConfig, load_weights: bool) -> None:
-    """Gives an LR network's restorer the weights of a trained RRDBNet."""
-    trained = _loaded(RRDBNet, "pretrained_restorer", config, load_weights)
-    if getattr(network, "restorer", None) is None:
-        raise ValueError("`pretrained_restorer` needs an LRConditioner with `restorer_blocks`")
-    try:
-        network.restorer.take(trained)
-    except ValueError as error:
-        raise ValueError(f"`pretrained_restorer` {config.pretrained_restorer!r}: {error}") from error
-
-
-def _center(network: Any, config: TrainingConfig, load_weights: bool) -> None:
-    """Gives an LR network's regression the weights of a trained SPAN."""
-    trained = _loaded(SPAN, "pretrained_regression", config, load_weights)
-    if getattr(network, "regression", None) is None:
-        raise ValueError(
-            "`pretrained_regression` needs an LRConditioner with likelihood_location 'regression' or 'gated'"
-        )
-    try:
-        network.regression.load_state_dict(trained.state_dict())
-    except RuntimeError as error:
-        raise ValueError(f"`pretrained_regression` {config.pretrained_regression!r}: {one_line(error)}") from error
+def _take_part(network: Any, part: str, config: TrainingConfig, load_weights: bool) -> None:
+    """Gives a part of an LR network the weights of a trained network."""
+    option, (kind, needed) = f"pretrained_{part}", _FROZEN[part]
+    trained, own = _loaded(kind, option, config, load_weights), getattr(network, part, None)
+    if own is None:
+        raise ValueError(f"`{option}` needs an LRConditioner with {needed}")
+    with _in_words(f"`{option}` {getattr(config, option)!r}"):
+        if part == "restorer":
+            own.take(trained)
+        else:
+            own.load_state_dict(trained.state_dict())
 
 
 def _started(kind: type[_Network], folder: str, file: str, config: TrainingConfig, load_weights: bool) -> _Network:
@@ -321,7 +288,6 @@ def _started(kind: type[_Network], folder: str, file: str, config: TrainingConfi
 
 
 def _check_random(random: set[str], config: TrainingConfig) -> None:
-    """Raises a ValueError if parameters that are random would be frozen."""
     prior = config.stage == "lr-encoder"
     decoder = prior or (config.stage in _CONDITIONED and not config.train_decoder)
     encoder = prior or (config.stage == "vdvae-sr" and not (config.train_decoder and config.train_encoder))
@@ -334,7 +300,7 @@ def _check_random(random: set[str], config: TrainingConfig) -> None:
 
 def _check_frozen(random: set[str], config: TrainingConfig) -> None:
     """Raises a ValueError if a restorer or a regression, which no stage trains, would stay random."""
-    for part in ("restorer", "regression"):
+    for part in _FROZEN:
         if getattr(config, f"pretrained_{part}") is None and any(name.startswith(f"{part}.") for name in random):
             raise ValueError(f"`pretrained_{part}` must be given: the {part} would stay random, as it is not trained")
 
@@ -342,7 +308,7 @@ def _check_frozen(random: set[str], config: TrainingConfig) -> None:
 def _loaded(kind: type[_Network], option: str, config: TrainingConfig, load_weights: bool) -> _Network:
     """The network in the folder that an option names; without its weights where they are not to be loaded."""
     folder, network = getattr(config, option), cast(Any, kind)
-    with _named(option, kind, folder):
+    with _in_words(f"`{option}`: no {kind.__name__} from {folder!r}"):
         options = network.load_config(folder)
         _check_options(kind, options)
         return network.from_pretrained(folder) if load_weights else network.from_config(options)
@@ -351,21 +317,21 @@ def _loaded(kind: type[_Network], option: str, config: TrainingConfig, load_weig
 def _new(kind: type[_Network], option: str, config: TrainingConfig) -> _Network:
     """A network with random weights, of the JSON file that an option names."""
     file, network = getattr(config, option), cast(Any, kind)
-    with _named(option, kind, file):
+    with _in_words(f"`{option}`: no {kind.__name__} from {file!r}"):
         options = json.loads(Path(file).read_text())
         _check_options(kind, options)
         return network.from_config(options)
 
 
 @contextmanager
-def _named(option: str, kind: type, source: str) -> Iterator[None]:
+def _in_words(words: str) -> Iterator[None]:
     """Puts what damaged folders and wrong configurations raise into the words of the command line."""
     try:
         yield
     except torch.OutOfMemoryError:  # a RuntimeError, but no damage
         raise
-    except _UNREADABLE as error:
-        raise ValueError(f"`{option}`: no {kind.__name__} from {source!r}: {one_line(error)}") from error
+    except UNREADABLE as error:
+        raise ValueError(f"{words}: {one_line(error)}") from error
 
 
 def _check_options(kind: type, options: Any) -> None:

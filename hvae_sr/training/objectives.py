@@ -11,6 +11,7 @@ from ..data import convert_pairs, make_pairs
 from ..models import VDVAE, LRConditioner, LREncoder, VDVAEOutput
 from ..models.condition import Features, GroupConditioning
 from ..models.distributions import DiagonalGaussian
+from ..models.outputs import TopDownOutput
 from ..noise import CounterNoise
 from ..operators import Downsampling
 
@@ -141,10 +142,8 @@ class Distillation(ConditionalObjective):
         group_nats = torch.stack([kl.sum(dim=(1, 2, 3)).mean() for kl in group_kl])
         nats = group_nats.sum()
         per_dimension = nats / x[0].numel()
-        if self.kl_reduction == "sum":
-            # Per dimension, so that the gradient's scale does not depend on the size of the crops.
-            loss = per_dimension
-        else:
+        loss = per_dimension  # so that the gradient's scale does not depend on the size of the crops
+        if self.kl_reduction == "group_mean":
             loss = torch.stack([kl.mean() for kl in group_kl]).sum()
         return loss, {
             "kl_bits_per_dim": per_dimension.detach() / NATS_PER_BIT,
@@ -163,16 +162,9 @@ class Distillation(ConditionalObjective):
         assert isinstance(lr_encoder, LREncoder)
         with torch.no_grad():
             activations = self.vdvae.encode(x)
-        out = self.vdvae.top_down(
-            len(x),
-            (x.shape[-2], x.shape[-1]),
-            noise,
-            activations=activations,
-            condition=lr_encoder.encode(y),
-            num_groups=len(lr_encoder.heads),
-        )
-        pairs = [(group.posterior, group.lr_posterior) for group in out.groups]
-        return [posterior.kl(lr_posterior) for posterior, lr_posterior in pairs if posterior and lr_posterior]
+        size, condition, groups = (x.shape[-2], x.shape[-1]), lr_encoder.encode(y), len(lr_encoder.heads)
+        out = self.vdvae.top_down(len(x), size, noise, activations=activations, condition=condition, num_groups=groups)
+        return [q.kl(lr) for q, lr in _posteriors(out)]
 
 
 class Joint(ConditionalObjective):
@@ -193,9 +185,7 @@ class Joint(ConditionalObjective):
         size, activations = (x.shape[-2], x.shape[-1]), self.vdvae.encode(x)
         out = self.vdvae.top_down(len(x), size, CounterNoise(seeds), activations=activations, condition=follower)
         loss, figures = _elbo(self.vdvae.elbo(x, out), rate_weight)
-        pairs = [(group.posterior, group.lr_posterior) for group in out.groups]
-        nats = [_detached(q).kl(lr_posterior).sum() for q, lr_posterior in pairs if q and lr_posterior]
-        kl = torch.stack(nats).sum() / x.numel()
+        kl = torch.stack([_detached(q).kl(lr).sum() for q, lr in _posteriors(out)]).sum() / x.numel()
         figures["kl_bits_per_dim"] = kl.detach() / NATS_PER_BIT
         return loss + kl, figures
 
@@ -209,6 +199,12 @@ class _Follower(GroupConditioning):
     def posterior(self, features: Features, group: int, h: Tensor, prior: DiagonalGaussian) -> DiagonalGaussian | None:
         """q_psi(z_l | sg[z_<l], y)."""
         return self.followed.posterior(features, group, h.detach(), _detached(prior))
+
+
+def _posteriors(out: TopDownOutput) -> list[tuple[DiagonalGaussian, DiagonalGaussian]]:
+    """q_phi and q_psi of the groups that have both."""
+    pairs = [(group.posterior, group.lr_posterior) for group in out.groups]
+    return [(q, lr) for q, lr in pairs if q and lr]
 
 
 def _detached(gaussian: DiagonalGaussian) -> DiagonalGaussian:

@@ -19,52 +19,51 @@ _WIDTH = 128
 
 def plot_groups(groups: list[float], vdvae: VDVAE, step: int) -> Image.Image | None:
     """A bar for each group's KL, in bits per dimension of x; None where matplotlib is not installed."""
-    figure = _figure()
-    if figure is None:
+    axes = _axes()
+    if axes is None:
         return None
-    axes = figure.subplots()
     resolutions = vdvae.resolutions[: len(groups)]
     for rank, resolution in enumerate(sorted(set(resolutions))):
         chosen = [i for i, each in enumerate(resolutions) if each == resolution]
         axes.bar(chosen, [groups[i] for i in chosen], color=f"C{rank % 10}", label=f"{resolution} x {resolution}")
     axes.set_xlabel("group, coarse to fine")
-    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("KL, bits per dimension")
     axes.set_title(f"update {step}: {sum(groups):.4g} bits per dimension in {len(groups)} groups")
     axes.legend(title="latents")
-    return _drawn(figure)
+    return _drawn(axes)
 
 
 def plot_curve(records: list[dict[str, Any]], figure_name: str) -> Image.Image | None:
     """The loss over the updates, in training and validation, from the lines of log.jsonl; None without matplotlib."""
-    figure = _figure()
-    if figure is None:
+    axes = _axes()
+    if axes is None:
         return None
-    axes = figure.subplots()
     for name, label in ((figure_name, "training"), (f"validation_{figure_name}", "held-out images")):
         points = [(record["step"], record[name]) for record in records if name in record]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 20 else None, markersize=3)
     axes.set_xlabel("update")
-    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel(figure_name.replace("_", " "))
     axes.grid(alpha=0.3)
     axes.legend()
-    return _drawn(figure)
+    return _drawn(axes)
 
 
-def _figure() -> Any:
+def _axes() -> Any:
+    """Axes with whole numbers below; None where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         logger.info("no plots: matplotlib is not installed (pip install 'hvae-sr[train]')")
         return None
-    return Figure(figsize=(6.4, 3.6), dpi=100, layout="constrained")
+    axes: Any = Figure(figsize=(6.4, 3.6), dpi=100, layout="constrained").subplots()
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    return axes
 
 
-def _drawn(figure: Any) -> Image.Image:
+def _drawn(axes: Any) -> Image.Image:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    axes.figure.savefig(buffer, format="png")
     return Image.open(buffer).convert("RGB")
 
 

@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 _SMALL = 2048
 """Numbers of the smallest kernel that is worth the rounding."""
-_DEFAULT_TEMPERATURE = 0.8
 _SIGNATURE = "Made by `train.py` of hvae-sr:"
 
 
@@ -43,7 +42,7 @@ def default_temperature(config: TrainingConfig) -> float:
         return config.default_temperature
     index = Path(config.pretrained_lr_encoder or "").parent / "model_index.json"
     found = read_object(index, "pretrained_lr_encoder") if config.pretrained_lr_encoder and index.is_file() else {}
-    return float(found.get("default_temperature", _DEFAULT_TEMPERATURE))
+    return float(found.get("default_temperature", 0.8))
 
 
 def build_pipeline(objective: Objective, config: TrainingConfig, components: dict[str, Any] | None = None) -> Any:
@@ -51,12 +50,8 @@ def build_pipeline(objective: Objective, config: TrainingConfig, components: dic
     networks = objective.components() if components is None else components
     shared = {"scale_factor": config.scale_factor, "downsampling_kernel": config.downsampling_kernel}
     if not isinstance(objective, BaselineObjective):
-        return SuperResolutionPipeline(
-            **networks,
-            **shared,
-            consistency="exact" if config.exact else "none",
-            default_temperature=default_temperature(config),
-        )
+        consistency, temperature = "exact" if config.exact else "none", default_temperature(config)
+        return SuperResolutionPipeline(**networks, **shared, consistency=consistency, default_temperature=temperature)
     own: dict[str, Any] = {**baseline_recipe(config).pipeline, **shared}
     if objective.pipeline.has_temperature:
         own.setdefault("default_temperature", default_temperature(config))
@@ -74,8 +69,8 @@ def write_folder(objective: Objective, config: TrainingConfig, folder: Path) -> 
         OSError: the folder cannot be written, such as on a full disk.
     """
     components: dict[str, Any] = dict(objective.components())
-    for network in components.values():
-        _forget_origin(network)
+    for network in components.values():  # or diffusers would write the folder that each was loaded from
+        network._internal_dict = FrozenDict({k: v for k, v in network.config.items() if k != "_name_or_path"})
     if config.saved_dtype != "float32":  # of copies: the run's own weights stay as exact as they are
         eighth = config.saved_dtype == "float8"
         components = {name: _smaller(network, eighth) for name, network in components.items()}
@@ -117,38 +112,34 @@ def write_card(config: TrainingConfig, folder: Path, records: list[dict[str, Any
         picture = folder / IMAGES_FOLDER / "curve.png"
         picture.parent.mkdir(exist_ok=True)
         save_image(curve, picture)
+    summary, own = _summary(config, records, progress), folder / NOTES_FILE
     if config.stage in BASELINE_STAGES:
-        _write_baseline_card(config, folder, _summary(config, records, progress), picture)
+        _write_baseline_card(config, folder, summary, picture)
         return
-    own = folder / NOTES_FILE
+    text = own.read_text(encoding="utf-8-sig") if own.is_file() else f"---\n{yaml.safe_dump(_metadata(config))}---\n"
+    if not re.search(r"^## +Training *$", text, re.MULTILINE):  # what people wrote about it stands instead
+        text += f"\n## Training\n\n{summary}\n"
+    else:
+        text += f"\n<!-- {_SIGNATURE} written again at the end of each run -->\n"
     with tempfile.TemporaryDirectory() as temporary:
         notes = Path(temporary) / NOTES_FILE
-        text = (
-            own.read_text(encoding="utf-8-sig") if own.is_file() else f"---\n{yaml.safe_dump(_metadata(config))}---\n"
-        )
-        if not re.search(r"^## +Training *$", text, re.MULTILINE):  # what people wrote about it stands instead
-            text += f"\n## Training\n\n{_summary(config, records, progress)}\n"
-        else:
-            text += f"\n<!-- {_SIGNATURE} written again at the end of each run -->\n"
         notes.write_text(text, encoding="utf-8")
         write_model_card(folder, training_command=_command(config), notes=notes, curve=picture)
 
 
 def _write_baseline_card(config: TrainingConfig, folder: Path, summary: str, curve: Path | None) -> None:
-    """The card of a compared system: what it is, how it was trained and how it is used."""
     data = ModelCardData(
         license="other", library_name="hvae-sr", pipeline_tag="image-to-image", tags=["super-resolution"],
         **_metadata(config),
     )  # fmt: skip
     picture = f"\n\n![Training curves]({IMAGES_FOLDER}/{curve.name})" if curve is not None else ""
-    name = folder.resolve().name
-    text = (
-        f"# {name}\n\nA system that `hvae-sr` compares with: "
-        f"{Path(config.baseline or '').stem}, x{config.scale_factor}.\n\n"
+    name, system = folder.resolve().name, Path(config.baseline or "").stem
+    card = ModelCard(
+        f"---\n{data.to_yaml()}\n---\n\n"
+        f"# {name}\n\nA system that `hvae-sr` compares with: {system}, x{config.scale_factor}.\n\n"
         f"```\nhvae-sr upscale INPUT -o OUT --model {name}\n```\n\n"
         f"## Training\n\n{summary}\n\n```\n{_command(config)}\n```{picture}\n"
     )
-    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
     write_atomically(str(card), folder / "README.md")
 
 
@@ -182,7 +173,6 @@ def _metadata(config: TrainingConfig) -> dict[str, Any]:
 
 
 def _summary(config: TrainingConfig, records: list[dict[str, Any]], progress: Progress) -> str:
-    """How the run went, for the card."""
     figure = STAGES[config.stage].figure
     last = {key: value for record in records for key, value in record.items() if isinstance(value, float)}
     shown = {key: last[key] for key in (figure, f"validation_{figure}") if key in last}
@@ -200,12 +190,6 @@ def _summary(config: TrainingConfig, records: list[dict[str, Any]], progress: Pr
 
 def _command(config: TrainingConfig) -> str:
     """The run's options as a command line, with the last part of paths only: cards are published."""
-    parts = [
-        part.partition("=") if part.startswith("--") else ("", "", part) for part in ("train.py", *config.arguments)
-    ]
-    return shlex.join([head + sign + (Path(last).name if os.path.isabs(last) else last) for head, sign, last in parts])
-
-
-def _forget_origin(network: Any) -> None:
-    """diffusers would write the folder that a network was loaded from into the configuration of the new one."""
-    network._internal_dict = FrozenDict({k: v for k, v in network.config.items() if k != "_name_or_path"})
+    parts = ("train.py", *config.arguments)
+    split = [part.partition("=") if part.startswith("--") else ("", "", part) for part in parts]
+    return shlex.join([head + sign + (Path(last).name if os.path.isabs(last) else last) for head, sign, last in split])

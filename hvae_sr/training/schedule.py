@@ -21,11 +21,8 @@ class PlateauSchedule:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, warmup_steps: int, factor: float, patience: int) -> None:
-        self.optimizer = optimizer
-        self.warmup_steps = warmup_steps
-        self.steps = 0
-        self.loss_sum = 0.0  # of the training losses since the last observation
-        self.losses = 0
+        self.optimizer, self.warmup_steps, self.steps = optimizer, warmup_steps, 0
+        self.loss_sum, self.losses = 0.0, 0  # of the training losses since the last observation, and their number
         self.peaks = [float(group["lr"]) for group in optimizer.param_groups]
         # Torch's own threshold, a share of the loss, takes a negative loss that stays for one that becomes better.
         self.plateau = ReduceLROnPlateau(
@@ -93,13 +90,9 @@ def make_schedule(
     if config.lr_scheduler == "plateau":
         return PlateauSchedule(optimizer, config.lr_warmup_steps, config.plateau_factor, config.plateau_patience)
     named = get_scheduler(
-        config.lr_scheduler,
-        optimizer,
-        step_rules=config.lr_step_rules,
-        num_warmup_steps=config.lr_warmup_steps,
-        num_training_steps=max_steps,
-        num_cycles=config.lr_num_cycles,
-    )
+        config.lr_scheduler, optimizer, step_rules=config.lr_step_rules, num_warmup_steps=config.lr_warmup_steps,
+        num_training_steps=max_steps, num_cycles=config.lr_num_cycles,
+    )  # fmt: skip
     factors = named.lr_lambdas
     if config.lr_scheduler == "piecewise_constant" and config.lr_warmup_steps:  # where diffusers has no warm-up
         factors = [partial(_warmed, factor, config.lr_warmup_steps) for factor in factors]

@@ -1,7 +1,8 @@
-"""Distances of images for the energy score: root mean squares of patches, energies of bands, features of VGG16.
+"""Distances of images for the energy score (of patches, energies of bands, features of VGG16), and a critic.
 
-Each is |f(a) - f(b)| with some norm and features f, averaged over places, so it is of negative type, and the energy
-score with it is proper (Gneiting and Raftery, 2007), as are sums of such scores. A score sees its own features only.
+A distance is |f(a) - f(b)| with some norm and features f, averaged over places, so it is of negative type, and the
+energy score with it is proper (Gneiting and Raftery, 2007), as are sums of such scores. A score sees its own features
+only.
 """
 
 import math
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ..features import FeatureNetwork
 from ..images import LUMA
@@ -70,12 +72,9 @@ class BandDistance(Distance):
     luma: Tensor
 
     def __init__(
-        self,
-        windows: Sequence[int] = (8, 16, 32),
-        sigmas: Sequence[float] = (0.6, 1.0, 1.6),
-        orientations: int = 4,
+        self, windows: Sequence[int] = (8, 16, 32), sigmas: Sequence[float] = (0.6, 1.0, 1.6), orientations: int = 4,
         floor: float = 2.0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         if not windows or min(windows) < 2:
             raise ValueError(f"`windows` must be at least one integer above 1, got {windows}")
@@ -143,3 +142,52 @@ class PerceptualDistance(Distance):
             for d in (difference, F.avg_pool2d(difference, self.pool)):
                 total.append((F.conv2d(d.square(), weights).float() + _TINY).sqrt().mean())
         return torch.stack(total).mean()
+
+
+class FeatureCritic(nn.Module):
+    """How much more real than others each place of an image looks, told from its features: maps C, one for each tap.
+
+    ESRGAN's critic reads pixels, and learns to see first; features of a trained network leave it a few convolutions to
+    learn, in minutes.
+
+    Args:
+        widths: channels of the taps that are read.
+        hidden: channels of the critic's own layers.
+    """
+
+    def __init__(self, widths: Sequence[int], hidden: int = 64) -> None:
+        super().__init__()
+        self.taps = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(width, hidden, 1), nn.LeakyReLU(0.2),
+                nn.Conv2d(hidden, hidden, 3, padding=1), nn.LeakyReLU(0.2),
+                nn.Conv2d(hidden, 1, 3, padding=1),
+            )
+            for width in widths
+        )  # fmt: skip
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """C, `[B, 1, h, w]` for each tap, from its features `[B, width, h, w]`, of length 1 or so at each place."""
+        return [tap(x * x.shape[1] ** 0.5).float() for tap, x in zip(self.taps, features, strict=True)]
+
+    def losses(self, real: Sequence[Tensor], fake: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The critic's loss, which reaches the critic alone, and that of what made `fake`, which reaches that alone.
+
+        The relativistic average losses of Jolicoeur-Martineau, 2019 (ESRGAN, eq. 1 and 2), halved, s being softplus:
+
+            L_critic = E[s(E C(fake) - C(real))] / 2 + E[s(C(fake) - E C(real))] / 2,
+
+        and the other with real and fake exchanged. Both have gradients for the same update of one optimizer.
+        """
+        own = _relativistic(self([x.detach() for x in real]), self([x.detach() for x in fake]))
+        fixed = {name: parameter.detach() for name, parameter in self.named_parameters()}
+        judged = [functional_call(self, fixed, (x,)) for x in (fake, real)]
+        return own, _relativistic(*judged)
+
+
+def _relativistic(above: Sequence[Tensor], below: Sequence[Tensor]) -> Tensor:
+    """The loss of C that is to be larger for images `above` than for those `below`."""
+    terms = [
+        F.softplus(b.mean() - a).mean() + F.softplus(b - a.mean()).mean() for a, b in zip(above, below, strict=True)
+    ]
+    return torch.stack(terms).mean() / 2

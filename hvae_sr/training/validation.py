@@ -24,9 +24,7 @@ class Validator:
     """
 
     def __init__(self, dataset: ImageCrops, config: TrainingConfig, accelerator: Accelerator) -> None:
-        self.dataset = dataset
-        self.config = config
-        self.accelerator = accelerator
+        self.dataset, self.config, self.accelerator = dataset, config, accelerator
 
     @torch.no_grad()
     def figures(self, objective: Objective) -> dict[str, Any]:
@@ -63,10 +61,10 @@ class Validator:
         measured: dict[str, float] = {}
         with self.accelerator.autocast():
             if isinstance(objective, PairedObjective):
-                config = self.config
                 _, y = objective.pairs(images, low)
-                columns["LR"] = _pixels((y + 1) / 2).repeat(config.scale_factor, 1).repeat(config.scale_factor, 2)
-                pipe = build_pipeline(objective, config)
+                scale = self.config.scale_factor
+                columns["LR"] = _pixels((y + 1) / 2).repeat(scale, 1).repeat(scale, 2)
+                pipe = build_pipeline(objective, self.config)
                 pipe.set_progress_bar_config(disable=True)
                 without = not getattr(pipe, "has_temperature", True)
                 for name, temperature in [("t=1", 1.0)] if without else self._temperatures():
@@ -96,8 +94,7 @@ class Validator:
             pictures["samples"], measured = self.samples(objective)
         groups = figures.get(f"validation_{GROUPS}")
         prior = objective.vdvae if isinstance(objective, (ELBO, ConditionalObjective)) else None
-        plot = plot_groups(groups, prior, step) if groups is not None and prior is not None else None
-        if plot is not None:
+        if groups is not None and prior is not None and (plot := plot_groups(groups, prior, step)) is not None:
             pictures["groups"] = plot
         folder = self.config.output_path / "validation"
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,5 @@
 """Photographs, configurations and command lines of tiny training runs."""
 
-import json
 import sys
 
 import numpy as np
@@ -8,9 +7,12 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
-from runs import BASELINES, LR_CONFIGS, VDVAE_CONFIG
+from runs import BASELINES, LR_CONFIGS, VDVAE_CONFIG, log, shaken, write
 
+import train
 from hvae_sr import VDVAE
+from hvae_sr.training import parse_arguments
+from hvae_sr.training.networks import build_objective
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +52,7 @@ def photos(tmp_path_factory):
 def configs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("configs")
     for name, config in {"vdvae": VDVAE_CONFIG, **LR_CONFIGS, **BASELINES}.items():
-        (folder / f"{name}.json").write_text(json.dumps(config))
+        write(folder / f"{name}.json", config)
     return folder
 
 
@@ -58,11 +60,7 @@ def configs(tmp_path_factory):
 def prior(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("prior")
-    network = VDVAE(**VDVAE_CONFIG)
-    with torch.no_grad():
-        for parameter in network.parameters():  # at the start posteriors hardly differ from priors
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    network.save_pretrained(folder)
+    shaken(VDVAE(**VDVAE_CONFIG)).save_pretrained(folder)
     return folder
 
 
@@ -88,6 +86,28 @@ def options(photos, configs, prior):
         return [part for name, value in values.items() if value is not None for part in (f"--{name}", str(value))]
 
     return make
+
+
+@pytest.fixture
+def run(options):
+    """A function that trains with these options to the end; gives the log."""
+
+    def make(stage, output_dir, **changes):
+        assert train.main(options(stage, output_dir, **changes)) == 0
+        return log(output_dir)
+
+    return make
+
+
+@pytest.fixture
+def configure(options, tmp_path):
+    """A function that makes the resolved options of a run into `tmp_path / "out"`."""
+    return lambda stage, **changes: parse_arguments(options(stage, **{"output_dir": tmp_path / "out", **changes}))
+
+
+@pytest.fixture
+def objective_of(configure):
+    return lambda stage, **changes: build_objective(configure(stage, **changes))
 
 
 @pytest.fixture(autouse=True)

@@ -23,6 +23,7 @@ from torch.testing import assert_close
 import train
 from hvae_sr.baselines.guided_diffusion import published_options
 from hvae_sr.training import Trainer
+from hvae_sr.training.checkpoints import checkpoint_step, list_checkpoints
 from hvae_sr.training.networks import STAGES
 
 FIGURES = {stage: objective.figure for stage, objective in STAGES.items()}
@@ -88,6 +89,19 @@ def state(checkpoint):
     return load_file(checkpoint / "model.safetensors"), loaded
 
 
+def kept(output_dir):
+    """The updates of the checkpoints in a folder."""
+    return [checkpoint_step(path) for path in list_checkpoints(output_dir)]
+
+
+def shaken(network):
+    """The network, with weights that are all other than at the start, where posteriors hardly differ from priors."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return network
+
+
 def assert_same(a, b):
     assert_close(a, b, rtol=0, atol=0)
 
@@ -105,6 +119,16 @@ def assert_equal_trees(a, b):
         assert torch.equal(a, b)
     else:
         assert a == b
+
+
+def assert_like(expected, found, tolerance, absolute):
+    """Records of a run on one process, and of one on several; PSNR is of 8 bits: a last digit may turn a pixel."""
+    for one, other in zip(expected, found, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:  # also the figures of every group
+            if not name.endswith("_ratio"):  # of what each process has alone, averaged
+                rel = max(tolerance, 1e-3) if "psnr" in name else tolerance
+                assert other[name] == pytest.approx(one[name], rel=rel, abs=absolute), name
 
 
 def fsdp_environment():
@@ -133,26 +157,25 @@ def allow_fsdp_on_the_cpu():
     AcceleratorState.__init__ = patched
 
 
-def expect_shared_parameters():
-    """Makes a run fail whose parameters each process holds as a whole: it would test something else."""
-    train_as_before = Trainer.train
+def expect_shared_parameters(trainer):
+    """Of a run whose parameters each process holds as a whole, which would test something else."""
+    assert trainer.trainable and all(isinstance(parameter, DTensor) for parameter in trainer.trainable)
+
+
+def expect_wrappers_to_go_before_their_group(accelerator):
+    """Of a run that closes the process group while DDP's wrapper holds it, which would hang, now and then."""
+    assert not [each for each in gc.get_objects() if isinstance(each, DistributedDataParallel)]
+
+
+def before(owner, name, check):
+    """Has a method look first whether all is as a test wants it: else the run fails."""
+    method = getattr(owner, name)
 
     def checked(self):
-        assert self.trainable and all(isinstance(parameter, DTensor) for parameter in self.trainable)
-        return train_as_before(self)
+        check(self)
+        return method(self)
 
-    Trainer.train = checked
-
-
-def expect_wrappers_to_go_before_their_group():
-    """Makes a run fail that closes the process group while DDP's wrapper holds it: it would hang, now and then."""
-    end = Accelerator.end_training
-
-    def checked(self):
-        assert not [each for each in gc.get_objects() if isinstance(each, DistributedDataParallel)]
-        end(self)
-
-    Accelerator.end_training = checked
+    setattr(owner, name, checked)
 
 
 def in_process(arguments, environment, stop_at=None):
@@ -161,9 +184,9 @@ def in_process(arguments, environment, stop_at=None):
     torch.set_num_threads(1)
     if "ACCELERATE_USE_FSDP" in environment:
         allow_fsdp_on_the_cpu()
-        expect_shared_parameters()
+        before(Trainer, "train", expect_shared_parameters)
     if "WORLD_SIZE" in environment:
-        expect_wrappers_to_go_before_their_group()
+        before(Accelerator, "end_training", expect_wrappers_to_go_before_their_group)
     if stop_at is not None:
         save_state = Accelerator.save_state
 
@@ -198,6 +221,7 @@ def on_processes(arguments, count=2, sharded=False):
         assert [status(process) for process in ranks] == [0] * count
 
 
-def write(path, text):
-    path.write_text(text)
+def write(path, content):
+    """A file of a text, or of anything else as JSON."""
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
     return path

@@ -1,17 +1,14 @@
 """Larger LR networks from trained ones."""
 
-import json
-
 import pytest
 import torch
-from runs import LR_CONFIGS, VDVAE_CONFIG
+from runs import LR_CONFIGS, VDVAE_CONFIG, shaken, weights, write
 
 import train
 from hvae_sr import VDVAE, LRConditioner, LREncoder
 from hvae_sr.checkpoints.growth import grow, transfer
 from hvae_sr.noise import CounterNoise
 
-NETWORKS = [(VDVAE, "vdvae"), (LRConditioner, "lr_encoder")]
 KINDS = {"lr-encoder": LREncoder, "vdvae-sr": LRConditioner}
 Y = torch.linspace(-1, 1, 2 * 3 * 8 * 16).view(2, 3, 8, 16)
 
@@ -19,11 +16,7 @@ Y = torch.linspace(-1, 1, 2 * 3 * 8 * 16).view(2, 3, 8, 16)
 def trained(stage, seed=0, **changes):
     """A network whose weights are all other than at the start."""
     torch.manual_seed(seed)
-    network = KINDS[stage](**{**LR_CONFIGS[stage], **changes})
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    return network
+    return shaken(KINDS[stage](**{**LR_CONFIGS[stage], **changes}))
 
 
 def features(network):
@@ -93,58 +86,57 @@ def test_what_has_no_blocks_is_taken_as_it_is():
     assert torch.equal(features(small)[8], features(large)[8])
 
 
-def test_training_goes_on_from_the_grown_network(options, tmp_path, capsys):
-    assert train.main(options("vdvae-sr", tmp_path / "first")) == 0
+def test_training_goes_on_from_the_grown_network(options, run, tmp_path, capsys):
+    run("vdvae-sr", tmp_path / "first")
     larger = {**LR_CONFIGS["vdvae-sr"], "bottleneck_multiple": 1.0}
-    (tmp_path / "larger.json").write_text(json.dumps(larger))
-    pretrained = tmp_path / "first" / "lr_encoder"
-    again = {"pretrained_lr_encoder": pretrained, "lr_config": tmp_path / "larger.json", "skip_threshold": 1e-30}
-    assert train.main(options("vdvae-sr", tmp_path / "second", **again)) == 0  # every update left out
+    again = {"pretrained_lr_encoder": tmp_path / "first" / "lr_encoder", "skip_threshold": 1e-30}
+    again["lr_config"] = write(tmp_path / "larger.json", larger)
+    run("vdvae-sr", tmp_path / "second", **again)  # every update left out
     small, large = (LRConditioner.from_pretrained(tmp_path / name / "lr_encoder") for name in ("first", "second"))
     assert large.config.bottleneck_multiple == 1.0
     y = Y[..., :8]
     for resolution, value in small.encode(y).features.items():
         torch.testing.assert_close(large.encode(y).features[resolution], value, atol=1e-5, rtol=1e-5)
-    (tmp_path / "larger.json").write_text(json.dumps({**larger, "bottleneck_multiple": 0.1}))
+    write(tmp_path / "larger.json", {**larger, "bottleneck_multiple": 0.1})
     assert train.main(options("vdvae-sr", tmp_path / "third", **again)) == 2
     assert "`lr_config`" in capsys.readouterr().err
 
 
-def test_what_has_its_place_at_another_scale_factor_is_taken_over(options, tmp_path):
-    assert train.main(options("energy-score", tmp_path / "first")) == 0
-    first = [kind.from_pretrained(tmp_path / "first" / name) for kind, name in NETWORKS]
+def test_what_has_its_place_at_another_scale_factor_is_taken_over(options, run, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    run("energy-score", first)
     # y has the size that it had; x is half as large, its finest blocks are those that had half of x's resolution.
-    small = {"decoder_blocks": "8x1", "upsampling_blocks": None, "scale_factor": 2}
-    for name, config in (
-        ("vdvae", VDVAE_CONFIG | {"image_size": 16, "encoder_blocks": "8x1"}),
-        ("lr", LR_CONFIGS["energy-score"]),
-    ):
-        own = config | {key: value for key, value in small.items() if key in config or name == "lr"}
-        (tmp_path / f"{name}.json").write_text(json.dumps(own))
+    half = {"image_size": 16, "encoder_blocks": "8x1", "decoder_blocks": "8x1"}
+    lr = {"decoder_blocks": "8x1", "upsampling_blocks": None, "scale_factor": 2}
     changes = {
-        "pretrained_vdvae": tmp_path / "first" / "vdvae",
-        "pretrained_lr_encoder": tmp_path / "first" / "lr_encoder",
-        "vdvae_config": tmp_path / "vdvae.json",
-        "lr_config": tmp_path / "lr.json",
+        "pretrained_vdvae": first / "vdvae",
+        "pretrained_lr_encoder": first / "lr_encoder",
+        "vdvae_config": write(tmp_path / "vdvae.json", VDVAE_CONFIG | half),
+        "lr_config": write(tmp_path / "lr.json", LR_CONFIGS["energy-score"] | lr),
         "scale_factor": 2,
         "skip_threshold": 1e-30,
     }
-    assert train.main(options("energy-score", tmp_path / "second", **changes)) == 0  # every update left out
-    second = [kind.from_pretrained(tmp_path / "second" / name) for kind, name in NETWORKS]
-    assert second[1].config.scale_factor == 2
-    for old, new in zip(first, second, strict=True):
-        assert len(new.state_dict()) < len(old.state_dict())
-        for name, value in new.state_dict().items():
-            assert torch.equal(value, old.state_dict()[name]), name
+    run("energy-score", second, **changes)  # every update left out
+    assert LRConditioner.from_pretrained(second / "lr_encoder").config.scale_factor == 2
+    for name in ("vdvae", "lr_encoder"):
+        old, new = weights(first / name), weights(second / name)
+        assert len(new) < len(old)
+        for key, value in new.items():
+            assert torch.equal(value, old[key]), key
     changes["vdvae_config"] = tmp_path / "lr.json"
     assert train.main(options("energy-score", tmp_path / "third", **changes)) == 2
 
 
-def test_networks_without_a_common_part_are_refused():
-    small = trained("vdvae-sr")
-    other = LRConditioner(**{**LR_CONFIGS["vdvae-sr"], "width": 24, "decoder_width": 24})
-    with pytest.raises(ValueError, match="no weights of the pretrained LRConditioner"):
-        transfer(small, other)
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"width": 24, "decoder_width": 24}, "no weights of the pretrained LRConditioner"),
+        ({"activation": "silu", "decoder_blocks": "8x1"}, "`activation` is 'gelu'.*'silu'"),
+    ],
+)
+def test_weights_of_which_none_would_fit_or_mean_the_same_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        transfer(trained("vdvae-sr"), trained("vdvae-sr", **changes))
 
 
 @pytest.mark.parametrize("stage", KINDS)
@@ -170,29 +162,19 @@ def test_blocks_at_another_distance_from_x_are_those_at_the_same_distance_from_y
             assert torch.equal(value, old[name]), name
 
 
-def test_weights_that_would_mean_something_else_are_refused():
-    small, new = trained("vdvae-sr"), trained("vdvae-sr", activation="silu", decoder_blocks="8x1")
-    with pytest.raises(ValueError, match="`activation` is 'gelu'.*'silu'"):
-        transfer(small, new)
-
-
-def test_a_frozen_prior_is_not_left_half_random(options, prior, tmp_path, capsys):
-    for change, code in (({"bottleneck_multiple": 0.25}, 2), ({}, 0)):
-        (tmp_path / "vdvae.json").write_text(json.dumps(VDVAE_CONFIG | change))
-        out = tmp_path / f"out-{code}"
-        assert train.main(options("lr-encoder", out, vdvae_config=tmp_path / "vdvae.json")) == code
-    assert "`vdvae_config`" in capsys.readouterr().err
-
-
-def test_a_frozen_encoder_is_not_left_random(options, prior, tmp_path, capsys):
+def test_what_is_frozen_is_not_left_random(options, prior, tmp_path, capsys):
     without = VDVAE.from_pretrained(prior)
     without.remove_encoder()
     without.save_pretrained(tmp_path / "without")
-    (tmp_path / "vdvae.json").write_text(json.dumps(VDVAE_CONFIG))
-    changes = {"pretrained_vdvae": tmp_path / "without", "vdvae_config": tmp_path / "vdvae.json"}
-    assert train.main(options("vdvae-sr", tmp_path / "out", train_encoder=False, **changes)) == 2
-    assert "`vdvae_config`" in capsys.readouterr().err
-    assert train.main(options("vdvae-sr", tmp_path / "out", **changes)) == 0
+    new = {"vdvae_config": write(tmp_path / "same.json", VDVAE_CONFIG)}
+    wide = {"vdvae_config": write(tmp_path / "wide.json", VDVAE_CONFIG | {"bottleneck_multiple": 0.25})}
+    bare = new | {"pretrained_vdvae": tmp_path / "without"}
+    frozen = {"train_encoder": False}
+    for stage, changes, code in (
+        ("lr-encoder", wide, 2), ("lr-encoder", new, 0), ("vdvae-sr", bare | frozen, 2), ("vdvae-sr", bare, 0)
+    ):  # fmt: skip
+        assert train.main(options(stage, tmp_path / f"{stage}-{code}", **changes)) == code
+        assert ("`vdvae_config`" in capsys.readouterr().err) == bool(code)
 
 
 @pytest.mark.parametrize(
@@ -206,10 +188,7 @@ def test_a_frozen_encoder_is_not_left_random(options, prior, tmp_path, capsys):
 def test_another_decoder_starts_as_the_same_function(options, temperature):
     """With residual blocks without latents and learned upsampling; with other latents, at temperature 0."""
     torch.manual_seed(0)
-    plain = VDVAE(**VDVAE_CONFIG)
-    with torch.no_grad():
-        for parameter in plain.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+    plain = shaken(VDVAE(**VDVAE_CONFIG))
     other = VDVAE(**{**VDVAE_CONFIG, **options})
     new = transfer(plain, other)
     if "mixin_upsampling" in options:
@@ -222,10 +201,7 @@ def test_another_decoder_starts_as_the_same_function(options, temperature):
 def test_upsampling_goes_where_its_group_goes():
     torch.manual_seed(0)
     options = {**VDVAE_CONFIG, "mixin_upsampling": "pixel_shuffle", "encoder_blocks": None}
-    old = VDVAE(**options | {"decoder_blocks": "8x1,16m8"})
-    with torch.no_grad():
-        for parameter in old.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+    old = shaken(VDVAE(**options | {"decoder_blocks": "8x1,16m8"}))
     new = VDVAE(**options | {"decoder_blocks": "8x3,16m8"})
     left = transfer(old, new)
     assert torch.equal(new.upsamplers["3"].conv.weight, old.upsamplers["1"].conv.weight)

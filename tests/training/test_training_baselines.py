@@ -1,120 +1,87 @@
 """Stages of the compared systems: their losses are the published formulas, and their runs resume and go on."""
 
-import json
 import math
-import os
 import shutil
-import signal
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from processes import status
-from runs import BASELINES, assert_equal_trees, assert_same, log, started, state, wait_until, weights
+from runs import write
 from safetensors.torch import save_file
 from stand_ins import random_weights
 from torch.testing import assert_close
 
-import train
 from hvae_sr import AncestralScheduler, Downsampling, HCFlow
 from hvae_sr.baselines import EDSR, SPAN, RRDBNet
 from hvae_sr.baselines.diffusion import variational_bound
 from hvae_sr.noise import CounterNoise
 from hvae_sr.pipelines.baselines import enlarge, pipeline_class
-from hvae_sr.training import Trainer, parse_arguments
+from hvae_sr.training import Trainer
 from hvae_sr.training.baselines import enlarge_batch
-from hvae_sr.training.checkpoints import list_checkpoints
 from hvae_sr.training.cost import plan
-from hvae_sr.training.networks import build_objective
 
 IMAGES = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 SEEDS = [3, 10]
 
 
-def make(stage, options, folder, **changes):
-    return build_objective(parse_arguments(options(stage, folder, **changes)))
+NETWORKS = {"SPAN": SPAN, "EDSR": EDSR, "RRDBNet": RRDBNet}
+BLOCK = {"num_blocks": 1, "width": 8}
 
 
-@pytest.mark.parametrize("stage", BASELINES)
-def test_a_compared_system_that_was_killed_goes_on_as_if_it_had_not_been(stage, options, photos, tmp_path):
-    common = {"max_train_steps": 4, "checkpointing_steps": 1, "validation_data_dir": photos, "validation_steps": 3}
-    common |= {"validation_images": 2, "checkpoints_total_limit": 9}
-    assert train.main(options(stage, tmp_path / "straight", **common)) == 0
-    out = tmp_path / "out"
-    process = started(options(stage, out, **common), stop_at="checkpoint-3")
-    wait_until(lambda: (out / "checkpoint-3.partial" / "custom_checkpoint_2.pkl").exists(), process)
-    os.kill(process.pid, signal.SIGKILL)
-    status(process)
-    assert [path.name for path in list_checkpoints(out)] == ["checkpoint-1", "checkpoint-2"]
-    assert train.main(options(stage, out, **common, resume_from_checkpoint="latest")) == 0
-    assert_same(weights(tmp_path / "straight"), weights(out))
-    assert_equal_trees(state(tmp_path / "straight" / "checkpoint-4"), state(out / "checkpoint-4"))
-    assert log(out) == log(tmp_path / "straight")
-    found = [record for record in log(out) if "validation_psnr_t1" in record]
-    assert [record["step"] for record in found] == [3, 4] and (
-        out / "validation" / "step-0000003-samples.png"
-    ).is_file()
-    assert "--stage=" + stage in (out / "README.md").read_text()
+@pytest.fixture
+def regression(objective_of, tmp_path):
+    """A function that makes a regression by a new network, which starts from a trained one if there are `trained`."""
+
+    def make(architecture, trained=None, **options):
+        changes = {"baseline": write(tmp_path / "own.json", {"architecture": architecture, **options})}
+        if trained is not None:
+            network = NETWORKS[architecture](**trained)
+            network.save_pretrained(tmp_path / "trained")
+            changes["pretrained_network"] = tmp_path / "trained"
+            return objective_of("regression", **changes).network.state_dict(), network.state_dict()
+        return objective_of("regression", **changes)
+
+    return make
 
 
-def test_a_trained_network_is_where_another_run_starts(options, tmp_path):
-    first, second = tmp_path / "first", tmp_path / "second"
-    assert train.main(options("hcflow", first)) == 0
-    assert train.main(options("hcflow", second, pretrained_network=first / "flow", skip_threshold=1e-30)) == 0
-    assert_same(weights(first), weights(second))
+@pytest.mark.parametrize(
+    "architecture, shape, enlarging", [("SPAN", {"width": 8}, "upsampler."), ("EDSR", BLOCK, "tail.")]
+)
+def test_a_regression_starts_from_one_for_another_scale_factor_but_for_what_enlarges(
+    architecture, shape, enlarging, regression
+):
+    own, trained = regression(architecture, {"scale_factor": 2, **shape}, **shape)
+    for name, value in trained.items():
+        same, enlarges = name in own and torch.equal(own[name], value), name.startswith(enlarging)
+        assert same != enlarges or (enlarges and not value.any())
 
 
-def test_a_regression_starts_from_one_for_another_scale_factor_but_for_what_enlarges(options, tmp_path):
-    trained = SPAN(scale_factor=2, width=8)
-    trained.save_pretrained(tmp_path / "x2")
-    own = {"baseline": tmp_path / "span.json", "pretrained_network": tmp_path / "x2"}
-    own["baseline"].write_text(json.dumps({"architecture": "SPAN", "scale_factor": 4, "width": 8}))
-    started = make("regression", options, tmp_path / "out", **own).network.state_dict()
-    for name, value in trained.state_dict().items():
-        assert name.startswith("upsampler.") or torch.equal(started[name], value)
-    own["baseline"].write_text(json.dumps({"architecture": "SPAN", "scale_factor": 4, "width": 12}))
-    with pytest.raises(ValueError, match="`pretrained_network` .*x2"):
-        make("regression", options, tmp_path / "out", **own)
+@pytest.mark.parametrize(
+    "architecture, trained, shape, message",
+    [
+        ("SPAN", {"scale_factor": 2, "width": 8}, {"width": 12}, "width 8, not 12"),
+        ("RRDBNet", {"scale_factor": 2, **BLOCK, "growth": 4}, {**BLOCK, "growth": 4}, r"conv_first\.weight"),
+        ("EDSR", {**BLOCK, "residual_scale": 1.0}, {**BLOCK, "residual_scale": 0.1}, r"residual_scale 1\.0, not 0\.1"),
+    ],
+)
+def test_a_regression_does_not_start_from_one_of_another_shape_or_function(
+    architecture, trained, shape, message, regression
+):
+    with pytest.raises(ValueError, match=f"`pretrained_network` .*trained.*{message}"):
+        regression(architecture, trained, **shape)
 
 
-def test_an_edsr_starts_from_one_for_another_scale_factor_and_an_rrdbnet_with_another_stem_does_not(options, tmp_path):
-    trained = EDSR(scale_factor=2, num_blocks=1, width=8)
-    trained.save_pretrained(tmp_path / "x2")
-    own = {"baseline": tmp_path / "own.json", "pretrained_network": tmp_path / "x2"}
-    own["baseline"].write_text(json.dumps({"architecture": "EDSR", "num_blocks": 1, "width": 8}))
-    started = make("regression", options, tmp_path / "out", **own).network.state_dict()
-    for name, value in trained.state_dict().items():
-        same = name in started and torch.equal(started[name], value)
-        assert same != (name.startswith("tail.") and bool(value.any()))
-    RRDBNet(scale_factor=2, num_blocks=1, width=8, growth=4).save_pretrained(tmp_path / "x2")
-    shape = {"num_blocks": 1, "width": 8, "growth": 4}
-    own["baseline"].write_text(json.dumps({"architecture": "RRDBNet", **shape}))
-    with pytest.raises(ValueError, match=r"`pretrained_network` .*conv_first\.weight"):
-        make("regression", options, tmp_path / "out", **own)
-
-
-def test_a_regression_does_not_start_from_one_that_computes_something_else(options, tmp_path):
-    EDSR(num_blocks=1, width=8, residual_scale=1.0).save_pretrained(tmp_path / "own")
-    own = {"baseline": tmp_path / "own.json", "pretrained_network": tmp_path / "own"}
-    own["baseline"].write_text(json.dumps({"architecture": "EDSR", "num_blocks": 1, "width": 8, "residual_scale": 0.1}))
-    with pytest.raises(ValueError, match=r"`pretrained_network` .*residual_scale 1\.0, not 0\.1"):
-        make("regression", options, tmp_path / "out", **own)
-
-
-def test_a_network_without_gradient_checkpointing_is_named(options, tmp_path):
-    file = tmp_path / "span.json"
-    file.write_text(json.dumps({"architecture": "SPAN", "width": 8}))
-    config = parse_arguments(options("regression", tmp_path / "out", baseline=file, gradient_checkpointing="true"))
+def test_a_network_without_gradient_checkpointing_is_named(configure, tmp_path):
+    file = write(tmp_path / "span.json", {"architecture": "SPAN", "width": 8})
+    config = configure("regression", baseline=file, gradient_checkpointing="true")
     for run in (Trainer, plan):
         with pytest.raises(ValueError, match="`gradient_checkpointing` must be false: SPAN has none"):
             run(config)
 
 
-def test_a_regression_is_the_mean_error_in_grey_levels(options, tmp_path):
-    file = tmp_path / "edsr.json"
-    file.write_text(json.dumps({"architecture": "EDSR", "num_blocks": 1, "width": 8}))
-    objective = make("regression", options, tmp_path / "out", baseline=file)
+def test_a_regression_is_the_mean_error_in_grey_levels(regression):
+    objective = regression("EDSR", **BLOCK)
     x, y = objective.pairs(IMAGES)
     with torch.no_grad():
         loss, figures = objective(IMAGES, SEEDS)
@@ -124,22 +91,20 @@ def test_a_regression_is_the_mean_error_in_grey_levels(options, tmp_path):
 
 
 @pytest.fixture
-def esrgan(options, tmp_path):
+def esrgan(tmp_path):
     """Options of a regression with features and a critic that imitates a teacher of more blocks."""
-    file = tmp_path / "rrdb.json"
-    shape = {"num_blocks": 1, "width": 8, "growth": 4}
-    file.write_text(json.dumps({"architecture": "RRDBNet", "upsampling": "pixelshuffle", **shape}))
+    shape, teacher = {**BLOCK, "growth": 4}, tmp_path / "teacher"
+    file = write(tmp_path / "rrdb.json", {"architecture": "RRDBNet", "upsampling": "pixelshuffle", **shape})
     torch.manual_seed(4)
-    RRDBNet(**{**shape, "num_blocks": 3}).save_pretrained(tmp_path / "teacher")
+    RRDBNet(**{**shape, "num_blocks": 3}).save_pretrained(teacher)
     save_file({name: value.half() for name, value in random_weights("vgg16").items()}, tmp_path / "vgg.safetensors")
-    own = {"baseline": file, "pretrained_teacher": tmp_path / "teacher", "pretrained_network": tmp_path / "teacher"}
-    own |= {"pretrained_blocks": 1, "lpips_weights": tmp_path / "vgg.safetensors", "consistency": "exact"}
-    weights = {"regression_pixel_weight": 0.3, "regression_perceptual_weight": 1, "regression_critic_weight": 0.02}
-    return {**own, **weights, "resolution": 32}
+    own = {"baseline": file, "pretrained_teacher": teacher, "pretrained_network": teacher, "pretrained_blocks": 1}
+    own |= {"lpips_weights": tmp_path / "vgg.safetensors", "consistency": "exact"}
+    return own | {"regression_pixel_weight": 0.3, "regression_perceptual_weight": 1, "regression_critic_weight": 0.02}
 
 
-def test_a_regression_may_imitate_a_teacher_under_features_and_a_critic(esrgan, options, tmp_path):
-    objective = make("regression", options, tmp_path / "out", **esrgan)
+def test_a_regression_may_imitate_a_teacher_under_features_and_a_critic(esrgan, objective_of):
+    objective = objective_of("regression", **esrgan)
     x, y = objective.pairs(IMAGES)
     with torch.no_grad():
         loss, figures = objective(IMAGES, SEEDS)
@@ -155,8 +120,8 @@ def test_a_regression_may_imitate_a_teacher_under_features_and_a_critic(esrgan, 
     assert all(abs(float(a) - float(b)) < 1 for a, b in zip(*judged, strict=True))
 
 
-def test_what_the_losses_see_is_projected_and_judged_in_float32(esrgan, options, tmp_path, monkeypatch):
-    objective = make("regression", options, tmp_path / "out", **esrgan)
+def test_what_the_losses_see_is_projected_and_judged_in_float32(esrgan, objective_of, monkeypatch):
+    objective = objective_of("regression", **esrgan)
     project, seen = objective.operator.project, []
 
     def watched(x, y):
@@ -171,8 +136,8 @@ def test_what_the_losses_see_is_projected_and_judged_in_float32(esrgan, options,
     assert {loss.dtype, *(each.dtype for each in judged)} == {torch.float32}
 
 
-def test_the_critic_and_what_it_judges_each_follow_their_own_loss(esrgan, options, tmp_path):
-    objective = make("regression", options, tmp_path / "out", **esrgan)
+def test_the_critic_and_what_it_judges_each_follow_their_own_loss(esrgan, objective_of):
+    objective = objective_of("regression", **esrgan)
     real, fake = (objective.distance.features(torch.rand(2, 3, 32, 32)) for _ in range(2))
     fake = [x.requires_grad_() for x in fake]
     own, adversarial = objective.critic.losses(real[1:], fake[1:])
@@ -184,8 +149,8 @@ def test_the_critic_and_what_it_judges_each_follow_their_own_loss(esrgan, option
     assert all(bool(gradient.any()) for gradient in towards)
 
 
-def test_the_published_network_is_all_that_an_imitation_saves(esrgan, options, tmp_path):
-    assert train.main(options("regression", tmp_path / "out", **esrgan)) == 0
+def test_the_published_network_is_all_that_an_imitation_saves(esrgan, run, tmp_path):
+    run("regression", tmp_path / "out", **esrgan)
     network = RRDBNet.from_pretrained(tmp_path / "out" / "network")
     assert network.upsampling == "pixelshuffle" and len(network.body) == 1
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if (path / "config.json").is_file()) == ["network"]
@@ -204,14 +169,14 @@ def test_the_published_network_is_all_that_an_imitation_saves(esrgan, options, t
         ({"scale_factor": 2}, "`scale_factor` must be the network's 4, got 2"),
     ],
 )
-def test_an_imitation_that_cannot_be_is_refused(esrgan, options, tmp_path, change, message):
+def test_an_imitation_that_cannot_be_is_refused(esrgan, objective_of, change, message):
     given = {name: value for name, value in {**esrgan, **change}.items() if value is not None}
     with pytest.raises(ValueError, match=message):
-        make("regression", options, tmp_path / "out", **given)
+        objective_of("regression", **given)
 
 
-def test_a_new_flow_is_normalised_by_first_crops(options, tmp_path):
-    objective = make("hcflow", options, tmp_path)
+def test_a_new_flow_is_normalised_by_first_crops(objective_of):
+    objective = objective_of("hcflow")
     before = float(objective(IMAGES, SEEDS)[0])
     objective.initialise(IMAGES, SEEDS)
     assert all(bool(x.any()) for name, x in objective.named_parameters() if name.endswith("actnorm.bias"))
@@ -224,14 +189,14 @@ def test_a_new_flow_is_normalised_by_first_crops(options, tmp_path):
     assert float(loss) != before
 
 
-def test_a_run_begins_with_a_normalised_flow(options, tmp_path):
-    assert train.main(options("hcflow", tmp_path, max_train_steps=1, learning_rate=0, use_ema="false")) == 0
+def test_a_run_begins_with_a_normalised_flow(run, tmp_path):
+    run("hcflow", tmp_path, max_train_steps=1, learning_rate=0, use_ema="false")
     flow = HCFlow.from_pretrained(tmp_path / "flow")
     assert all(bool(x.any()) for name, x in flow.named_parameters() if name.endswith("actnorm.bias"))
 
 
-def test_the_pixels_of_a_flow_are_those_of_its_sample_at_temperature_0(options, tmp_path):
-    objective = make("hcflow", options, tmp_path, flow_pixel_weight=500)
+def test_the_pixels_of_a_flow_are_those_of_its_sample_at_temperature_0(objective_of):
+    objective = objective_of("hcflow", flow_pixel_weight=500)
     x, y = ((value + 1) / 2 for value in objective.pairs(IMAGES))
     with torch.no_grad():
         loss, figures = objective(IMAGES, SEEDS)
@@ -240,24 +205,22 @@ def test_the_pixels_of_a_flow_are_those_of_its_sample_at_temperature_0(options, 
     assert_close(figures["error"], 255 * error)
 
 
-def test_sr3_learns_the_noise_at_levels_between_steps(options, tmp_path):
-    objective = make("sr3", options, tmp_path)
+def test_sr3_learns_the_noise_at_levels_between_steps(objective_of):
+    objective = objective_of("sr3")
     objective.eval()
-    seen = {}
-    objective.network.register_forward_pre_hook(
-        lambda _, given: seen.update(noisy=given[0], y=given[1], level=given[2])
-    )
+    seen = []
+    objective.network.register_forward_pre_hook(lambda _, given: seen.extend(given))
     with torch.no_grad():
         loss, _ = objective(IMAGES, SEEDS)
         x, y = objective.pairs(IMAGES)
-        noise = (seen["noisy"] - seen["level"].reshape(-1, 1, 1, 1) * x) / (1 - seen["level"] ** 2).sqrt().reshape(
-            -1, 1, 1, 1
-        )
-        expected = (objective.network(seen["noisy"], seen["y"], seen["level"]).sample - noise).abs().mean()
+        noisy, condition, level = seen[:3]
+        share = level.reshape(-1, 1, 1, 1)
+        noise = (noisy - share * x) / (1 - share**2).sqrt()
+        expected = (objective.network(noisy, condition, level).sample - noise).abs().mean()
     assert_close(loss, expected, rtol=1e-4, atol=1e-4)
     levels = np.sqrt(np.append(1.0, objective.scheduler.alphas_cumprod))
-    assert all(levels[-1] <= float(level) <= 1 for level in seen["level"]) and len(set(seen["level"].tolist())) == 2
-    assert_close(seen["y"], enlarge_batch(y, 4))
+    assert all(levels[-1] <= float(each) <= 1 for each in level) and len(set(level.tolist())) == 2
+    assert_close(condition, enlarge_batch(y, 4))
 
 
 def test_y_is_enlarged_as_pil_does_to_a_grey_level():
@@ -267,11 +230,11 @@ def test_y_is_enlarged_as_pil_does_to_a_grey_level():
     assert float(difference.max()) < 1.01 and float((difference > 0.5).float().mean()) < 0.01
 
 
-def test_a_diffusion_prior_adds_the_bound_that_trains_its_variances(options, tmp_path):
-    objective = make("ddpm", options, tmp_path, vlb_weight=0.5)
+def test_a_diffusion_prior_adds_the_bound_that_trains_its_variances(objective_of):
+    objective = objective_of("ddpm", vlb_weight=0.5)
     loss, figures = objective(IMAGES, SEEDS)
     assert_close(loss.detach(), figures["noise_error"] + 0.5 * figures["vlb_bits_per_dim"])
-    plain = make("ddpm", options, tmp_path, vlb_weight=0)
+    plain = objective_of("ddpm", vlb_weight=0)
     plain.load_state_dict(objective.state_dict())
     gradients = []
     for each in (objective, plain):
@@ -308,8 +271,8 @@ def test_the_bound_of_one_step_is_its_divergence_in_bits(index):
     assert_close(found, 10 * nats.mean()[None] / math.log(2), rtol=1e-4, atol=1e-4)
 
 
-def test_a_diffusion_model_is_saved_with_its_schedule_and_samples_in_the_steps_that_its_file_says(options, tmp_path):
-    assert train.main(options("ddpm", tmp_path, max_train_steps=1)) == 0
+def test_a_diffusion_model_is_saved_with_its_schedule_and_samples_in_the_steps_that_its_file_says(run, tmp_path):
+    run("ddpm", tmp_path, max_train_steps=1)
     pipe = pipeline_class(tmp_path).from_pretrained(tmp_path)
     assert pipe.scheduler.config.num_train_timesteps == 20 and pipe.config.num_inference_steps == 4
     assert pipe.config.downsampling_kernel == "bicubic" and pipe.config.scale_factor == 4
@@ -318,16 +281,15 @@ def test_a_diffusion_model_is_saved_with_its_schedule_and_samples_in_the_steps_t
     assert out.images[0].size == (32, 32) and out.lr_psnr_float[0] > 80
 
 
-def test_random_degradations_train_a_system_that_does_not_project(options, tmp_path):
-    assert train.main(options("sr3", tmp_path, max_train_steps=1, degradation="noise")) == 0
+def test_random_degradations_train_a_system_that_does_not_project(run, tmp_path):
+    run("sr3", tmp_path, max_train_steps=1, degradation="noise")
     assert pipeline_class(tmp_path).from_pretrained(tmp_path).config.enforce_consistency is False
 
 
-def test_the_operator_of_training_is_that_of_the_saved_pipeline(options, tmp_path):
-    objective = make("regression", options, tmp_path, downsampling_kernel="box")
-    x, y = objective.pairs(IMAGES)
+def test_the_operator_of_training_is_that_of_the_saved_pipeline(objective_of, run, tmp_path):
+    _, y = objective_of("regression", downsampling_kernel="box").pairs(IMAGES)
     assert_close(y, (Downsampling(4, "box")(IMAGES.float()).round() / 127.5) - 1)
-    assert train.main(options("regression", tmp_path, downsampling_kernel="box", max_train_steps=1)) == 0
+    run("regression", tmp_path, downsampling_kernel="box", max_train_steps=1)
     assert pipeline_class(tmp_path).from_pretrained(tmp_path).config.downsampling_kernel == "box"
     shutil.rmtree(tmp_path / "network")
     with pytest.raises(ValueError, match="cannot load"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from runs import LR_CONFIGS, VDVAE_CONFIG, log, weights
+from runs import LR_CONFIGS, VDVAE_CONFIG, log, weights, write
 
 from hvae_sr.training import TrainingConfig
 from hvae_sr.training.config import read_recipe
@@ -61,35 +61,36 @@ def test_the_parts_of_a_recipe_are_there_and_follow_each_other(name, command, tm
 
 def test_a_recipe_with_a_restorer_needs_its_weights(command, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "start_folder", lambda start, output: output / str(start))
-    with pytest.raises(
-        ValueError, match="`--regression` must be given: train_first.yaml reads y through a trained SPAN"
-    ):
-        command.training_commands("photo-x4", command.read_recipe("photo-x4"), tmp_path, [])
-    with pytest.raises(ValueError, match="`--restorer` must be given: train_first.yaml reads y through a trained RRDB"):
-        command.training_commands("photo-x4", command.read_recipe("photo-x4"), tmp_path, [], None, "regression")
-    with pytest.raises(ValueError, match="`--restorer` must be given: train.yaml imitates a trained RRDBNet"):
-        command.training_commands("realsr-small", command.read_recipe("realsr-small"), tmp_path, [])
+
+    def commands(name, *given):
+        return command.training_commands(name, command.read_recipe(name), tmp_path, [], *given)
+
+    regression = "`--regression` must be given: train_first.yaml reads y through a trained SPAN"
+    restorer = "`--restorer` must be given: train_first.yaml reads y through a trained RRDB"
+    teacher = "`--restorer` must be given: train.yaml imitates a trained RRDBNet"
+    for name, given, message in (
+        ("photo-x4", (), regression), ("photo-x4", (None, "regression"), restorer), ("realsr-small", (), teacher),
+        ("natural-x4", ("restorer",), regression),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            commands(name, *given)
     recipe = command.read_recipe("natural-x4")
-    with pytest.raises(
-        ValueError, match="`--regression` must be given: train_first.yaml reads y through a trained SPAN"
-    ):
-        command.training_commands("natural-x4", recipe, tmp_path, [], "restorer")
     network = tmp_path / recipe["start"] / "lr_encoder" / "config.json"
     network.parent.mkdir(parents=True)
     had = {"restorer_blocks": 6, "regression_width": 48, "scale_factor": 4}
-    network.write_text(json.dumps(had | {"restorer_blocks": 8}))
+    write(network, had | {"restorer_blocks": 8})
     with pytest.raises(ValueError, match="`--restorer` must be given"):  # one of another size is none
-        command.training_commands("natural-x4", recipe, tmp_path, [])
-    network.write_text(json.dumps(had))
-    for arguments in command.training_commands("natural-x4", recipe, tmp_path, []):
+        commands("natural-x4")
+    write(network, had)
+    for arguments in commands("natural-x4"):
         assert not {"--pretrained_restorer", "--pretrained_regression"} & set(arguments)
-    network.write_text(json.dumps(had | {"restorer_blocks": 8}))
-    first, last = command.training_commands("natural-x4", recipe, tmp_path, [], "restorer")
+    write(network, had | {"restorer_blocks": 8})
+    first, last = commands("natural-x4", "restorer")
     assert first[first.index("--pretrained_restorer") + 1] == "restorer"
     assert "--pretrained_restorer" not in last  # it starts from what the first part left
-    network.write_text(json.dumps(had | {"scale_factor": 2}))  # a network of another scale factor is none
+    write(network, had | {"scale_factor": 2})  # a network of another scale factor is none
     with pytest.raises(ValueError, match="`--regression` must be given"):
-        command.training_commands("natural-x4", recipe, tmp_path, [], "restorer")
+        commands("natural-x4", "restorer")
 
 
 def test_a_restorer_is_trained_from_the_one_that_is_the_start(command, tmp_path, monkeypatch):
@@ -146,8 +147,8 @@ def test_one_command_trains_all_parts_and_evaluates_what_they_leave(command, pho
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     folder, out = tmp_path / "tiny", tmp_path / "out"
     folder.mkdir()
-    for name, config in {"vdvae": VDVAE_CONFIG, "lr_encoder": LR_CONFIGS["energy-score"]}.items():
-        (folder / f"{name}.json").write_text(json.dumps(config))
+    write(folder / "vdvae.json", VDVAE_CONFIG)
+    write(folder / "lr_encoder.json", LR_CONFIGS["energy-score"])
     part = {"stage": "energy-score", "resolution": 32, "train_batch_size": 2, "max_train_steps": 2, "logging_steps": 1}
     first = {**part, "vdvae_config": "vdvae.json", "lr_config": "lr_encoder.json", "score_samples": 1}
     for name, options in {"first": first, "second": {**part, "seed": 1, "learning_rate": 1e-3}}.items():

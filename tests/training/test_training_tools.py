@@ -10,6 +10,7 @@ import resource
 import shutil
 import sqlite3
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,16 +18,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from processes import run, status
-from runs import assert_same, log, started, weights, write
+from processes import run as process
+from processes import status
+from runs import assert_same, kept, log, started, weights, write
 from safetensors.torch import load_file, save_file
-from stand_ins import random_weights
+from stand_ins import random_weights, write_table
 
 import train
 from hvae_sr import VDVAE, SuperResolutionPipeline
 from hvae_sr.training import Joint, Trainer, parse_arguments, publish
 from hvae_sr.training.batches import build_training_set, build_validation_set
-from hvae_sr.training.checkpoints import Progress, list_checkpoints
+from hvae_sr.training.checkpoints import Progress
 from hvae_sr.training.cost import plan
 from hvae_sr.training.log import Log
 from hvae_sr.training.loop import arithmetic
@@ -46,6 +48,15 @@ RECIPES = {  # prior and other networks that are given on the command line; grou
     "vdvae-sr-64": ({"pretrained_vdvae": "vdvae-imagenet64"}, 30),
     "vdvae-sr-256": ({"pretrained_vdvae": "vdvae-ffhq256", "lr_from_vdvae": "vdvae-imagenet64"}, 21),
 }
+
+
+@pytest.mark.parametrize("path", sorted(HUB_CONFIGS.glob("*/train*.yaml")), ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_the_recipes_of_the_checkpoints_are_complete(path):
+    given = "--train_data_dir in --output_dir out --pretrained_vdvae prior --pretrained_lr_encoder encoder "
+    given += "--pretrained_network network"
+    config = parse_arguments(f"--config {path} {given} --lpips_weights vgg16.safetensors".split())
+    for file in (config.vdvae_config, config.lr_config):
+        assert file is None or json.loads(Path(file).read_text())
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -69,17 +80,16 @@ def test_the_recipe_of_a_published_model_builds_it(name):
     assert not any(p.requires_grad for p in objective.vdvae.encoder.parameters())
 
 
-def test_the_lr_network_may_start_from_the_encoder_of_a_vdvae(options, tmp_path):
+def test_the_lr_network_may_start_from_the_encoder_of_a_vdvae(objective_of, tmp_path):
     torch.manual_seed(3)
     blocks = {"encoder_blocks": "8x1", "decoder_blocks": "8x1", "width": 8, "bottleneck_multiple": 0.5}
-    source = VDVAE(image_size=8, **blocks)
+    source, wide = VDVAE(image_size=8, **blocks), VDVAE(image_size=8, **{**blocks, "width": 16})
     source.save_pretrained(tmp_path / "source")
-    config = parse_arguments(options("vdvae-sr", tmp_path / "out", lr_from_vdvae=tmp_path / "source"))
-    assert_same(build_objective(config).lr_network.network.bottom_up.state_dict(), source.encoder.state_dict())
-    VDVAE(image_size=8, **{**blocks, "width": 16}).save_pretrained(tmp_path / "wide")
-    config = parse_arguments(options("vdvae-sr", tmp_path / "out", lr_from_vdvae=tmp_path / "wide"))
+    network = objective_of("vdvae-sr", lr_from_vdvae=tmp_path / "source").lr_network.network
+    assert_same(network.bottom_up.state_dict(), source.encoder.state_dict())
+    wide.save_pretrained(tmp_path / "wide")
     with pytest.raises(ValueError, match="`lr_from_vdvae`.*does not fit"):
-        build_objective(config)
+        objective_of("vdvae-sr", lr_from_vdvae=tmp_path / "wide")
 
 
 # Dry run
@@ -97,9 +107,12 @@ def test_a_dry_run_tells_all_and_writes_nothing(options, tmp_path, capsys, monke
     assert "images: 5, 10 crops in an epoch, 2 updates" in text and '"train_batch_size": 4' in text
     assert re.search(r"computation: \d+\.\d\d GFLOPs per image", text)
     assert re.search(r"memory \(estimate, each process\): \d+ MiB", text)
+    file = write(tmp_path / "file", "")
+    for changes in ({"train_data_dir": "none"}, {"train_batch_size": 11}, {"output_dir": file / "out"}):
+        given = {"output_dir": tmp_path / "out", "dry_run": "true", **changes}
+        assert train.main(options("vdvae", **given)) == 2  # what the run refuses
+        assert f"`{next(iter(changes))}`" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    for changes in ({"train_data_dir": "none"}, {"train_batch_size": 11}):  # what the run refuses
-        assert train.main(options("vdvae", tmp_path / "out", dry_run="true", **changes)) == 2
 
 
 def test_a_dry_run_reads_the_network_of_a_perceptual_score(options, tmp_path, capsys):
@@ -110,16 +123,16 @@ def test_a_dry_run_reads_the_network_of_a_perceptual_score(options, tmp_path, ca
     assert "GFLOPs per image" in capsys.readouterr().out
 
 
-def test_the_plan_counts_what_a_step_computes_and_keeps(options, tmp_path):
+def test_the_plan_counts_what_a_step_computes_and_keeps(configure, tmp_path):
     """Against the count of the real step, and against a model twice as long."""
-    config = parse_arguments(options("vdvae", tmp_path))
+    config = configure("vdvae")
     _, cost = plan(config)
     assert Trainer(config).cost == cost
     blocks = json.loads(Path(config.vdvae_config).read_text())
-    longer = write(tmp_path / "longer.json", json.dumps({**blocks, "decoder_blocks": "8x1,16m8,16x5"}))
-    _, more = plan(parse_arguments(options("vdvae", tmp_path, vdvae_config=longer)))
+    longer = write(tmp_path / "longer.json", {**blocks, "decoder_blocks": "8x1,16m8,16x5"})
+    _, more = plan(configure("vdvae", vdvae_config=longer))
     assert cost.flops < more.flops and cost.activation_bytes < more.activation_bytes
-    _, less = plan(parse_arguments(options("vdvae", tmp_path, vdvae_config=longer, gradient_checkpointing="true")))
+    _, less = plan(configure("vdvae", vdvae_config=longer, gradient_checkpointing="true"))
     assert less.activation_bytes < more.activation_bytes and less.flops > more.flops
 
 
@@ -127,21 +140,20 @@ def test_the_plan_counts_what_a_step_computes_and_keeps(options, tmp_path):
 
 
 @pytest.mark.parametrize("validated", [False, True])
-def test_the_plateau_schedule_lowers_the_rate_and_survives_a_resume(validated, options, photos, tmp_path):
+def test_the_plateau_schedule_lowers_the_rate_and_survives_a_resume(validated, run, photos, tmp_path):
     extra = {"lr_scheduler": "plateau", "plateau_patience": 0, "learning_rate": 1e-9, "validation_steps": 2,
              "lr_warmup_steps": 2, "max_train_steps": 17, "checkpointing_steps": 5, "checkpoints_total_limit": 9,
              "validation_images": 0}  # fmt: skip
     if validated:
         extra["validation_data_dir"] = photos
-    whole = tmp_path / "whole"
-    assert train.main(options("vdvae", whole, **extra)) == 0
-    rates = [record["learning_rate"] for record in log(whole) if "learning_rate" in record]
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    records = run("vdvae", whole, **extra)
+    rates = [record["learning_rate"] for record in records if "learning_rate" in record]
     assert rates[0] == pytest.approx(5e-10) and rates[1] == pytest.approx(1e-9)
     assert rates == sorted(rates[:2]) + sorted(rates[2:], reverse=True) and rates[-1] < 0.9e-9
     assert all(rate in {5e-10} | {1e-9 * 0.5**k for k in range(9)} for rate in rates)
-    again = tmp_path / "again"
-    assert train.main(options("vdvae", again, **extra, resume_from_checkpoint=whole / "checkpoint-5")) == 0
-    assert log(again) == [record for record in log(whole) if record["step"] > 5]
+    resumed = run("vdvae", again, **extra, resume_from_checkpoint=whole / "checkpoint-5")
+    assert resumed == [record for record in records if record["step"] > 5]
     assert_same(weights(whole), weights(again))
 
 
@@ -160,14 +172,13 @@ def test_a_loss_that_becomes_no_better_lowers_the_rate_whatever_its_sign(loss, c
     assert schedule.get_last_lr() == [0.25]
 
 
-def test_epochs_may_be_given_instead_of_updates(options, tmp_path):
-    assert train.main(options("vdvae", tmp_path, num_train_epochs=2, train_batch_size=4, max_train_steps=99)) == 0
-    assert [record["step"] for record in log(tmp_path)] == [1, 2, 3, 4]
+def test_epochs_may_be_given_instead_of_updates(run, tmp_path):
+    records = run("vdvae", tmp_path, num_train_epochs=2, train_batch_size=4, max_train_steps=99)
+    assert [record["step"] for record in records] == [1, 2, 3, 4]
 
 
-def test_rates_in_steps_have_a_warm_up_too(options, tmp_path):
-    changes = {"lr_scheduler": "piecewise_constant", "lr_step_rules": "1:6,0.5", "lr_warmup_steps": 4}
-    config = parse_arguments(options("vdvae", tmp_path, **changes))
+def test_rates_in_steps_have_a_warm_up_too(configure):
+    config = configure("vdvae", lr_scheduler="piecewise_constant", lr_step_rules="1:6,0.5", lr_warmup_steps=4)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule, rates = make_schedule(config, optimizer, 8), []
     for _ in range(8):
@@ -177,34 +188,36 @@ def test_rates_in_steps_have_a_warm_up_too(options, tmp_path):
     assert rates == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 0.5, 0.5]
 
 
-def test_a_pipeline_keeps_the_temperature_of_the_one_that_it_started_from(options, make_pipeline, tmp_path):
+def test_a_pipeline_keeps_the_temperature_of_the_one_that_it_started_from(configure, make_pipeline, tmp_path):
     pipe = make_pipeline("vdvae-sr")
     pipe.register_to_config(default_temperature=0.35)
-    pipe.save_pretrained(tmp_path / "start")
-    changes = {"pretrained_vdvae": tmp_path / "start" / "vdvae", "lr_config": None}
-    changes["pretrained_lr_encoder"] = tmp_path / "start" / "lr_encoder"
-    for given, expected in ((None, 0.35), (0.6, 0.6)):
-        config = parse_arguments(options("vdvae-sr", tmp_path / "out", default_temperature=given, **changes))
-        assert publish.default_temperature(config) == expected
-    assert publish.default_temperature(parse_arguments(options("vdvae-sr", tmp_path / "out"))) == 0.8
+    pipe.save_pretrained(tmp_path)
+    start = {"pretrained_vdvae": tmp_path / "vdvae", "pretrained_lr_encoder": tmp_path / "lr_encoder"}
+    start["lr_config"] = None
+    for given, expected in ((start, 0.35), ({**start, "default_temperature": 0.6}, 0.6), ({}, 0.8)):
+        assert publish.default_temperature(configure("vdvae-sr", **given)) == expected
 
 
-def test_pictures_of_an_earlier_run_among_the_photographs_are_none(options, photos, tmp_path):
-    root = tmp_path / "root"
+def test_pictures_of_runs_are_none_of_the_images(configure, photos, tmp_path):
+    photos, root = shutil.copytree(photos, tmp_path / "photos"), tmp_path / "root"
     shutil.copytree(photos, root / "photos")
-    count = len(build_training_set(parse_arguments(options("vdvae", tmp_path / "new", train_data_dir=root)), 0, 1))
-    (root / "training_config.json").write_text("{}")
-    for name in ("validation", "images"):
-        shutil.copytree(photos, root / name)
-    found = build_training_set(parse_arguments(options("vdvae", tmp_path / "new", train_data_dir=root)), 0, 1)
-    assert len(found) == count
+    # Of this run, of one with its options beside them, and of one in whose folder the photographs are.
+    for folder in (photos / "out" / "images", photos / "another" / "run" / "images", root / "validation"):
+        folder.mkdir(parents=True)
+        Image.new("RGB", (64, 64)).save(folder / "step-0000001-samples.png")
+    for folder in (photos / "another" / "run", root):
+        write(folder / "training_config.json", "{}")
+    own = configure("vdvae", output_dir=photos / "out", train_data_dir=photos, validation_data_dir=photos)
+    other = configure("vdvae", train_data_dir=root)
+    found = [build_training_set(own, 0, 1), build_validation_set(own), build_training_set(other, 0, 1)]
+    assert [len(images.paths) for images in found] == [5, 5, 5]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows keeps who may read in lists, not in permission bits")
-def test_what_a_run_leaves_may_be_read_by_whom_the_umask_lets(options, tmp_path):
+def test_what_a_run_leaves_may_be_read_by_whom_the_umask_lets(run, tmp_path):
     before = os.umask(0o022)
     try:
-        assert train.main(options("vdvae", tmp_path / "out", checkpointing_steps=2, max_train_steps=3)) == 0
+        run("vdvae", tmp_path / "out", checkpointing_steps=2, max_train_steps=3)
     finally:
         os.umask(before)
     modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").rglob("*") if path.is_file()}
@@ -214,22 +227,19 @@ def test_what_a_run_leaves_may_be_read_by_whom_the_umask_lets(options, tmp_path)
 # Joint stage
 
 
-def test_the_joint_loss_trains_the_prior_as_if_alone_and_the_lr_encoder_as_if_it_were_frozen(options, prior, tmp_path):
-    pretrained = {"vdvae_config": None, "pretrained_vdvae": prior}
-    gradients, losses = {}, {}
+def test_the_joint_loss_trains_the_prior_as_if_alone_and_the_lr_encoder_as_if_it_were_frozen(objective_of, prior):
+    gradients, losses, kl = {}, {}, {}
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     for stage in ("vdvae", "lr-encoder", "joint"):
         torch.manual_seed(1)
-        objective = build_objective(parse_arguments(options(stage, tmp_path, **pretrained)))
+        objective = objective_of(stage, vdvae_config=None, pretrained_vdvae=prior)
         loss, figures = objective(images, [4, 5])
         loss.backward()
-        losses[stage] = loss.item(), figures
+        losses[stage], kl[stage] = loss.item(), figures.get("kl_bits_per_dim")
         gradients[stage] = {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
     assert isinstance(objective, Joint)
-    assert losses["joint"][0] == pytest.approx(losses["vdvae"][0] + losses["lr-encoder"][0], rel=1e-5)
-    assert float(losses["joint"][1]["kl_bits_per_dim"]) == pytest.approx(
-        float(losses["lr-encoder"][1]["kl_bits_per_dim"]), rel=1e-5
-    )
+    assert losses["joint"] == pytest.approx(losses["vdvae"] + losses["lr-encoder"], rel=1e-5)
+    assert float(kl["joint"]) == pytest.approx(float(kl["lr-encoder"]), rel=1e-5)
     expected = gradients["vdvae"] | gradients["lr-encoder"]
     assert gradients["joint"].keys() == expected.keys()
     for name, gradient in gradients["joint"].items():
@@ -240,10 +250,9 @@ def test_the_joint_loss_trains_the_prior_as_if_alone_and_the_lr_encoder_as_if_it
 
 
 @pytest.mark.parametrize("stage", ["vdvae", "lr-encoder", "vdvae-sr"])
-def test_validation_writes_figures_of_every_group_and_pictures(stage, options, photos, matplotlib, tmp_path):
-    extra = {"validation_data_dir": photos, "validation_steps": 3, "validation_images": 2}
-    assert train.main(options(stage, tmp_path, **extra)) == 0
-    (record,) = [record for record in log(tmp_path) if "validation_group_bits_per_dim" in record]
+def test_validation_writes_figures_of_every_group_and_pictures(stage, run, photos, matplotlib, tmp_path):
+    records = run(stage, tmp_path, validation_data_dir=photos, validation_steps=3, validation_images=2)
+    (record,) = [record for record in records if "validation_group_bits_per_dim" in record]
     groups = record["validation_group_bits_per_dim"]
     total = record["validation_kl_bits_per_dim" if stage == "lr-encoder" else "validation_rate"]
     assert len(groups) == (2 if stage == "lr-encoder" else 3) and sum(groups) == pytest.approx(total, rel=1e-4)
@@ -257,9 +266,8 @@ def test_validation_writes_figures_of_every_group_and_pictures(stage, options, p
         blocks = columns[1].reshape(8, 4, 8, 4, 3)
         assert (blocks == blocks[:, :1, :, :1]).all()  # LR, magnified
         for temperature in ("0.2", "0.8", "1"):
-            assert (
-                30 < record[f"validation_lr_psnr_t{temperature}"] < 90 and record[f"validation_psnr_t{temperature}"] > 5
-            )
+            assert 30 < record[f"validation_lr_psnr_t{temperature}"] < 90
+            assert record[f"validation_psnr_t{temperature}"] > 5
     assert Image.open(tmp_path / "validation" / "step-0000003-groups.png").size == (640, 360)
 
 
@@ -304,41 +312,43 @@ def test_pictures_and_figures_reach_the_trackers_without_a_network(tracker, opti
 # The finished folder
 
 
-def test_the_finished_folder_says_how_it_was_made_and_not_where(options, prior, matplotlib, tmp_path):
+def test_the_finished_folder_says_how_it_was_made_and_not_where(run, prior, matplotlib, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["caller.py", "--password", "secret"])
     out = tmp_path / "portraits"
-    assert train.main(options("lr-encoder", out)) == 0
-    card = (out / "README.md").read_text()
+    readme, notes = out / "README.md", out / "card_notes.md"
+    run("lr-encoder", out)
+    card = readme.read_text()
     assert card.startswith("---\n") and "pipeline_tag: image-to-image" in card and "library_name: hvae-sr" in card
     assert Image.open(out / "images" / "curve.png").size == (640, 360) and "(images/curve.png)" in card
     assert "# portraits" in card and "kl bits per dim" in card and "SuperResolutionPipeline" in card
+    assert "secret" not in card and "train.py --stage=lr-encoder" in card
     for file in ("vdvae/config.json", "lr_encoder/config.json", "model_index.json"):
         assert str(prior.parent) not in (out / file).read_text() and "_name_or_path" not in (out / file).read_text()
     SuperResolutionPipeline.from_pretrained(out)
-    (out / "README.md").write_text("my own card\n")
-    again = options("lr-encoder", out, max_train_steps=4, resume_from_checkpoint="latest")
-    assert train.main(again) == 0
-    assert (out / "README.md").read_text() == "my own card\n"
-    (out / "README.md").unlink()
+    readme.write_text("my own card\n")
+    run("lr-encoder", out, max_train_steps=4, resume_from_checkpoint="latest")
+    assert readme.read_text() == "my own card\n"
+    readme.unlink()
     for steps, words in ((5, "One night."), (6, "Two nights.")):  # the card keeps up with own notes
-        notes = f"---\nlicense: mit\n---\n\n## Training\n\n{words}\n\n## Training data\n\nMine.\n"
-        (out / "card_notes.md").write_text(notes, encoding="utf-8-sig")
-        assert train.main(options("lr-encoder", out, max_train_steps=steps, resume_from_checkpoint="latest")) == 0
-        assert words in (out / "README.md").read_text() and "license: mit" in (out / "README.md").read_text()
-    (out / "card_notes.md").write_text("---\nlicense: mit\n---\n\n## Training data\n\nMine.\n")
-    assert train.main(options("lr-encoder", out, max_train_steps=7, resume_from_checkpoint="latest")) == 0
-    assert "7 updates of" in (out / "README.md").read_text()
+        text = f"---\nlicense: mit\n---\n\n## Training\n\n{words}\n\n## Training data\n\nMine.\n"
+        notes.write_text(text, encoding="utf-8-sig")
+        run("lr-encoder", out, max_train_steps=steps, resume_from_checkpoint="latest")
+        assert words in readme.read_text() and "license: mit" in readme.read_text()
+    notes.write_text("---\nlicense: mit\n---\n\n## Training data\n\nMine.\n")
+    run("lr-encoder", out, max_train_steps=7, resume_from_checkpoint="latest")
+    assert "7 updates of" in readme.read_text()
 
 
-def test_the_command_on_a_card_names_no_folders_of_this_machine(options, tmp_path):
-    config = parse_arguments(options("lr-encoder", tmp_path / "a=b" / "out", train_data_dir=tmp_path / "c=d"))
+def test_the_command_on_a_card_names_no_folders_of_this_machine(configure, tmp_path):
+    config = configure("lr-encoder", output_dir=tmp_path / "a=b" / "out", train_data_dir=tmp_path / "c=d")
     command = publish._command(config)
     assert str(tmp_path) not in command and "--train_data_dir c=d" in command.replace("'", "")
 
 
-def test_weights_saved_in_half_precision_are_the_rounded_ones_and_load_as_float32(options, tmp_path):
+def test_weights_saved_in_half_precision_are_the_rounded_ones_and_load_as_float32(run, tmp_path):
     whole, half = tmp_path / "whole", tmp_path / "half"
     for out, dtype in ((whole, "float32"), (half, "float16")):
-        assert train.main(options("energy-score", out, saved_dtype=dtype)) == 0
+        run("energy-score", out, saved_dtype=dtype)
     for name in ("vdvae", "lr_encoder"):
         exact, rounded = (load_file(out / name / "diffusion_pytorch_model.safetensors") for out in (whole, half))
         assert {x.dtype for x in exact.values()} == {torch.float32}
@@ -362,182 +372,151 @@ def test_the_finished_folder_is_uploaded_without_paths_of_this_machine(options, 
         assert (out / "training_config.json").is_file() and "training_config.json" not in files
         assert not any(str(folder).encode() in text for text in texts for folder in (tmp_path, photos.parent))
         # Without an owner, and nobody whom the Hub knows: an error before anything is trained.
-        assert train.main(options("lr-encoder", tmp_path / "other", push_to_hub="true")) == 2
-        assert "`hub_model_id`" in capsys.readouterr().err and not (tmp_path / "other").exists()
-        for name in ("ada/my portraits", "ada/b/c"):
-            assert train.main(options("lr-encoder", tmp_path / "other", push_to_hub="true", hub_model_id=name)) == 2
-            assert "`hub_model_id`" in capsys.readouterr().err and not (tmp_path / "other").exists()
-        monkeypatch.setattr(publish, "get_token", lambda: None)
-        assert train.main(options("lr-encoder", tmp_path / "other", push_to_hub="true", hub_model_id="ada/b")) == 2
-        assert "nobody is logged in" in capsys.readouterr().err
+        other = tmp_path / "other"
+        for name, said in ((None, ""), ("ada/my portraits", ""), ("ada/b/c", ""), ("ada/b", "nobody is logged in")):
+            if said:
+                monkeypatch.setattr(publish, "get_token", lambda: None)
+            assert train.main(options("lr-encoder", other, push_to_hub="true", hub_model_id=name)) == 2
+            message = capsys.readouterr().err
+            assert "`hub_model_id`" in message and said in message and not other.exists()
 
 
 # Damage
 
 
-def test_latest_passes_over_a_damaged_checkpoint(options, tmp_path, caplog):
-    common = {"max_train_steps": 4, "checkpointing_steps": 1, "checkpoints_total_limit": 3}
+def test_latest_passes_over_a_damaged_checkpoint(run, tmp_path, caplog):
+    common = {"max_train_steps": 4, "checkpointing_steps": 1, "checkpoints_total_limit": 4}
     whole, out = tmp_path / "whole", tmp_path / "out"
-    assert train.main(options("vdvae", whole, **common)) == 0
+    records = run("vdvae", whole, **common)
     shutil.copytree(whole, out)
     model = out / "checkpoint-4" / "model.safetensors"
     content = bytearray(model.read_bytes())
     content[-3] ^= 1  # one bit of one weight: it would load
     model.write_bytes(content)
     (out / "checkpoint-3" / "optimizer.bin").unlink()
+    (out / "checkpoint-2" / "files.json").unlink()  # without its list, and cut off
+    (out / "checkpoint-2" / "model.safetensors").write_bytes(content[: len(content) // 2])
     with caplog.at_level(logging.WARNING):
-        assert train.main(options("vdvae", out, **common, resume_from_checkpoint="latest")) == 0
+        assert run("vdvae", out, **common, resume_from_checkpoint="latest") == records
     assert "checkpoint-4 is damaged" in caplog.text and "model.safetensors has changed" in caplog.text
     assert "checkpoint-3 is damaged" in caplog.text and "optimizer.bin is missing" in caplog.text
+    assert "checkpoint-2 is damaged" in caplog.text
     assert_same(weights(whole), weights(out))
-    assert log(whole) == log(out)
 
 
-def test_without_a_sound_checkpoint_the_run_does_not_start_over(options, tmp_path, capsys):
-    assert train.main(options("vdvae", tmp_path)) == 0
+def test_without_a_sound_checkpoint_the_run_does_not_start_over(options, run, tmp_path, capsys):
+    run("vdvae", tmp_path)
     (tmp_path / "checkpoint-3" / "optimizer.bin").write_bytes(b"")
     assert train.main(options("vdvae", tmp_path, max_train_steps=5, resume_from_checkpoint="latest")) == 2
     assert "checkpoint-3 is damaged" in capsys.readouterr().err
 
 
-def test_on_a_full_disk_the_earlier_checkpoint_survives(options, tmp_path, capfd):
+def test_on_a_full_disk_the_earlier_checkpoint_survives(options, run, tmp_path, capfd):
     """The limit of the size of a file stands for a full disk: writing fails half way."""
     common = {"checkpointing_steps": 1, "checkpoints_total_limit": 1}
-    assert train.main(options("vdvae", tmp_path, max_train_steps=2, **common)) == 0
+    run("vdvae", tmp_path, max_train_steps=2, **common)
+    resume = options("vdvae", tmp_path, max_train_steps=4, **common, resume_from_checkpoint="latest")
     before = (tmp_path / "checkpoint-2" / "model.safetensors").read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
     try:
-        status = train.main(options("vdvae", tmp_path, max_train_steps=4, **common, resume_from_checkpoint="latest"))
+        status = train.main(resume)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert status == 2
     message = capfd.readouterr().err.splitlines()[-1]
     assert "checkpoint-3 could not be written" in message and "MiB of" in message and "left: checkpoint-2" in message
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-2"]
+    assert kept(tmp_path) == [2] and not list(tmp_path.glob("*.partial"))
     assert (tmp_path / "checkpoint-2" / "model.safetensors").read_bytes() == before
-    assert not list(tmp_path.glob("*.partial"))
-    assert train.main(options("vdvae", tmp_path, max_train_steps=4, **common, resume_from_checkpoint="latest")) == 0
+    assert train.main(resume) == 0
 
 
 # Sources of images
 
 
-def test_a_run_on_a_stream_resumes_bitwise(options, photos, tmp_path, monkeypatch, caplog):
+@pytest.fixture
+def table(photos, tmp_path, monkeypatch):
+    """A function that writes a parquet file of pictures, by default the photographs."""
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.05, raising=False)
-    features = datasets.Features({"image": datasets.Image()})
-    rows = [{"bytes": path.read_bytes(), "path": path.name} for path in sorted(photos.iterdir())]
-    datasets.Dataset.from_dict({"image": rows}, features=features).to_parquet(tmp_path / "photos.parquet")
-    source = {"train_data_dir": None, "dataset_name": tmp_path / "photos.parquet", "streaming": "true"}
+
+    def make(pictures=None):
+        write_table(tmp_path / "t.parquet", pictures or [(p.name, p.read_bytes()) for p in sorted(photos.iterdir())])
+        return tmp_path / "t.parquet"
+
+    return make
+
+
+def test_a_run_on_a_stream_resumes_bitwise(options, run, table, tmp_path, monkeypatch, caplog):
+    source = {"train_data_dir": None, "dataset_name": table(), "streaming": "true"}
     common = {**source, "max_train_steps": 5, "checkpointing_steps": 3, "checkpoints_total_limit": 9}
     whole, again = tmp_path / "whole", tmp_path / "again"
-    assert train.main(options("vdvae", whole, **common)) == 0
-    assert train.main(options("vdvae", again, **common, resume_from_checkpoint=whole / "checkpoint-3")) == 0
-    assert log(again) == log(whole)[3:]
+    records, resume = run("vdvae", whole, **common), {"resume_from_checkpoint": whole / "checkpoint-3"}
+    assert run("vdvae", again, **common, **resume) == records[3:]
     assert_same(weights(whole), weights(again))
     load = Progress.load_state_dict
     monkeypatch.setattr(Progress, "load_state_dict", lambda own, state: load(own, {**state, "stream_workers": 4}))
-    other = {**common, "max_train_steps": 4, "resume_from_checkpoint": whole / "checkpoint-3"}
     with caplog.at_level("WARNING"):
-        train.main(options("vdvae", tmp_path / "other", **other))
+        run("vdvae", tmp_path / "other", **{**common, "max_train_steps": 4}, **resume)
     assert "`dataloader_num_workers` gives 1 processes that read" in caplog.text
 
 
-def test_an_error_of_a_reading_process_is_one_sentence(options, tmp_path, capsys, monkeypatch):
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.05, raising=False)
-    features, small = datasets.Features({"image": datasets.Image()}), io.BytesIO()
+def test_an_error_of_a_reading_process_is_one_sentence(options, table, tmp_path, capsys):
+    small = io.BytesIO()
     Image.new("RGB", (8, 8)).save(small, "PNG")
-    rows = [{"bytes": small.getvalue(), "path": "small.png"}] * 2
-    datasets.Dataset.from_dict({"image": rows}, features=features).to_parquet(tmp_path / "photos.parquet")
-    source = {"train_data_dir": None, "dataset_name": tmp_path / "photos.parquet", "streaming": "true"}
+    source = {"train_data_dir": None, "dataset_name": table([("small.png", small.getvalue())] * 2), "streaming": "true"}
     for workers in (0, 1):
         assert train.main(options("vdvae", tmp_path / "out", **source, dataloader_num_workers=workers)) == 2
         said = capsys.readouterr().err.splitlines()[-1]
         assert "`dataset_name`" in said and "holds no usable image" in said and "Traceback" not in said
 
 
-def test_a_dry_run_finds_what_would_end_the_run_at_once(options, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert train.main(options("vdvae", tmp_path / "out", dry_run="true")) == 2
-    assert "ACCELERATE_MIXED_PRECISION" in capsys.readouterr().err
-    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
-    (tmp_path / "file").write_text("")
-    assert train.main(options("vdvae", tmp_path / "file" / "out", dry_run="true")) == 2
-    assert "`output_dir`" in capsys.readouterr().err
-
-
-def test_float32_is_no_tf32_unless_it_is_asked_for(options, tmp_path):
+def test_float32_is_no_tf32_unless_it_is_asked_for(configure):
     before = torch.backends.cudnn.allow_tf32
     for asked in (False, True):
-        with arithmetic(parse_arguments(options("vdvae", tmp_path, allow_tf32=str(asked).lower()))):
+        with arithmetic(configure("vdvae", allow_tf32=str(asked).lower())):
             assert torch.backends.cudnn.allow_tf32 is asked
         assert torch.backends.cudnn.allow_tf32 is before
 
 
 @pytest.mark.slow
-def test_a_dataset_on_the_hub_is_trained_on_by_its_name_whole_and_streamed(options, photos, tmp_path):
+def test_a_dataset_on_the_hub_is_trained_on_by_its_name_whole_and_streamed(options, table, tmp_path):
     """In a process of its own: the libraries read the address of the Hub when they are imported."""
-    datasets = pytest.importorskip("datasets")
     from fake_hub import FakeHub, Repository
 
-    features = datasets.Features({"image": datasets.Image()})
-    rows = [{"bytes": path.read_bytes(), "path": path.name} for path in sorted(photos.iterdir())]
-    files = {}
-    for split in ("train", "test"):
-        datasets.Dataset.from_dict({"image": rows}, features=features).to_parquet(tmp_path / "rows.parquet")
-        files[f"data/{split}-00000-of-00001.parquet"] = (tmp_path / "rows.parquet").read_bytes()
+    files = {f"data/{split}-00000-of-00001.parquet": table().read_bytes() for split in ("train", "test")}
     common = {"train_data_dir": None, "dataset_name": "ada/photos", "validation_split": "test", "validation_images": 0}
-    runs = [
-        options("vdvae", tmp_path / name, **common, streaming=str(name == "streamed").lower())
-        for name in ("whole", "streamed")
-    ]
+    streaming = {"whole": "false", "streamed": "true"}
+    runs = [options("vdvae", tmp_path / name, **common, streaming=value) for name, value in streaming.items()]
     with FakeHub() as hub:
         hub.repositories["ada/photos"] = Repository()
         hub.repositories["ada/photos"].commit("main", files)
         environment = {**os.environ, **hub.environment(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
         command = f"import sys, train; sys.exit(any(train.main(arguments) for arguments in {runs!r}))"
-        run([sys.executable, "-c", command], check=True, cwd=Path(train.__file__).parent, env=environment)
+        process([sys.executable, "-c", command], check=True, cwd=Path(train.__file__).parent, env=environment)
         assert hub.requests("GET /datasets/ada/photos/resolve/.*/data/train-.*parquet")
-    for name in ("whole", "streamed"):
+    for name in streaming:
         records = log(tmp_path / name)
         assert [record["step"] for record in records] == [1, 2, 3, 3] and "validation_bits_per_dim" in records[-1]
 
 
-def test_pictures_of_runs_are_none_of_the_images(options, photos, tmp_path):
-    photos = shutil.copytree(photos, tmp_path / "photos")
-    config = parse_arguments(options("vdvae", photos / "out", train_data_dir=photos, validation_data_dir=photos))
-    before = [build_training_set(config, 0, 1).paths, build_validation_set(config).paths]
-    for name in ("out", "another/run"):  # of this run, and of one with its options beside it
-        (photos / name / "images").mkdir(parents=True)
-        Image.new("RGB", (64, 64)).save(photos / name / "images" / "step-0000001-samples.png")
-    (photos / "another" / "run" / "training_config.json").write_text("{}")
-    assert [build_training_set(config, 0, 1).paths, build_validation_set(config).paths] == before
-
-
-def test_given_lr_images_are_trained_on_and_validated_with(options, photos, tmp_path, caplog):
+def test_given_lr_images_are_trained_on_and_validated_with(configure, run, photos, tmp_path, caplog):
     low = tmp_path / "low"
     low.mkdir()
     for path in photos.iterdir():
         image = Image.open(path)
         Image.new("RGB", (-(-image.width // 4), -(-image.height // 4)), (9, 9, 9)).save(low / path.name)
-    held_out = {"validation_data_dir": photos, "cache_gib": 0}
-    config = parse_arguments(options("vdvae-sr", tmp_path / "out", train_lr_dir=low, **held_out))
-    assert "low" not in build_validation_set(config)[0] and "LR images of validation_data_dir" in caplog.text
-    config = parse_arguments(
-        options("vdvae-sr", tmp_path / "out", train_lr_dir=low, **held_out, validation_lr_dir=low, validation_images=0)
-    )
-    trainer = Trainer(config)
-    assert (trainer.validation_set[0]["low"] == 9).all() and trainer.validation_set._buffer is None
+    given = {"train_lr_dir": low, "validation_data_dir": photos, "cache_gib": 0}
+    assert "low" not in build_validation_set(configure("vdvae-sr", **given))[0]
+    assert "LR images of validation_data_dir" in caplog.text
+    trainer = Trainer(configure("vdvae-sr", **given, validation_lr_dir=low, validation_images=0))
+    assert (trainer.validator.dataset[0]["low"] == 9).all() and trainer.validator.dataset._buffer is None
     batch = next(iter(trainer.batches.loader))
     assert batch["low"].shape == (2, 3, 8, 8) and (batch["low"] == 9).all()
     _, y = trainer.objective.pairs(batch["image"], batch["low"])
     assert torch.allclose(y, torch.tensor(9 / 127.5 - 1))
     trainer.train()
-    given = log(tmp_path / "out")
-    assert train.main(options("vdvae-sr", tmp_path / "made", scales=1.0)) == 0
-    assert given != log(tmp_path / "made")
+    assert log(tmp_path / "out") != run("vdvae-sr", tmp_path / "made", scales=1.0)
 
 
 def test_figures_that_are_not_finite_are_left_out_of_the_log(tmp_path):
@@ -556,17 +535,9 @@ def test_a_tilde_is_the_home_folder_in_options_and_recipes(tmp_path, monkeypatch
     assert config.train_data_dir == [str(tmp_path / "a"), "b"]
 
 
-def test_a_folder_of_several_names_is_one(photos, tmp_path):
-    config = parse_arguments(
-        [
-            "--stage=vdvae",
-            "--vdvae_config=x.json",
-            "--resolution=32",
-            f"--output_dir={tmp_path / 'out'}",
-            "--train_data_dir",
-        ]
-        + [str(photos), f"{photos}/../{photos.name}"]
-    )
-    single = parse_arguments([*config.arguments, "--train_data_dir", str(photos)])
-    sets = [build_training_set(given, 0, 1) for given in (config, single)]
+def test_a_folder_of_several_names_is_one(configure, photos):
+    config = configure("vdvae", train_data_dir="x")
+    several = replace(config, train_data_dir=[str(photos), f"{photos}/../{photos.name}"])
+    assert parse_arguments(several.arguments) == several
+    sets = [build_training_set(given, 0, 1) for given in (several, replace(config, train_data_dir=[str(photos)]))]
     assert len(sets[0]) == len(sets[1])
