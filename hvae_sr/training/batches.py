@@ -92,10 +92,11 @@ class Batches:
         accumulated = self.config.gradient_accumulation_steps
         skip = updates * accumulated
         batches = self._stream(skip) if isinstance(self.dataset, ImageStream) else self._shuffled(epoch, skip)
-        for index, batch in enumerate(_errors_in_words(batches), skip):
-            if index >= self.updates_per_epoch * accumulated:
-                return  # fewer are left over than an update takes
-            yield batch, self.noise_seeds(epoch, index, len(batch["image"]))
+        with _options_named("train"):
+            for index, batch in enumerate(batches, skip):
+                if index >= self.updates_per_epoch * accumulated:
+                    return  # fewer are left over than an update takes
+                yield batch, self.noise_seeds(epoch, index, len(batch["image"]))
 
     def noise_seeds(self, epoch: int, index: int, count: int) -> list[int]:
         """Addresses of the noise of batch `index` of this process, of `count` crops."""
@@ -256,21 +257,14 @@ def _left_out(config: TrainingConfig, folders: Sequence[str]) -> list[Path]:
     return [config.output_path, *left, *((others | parts) - roots)]
 
 
-def _errors_in_words(batches: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    try:
-        with _options_named("train"):
-            yield from batches
-    except ValueError as error:  # those of reading processes come with the process' whole traceback as their text
-        raise ValueError(str(error).rpartition("\nValueError: ")[2].strip()) from error
-
-
 @contextmanager
 def _options_named(part: str) -> Iterator[None]:
     """Puts errors of the data into the words of the command line; `part` is "train" or "validation"."""
     try:
         yield
     except ValueError as error:
-        message = str(error).replace("crop_size", "`resolution`")
+        # Those of reading processes come with the process' whole traceback as their text.
+        message = str(error).rpartition("\nValueError: ")[2].strip().replace("crop_size", "`resolution`")
         message = message.replace("train_data_dir", f"`{part}_data_dir`").replace("train_lr_dir", f"`{part}_lr_dir`")
         message = message.replace("dataset_name", "`dataset_name`").replace("image_column", "`image_column`")
         raise ValueError(message) from error

@@ -67,7 +67,7 @@ def checkpoint_step(path: Path) -> int:
     return int(path.name.split("-")[1])
 
 
-def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, total_limit: int) -> Path:
+def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, total_limit: int) -> None:
     """Writes `output_dir/checkpoint-STEP` and removes the oldest beyond `total_limit`.
 
     A process that is killed in between leaves a folder with the suffix .partial, which is never read. Checkpoints of
@@ -94,7 +94,6 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, total
             if path not in kept:
                 _discard(path)
     accelerator.wait_for_everyone()
-    return target
 
 
 def _attempt(accelerator: Accelerator, target: Path, partial: Path, work: Callable[[], object]) -> None:
