@@ -34,7 +34,7 @@ from hvae_sr.sampling.sizes import SizeRequirements, pad_to
 from hvae_sr.sampling.windows import Window
 
 from .compared import Call, ComparedPipeline
-from .inputs import check_network
+from .inputs import check_network, checked_number
 from .super_resolution import SuperResolutionPipeline
 
 
@@ -292,9 +292,7 @@ class DPSPipeline(_ChainPipeline):
     def _own_arguments(self, named: dict[str, Any]) -> dict[str, Any]:
         scale = named.pop("guidance_scale", None)
         scale = self.config.guidance_scale if scale is None else scale
-        if isinstance(scale, bool) or not isinstance(scale, (int, float, np.number)) or not 0 <= scale < math.inf:
-            raise ValueError(f"`guidance_scale` must be a finite number >= 0, got {scale!r}")
-        return {**super()._own_arguments(named), "guidance_scale": float(scale)}
+        return {**super()._own_arguments(named), "guidance_scale": checked_number("guidance_scale", scale)}
 
     def _samples_at_once(self, y: Tensor) -> int:
         return 1
@@ -306,24 +304,20 @@ class DPSPipeline(_ChainPipeline):
         with self._fixed(self.unet), torch.inference_mode(False), torch.no_grad():
             x = given = given.clone()
             own, output = call.own, self.sizes.output(size)
-            self._check_gradient(len(seeds), output, y.device, call.options.max_memory)
+            key = (output, self.unet.dtype, self.unet.is_gradient_checkpointing)
+            if key not in self._bytes:
+                self._bytes[key] = gradient_bytes(self.unet, output)
+            what = (
+                f"the gradient of {output[1]}x{output[0]} is of the whole image: a smaller `batch_size` or image, or "
+                "`pipe.unet.enable_gradient_checkpointing()`, takes less"
+            )
+            self._check_memory(len(seeds), self._bytes[key], what, y.device, call.options.max_memory)
             for step in dps_chain(
                 self.unet, own["scheduler"], given, self.operator, output, CounterNoise(seeds), own["guidance_scale"]
             ):
                 x = step.previous
                 advance(len(seeds))
         return x
-
-    def _check_gradient(self, batch: int, size: tuple[int, int], device: torch.device, max_memory: int | None) -> None:
-        """Raises a ValueError if the gradient takes more memory than there is."""
-        key = (size, self.unet.dtype, self.unet.is_gradient_checkpointing)
-        if key not in self._bytes:
-            self._bytes[key] = gradient_bytes(self.unet, size)
-        what = (
-            f"the gradient of {size[1]}x{size[0]} is of the whole image: a smaller `batch_size` or image, or "
-            "`pipe.unet.enable_gradient_checkpointing()`, takes less"
-        )
-        self._check_memory(batch, self._bytes[key], what, device, max_memory)
 
 
 PIPELINES = {

@@ -15,7 +15,7 @@ from hvae_sr.images import LUMA, ImageInput, Photo, to_pil, to_tensor
 from hvae_sr.operators import Downsampling, interpolate
 from hvae_sr.sampling import decibels, format_bytes
 from hvae_sr.sampling import lr_psnr as lr_psnr_once
-from hvae_sr.sampling.memory import Bound, memory_bound
+from hvae_sr.sampling.memory import memory_bound
 
 from .inputs import SamplingOptions, single_photo
 from .output import Sample
@@ -78,59 +78,39 @@ def samples_at(
     named["options"] = options
     check_count("max_memory", given, 1, optional=True)
     bound = memory_bound(given, math.prod(size), pipe._execution_device)
-    if bound is not None:  # what is made here is beyond what the pipeline knows of
-        left = _left_for_samples(bound, size, len(seeds))
-        named |= {} if given is None else {"max_memory": left}
-    named["output_type"] = "pt"
-    first = pipe.samples(y if photo is None else photo, seeds, **named)  # checks everything
-    return _resampled(pipe, y, photo, seeds, passes, size, first, output_type, named)
-
-
-def _resampled(
-    pipe: SuperResolutionPipeline,
-    y: Tensor,
-    photo: Photo | None,
-    seeds: Sequence[int],
-    passes: int,
-    size: tuple[int, int],
-    first: Iterator[Sample],
-    output_type: str,
-    named: dict[str, Any],
-) -> Iterator[Sample]:
-    """`samples_at`, of a factor that is not the model's."""
-    if passes > 1:  # one by one, so that nothing of the first pass takes room from the larger ones
-        first = (sample for seed in seeds for sample in pipe.samples(y if photo is None else photo, [seed], **named))
-    for index, sample in enumerate(first):
-        x, z = sample.x, sample.latents if passes == 1 else ()
-        assert x is not None
-        for _ in range(passes - 1):
-            (last,) = pipe.samples(x, [seeds[index]], **named)
-            assert last.x is not None
-            x = last.x
-            if photo is not None and photo.grey:
-                x = torch.einsum("c,chw->hw", x.new_tensor(LUMA), x).expand_as(x)
-        if tuple(x.shape[-2:]) != size:
-            x = interpolate(x[None], size)[0].clamp_(0, 1)
-        picture = to_pil(x) if output_type == "pil" else x
-        measured = lr_psnr(pipe.operator, picture, y)
-        finished = photo.finish(picture) if photo is not None and isinstance(picture, Image.Image) else picture
-        yield replace(sample, index=index, x=x, image=finished, lr_psnr=measured, lr_psnr_float=measured, latents=z)
-
-
-def _left_for_samples(bound: Bound, size: tuple[int, int], num_samples: int) -> int:
-    """Bytes of the bound beside what is made of a sample of `size`.
-
-    Raises:
-        ValueError: there are none.
-    """
-    # Bytes a pixel: the sample resampled, half of it on the way, 16-bit images and their floats, mean and squares.
-    taken = math.prod(size) * (12 + 6 + 8 + 18 + (28 if num_samples > 1 else 0))
-    if taken >= bound.bytes:
+    # What is made here is beyond what the pipeline knows of. Bytes a pixel: the sample resampled, half of it on the
+    # way, 16-bit images and their floats, mean and squares.
+    taken = math.prod(size) * (12 + 6 + 8 + 18 + (28 if len(seeds) > 1 else 0))
+    if bound is not None and taken >= bound.bytes:
         raise ValueError(
-            f"{bound.name} = {format_bytes(bound.bytes)} is too little: {num_samples} samples of {size[1]}x{size[0]} "
+            f"{bound.name} = {format_bytes(bound.bytes)} is too little: {len(seeds)} samples of {size[1]}x{size[0]} "
             f"take more than {format_bytes(taken)}. Fewer samples, a smaller image or a larger `max_memory`"
         )
-    return bound.bytes - taken
+    if bound is not None and given is not None:
+        named["max_memory"] = bound.bytes - taken
+    named["output_type"] = "pt"
+    first = pipe.samples(y if photo is None else photo, seeds, **named)  # checks everything
+    if passes > 1:  # one by one, so that nothing of the first pass takes room from the larger ones
+        first = (sample for seed in seeds for sample in pipe.samples(y if photo is None else photo, [seed], **named))
+
+    def resampled() -> Iterator[Sample]:
+        for index, sample in enumerate(first):
+            x, z = sample.x, sample.latents if passes == 1 else ()
+            assert x is not None
+            for _ in range(passes - 1):
+                (last,) = pipe.samples(x, [seeds[index]], **named)
+                assert last.x is not None
+                x = last.x
+                if photo is not None and photo.grey:
+                    x = torch.einsum("c,chw->hw", x.new_tensor(LUMA), x).expand_as(x)
+            if tuple(x.shape[-2:]) != size:
+                x = interpolate(x[None], size)[0].clamp_(0, 1)
+            picture = to_pil(x) if output_type == "pil" else x
+            measured = lr_psnr(pipe.operator, picture, y)
+            finished = photo.finish(picture) if photo is not None and isinstance(picture, Image.Image) else picture
+            yield replace(sample, index=index, x=x, image=finished, lr_psnr=measured, lr_psnr_float=measured, latents=z)
+
+    return resampled()
 
 
 def lr_psnr(operator: Downsampling, image: Image.Image | Tensor, y: Tensor) -> float:

@@ -21,12 +21,7 @@ _AS_THEY_ARE: Any = object()
 
 @dataclass(frozen=True)
 class Call:
-    """What holds for all photographs of a call, checked.
-
-    Args:
-        temperature, enforce_consistency, batch_size, output_type, options, num_conditioned_groups: as in the call.
-        own: a compared system's own arguments.
-    """
+    """What holds for all photographs of a call, checked; `own` are a compared system's own arguments."""
 
     temperature: float | Sequence[float]
     enforce_consistency: bool
@@ -35,6 +30,11 @@ class Call:
     options: SamplingOptions
     num_conditioned_groups: int | None = None
     own: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def keep_latents(self) -> bool:
+        """Whether the latents of all samples are returned."""
+        return self.options.return_latents or self.output_type == "latent"
 
 
 class PhotoPipeline(DiffusionPipeline):

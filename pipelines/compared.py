@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +18,7 @@ from hvae_sr.sampling.sizes import SizeRequirements, pad_to
 from hvae_sr.sampling.windows import Window, split
 
 from .common import Call, PhotoPipeline
-from .inputs import SamplingOptions, base_seeds, check_flag, seeds_of_samples, single_photo
+from .inputs import SamplingOptions, base_seeds, check_flag, checked_number, seeds_of_samples, single_photo
 from .output import OUTPUT_TYPES, Sample, SuperResolutionOutput, gather
 
 CPU_PIXELS = 2**18
@@ -126,11 +125,10 @@ class ComparedPipeline(PhotoPipeline):
 
     def _checked_temperature(self, temperature: Any, name: str = "temperature") -> float:
         value = self.config.default_temperature if temperature is None else temperature
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value < float("inf"):
-            raise ValueError(f"`{name}` must be a finite number >= 0, got {value!r}")
+        number = checked_number(name, value)
         if not self.has_temperature and value != 1:
             raise ValueError(f"`{name}` must be None or 1 for {type(self).__name__}, which has none; got {value!r}")
-        return float(value)
+        return number
 
     def samples(
         self,
@@ -178,16 +176,11 @@ class ComparedPipeline(PhotoPipeline):
         """Samples of p(x|y) for each image, at exactly `scale_factor` times its size.
 
         Args:
-            image: y: a PIL image, path, numpy array, tensor, or a list of these, as `SuperResolutionPipeline` takes it.
+            image, num_samples, seed, generator, batch_size, return_dict: as of `SuperResolutionPipeline.__call__`.
             temperature: factor of the latents' standard deviations, where the system has it; None means the
                 configuration's.
-            num_samples: samples of each image.
             enforce_consistency: whether samples are projected on {x : Hx = y}; None means what the configuration says.
-            seed: sample j of every image has the seed `seed + j`; a list gives one base seed for each image.
-            generator: supplies a base seed for each image; or one generator for each image.
-            batch_size: samples for each network evaluation; None chooses by size.
             output_type: "pil", "np" or "pt".
-            return_dict: a `SuperResolutionOutput`, or its tuple.
             options: `SamplingOptions`; those that have no effect here must be left alone.
             **named: the system's own arguments, and `SamplingOptions` by name.
 
@@ -246,7 +239,7 @@ class ComparedPipeline(PhotoPipeline):
         side = call.options.window_size or max(math.isqrt(PIXELS_PER_CHUNK) // scale - 2 * margin, margin)
         whole = y.new_empty(batch, 3, height * scale, width * scale)
         for window in split(height, width, max(side // multiple, 1) * multiple, margin):
-            window.paste(evaluate(y[window.crop], window), whole, scale)
+            window.paste(evaluate(y[window.view()], window), whole, scale)
         return whole
 
     @contextmanager

@@ -16,6 +16,8 @@ from hvae_sr.models import VDVAE, Condition, LRConditioner, LREncoder, VDVAESamp
 from hvae_sr.models.distributions import group_temperatures
 from hvae_sr.noise import NoiseSource, as_noise_source
 
+from .common import PhotoPipeline
+
 logger = logging.getLogger(__name__)
 
 _STATIC_OUTPUTS = ("reduce-overhead", "max-autotune")
@@ -68,18 +70,7 @@ class CompiledNetworks:
         sample_pixels: bool = False,
         return_latents: bool = True,
     ) -> VDVAESample:
-        """`VDVAE.sample`, by the graph; by the networks themselves where pixels are drawn too.
-
-        Args:
-            batch_size: B.
-            size: (H, W) of the images.
-            noise: `[B, C, h_l, w_l]` for each group, or a function of (group, stride, shape, device).
-            condition: of one observation, or of B.
-            latents, temperature, lr_posterior_temperature, num_conditioned_groups: as in `VDVAE.top_down`.
-            sample_pixels, return_latents: as in `VDVAE.sample`.
-
-        Returns:
-            Images `[B, 3, H, W]`, nominally on [-1, 1], and latents.
+        """`VDVAE.sample`, with its arguments, by the graph; by the networks themselves where pixels are drawn too.
 
         Raises:
             RuntimeError: the graph gives values that are not finite.
@@ -87,21 +78,12 @@ class CompiledNetworks:
         groups = self.vdvae.num_groups
         if sample_pixels:
             return self.vdvae.sample(
-                batch_size,
-                size,
-                noise=noise,
-                condition=condition,
-                sample_pixels=True,
-                return_latents=return_latents,
-                latents=latents,
-                temperature=temperature,
-                lr_posterior_temperature=lr_posterior_temperature,
-                num_conditioned_groups=num_conditioned_groups,
-            )
-        scales = group_temperatures(temperature, groups, "temperature")
-        lr_scales = scales
-        if lr_posterior_temperature is not None:
-            lr_scales = group_temperatures(lr_posterior_temperature, groups, "lr_posterior_temperature")
+                batch_size, size, noise, condition, True, None, return_latents, latents, temperature,
+                lr_posterior_temperature, num_conditioned_groups,
+            )  # fmt: skip
+        scales = group_temperatures(temperature, groups)
+        lr_temperature = temperature if lr_posterior_temperature is None else lr_posterior_temperature
+        lr_scales = group_temperatures(lr_temperature, groups, "lr_posterior_temperature")
         conditioned = groups if num_conditioned_groups is None else num_conditioned_groups
         source = as_noise_source(noise)
         draws: list[Tensor | None] = []
@@ -137,14 +119,9 @@ class CompiledNetworks:
         num_conditioned_groups: int | None,
         return_latents: bool,
     ) -> tuple[Tensor, ...]:
+        options: dict[str, Any] = {"noise": noise, "latents": latents, "return_latents": return_latents}
         out = self.vdvae.sample(
-            batch_size,
-            size,
-            noise=noise,  # type: ignore[arg-type]  # None where a latent is given
-            condition=condition,
-            latents=latents,
-            num_conditioned_groups=num_conditioned_groups,
-            return_latents=return_latents,
+            batch_size, size, condition=condition, num_conditioned_groups=num_conditioned_groups, **options
         )
         return (out.sample, *out.latents)
 
@@ -165,7 +142,7 @@ def fast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if native else None
 
 
-class Computing:
+class Computing(PhotoPipeline):
     """The part of `SuperResolutionPipeline` that decides how its networks are evaluated; what they compute stays.
 
     As long as nothing is enabled, they compute in the dtype of their weights.
@@ -173,7 +150,6 @@ class Computing:
 
     vdvae: VDVAE
     lr_encoder: LREncoder | LRConditioner
-    _execution_device: torch.device
     _inference_dtype: torch.dtype | str | None = None
     _compiled_networks: CompiledNetworks | None = None
 
@@ -229,13 +205,13 @@ class Computing:
         """`DiffusionPipeline.to`; a dtype among the arguments is also what is computed in."""
         if any(isinstance(value, torch.dtype) for value in (*args, *kwargs.values())):
             self.disable_fast_inference()
-        return super().to(*args, **kwargs)  # type: ignore[misc]  # of the pipeline
+        return super().to(*args, **kwargs)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
         """`DiffusionPipeline.from_pipe`; the new pipeline computes in what `pipeline` does, unless a dtype is given."""
         dtype = given_dtype(kwargs)
-        new = super().from_pipe(pipeline, **kwargs)  # type: ignore[misc]  # with a dtype, by `to`
+        new = super().from_pipe(pipeline, **kwargs)  # with a dtype, by `to`
         if dtype is None:
             own = "auto" if new.config.fast_inference else None
             inherits = isinstance(pipeline, Computing) and "fast_inference" not in kwargs
@@ -250,19 +226,17 @@ class Computing:
             given: what was put in the place of the other's components and settings.
         """
         named = sorted(given.keys() & {"vdvae", "lr_encoder", "scale_factor", "downsampling_kernel", "consistency"})
-        if named and "calibration" not in given and self.config.calibration is not None:  # type: ignore[attr-defined]
+        if named and "calibration" not in given and self.config.calibration is not None:
             logger.warning("the calibration is left out: it was made with another `%s`", "`, `".join(named))
-            self.register_to_config(calibration=None)  # type: ignore[attr-defined]
+            self.register_to_config(calibration=None)
 
     @property
     def inference_dtype(self) -> torch.dtype:
         """The dtype that residual blocks convolve in."""
-        dtype = self._inference_dtype
+        own, dtype = self.vdvae.dtype, self._inference_dtype
         if dtype == "auto":
             dtype = fast_dtype(self._execution_device)
-        if not isinstance(dtype, torch.dtype) or self.vdvae.dtype != torch.float32:
-            return self.vdvae.dtype
-        return dtype
+        return dtype if isinstance(dtype, torch.dtype) and own == torch.float32 else own
 
     @contextmanager
     def _computing(self) -> Iterator[None]:

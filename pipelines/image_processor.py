@@ -1,18 +1,17 @@
 """Photographs to the networks' input and their output to images, as the image processors of transformers do it."""
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import BatchFeature, ImageProcessingMixin
 
 from hvae_sr.checks import check_count
 from hvae_sr.images import ImageError, ImageInput, Photo, prepare_photos
 from hvae_sr.operators import cached_downsampling
-from hvae_sr.sampling import Consistency
+from hvae_sr.sampling import Consistency, SizeRequirements
+from hvae_sr.sampling.sizes import pad_to
 
 from .inputs import check_consistency, chosen_consistency
 from .output import OUTPUT_TYPES, Sample
@@ -102,12 +101,9 @@ class SuperResolutionImageProcessor(ImageProcessingMixin):
         if len({y.shape for y in found}) > 1:
             sizes = sorted({f"{y.shape[-1]}x{y.shape[-2]}" for y in found})
             raise ImageError(f"images must be of one size, got {', '.join(sizes)}")
-        y = torch.stack(found) * 2 - 1
-        height, width = y.shape[-2:]
-        y = F.pad(y, (0, -width % self.size_multiple, 0, -height % self.size_multiple), mode="replicate")
-        return BatchFeature(
-            {"pixel_values": y, "output_size": tuple(self.scale_factor * side for side in y.shape[-2:])}
-        )
+        size = (found[0].shape[-2], found[0].shape[-1])
+        y = pad_to(torch.stack(found) * 2 - 1, self._sizes.padded(size))
+        return BatchFeature({"pixel_values": y, "output_size": self._sizes.output(size)})
 
     @torch.no_grad()
     def post_process(
@@ -144,7 +140,7 @@ class SuperResolutionImageProcessor(ImageProcessingMixin):
         each = len(samples) // len(photos)
         finished = []
         for i, (y, photo) in enumerate(photos):
-            expected = tuple(self.scale_factor * self._padded(side) for side in y.shape[-2:])
+            expected = self._sizes.output((y.shape[-2], y.shape[-1]))
             if tuple(samples.shape[-2:]) != expected:
                 raise ValueError(f"`samples` must have sides {expected} for `images[{i}]`, got {tuple(samples.shape)}")
             y = y.to(samples.device)
@@ -154,5 +150,6 @@ class SuperResolutionImageProcessor(ImageProcessingMixin):
                 finished.append(Sample.of(index, made, consistency, photo, output_type))
         return finished
 
-    def _padded(self, side: int) -> int:
-        return math.ceil(side / self.size_multiple) * self.size_multiple
+    @property
+    def _sizes(self) -> SizeRequirements:
+        return SizeRequirements(self.scale_factor, self.size_multiple)

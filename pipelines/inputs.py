@@ -106,6 +106,13 @@ def check_flag(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be True or False, got {value!r}")
 
 
+def checked_number(name: str, value: Any) -> float:
+    """A finite number >= 0; raises a ValueError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value < float("inf"):
+        raise ValueError(f"`{name}` must be a finite number >= 0, got {value!r}")
+    return float(value)
+
+
 def check_network(name: str, network: Any, *classes: type) -> None:
     """Raises a ValueError unless `network`, also one of `torch.compile`, is of one of the classes."""
     if not isinstance(uncompiled(network), classes):
@@ -208,12 +215,7 @@ def single_photo(image: ImageInput | Photo) -> tuple[Tensor, Photo | None]:
 
 
 def check_components(index: Mapping[str, Any], classes: Mapping[str, tuple[str, ...]]) -> None:
-    """Raises a ValueError if what a model_index.json calls components are others than `classes` allows.
-
-    Args:
-        index: the contents of the file.
-        classes: of each component, those that it may have, such as "hvae_sr.VDVAE".
-    """
+    """Raises a ValueError if what a model_index.json calls components are others than `classes` allows, by name."""
     for name, value in index.items():
         is_pair = isinstance(value, (list, tuple)) and len(value) == 2
         # Two numbers are none: a kernel of two taps.

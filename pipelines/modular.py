@@ -18,7 +18,6 @@ from .super_resolution import SuperResolutionPipeline
 _CALL = inspect.signature(SuperResolutionPipeline.__call__).parameters
 _INIT = inspect.signature(SuperResolutionPipeline.__init__).parameters
 _NOT_INPUTS = ("self", "return_dict", "options", "named")
-_OPTIONS = {field.name: field for field in dataclasses.fields(SamplingOptions)}
 
 
 class SuperResolutionBlock(ModularPipelineBlocks):
@@ -64,7 +63,7 @@ class SuperResolutionBlock(ModularPipelineBlocks):
     def inputs(self) -> list[InputParam]:
         """The arguments of the pipeline's call."""
         given = [(name, _CALL[name].annotation, _CALL[name].default) for name in _CALL if name not in _NOT_INPUTS]
-        given += [(name, field.type, field.default) for name, field in _OPTIONS.items()]
+        given += [(field.name, field.type, field.default) for field in dataclasses.fields(SamplingOptions)]
         return [
             InputParam(
                 name,
@@ -99,7 +98,9 @@ class SuperResolutionBlock(ModularPipelineBlocks):
         folder = None if pretrained_model_name_or_path is None else resolve(pretrained_model_name_or_path)
         if folder is not None:
             indices = ModularPipeline._load_pipeline_config(folder)
-            pairs = {name: _pair(value) for index in indices if index for name, value in index.items()}
+            values = [(name, value) for index in indices if index for name, value in index.items()]
+            # A modular index says of a component (library, class) also where to load it from.
+            pairs = {name: value[:2] if isinstance(value, (list, tuple)) else value for name, value in values}
             check_components(pairs, SuperResolutionPipeline.component_classes)
         pipeline = super().init_pipeline(folder, *args, **kwargs)
         # diffusers' own reaches the blocks of a sequence, and not a block that is alone.
@@ -125,8 +126,3 @@ class SuperResolutionBlock(ModularPipelineBlocks):
             setattr(block_state, output.name, getattr(out, output.name))
         self.set_block_state(state, block_state)
         return components, state
-
-
-def _pair(value: Any) -> Any:
-    """(library, class) of a component in either kind of index; a modular one also says where to load it from."""
-    return value[:2] if isinstance(value, (list, tuple)) else value

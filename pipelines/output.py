@@ -194,11 +194,8 @@ def gather(
     """All samples of several photographs, which are taken one by one: nothing is held that is not returned.
 
     Args:
-        photographs: of each, where its alpha and profile are, and its samples.
-        num_samples: of each.
-        output_type: see `SuperResolutionPipeline.__call__`.
+        photographs: of each, where its alpha and profile are, and its samples, `num_samples` of them.
         seeds: of all samples.
-        keep_images, keep_latents: whether they are returned.
         advance: called after each sample.
     """
     images: list[Any] = []

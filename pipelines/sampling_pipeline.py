@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from hvae_sr.checks import check_count
+from hvae_sr.hooks import uncompiled
 from hvae_sr.images import ImageInput, Photo
 from hvae_sr.loading import given_dtype
 from hvae_sr.models import VDVAE, LRConditioner, LREncoder
 from hvae_sr.models.distributions import group_temperatures
 from hvae_sr.operators import cached_downsampling
 from hvae_sr.posterior import Calibration, Recipe, composite, noise_of
-from hvae_sr.sampling import Budget, Consistency, Networks, SelfEnsemble, WindowSampler, budget, held_by
+from hvae_sr.sampling import Budget, Consistency, Networks, SelfEnsemble, WindowSampler, budget
 
-from .common import Call, PhotoPipeline
+from .common import Call
 from .computing import Computing
 from .inputs import (
     SamplingOptions,
@@ -35,7 +36,7 @@ from .inputs import (
 from .output import OUTPUT_TYPES, Sample
 
 
-class SamplingPipeline(Computing, PhotoPipeline):
+class SamplingPipeline(Computing):
     """Two networks, an operator, and the iterator over samples; `SuperResolutionPipeline` has the arguments."""
 
     model_cpu_offload_seq = "lr_encoder->vdvae"
@@ -81,8 +82,7 @@ class SamplingPipeline(Computing, PhotoPipeline):
         before = self.__dict__.get(name)
         super().__setattr__(name, value)
         if name in ("vdvae", "lr_encoder") and before is not None:
-            compiled = getattr(value, "_orig_mod", value)  # the same network as a graph
-            if compiled is not getattr(before, "_orig_mod", before):
+            if uncompiled(value) is not uncompiled(before):  # else the same network as a graph
                 self._forget_calibration({name: value})
 
     @property
@@ -94,10 +94,7 @@ class SamplingPipeline(Computing, PhotoPipeline):
     @property
     def networks(self) -> Networks:
         """The two networks and how they are evaluated."""
-        compiled, scale = self.compiled_networks, self.config.scale_factor
-        if compiled is None:
-            return Networks(self.vdvae, self.lr_encoder, scale)
-        return Networks(self.vdvae, self.lr_encoder, scale, compiled.encode, compiled.sample)
+        return Networks(self.vdvae, self.lr_encoder, self.config.scale_factor, self.compiled_networks)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
@@ -262,7 +259,7 @@ class SamplingPipeline(Computing, PhotoPipeline):
         """
         size, sizes = (y.shape[-2], y.shape[-1]), self.networks.sizes
         sizes.check(size, call.options.tile if tiles else None, self.config.input_description)
-        whole = whole or call.options.return_latents or call.output_type == "latent"
+        whole = whole or call.keep_latents
         if whole and sizes.fixed_side is not None and sizes.padded(size) != (sizes.fixed_side,) * 2:
             raise ValueError("`latents` and `noise` cannot be given or returned for an image in several tiles")
 
@@ -279,13 +276,8 @@ class SamplingPipeline(Computing, PhotoPipeline):
     ) -> Iterator[Sample]:
         """The samples of one photograph, a chunk of them at a time: of recipes, or of given noise.
 
-        Args:
-            y: `[3, h, w]` in [0, 1].
-            photo: where y came from, if from a file or a PIL image: PIL results get its alpha and profile.
-            call: what holds for all photographs.
-            recipes: one for each sample.
-            noise, latents: one row for each sample, or latents of one row for all.
-            bounded: what they may take of memory; None: what `_budget` says when they are drawn.
+        `noise` and `latents` have one row for each sample, or latents one for all. `bounded` None stands for what
+        `_budget` says when they are drawn.
         """
         options, device = call.options, self._execution_device
         y = y.to(device)
@@ -293,20 +285,16 @@ class SamplingPipeline(Computing, PhotoPipeline):
         count = len(sources)
         consistency = Consistency(self.operator, y, call.enforce_consistency)
         known = self.config.consistency == "exact"  # whether y is H of anything
-        keep_latents = options.return_latents or call.output_type == "latent"
+        room = bounded or self._budget(y, count, call)
         make = partial(
-            WindowSampler,
-            self.networks,
-            window_size=options.window_size,
-            budget=bounded or self._budget(y, count, call),
-            margin=options.window_margin,
+            WindowSampler, self.networks, window_size=options.window_size, budget=room, margin=options.window_margin
         )
         arguments = {
             "temperature": call.temperature,
             "lr_posterior_temperature": options.lr_posterior_temperature,
             "num_conditioned_groups": call.num_conditioned_groups,
             "sample_pixels": options.sample_pixels,
-            "return_latents": keep_latents,
+            "return_latents": call.keep_latents,
         }
         sampler = make(y)
         ensemble = SelfEnsemble(make, y) if options.self_ensemble else None
@@ -361,28 +349,13 @@ class SamplingPipeline(Computing, PhotoPipeline):
         """
         options = call.options
         found = budget(
-            self.vdvae,
-            self._size_of_samples(y),
-            count,
-            call.output_type,
-            options.keep_images,
-            options.max_memory,
-            self._execution_device,
-            options.self_ensemble,
-            call.batch_size,
-            options.return_latents or call.output_type == "latent",
-            self.networks.min_pixels,
-            held,
-        )
+            self.vdvae, self._size_of_samples(y), count, call.output_type, options.keep_images, options.max_memory,
+            self._execution_device, options.self_ensemble, call.batch_size, call.keep_latents,
+            self.networks.min_pixels, held,
+        )  # fmt: skip
         sampler = WindowSampler(self.networks, y, options.window_size, found, options.window_margin)
         sampler.check_windows(options.max_memory)
         return found
-
-    def _held_by(self, y: Tensor, count: int, call: Call) -> int:
-        """Bytes of what a call returns of a photograph."""
-        keep_latents = call.options.return_latents or call.output_type == "latent"
-        size = self._size_of_samples(y)
-        return held_by(self.vdvae, size, count, call.output_type, call.options.keep_images, keep_latents)
 
     def _size_of_samples(self, y: Tensor) -> tuple[int, int]:
         return y.shape[-2] * self.operator.scale_factor, y.shape[-1] * self.operator.scale_factor

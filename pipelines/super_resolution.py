@@ -12,7 +12,7 @@ from torch import Tensor
 from hvae_sr.checks import check_count
 from hvae_sr.images import ImageInput, Photo, prepare_photos
 from hvae_sr.posterior import Rank, Recipe, log_density, rank, read_mask
-from hvae_sr.sampling import WindowSampler, budget
+from hvae_sr.sampling import WindowSampler, budget, held_by
 
 from .inputs import SamplingOptions, base_seeds, check_finite, single_photo
 from .intervals import IntervalPipeline
@@ -91,16 +91,9 @@ class SuperResolutionPipeline(IntervalPipeline):
         """
         # 1. Check and convert the inputs.
         call = self.check_inputs(
-            temperature,
-            num_samples,
-            enforce_consistency,
-            num_conditioned_groups,
-            latents,
-            batch_size,
-            output_type,
-            options,
-            **named,
-        )
+            temperature, num_samples, enforce_consistency, num_conditioned_groups, latents, batch_size, output_type,
+            options, **named,
+        )  # fmt: skip
         noise, fixed = call.options.noise, call.options.num_fixed_groups
         for name, tensors in (("noise", noise), ("latents", latents)):
             if tensors is not None and not isinstance(tensors, (list, tuple)):
@@ -118,7 +111,8 @@ class SuperResolutionPipeline(IntervalPipeline):
             self._check_size(y, call, given)
             budgets.append(self._budget(y, num_samples, call, held))  # before anything is made for so many samples
             if call.options.max_memory is not None:  # else the bound grows with what is used
-                held += self._held_by(y, num_samples, call)
+                size = self._size_of_samples(y)
+                held += held_by(self.vdvae, size, num_samples, output_type, call.options.keep_images, call.keep_latents)
         if given and len({y.shape for y, _ in photos}) > 1:
             raise ValueError("`noise` and `latents` need images of one size; `image` has several")
         rows = len(photos) * num_samples
@@ -141,12 +135,11 @@ class SuperResolutionPipeline(IntervalPipeline):
             bounded = None if call.options.max_memory is None else budgets[i]
             return self._draw(y, photo, call, recipes, given, rows_of(values, own), bounded)
 
-        keep_latents = call.options.return_latents or output_type == "latent"
         seeds = bases and [base + j for base in bases for j in range(num_samples)]
         with self._releasing(), self.progress_bar(total=rows) as bar:
             photographs = ((photo, drawn(i, y, photo)) for i, (y, photo) in enumerate(photos))
             output = gather(
-                photographs, num_samples, output_type, seeds, call.options.keep_images, keep_latents, bar.update
+                photographs, num_samples, output_type, seeds, call.options.keep_images, call.keep_latents, bar.update
             )
         return output if return_dict else output.to_tuple()
 

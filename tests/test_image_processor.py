@@ -33,9 +33,8 @@ def test_networks_between_its_two_halves_give_what_the_pipeline_gives(
     assert inputs.pixel_values.shape == (1, 3, 6, 6) and inputs.output_size == (24, 24)
     with torch.no_grad():
         condition = pipe.lr_encoder.encode(inputs.pixel_values)
-        x = pipe.vdvae.sample(
-            3, inputs.output_size, CounterNoise(range(3)), condition=condition, temperature=0.7
-        ).sample
+        options = {"noise": CounterNoise(range(3)), "condition": condition, "temperature": 0.7}
+        x = pipe.vdvae.sample(3, inputs.output_size, **options).sample
     before = x.clone()
     found = processor.post_process(x, image)
     assert torch.equal(x, before)
@@ -54,6 +53,8 @@ def test_its_configuration_is_saved_and_read(make_pipeline: MakePipeline, tmp_pa
     assert again.to_dict() == processor.to_dict()
     assert SuperResolutionImageProcessor.from_pretrained(tmp_path, size_multiple=4).size_multiple == 4
     assert torch.equal(again(photo()).pixel_values, processor(photo()).pixel_values)
+    SuperResolutionImageProcessor(4, torch.full((4,), 0.25)).save_pretrained(tmp_path)
+    assert SuperResolutionImageProcessor.from_pretrained(tmp_path).downsampling_kernel == (0.25,) * 4
 
 
 def test_several_images_have_their_samples_in_a_row() -> None:
@@ -83,8 +84,3 @@ def test_several_images_have_their_samples_in_a_row() -> None:
 def test_what_does_not_fit_is_refused(call, message) -> None:
     with pytest.raises(ValueError, match=message):
         call(SuperResolutionImageProcessor())
-
-
-def test_a_kernel_of_numbers_is_saved(tmp_path) -> None:
-    SuperResolutionImageProcessor(4, torch.full((4,), 0.25)).save_pretrained(tmp_path)
-    assert SuperResolutionImageProcessor.from_pretrained(tmp_path).downsampling_kernel == (0.25,) * 4

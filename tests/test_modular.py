@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers.modular_pipelines import InputParam, ModularPipelineBlocks, OutputParam, SequentialPipelineBlocks
 
+from hvae_sr import SuperResolutionPipeline
 from hvae_sr.pipelines.modular import SuperResolutionBlock
 
 
@@ -27,10 +28,8 @@ def loaded(block, folder):
 
 
 def test_the_block_gives_the_pipelines_samples(make_pipeline, folder, photo):
-    expected = make_pipeline()(photo, num_samples=3, seed=5, temperature=0.7, output_type="pt")
-    state = loaded(SuperResolutionBlock(), folder)(
-        image=photo, num_samples=3, seed=5, temperature=0.7, output_type="pt"
-    )
+    given = {"image": photo, "num_samples": 3, "seed": 5, "temperature": 0.7, "output_type": "pt"}
+    expected, state = make_pipeline()(**given), loaded(SuperResolutionBlock(), folder)(**given)
     for name in ("images", "mean", "std"):
         assert torch.equal(state.get(name), expected[name])
     assert state.get("seeds") == [5, 6, 7] and state.get("lr_psnr") == expected.lr_psnr
@@ -38,17 +37,15 @@ def test_the_block_gives_the_pipelines_samples(make_pipeline, folder, photo):
     assert len(only) == 1 and only[0].size == (36, 28)
 
 
-def test_a_bundled_name_loads_and_keeps_its_settings(photo):
-    from hvae_sr import SuperResolutionPipeline
-
+def test_a_bundled_name_loads_and_keeps_its_settings_until_told_otherwise(photo):
     pipe = loaded(SuperResolutionBlock(), "natural-x4")
-    whole = SuperResolutionPipeline.from_pretrained("natural-x4")
+    whole, exact = (SuperResolutionPipeline.from_pretrained("natural-x4", dtype=d) for d in (None, torch.float32))
     assert pipe.config.default_temperature == whole.config.default_temperature
     assert pipe.config.fast_inference == whole.config.fast_inference
-    y = torch.nn.functional.interpolate(photo[None], (16, 16))[0]
-    assert torch.equal(
-        pipe(image=y, seed=1, output_type="pt", output="images"), whole(y, seed=1, output_type="pt").images
-    )
+    given = {"image": photo, "seed": 1, "output_type": "pt"}
+    assert torch.equal(pipe(**given, output="images"), whole(**given).images)
+    pipe.update_components(fast_inference=False)
+    assert torch.equal(pipe(**given, output="images"), exact(**given).images)
 
 
 class Halve(ModularPipelineBlocks):
@@ -69,21 +66,9 @@ class Halve(ModularPipelineBlocks):
         return components, state
 
 
-def test_fast_inference_can_be_turned_off(photo):
-    from hvae_sr import SuperResolutionPipeline
-
-    pipe = loaded(SuperResolutionBlock(), "natural-x4")
-    pipe.update_components(fast_inference=False)
-    exact = SuperResolutionPipeline.from_pretrained("natural-x4", dtype=torch.float32)
-    images = pipe(image=photo, seed=1, output_type="pt", output="images")
-    assert torch.equal(images, exact(photo, seed=1, output_type="pt").images)
-
-
 def test_the_block_works_after_blocks_of_others(make_pipeline, folder, photo):
     blocks = SequentialPipelineBlocks.from_blocks_dict({"halve": Halve(), "upscale": SuperResolutionBlock()})
-    pipe = blocks.init_pipeline(str(folder))
-    pipe.load_components()
-    images = pipe(picture=photo, seed=2, output_type="pt", output="images")
+    images = loaded(blocks, folder)(picture=photo, seed=2, output_type="pt", output="images")
     assert torch.equal(images, make_pipeline()(photo / 2, seed=2, output_type="pt").images)
 
 
@@ -116,8 +101,7 @@ def test_its_documentation_lists_inputs_components_and_outputs():
 
 def test_the_progress_bar_can_be_silenced(folder, photo, capfd):
     for block in (SuperResolutionBlock(), SequentialPipelineBlocks.from_blocks_dict({"sr": SuperResolutionBlock()})):
-        pipe = block.init_pipeline(str(folder))
-        pipe.load_components()
+        pipe = loaded(block, folder)
         capfd.readouterr()
         pipe(image=photo, seed=0)
         assert "1/1" in capfd.readouterr().err

@@ -35,7 +35,7 @@ def test_the_graph_gives_the_pipeline_s_samples_for_any_number_of_them(make_pipe
     torch.testing.assert_close(cold, expected, rtol=0, atol=1e-5)
 
 
-def test_sizes_that_do_not_fit_are_refused(make_pipeline: Any) -> None:
+def test_sizes_and_dtypes_that_do_not_fit_are_refused(make_pipeline: Any, tmp_path: Path) -> None:
     pipe = make_pipeline(lr={"image_size": 4, "blocks": "4x1,4d2,2x1", "upsampling_blocks": "8m4"})
     with pytest.raises(ValueError, match="`size` must be multiples of 2"):
         Sampler(pipe, (5, 4))
@@ -44,12 +44,8 @@ def test_sizes_that_do_not_fit_are_refused(make_pipeline: Any) -> None:
     fixed = make_pipeline(bias_type="spatial")
     with pytest.raises(ValueError, match="`size` must be 16x16"):
         Sampler(fixed, (8, 8))
-
-
-def test_half_precision_is_refused(make_pipeline: Any, tmp_path: Path) -> None:
-    pipe = make_pipeline().to(dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="`dtype` must be float32"):
-        export_onnx(pipe, tmp_path / "a.onnx", (4, 4))
+        export_onnx(pipe.to(dtype=torch.bfloat16), tmp_path / "a.onnx", (4, 4))
 
 
 def test_onnxruntime_gives_the_pipeline_s_samples(

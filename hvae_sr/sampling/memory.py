@@ -89,16 +89,9 @@ class Bound(NamedTuple):
 
 
 def memory_bound(max_memory: int | None, pixels: int, device: torch.device) -> Bound | None:
-    """The bound for images of so many HR pixels.
+    """`max_memory` in bytes, or else what is used and half of what is available beside it, for so many HR pixels.
 
-    Args:
-        max_memory: bytes; None: what is used, and half of what is available beside it, for images that are large enough
-            to matter.
-        pixels: of the image.
-        device: where the networks run.
-
-    Returns:
-        None where there is none: a small image, or a device that does not tell.
+    None where there is no bound: of a small image without `max_memory`, or of a device that does not tell.
     """
     memory = None if max_memory is None and pixels <= PIXELS_PER_CHUNK else used_and_available(device)
     if memory is None:
@@ -140,8 +133,7 @@ def budget(
     Args:
         vdvae: the model.
         size: (H, W) of the HR image.
-        num_samples: of the image.
-        output_type: of the samples.
+        num_samples, output_type: of its samples.
         keep_images: whether they are all kept.
         max_memory: bound of the process (CPU) or of the device's memory, bytes; None: half of what is available, for
             images that are large enough, or of so many samples, that it matters.

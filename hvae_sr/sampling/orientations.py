@@ -49,14 +49,9 @@ class SelfEnsemble:
         self._orientation, self._sampler = 0, make(y)
 
     def sample(self, seeds: Sequence[int], **arguments: Any) -> VDVAESample:
-        """A sample for each seed; without latents, as those of samples have no common grid.
+        """Images `[n, 3, H, W]` on [-1, 1], in the orientation of y, one for each seed, which names its own.
 
-        Args:
-            seeds: of the samples; each names its orientation too.
-            **arguments: of `WindowSampler.sample`.
-
-        Returns:
-            Images `[n, 3, H, W]` on [-1, 1], in the orientation of y.
+        `arguments` are of `WindowSampler.sample`. There are no latents: those of samples have no common grid.
         """
         orientations = [seed % NUM_ORIENTATIONS for seed in seeds]
         height, width = (side * self._sampler.scale for side in self._y.shape[-2:])

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -32,7 +31,6 @@ WindowNoise = Callable[[tuple[int, int]], NoiseSource]
 """The noise that a window sees, from its origin (row, column) in HR pixels: see `posterior.recipe`."""
 
 
-@dataclass
 class Networks:
     """The prior and the LR network, and how they are evaluated: as they are, or as compiled graphs of them.
 
@@ -40,21 +38,17 @@ class Networks:
         vdvae: the prior.
         lr_encoder: the LR network.
         scale_factor: sides of x over sides of y.
-        encode: `LREncoder.encode`.
-        sample: `VDVAE.sample`.
+        compiled: what has `encode` and `sample` in the place of theirs.
     """
 
-    vdvae: VDVAE
-    lr_encoder: LREncoder | LRConditioner
-    scale_factor: int
-    encode: Callable[[Tensor], Condition] | None = None
-    sample: Callable[..., VDVAESample] | None = None
-
-    def __post_init__(self) -> None:
-        self.encode = self.encode or self.lr_encoder.encode
-        self.sample = self.sample or self.vdvae.sample
-        self.sizes = SizeRequirements.of(self.vdvae, self.lr_encoder, self.scale_factor)
-        restorer = getattr(self.lr_encoder, "restorer", None)
+    def __init__(
+        self, vdvae: VDVAE, lr_encoder: LREncoder | LRConditioner, scale_factor: int, compiled: Any = None
+    ) -> None:
+        self.vdvae, self.scale_factor = vdvae, scale_factor
+        self.encode: Callable[[Tensor], Condition] = (compiled or lr_encoder).encode
+        self.sample: Callable[..., VDVAESample] = (compiled or vdvae).sample
+        self.sizes = SizeRequirements.of(vdvae, lr_encoder, scale_factor)
+        restorer = getattr(lr_encoder, "restorer", None)
         self.margin, self.min_pixels = MARGIN, 0
         if restorer is not None:
             self.margin = SMALL_RESTORER_MARGIN if len(restorer.body) <= SMALL_RESTORER else RESTORER_MARGIN
@@ -163,7 +157,6 @@ class WindowSampler:
             source = noise(origin)
         else:
             source = TensorNoise([draw for draw in self._crop(noise, window) if draw is not None])
-        assert self.networks.sample is not None
         condition, given = self.condition(window), self._crop(latents, window)
         out = self.networks.sample(
             count, self._view_size(window), noise=source, condition=condition, latents=given, **arguments
@@ -176,9 +169,8 @@ class WindowSampler:
         kept = self._conditions.get(window)
         if kept is not None:
             return kept
-        part = self.y[window.crop][None] * 2 - 1
+        part = self.y[window.view()][None] * 2 - 1
         top, left, bottom, right = window.outer
-        assert self.networks.encode is not None
         condition = self.networks.encode(pad_to(part, (bottom - top, right - left)))
         if len(self.windows) == 1 or self._kept + condition.nbytes <= self.budget.features:
             self._conditions[window] = condition

@@ -70,7 +70,7 @@ class SizeRequirements:
 
 
 def pad_to(y: Tensor, size: tuple[int, int], reflect: bool = False) -> Tensor:
-    """`[1, 3, h, w]` to (h', w') = `size`: the last row and column repeated, or mirrored where y is so large."""
+    """`[N, 3, h, w]` to (h', w') = `size`: the last row and column repeated, or mirrored where y is so large."""
     bottom, right = size[0] - y.shape[-2], size[1] - y.shape[-1]
     mirrored = reflect and bottom < y.shape[-2] and right < y.shape[-1]
     return F.pad(y, (0, right, 0, bottom), mode="reflect" if mirrored else "replicate")

@@ -23,13 +23,8 @@ class Window:
     outer: Box
     inner: Box
 
-    @property
-    def crop(self) -> tuple[Any, slice, slice]:
-        """Index of `outer` in the image, `[..., h, w]`."""
-        return self.view()
-
     def view(self, numerator: int = 1, denominator: int = 1) -> tuple[Any, slice, slice]:
-        """Index of `outer` in a map of numerator / denominator elements a pixel."""
+        """Index of `outer` in the image, or in a map of numerator / denominator elements a pixel: `[..., h, w]`."""
         return _index(self.outer, (0, 0), numerator, denominator)
 
     def kept(self, part: Tensor, numerator: int = 1, denominator: int = 1) -> Tensor:
