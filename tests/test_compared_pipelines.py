@@ -31,7 +31,6 @@ from hvae_sr.noise import CounterNoise
 from hvae_sr.operators import Downsampling
 from hvae_sr.pipelines import DPSPipeline, HCFlowPipeline, RegressionPipeline, SR3Pipeline
 from hvae_sr.pipelines.baselines import enlarge, pipeline_class
-from hvae_sr.pipelines.chaining import samples_at
 from hvae_sr.sampling.sizes import pad_to
 
 KINDS = ["EDSR", "RRDBNet", "SRVGGNetCompact", "SPAN", "Swin2SR", "HCFlow", "SR3", "DPS"]
@@ -51,15 +50,8 @@ def make_pipeline(kind: str, **changes: Any) -> Any:
         pipe = DPSPipeline(make("GuidedDiffusionUNet"), chain(variance_type="learned_range"), **changes)
     elif kind == "Swin2SR":
         torch.manual_seed(0)
-        config = Swin2SRConfig(
-            image_size=8,
-            embed_dim=8,
-            depths=[1],
-            num_heads=[2],
-            window_size=4,
-            upscale=2,
-            upsampler="pixelshuffledirect",
-        )
+        sizes = {"image_size": 8, "embed_dim": 8, "depths": [1], "num_heads": [2], "window_size": 4, "upscale": 2}
+        config = Swin2SRConfig(**sizes, upsampler="pixelshuffledirect")
         pipe = RegressionPipeline(Swin2SRForImageSuperResolution(config).eval(), **changes)
     else:
         pipe = RegressionPipeline(make(kind), **changes)
@@ -203,30 +195,37 @@ def test_an_index_that_names_other_classes_is_refused(tmp_path: Path) -> None:
         pipeline_class(tmp_path)
 
 
-def test_windows_of_a_regression_join_without_seams() -> None:
-    pipe = make_pipeline("RRDBNet", window_margin=8)
-    image = torch.rand(3, 40, 46, generator=torch.Generator().manual_seed(0))
-    whole = pipe(image, output_type="pt").images
-    windows = pipe(image, output_type="pt", window_size=24).images
-    torch.testing.assert_close(windows, whole, rtol=0, atol=0.01)
-    wide = make_pipeline("RRDBNet", window_margin=36)
-    torch.testing.assert_close(wide(image, output_type="pt", window_size=2).images, whole, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_windows_of_a_flow_are_parts_of_the_whole_with_its_noise(temperature: float) -> None:
-    image = torch.rand(3, 24, 30, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize(
+    ("kind", "size", "temperature", "margin", "side", "tolerance"),
+    [
+        ("RRDBNet", (40, 46), None, 8, 24, 0.01),
+        ("RRDBNet", (40, 46), None, 36, 2, 1e-5),
+        ("HCFlow", (24, 30), 0.0, 12, 4, 1e-4),
+        ("HCFlow", (24, 30), 0.8, 12, 4, 1e-4),
+    ],
+)
+def test_windows_are_parts_of_the_whole_with_its_noise(
+    kind: str, size: tuple[int, int], temperature: float | None, margin: int, side: int, tolerance: float
+) -> None:
+    pipe, image = make_pipeline(kind, window_margin=margin), torch.rand(3, *size)
     given: dict[str, Any] = {"num_samples": 2, "seed": 3, "temperature": temperature, "output_type": "pt"}
-    whole = make_pipeline("HCFlow")(image, **given).images
-    wide = make_pipeline("HCFlow", window_margin=12)(image, **given, window_size=4).images
-    torch.testing.assert_close(wide, whole, rtol=0, atol=1e-4)
+    windows, whole = pipe(image, **given, window_size=side).images, pipe(image, **given).images
+    torch.testing.assert_close(windows, whole, rtol=0, atol=tolerance)
 
 
-def test_the_memory_of_sr3_is_told_before_it_is_needed() -> None:
+def test_memory_of_activations_and_gradients_is_told_before_it_is_needed() -> None:
+    y = torch.rand(3, 8, 8)
     pipe = make_pipeline("SR3")
     assert activation_bytes(pipe.unet, (32, 32)) == 4 * activation_bytes(pipe.unet, (16, 16))
     with pytest.raises(ValueError, match=r"2 sample\(s\) take about .* not cut into windows: take a smaller one"):
-        pipe(torch.rand(3, 8, 8), num_samples=2, batch_size=2, max_memory=1)
+        pipe(y, num_samples=2, batch_size=2, max_memory=1)
+    pipe = make_pipeline("DPS")
+    plain = gradient_bytes(pipe.unet, (16, 16))
+    assert gradient_bytes(pipe.unet, (32, 32)) > 3 * plain
+    with pytest.raises(ValueError, match=r"2 sample\(s\) take about .*gradient of 32x32 .*enable_gradient_checkp"):
+        pipe(y, num_samples=2, batch_size=2, max_memory=1)
+    pipe.unet.enable_gradient_checkpointing()
+    assert gradient_bytes(pipe.unet, (16, 16)) < plain
 
 
 @torch.no_grad()
@@ -234,9 +233,8 @@ def test_attention_of_sr3_holds_no_scores_of_all_pairs(monkeypatch: pytest.Monke
     seen = []
     attention = F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v: seen.append(q) or attention(q, k, v))
-    unet = SR3UNet(
-        image_size=16, width=8, width_multiples=[1], attention_resolutions=[16], num_res_blocks=1, norm_groups=4
-    )
+    sizes = {"image_size": 16, "width": 8, "width_multiples": [1], "num_res_blocks": 1, "norm_groups": 4}
+    unet = SR3UNet(**sizes, attention_resolutions=[16])
     unet(torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16), torch.rand(1))
     assert seen and all(q.shape == (1, 1, 256, 8) for q in seen)  # torch's fused kernels take four axes alone
 
@@ -271,22 +269,6 @@ def test_a_pipeline_of_a_chain_is_the_chain(kind: str) -> None:
     assert pipe.scheduler.num_steps == 3
 
 
-def test_guided_parameters_stay_trainable_and_get_no_gradient() -> None:
-    pipe = make_pipeline("DPS")
-    pipe(photographs()[0], num_inference_steps=1)
-    assert all(p.requires_grad and p.grad is None for p in pipe.unet.parameters())
-
-
-def test_the_memory_of_a_gradient_is_told_before_it_is_needed() -> None:
-    pipe = make_pipeline("DPS")
-    plain = gradient_bytes(pipe.unet, (16, 16))
-    assert gradient_bytes(pipe.unet, (32, 32)) > 3 * plain
-    with pytest.raises(ValueError, match=r"2 sample\(s\) take about .*gradient of 32x32 .*enable_gradient_checkp"):
-        pipe(torch.rand(3, 8, 8), num_samples=2, batch_size=2, max_memory=1)
-    pipe.unet.enable_gradient_checkpointing()
-    assert gradient_bytes(pipe.unet, (16, 16)) < plain
-
-
 def test_scores_of_attention_are_not_counted_where_none_are_kept() -> None:
     wide = {"image_size": 64, "num_channels": 32, "num_res_blocks": 1, "channel_mult": "1"}
     unet = GuidedDiffusionUNet(**published_options(**wide, attention_resolutions="64", num_head_channels=32))
@@ -308,14 +290,7 @@ def test_guidance_has_the_weights_that_a_hook_takes_away(store: str, tmp_path: P
     else:
         pipe.unet.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
     found = pipe(y, seed=1, output_type="pt").images
-    tolerance = 0 if store == "disk" else 0.2
-    assert (found - expected).abs().max() <= tolerance
-
-
-def test_larger_factors_are_reached_by_chaining() -> None:
-    pipe = make_pipeline("EDSR")
-    (sample,) = samples_at(pipe, photographs()[0], [0], outscale=4.0)
-    assert sample.image.size == (28, 20)
+    assert (found - expected).abs().max() <= (0 if store == "disk" else 0.2)
 
 
 @pytest.mark.parametrize(
@@ -354,26 +329,20 @@ def test_networks_of_the_compiler_and_inference_mode_change_nothing(kind: str) -
 
 
 @pytest.mark.parametrize("kind", ["SR3", "DPS"])
-def test_a_chain_of_a_network_that_was_in_training_has_no_dropout(kind: str) -> None:
+def test_a_chain_leaves_a_network_in_training_and_warns_of_nothing(
+    kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
     pipe = make_pipeline(kind)
     for layer in pipe.unet.modules():
         if isinstance(layer, torch.nn.Dropout):
             layer.p = 0.5
-    expected = pipe(photographs()[0], seed=1, output_type="pt").images[0]
+    given: dict[str, Any] = {"seed": 1, "num_inference_steps": np.int64(2), "output_type": "pt"}
+    expected = pipe(photographs()[0], **given).images[0]
     pipe.unet.train()
-    assert torch.equal(pipe(photographs()[0], seed=1, output_type="pt").images[0], expected)
-    assert pipe.unet.training
-
-
-@pytest.mark.parametrize("kind", ["SR3", "DPS"])
-def test_a_call_of_a_chain_warns_of_nothing(kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    logger = logging.getLogger("diffusers")
-    logger.addHandler(caplog.handler)
-    try:
-        make_pipeline(kind)(photographs()[0], seed=1, num_inference_steps=np.int64(2))
-    finally:
-        logger.removeHandler(caplog.handler)
-    assert not caplog.records
+    assert torch.equal(pipe(photographs()[0], **given).images[0], expected)
+    assert pipe.unet.training and not caplog.records
+    assert all(p.requires_grad and p.grad is None for p in pipe.unet.parameters())
 
 
 def test_windows_of_a_large_factor_are_no_smaller_than_their_margin() -> None:
@@ -407,11 +376,8 @@ def test_colours_of_a_grey_photograph_are_the_networks_own() -> None:
     own = (pipe.network(low.expand(1, 3, -1, -1) * 255).sample[0] / 255).clamp(0, 1)
     torch.testing.assert_close(pipe(low.expand(3, -1, -1), output_type="pt").images[0], own)
     file = Image.fromarray((low[0] * 255).round().byte().numpy())
-    for found in (
-        pipe(file, output_type="pt"),
-        pipe(low.expand(3, -1, -1), output_type="pt", enforce_consistency=True),
-    ):
-        image = found.images[0]
+    for given, projected in ((file, None), (low.expand(3, -1, -1), True)):
+        image = pipe(given, output_type="pt", enforce_consistency=projected).images[0]
         assert (image.amax(0) - image.amin(0)).max() < 1e-5
 
 
