@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -161,6 +161,8 @@ class _ChainPipeline(ComparedPipeline):
     model_cpu_offload_seq = "unet"
     unet: Any
     scheduler: AncestralScheduler
+    levels: ClassVar[str]
+    """What the U-Net's configuration calls its levels, each half as fine as the one before."""
 
     def _own_arguments(self, named: dict[str, Any]) -> dict[str, Any]:
         steps = named.pop("num_inference_steps", None)
@@ -172,14 +174,10 @@ class _ChainPipeline(ComparedPipeline):
     def _evaluations(self, call: Call) -> int:
         return call.own["scheduler"].num_steps
 
-    def _multiple(self) -> int:
-        """What the sides of x must be multiples of."""
-        raise NotImplementedError
-
     @property
     def sizes(self) -> SizeRequirements:
         """y is padded until x is large enough for every level of the U-Net."""
-        multiple, scale = self._multiple(), self.config.scale_factor
+        multiple, scale = 2 ** (len(self.unet.config[self.levels]) - 1), self.config.scale_factor
         return SizeRequirements(scale, multiple // math.gcd(multiple, scale))
 
 
@@ -210,6 +208,7 @@ class SR3Pipeline(_ChainPipeline):
     """
 
     component_classes = {"unet": ("hvae_sr.SR3UNet",), "scheduler": ("hvae_sr.AncestralScheduler",)}
+    levels = "width_multiples"
 
     def __init__(
         self,
@@ -227,9 +226,6 @@ class SR3Pipeline(_ChainPipeline):
         self.register_modules(unet=unet, scheduler=scheduler)
         own = {"num_inference_steps": num_inference_steps}
         self._configure(scale_factor, downsampling_kernel, default_temperature, enforce_consistency, **own)
-
-    def _multiple(self) -> int:
-        return self.unet.multiple
 
     def _sample(self, y: Tensor, seeds: list[int], call: Call, advance: Callable[[int], None]) -> Tensor:
         condition = pad_to(enlarge(y, self.config.scale_factor)[None], self.sizes.output((y.shape[-2], y.shape[-1])))
@@ -265,6 +261,7 @@ class DPSPipeline(_ChainPipeline):
     """
 
     component_classes = {"unet": ("hvae_sr.GuidedDiffusionUNet",), "scheduler": ("hvae_sr.AncestralScheduler",)}
+    levels = "block_out_channels"
 
     def __init__(
         self,
@@ -285,9 +282,6 @@ class DPSPipeline(_ChainPipeline):
         self._bytes: dict[tuple[Any, ...], int] = {}
         own = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps}
         self._configure(scale_factor, downsampling_kernel, default_temperature, enforce_consistency, **own)
-
-    def _multiple(self) -> int:
-        return 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     def _own_arguments(self, named: dict[str, Any]) -> dict[str, Any]:
         scale = named.pop("guidance_scale", None)

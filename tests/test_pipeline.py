@@ -9,7 +9,9 @@ import pickle
 import shutil
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -433,8 +435,8 @@ def test_components_may_have_dtypes_of_their_own_and_be_passed_in(make_pipeline:
     pipe.save_pretrained(tmp_path)
     dtypes = {"vdvae": torch.bfloat16, "default": torch.float16}
     loaded = SuperResolutionPipeline.from_pretrained(tmp_path, torch_dtype=dtypes)
-    assert (loaded.vdvae.dtype, loaded.lr_encoder.dtype) == (torch.bfloat16, torch.float16)
     assert SuperResolutionPipeline.from_pretrained(tmp_path, vdvae=pipe.vdvae).vdvae is pipe.vdvae
+    assert (loaded.vdvae.dtype, loaded.lr_encoder.dtype) == (torch.bfloat16, torch.float16)
     again = SuperResolutionPipeline.from_pipe(loaded)
     assert again.lr_encoder is loaded.lr_encoder
     assert (loaded.vdvae.dtype, loaded.lr_encoder.dtype) == (torch.bfloat16, torch.float16)
@@ -539,29 +541,19 @@ def test_offloading_to_the_cpu_gives_the_same(make_pipeline: MakePipeline, kind:
 def test_weights_are_on_the_device_whenever_a_component_is_used(make_pipeline: MakePipeline, kind: str) -> None:
     # What `enable_model_cpu_offload` does: a component's use moves it in, and the one before it in the sequence out.
     pipe = make_pipeline(kind)
-    present = {"vdvae": False, "lr_encoder": False}
+    present: set[str] = set()
 
-    class Mover:
-        def __init__(self, name: str, evicts: str | None) -> None:
-            self.name, self.evicts = name, evicts
+    def move(name: str, *_: Any) -> None:
+        present.add(name)
+        present.difference_update({"lr_encoder"} if name == "vdvae" else ())
 
-        def pre_forward(self, module: torch.nn.Module, *args: Any) -> None:
-            present[self.name] = True
-            if self.evicts is not None:
-                present[self.evicts] = False
+    def check(name: str, *_: Any) -> None:
+        assert name in present, f"{name} was used while it was offloaded"
 
-    def watch(name: str) -> Callable[..., None]:
-        def check(*_: Any) -> None:
-            assert present[name], f"{name} was used while it was offloaded"
-
-        return check
-
-    for name, evicts in (("lr_encoder", None), ("vdvae", "lr_encoder")):
-        component = getattr(pipe, name)
-        component._hf_hook = Mover(name, evicts)
-        for module in component.modules():
-            if module is not component:
-                module.register_forward_pre_hook(watch(name))
+    for name, component in pipe.components.items():
+        component._hf_hook = SimpleNamespace(pre_forward=partial(move, name))
+        for module in list(component.modules())[1:]:
+            module.register_forward_pre_hook(partial(check, name))
     pipe([photo(), photo(seed=1)], seed=0, num_samples=2, batch_size=1)
 
 

@@ -1,4 +1,4 @@
-"""Large images are sampled window by window; the result is that of the whole."""
+"""Large images are sampled window by window, and those of models of one size in blended tiles."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ from hvae_sr import VDVAE, LRConditioner, LREncoder, SuperResolutionPipeline
 from hvae_sr.noise import CounterNoise
 from hvae_sr.sampling import WindowSampler
 from hvae_sr.sampling.memory import ASIDE, KEPT_FEATURES, Budget, budget, bytes_per_pixel
-from hvae_sr.sampling.windows import split
+from hvae_sr.sampling.windows import split, tiles
 
 DECODER = {"decoder_blocks": "4x1,8m4,16m8", "latent_channels": 2}
 
@@ -147,3 +147,45 @@ def test_no_seam_is_left_in_a_gradient_or_a_texture(kind):
             assert abs(steps[border - 1] - expected[border - 1]) < 0.1
             near = difference.take(range(border - 2, border + 2), axis=axis).mean()
             assert near < 0.25 and near < 3 * difference.mean() + 0.01
+
+
+# Tiles of models of one size: other sizes are refused, or worked on in tiles.
+
+
+@pytest.mark.parametrize(("size", "side", "blend"), [((64, 64), 64, 16), ((65, 200), 64, 16), ((33, 63), 32, 10)])
+def test_weights_of_tiles_sum_to_one_everywhere(size, side, blend):
+    total = torch.zeros(1, 4 * size[0], 4 * size[1])
+    for tile in tiles(*size, side, blend):
+        tile.paste(torch.ones(1, 4 * side, 4 * side), total, 4)
+    assert (total - 1).abs().max() < 1e-6
+
+
+@pytest.fixture
+def of_one_size(make_vdvae, make_lr_network):
+    description = "a face aligned as in FFHQ"
+    pipeline = SuperResolutionPipeline(
+        make_vdvae(bias_type="spatial"), make_lr_network("cvdvae"), input_description=description
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_another_size_is_refused_with_the_size_and_alignment_that_fit(of_one_size):
+    with pytest.raises(ValueError, match="4x4 pixels of a face aligned as in FFHQ.*got 9x6.*tile=True"):
+        of_one_size(np.zeros((6, 9, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("size", [(4, 4), (3, 4), (6, 9), (2, 13)])
+def test_tiles_give_exactly_scale_times_the_size_and_stay_consistent(of_one_size, size):
+    photo = np.random.default_rng(0).random((*size, 3)) * 0.1 + 0.45
+    out, again = (of_one_size(photo, tile=True, seed=0, output_type="np") for _ in range(2))
+    assert out.images.shape == (1, 4 * size[0], 4 * size[1], 3) and out.lr_psnr_float[0] > 100
+    assert np.array_equal(out.images, again.images)
+
+
+def test_latents_of_several_tiles_are_refused(of_one_size):
+    with pytest.raises(ValueError, match="several tiles"):
+        of_one_size(np.zeros((6, 9, 3)), tile=True, output_type="latent")
+    for name in ("window_size", "window_margin"):
+        with pytest.raises(ValueError, match=f"`{name}` has no effect on this model: it works at one size only"):
+            of_one_size(np.zeros((6, 9, 3)), tile=True, **{name: 4})
