@@ -145,23 +145,16 @@ def test_the_commands_evaluate_and_upscale_by_a_compared_system(tmp_path: Path) 
     assert not [row["name"] for row in degraded["rows"] if "projected" in row["name"]]
 
 
-def test_a_system_without_temperature_is_evaluated_at_1(tmp_path: Path) -> None:
-    make_pipeline("EDSR").save_pretrained(tmp_path / "model")
-    photo_folder(tmp_path / "data", {"a": (32, 32)})
-    report = tmp_path / "report.json"
-    arguments = ["--data", str(tmp_path / "data"), "--size", "32", "--num_samples", "1", "-o", str(report)]
-    assert main(["evaluate", "--model", str(tmp_path / "model"), *arguments]) == 0
-    assert json.loads(report.read_text())["temperatures"] == [1]
-
-
-def test_what_needs_a_vdvae_says_that_a_compared_system_has_none(
+def test_commands_know_that_a_regression_has_no_temperature_and_no_vdvae(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra `figures`)")
     make_pipeline("EDSR").save_pretrained(tmp_path / "model")
     photo_folder(tmp_path / "data", {"a": (32, 32)})
     model, made = ["--model", str(tmp_path / "model")], ["-o", str(tmp_path / "made")]
-    data = ["--data", str(tmp_path / "data"), "--size", "32"]
+    data, report = ["--data", str(tmp_path / "data"), "--size", "32"], tmp_path / "report.json"
+    assert main(["evaluate", *model, *data, "--num_samples", "1", "-o", str(report)]) == 0
+    assert json.loads(report.read_text())["temperatures"] == [1]
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra `figures`)")
     for command in (
         ["evaluate", *model, *data, *made, "--levels"],
         *(["analyse", name, *model, *made] for name in ("distance", "information", "levels", "reconstruction")),

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from test_pipeline import MakePipeline, photo
 
-from hvae_sr import SuperResolutionPipeline
 from hvae_sr.noise import CounterNoise
 from hvae_sr.pipelines.image_processor import SuperResolutionImageProcessor
-
-MakePipeline = Callable[..., SuperResolutionPipeline]
-
-
-def photo(height: int = 5, width: int = 6, mode: str = "RGB") -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(60, 196, (height, width, 3), dtype=np.uint8)).convert(mode)
 
 
 @pytest.mark.parametrize("kind", ["cvdvae", "vdvae-sr"])
