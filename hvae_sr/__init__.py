@@ -14,17 +14,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 _PUBLIC = {
-    "VDVAE": "models",
-    "LREncoder": "models",
-    "LRConditioner": "models",
-    **dict.fromkeys(
-        ("EDSR", "RRDBNet", "SRVGGNetCompact", "SPAN", "HCFlow", "SR3UNet", "GuidedDiffusionUNet"), "baselines"
-    ),
-    "AncestralScheduler": "baselines",
+    **dict.fromkeys(("VDVAE", "LREncoder", "LRConditioner"), "models"),
+    **dict.fromkeys(("EDSR", "RRDBNet", "SRVGGNetCompact", "SPAN", "HCFlow", "SR3UNet"), "baselines"),
+    **dict.fromkeys(("GuidedDiffusionUNet", "AncestralScheduler"), "baselines"),
     "Downsampling": "operators",
-    "SuperResolutionPipeline": "pipelines",
-    "SuperResolutionOutput": "pipelines",
-    **dict.fromkeys(("RegressionPipeline", "HCFlowPipeline", "SR3Pipeline", "DPSPipeline"), "pipelines"),
+    **dict.fromkeys(("SuperResolutionPipeline", "SuperResolutionOutput", "RegressionPipeline"), "pipelines"),
+    **dict.fromkeys(("HCFlowPipeline", "SR3Pipeline", "DPSPipeline"), "pipelines"),
 }
 _HERE = Path(__file__).resolve().parent
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_pipeline import MakePipeline
 
-from hvae_sr import SuperResolutionPipeline
 from hvae_sr.evaluation import evaluate
 from hvae_sr.evaluation.tables import command_line
 from hvae_sr.sampling.memory import MIN_PIXELS, budget, bytes_per_pixel
 from hvae_sr.sampling.orientations import NUM_ORIENTATIONS, orient, restore
-
-MakePipeline = Callable[..., SuperResolutionPipeline]
 
 
 def photo(height: int = 5, width: int = 6) -> torch.Tensor:

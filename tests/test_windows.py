@@ -6,27 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from hvae_sr import VDVAE, LRConditioner, LREncoder, SuperResolutionPipeline
+from hvae_sr import SuperResolutionPipeline
 from hvae_sr.noise import CounterNoise
 from hvae_sr.sampling import WindowSampler
 from hvae_sr.sampling.memory import ASIDE, KEPT_FEATURES, Budget, budget, bytes_per_pixel
 from hvae_sr.sampling.windows import split, tiles
 
-DECODER = {"decoder_blocks": "4x1,8m4,16m8", "latent_channels": 2}
 
-
-@pytest.fixture(params=["conditioner", "encoder"])
-def pipe(request):
-    torch.manual_seed(0)
-    vdvae = VDVAE(image_size=16, width=8, encoder_blocks=None, **DECODER)
-    shared = {"image_size": 4, "blocks": "4x1", "width": 8, "decoder_blocks": DECODER["decoder_blocks"]}
-    if request.param == "conditioner":
-        network = LRConditioner(**shared, decoder_width=8, gate_init=0.5, likelihood_location="bicubic")
-    else:
-        network = LREncoder(**shared, decoder_width=8, latent_channels=2, num_conditioned_groups=1)
-    pipeline = SuperResolutionPipeline(vdvae, network)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+@pytest.fixture(params=["vdvae-sr", "cvdvae"])
+def pipe(request, make_pipeline):
+    return make_pipeline(request.param, {"likelihood_location": "bicubic"} if request.param == "vdvae-sr" else {})
 
 
 @pytest.fixture
@@ -161,12 +150,9 @@ def test_weights_of_tiles_sum_to_one_everywhere(size, side, blend):
 
 
 @pytest.fixture
-def of_one_size(make_vdvae, make_lr_network):
-    description = "a face aligned as in FFHQ"
-    pipeline = SuperResolutionPipeline(
-        make_vdvae(bias_type="spatial"), make_lr_network("cvdvae"), input_description=description
-    )
-    pipeline.set_progress_bar_config(disable=True)
+def of_one_size(make_pipeline):
+    pipeline = make_pipeline(bias_type="spatial")
+    pipeline.register_to_config(input_description="a face aligned as in FFHQ")
     return pipeline
 
 
