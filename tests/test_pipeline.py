@@ -7,8 +7,8 @@ import logging
 import math
 import pickle
 import shutil
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -676,19 +676,9 @@ def test_pipelines_that_share_networks_and_not_the_dtype_take_turns(make_pipelin
     fast = SuperResolutionPipeline.from_pipe(exact)
     fast.enable_fast_inference(torch.bfloat16)
     expected = {pipe: draw(pipe) for pipe in (exact, fast)}
-    wrong: list[str] = []
 
-    def repeat(pipe: SuperResolutionPipeline) -> None:
-        try:
-            for _ in range(6):
-                if not torch.equal(draw(pipe), expected[pipe]):
-                    wrong.append("another image")
-        except RuntimeError as error:
-            wrong.append(str(error))
+    def repeats(pipe: SuperResolutionPipeline) -> bool:
+        return all(torch.equal(draw(pipe), expected[pipe]) for _ in range(6))
 
-    threads = [threading.Thread(target=repeat, args=(pipe,)) for pipe in (exact, fast)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(repeats, (exact, fast)))
