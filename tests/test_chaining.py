@@ -44,8 +44,9 @@ def test_latents_are_of_one_pass(make_pipeline):
 def test_a_grey_file_stays_grey_at_any_factor(outscale):
     pipe = RegressionPipeline(EDSR(num_blocks=1, width=8).eval())
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 10), np.uint8))
-    (sample,) = samples_at(pipe, photo, [0], outscale)
-    assert sample.image.size == (10 * (outscale or 4), 12 * (outscale or 4))
+    for file in (photo.convert("RGB"), photo):
+        (sample,) = samples_at(pipe, file, [0], outscale)
+        assert sample.image.size == (10 * (outscale or 4), 12 * (outscale or 4))
     assert np.ptp(np.asarray(sample.image.convert("RGB")).astype(int), axis=2).max() == 0
 
 
