@@ -177,7 +177,7 @@ def test_an_imitation_that_cannot_be_is_refused(esrgan, objective_of, change, me
 
 def test_a_new_flow_is_normalised_by_first_crops(objective_of):
     objective = objective_of("hcflow")
-    before = float(objective(IMAGES, SEEDS)[0])
+    before = objective(IMAGES, SEEDS)[0].item()
     objective.initialise(IMAGES, SEEDS)
     assert all(bool(x.any()) for name, x in objective.named_parameters() if name.endswith("actnorm.bias"))
     x, y = ((value + 1) / 2 for value in objective.pairs(IMAGES))

@@ -117,7 +117,7 @@ def test_the_weight_of_the_point_estimate():
         raw = weighted.vdvae.sample(2, (32, 32), condition=condition, temperature=0.0).sample
         expected = np.mean([patch_distance(raw[b].numpy(), x[b].numpy(), 8).mean() for b in range(2)])
     assert float(figures["point_error"]) == pytest.approx(127.5 * expected, rel=1e-5)
-    assert float(loss) == pytest.approx(float(plain(images, [0, 1])[0]) + 0.5 * expected, rel=1e-5)
+    assert loss.item() == pytest.approx(plain(images, [0, 1])[0].item() + 0.5 * expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
