@@ -49,7 +49,8 @@ def entry_point(method: _Method) -> _Method:
 def run_layer(model: Any, layer: Any, *inputs: Any, **options: Any) -> Any:
     """What a layer of a model gives; computed once more for the gradient, where the model is checkpointed."""
     if model.gradient_checkpointing and torch.is_grad_enabled():
-        return model._gradient_checkpointing_func(functools.partial(layer, **options), *inputs)
+        called = functools.partial(layer, **options) if options else layer
+        return model._gradient_checkpointing_func(called, *inputs)
     return layer(*inputs, **options)
 
 

@@ -281,6 +281,16 @@ def test_wrappers_in_wrappers_and_beside_loose_values_are_taken_off(kind: str, t
     assert all(torch.equal(found[key], value) for key, value in state.items())
 
 
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_weights_that_lack_one_kind_of_layer_are_refused(architecture: str) -> None:
+    state = published_state(architecture)
+    of_kind = {key: re.sub(r"\d+", "N", key) for key in state}
+    for kind in set(of_kind.values()):
+        part = {key: value for key, value in state.items() if of_kind[key] != kind}
+        with pytest.raises(ConversionError):
+            convert_state_dict(part, recipe(architecture))
+
+
 def wrapping_itself(wrapper: str) -> dict[str, Any]:
     content: dict[str, Any] = {"epoch": 3}
     content[wrapper] = content

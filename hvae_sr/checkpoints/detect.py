@@ -46,7 +46,7 @@ def identify(state: State) -> Finding:
         if all(any(re.match(pattern, key) for key in state) for pattern in patterns):
             try:
                 return Finding(architecture, variant, describe(state))
-            except (KeyError, ValueError, ZeroDivisionError, IndexError):  # the layers of it that tell are missing
+            except (LookupError, ValueError, ZeroDivisionError, StopIteration):  # the layers that tell are missing
                 return Finding(architecture, variant)
     return Finding(None)
 
