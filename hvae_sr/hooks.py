@@ -6,6 +6,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .loading import from_diffusers
 
@@ -49,8 +50,7 @@ def entry_point(method: _Method) -> _Method:
 def run_layer(model: Any, layer: Any, *inputs: Any, **options: Any) -> Any:
     """What a layer of a model gives; computed once more for the gradient, where the model is checkpointed."""
     if model.gradient_checkpointing and torch.is_grad_enabled():
-        called = functools.partial(layer, **options) if options else layer
-        return model._gradient_checkpointing_func(called, *inputs)
+        return checkpoint(layer, *inputs, use_reentrant=False, **options)  # which the compiler knows, as it is
     return layer(*inputs, **options)
 
 

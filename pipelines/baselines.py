@@ -26,7 +26,7 @@ from hvae_sr.baselines.common import RegressionNetwork
 from hvae_sr.baselines.dps import dps_chain, gradient_bytes
 from hvae_sr.baselines.sr3 import activation_bytes, sr3_chain
 from hvae_sr.checkpoints.names import resolve
-from hvae_sr.checks import check_count
+from hvae_sr.checks import check_count, checked_number
 from hvae_sr.hooks import uncompiled
 from hvae_sr.images import to_pil
 from hvae_sr.noise import CounterNoise
@@ -34,7 +34,7 @@ from hvae_sr.sampling.sizes import SizeRequirements, pad_to
 from hvae_sr.sampling.windows import Window
 
 from .compared import Call, ComparedPipeline
-from .inputs import check_network, checked_number
+from .inputs import check_network
 from .super_resolution import SuperResolutionPipeline
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hvae_sr.checks import check_count
+from hvae_sr.checks import check_count, checked_number
 from hvae_sr.images import ImageInput, Photo, prepare_photos
 from hvae_sr.operators import cached_downsampling
 from hvae_sr.sampling import Consistency
@@ -18,7 +18,7 @@ from hvae_sr.sampling.sizes import SizeRequirements, pad_to
 from hvae_sr.sampling.windows import Window, split
 
 from .common import Call, PhotoPipeline
-from .inputs import SamplingOptions, base_seeds, check_flag, checked_number, seeds_of_samples, single_photo
+from .inputs import SamplingOptions, base_seeds, check_flag, seeds_of_samples, single_photo
 from .output import OUTPUT_TYPES, Sample, SuperResolutionOutput, gather
 
 CPU_PIXELS = 2**18

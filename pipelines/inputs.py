@@ -106,13 +106,6 @@ def check_flag(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be True or False, got {value!r}")
 
 
-def checked_number(name: str, value: Any) -> float:
-    """A finite number >= 0; raises a ValueError for anything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value < float("inf"):
-        raise ValueError(f"`{name}` must be a finite number >= 0, got {value!r}")
-    return float(value)
-
-
 def check_network(name: str, network: Any, *classes: type) -> None:
     """Raises a ValueError unless `network`, also one of `torch.compile`, is of one of the classes."""
     if not isinstance(uncompiled(network), classes):

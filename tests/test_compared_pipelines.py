@@ -294,6 +294,7 @@ def test_guidance_has_the_weights_that_a_hook_takes_away(store: str, tmp_path: P
         ("HCFlow", {"num_inference_steps": 5}, "`num_inference_steps` is no argument"),
         ("SR3", {"num_inference_steps": 99}, "^`num_inference_steps`: 99 steps cannot be kept of 3"),
         ("DPS", {"guidance_scale": "x"}, "`guidance_scale` must be a finite number >= 0, got 'x'"),
+        ("DPS", {"guidance_scale": 10**400}, "`guidance_scale` must be a finite number >= 0, got 1000"),
         ("SR3", {"self_ensemble": True}, "`self_ensemble` has no effect on SR3Pipeline, got True"),
         ("SR3", {"window_size": 8}, "`window_size` has no effect on SR3Pipeline"),
         ("SR3", {"num_inference_steps": 2.0}, "^`num_inference_steps` must be whole numbers.* got 2.0"),

@@ -276,8 +276,13 @@ def test_autocast_to_bf16_trains(make_model: Any, model_inputs: Any, kind: str) 
 
 
 @over_models
-def test_forward_is_one_graph_for_the_compiler(make_model: Any, model_inputs: Any, kind: str) -> None:
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_forward_is_one_graph_for_the_compiler(
+    make_model: Any, model_inputs: Any, kind: str, checkpointing: bool
+) -> None:
     model = make_model(kind)
+    if checkpointing:
+        model.enable_gradient_checkpointing()
     torch.compiler.reset()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     assert torch.equal(compiled(**model_inputs(model))[0], model(**model_inputs(model))[0])
@@ -392,7 +397,10 @@ def test_given_latents_are_kept_and_the_rest_is_redrawn(make_vdvae: Any) -> None
         ({"latents": [torch.zeros(2, 4, 4, 4)]}, r"`latents\[0\]` must have shape \[N, 4, 4, 4\] with N = 1,"),
         ({"latents": ["z"]}, r"`latents\[0\]` must have shape \[N, 4, 4, 4\]"),
         ({"latents": [None] * 5}, "`latents` must be a list of at most 4 tensors.*got 5"),
-        *(({"temperature": t}, "`temperature`") for t in (-0.1, math.nan, math.inf, [1.0, 1.0], [1.0, 1.0, 1.0, "1"])),
+        *(
+            ({"temperature": t}, "`temperature`")
+            for t in (-0.1, math.nan, math.inf, 10**400, [1.0, 1.0], [1.0, 1.0, 1.0, "1"])
+        ),
     ],
 )
 def test_wrong_arguments_of_the_pass_are_refused(make_vdvae: Any, changes: dict[str, Any], message: str) -> None:

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..checks import checked_number
 
 
 class DiagonalGaussian(NamedTuple):
@@ -229,7 +230,4 @@ def group_temperatures(
     values = list(given) if several and not isinstance(given, str) else [given] * num_groups
     if len(values) != num_groups:
         raise ValueError(f"`{argument}` must be a number or one for each of {num_groups} groups, got {len(values)}")
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
-            raise ValueError(f"`{argument}` must be a finite number >= 0, got {value!r}")
-    return [float(value) for value in values]
+    return [checked_number(argument, value) for value in values]
