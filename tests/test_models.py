@@ -277,14 +277,15 @@ def test_autocast_to_bf16_trains(make_model: Any, model_inputs: Any, kind: str) 
 
 @over_models
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_forward_is_one_graph_for_the_compiler_or_some_where_it_is_checkpointed(
+def test_forward_is_one_graph_for_the_compiler(
     make_model: Any, model_inputs: Any, kind: str, checkpointing: bool
 ) -> None:
     model = make_model(kind)
     if checkpointing:
         model.enable_gradient_checkpointing()
     torch.compiler.reset()
-    compiled = torch.compile(model, backend="eager", fullgraph=not checkpointing)  # as torch 2.6 can
+    several = checkpointing and torch.__version__.startswith("2.6")  # whose checkpoints give tensors alone
+    compiled = torch.compile(model, backend="eager", fullgraph=not several)
     assert torch.equal(compiled(**model_inputs(model))[0], model(**model_inputs(model))[0])
 
 
